@@ -1,0 +1,139 @@
+# Every task of the project. `make` lists them; home and CI run the same.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+# Python 3.10 or newer; another one: make PYTHON3=python3.13 setup
+PYTHON3 ?= python3
+VENV := .venv
+PROTO_VENV := .venv-proto
+PYTHON := $(VENV)/bin/python
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# Where generated code goes; tests/project has it made elsewhere and compares.
+GENERATED := generated
+BASELINE := tests/project/api_baseline.binpb
+PROTOS = $(shell find protos -name '*.proto' | sort)
+# More for the tool, such as: make test ARGS="-k watch"
+ARGS ?=
+
+export PATH := $(abspath $(VENV)/bin):$(abspath $(PROTO_VENV)/bin):$(PATH)
+
+.PHONY: help
+help: ## list these tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+# ---- run and test
+
+.PHONY: run
+run: $(VENV)/.base ## serve from this checkout (make run ARGS="--listen 127.0.0.1:50052")
+	exec $(VENV)/bin/jobstatus serve $(ARGS)
+
+.PHONY: setup
+setup: $(VENV)/.dev $(PROTO_VENV)/.tools ## everything that developing needs, in .venv and .venv-proto
+
+.PHONY: test
+test: $(VENV)/.dev ## the tests, without those that are slow or build (under 5 minutes)
+	$(PYTHON) -m pytest -m 'not slow and not proto and not wheel' $(ARGS)
+
+.PHONY: check
+check: lint types imports test-all ## all that CI asks for (under 12 minutes)
+
+.PHONY: test-all
+test-all: $(VENV)/.dev $(PROTO_VENV)/.tools ## every test
+	$(PYTHON) -m pytest $(ARGS)
+
+.PHONY: faults
+faults: $(VENV)/.dev ## the fault tests at full length
+	$(PYTHON) -m pytest tests/faults --full $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.dev ## measure beside a bare handler, and print a table
+	@command -v h2load >/dev/null || $(call apt-install,nghttp2-client)
+	$(PYTHON) -m benchmarks $(ARGS)
+
+# ---- look at the code
+
+.PHONY: lint
+lint: $(VENV)/.dev ## ruff: rules and format
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+.PHONY: format
+format: $(VENV)/.dev $(PROTO_VENV)/.tools ## rewrite the code and the protos in our format
+	$(PYTHON) -m ruff check --fix-only .
+	$(PYTHON) -m ruff format .
+	buf format --write
+
+.PHONY: types
+types: $(VENV)/.dev ## mypy, strict
+	$(PYTHON) -m mypy
+
+.PHONY: imports
+imports: $(VENV)/.dev ## the layers, and who may import what
+	lint-imports --no-logo
+
+# ---- the API
+
+.PHONY: proto
+proto: $(PROTO_VENV)/.tools ## generate Python code, stubs and the descriptor set from protos/
+	mkdir -p $(GENERATED)
+	$(PROTO_VENV)/bin/python -m grpc_tools.protoc --proto_path=protos --python_out=$(GENERATED) \
+		--grpc_python_out=$(GENERATED) --mypy_out=quiet:$(GENERATED) --mypy_grpc_out=quiet:$(GENERATED) $(PROTOS)
+	buf build --as-file-descriptor-set --output $(GENERATED)/jobstatus/v1/descriptor_set.binpb
+
+.PHONY: proto-check
+proto-check: $(VENV)/.dev $(PROTO_VENV)/.tools ## generated code is current; buf lint, format and breaking
+	$(PYTHON) -m pytest -m proto $(ARGS)
+
+.PHONY: baseline
+baseline: $(PROTO_VENV)/.tools ## make today's API the one that buf breaking compares with; once a release
+	buf build --exclude-source-info --output $(BASELINE)
+
+# ---- package
+
+.PHONY: wheel
+wheel: $(VENV)/.dev ## build sdist and wheel into dist/
+	$(PYTHON) -m build --no-isolation --outdir dist
+
+.PHONY: wheel-check
+wheel-check: $(VENV)/.dev ## build the wheel, install it away from the checkout, run it
+	$(PYTHON) -m pytest -m wheel $(ARGS)
+
+.PHONY: clean
+clean: ## remove what these tasks made, databases excepted
+	rm -rf $(VENV) $(PROTO_VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- environments: a stamp each, renewed when pyproject.toml changes
+
+$(VENV)/.base: pyproject.toml | $(VENV)/.created
+	$(PYTHON) $(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.created
+	$(PYTHON) $(PIP_INSTALL) --editable . --group dev
+	$(PYTHON) $(PIP_INSTALL) --no-build-isolation --group grpcurl
+	@touch $(VENV)/.base $@
+
+$(PROTO_VENV)/.tools: pyproject.toml | $(PROTO_VENV)/.created
+	$(PROTO_VENV)/bin/python $(PIP_INSTALL) --group proto
+	@touch $@
+
+# pip knows --group since 25.1.
+$(VENV)/.created $(PROTO_VENV)/.created: %/.created:
+	@$(PYTHON3) -c 'import ensurepip, venv' 2>/dev/null || $(call apt-install,python3 python3-venv)
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'Python 3.10 or newer is needed. Name one: make PYTHON3=python3.13 setup' >&2; exit 1; }
+	$(PYTHON3) -m venv $*
+	$*/bin/python $(PIP_INSTALL) --upgrade 'pip>=25.1'
+	@touch $@
+
+# Debian packages that a fresh machine lacks: installed as root, otherwise named.
+define apt-install
+{ command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || { echo 'Install first: $(1)' >&2; exit 1; }; \
+	apt-get -o DPkg::Lock::Timeout=300 --quiet update; \
+	DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 --quiet --yes install $(1); }
+endef
