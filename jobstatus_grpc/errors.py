@@ -1,0 +1,234 @@
+"""What can go wrong, as plain Python: raised by the rules and the stores, sent as gRPC status, raised again by clients.
+
+A class's docstring is its default message, its `reason` the ErrorInfo reason on the wire.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
+
+
+class JobStatusError(Exception):
+    """The call failed."""
+
+    reason: ClassVar[str] = ""
+
+    def __init__(self, message: str | None = None, **metadata: str) -> None:
+        """Take a message for people (default: the docstring) and facts for machines, such as `id="a"`."""
+        super().__init__(message or inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0])
+        self.metadata = metadata
+
+    @property
+    def message(self) -> str:
+        """What went wrong and what to do, for people."""
+        return str(self.args[0])
+
+
+class RetryableError(JobStatusError):
+    """The service cannot take this now. Try again later."""
+
+    retry_after_seconds: float = 1.0
+
+
+# NOT_FOUND
+
+
+class NotFoundError(JobStatusError):
+    """No such thing."""
+
+
+class JobNotFoundError(NotFoundError):
+    """No job has this id."""
+
+    reason = "JOB_NOT_FOUND"
+
+
+class JobExpiredError(NotFoundError):
+    """The job with this id was deleted or has expired."""
+
+    reason = "JOB_EXPIRED"
+
+
+# ALREADY_EXISTS
+
+
+class JobAlreadyExistsError(JobStatusError):
+    """A job with this id exists, or did within the last 24 hours. Choose another id."""
+
+    reason = "JOB_ALREADY_EXISTS"
+
+
+# INVALID_ARGUMENT
+
+
+class InvalidArgumentError(JobStatusError):
+    """The request is not valid. Do not retry it unchanged."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One thing wrong with a request: the field's path, and what it must be."""
+
+    field: str
+    description: str
+
+
+class InvalidFieldError(InvalidArgumentError):
+    """A field of the request is not valid."""
+
+    reason = "INVALID_FIELD"
+
+    def __init__(
+        self, message: str | None = None, *, violations: Iterable[FieldViolation] = (), **metadata: str
+    ) -> None:
+        """Take every violation at once; the message lists them unless one is given."""
+        self.violations = tuple(violations)
+        listed = "; ".join(f"{violation.field}: {violation.description}" for violation in self.violations)
+        super().__init__(message or listed or None, **metadata)
+
+
+class RequestIdReusedError(InvalidArgumentError):
+    """This request_id came before with another payload. Use a new request_id for each new request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class InvalidTokenError(InvalidArgumentError):
+    """The token is malformed, or belongs to another filter. Begin again without one."""
+
+    reason = "INVALID_TOKEN"
+
+
+# FAILED_PRECONDITION
+
+
+class FailedPreconditionError(JobStatusError):
+    """The job is not in a state that allows this."""
+
+
+class IllegalTransitionError(FailedPreconditionError):
+    """The job cannot move from its state to the one asked for."""
+
+    reason = "ILLEGAL_TRANSITION"
+
+
+class StaleAttemptError(FailedPreconditionError):
+    """Another attempt owns this job. Stop working on it."""
+
+    reason = "STALE_ATTEMPT"
+
+
+class JobNotDoneError(FailedPreconditionError):
+    """The job is not done. Cancel it, or wait for its end."""
+
+    reason = "JOB_NOT_DONE"
+
+
+# ABORTED
+
+
+class RevisionMismatchError(JobStatusError):
+    """The job has changed since the expected revision. Read it again."""
+
+    reason = "REVISION_MISMATCH"
+
+
+# RESOURCE_EXHAUSTED
+
+
+class ResourceExhaustedError(RetryableError):
+    """A limit is reached. Try again later."""
+
+
+class TooManyWatchersError(ResourceExhaustedError):
+    """The server has as many open watches as it may. Try again later."""
+
+    reason = "TOO_MANY_WATCHERS"
+
+
+class TooManyRequestsError(ResourceExhaustedError):
+    """The server has as many calls in flight as it may. Try again later."""
+
+    reason = "TOO_MANY_REQUESTS"
+    retry_after_seconds = 0.1
+
+
+class StoreFullError(ResourceExhaustedError):
+    """The store's disk is full; nothing was written. Make room, then try again."""
+
+    reason = "STORE_FULL"
+    retry_after_seconds = 5.0
+
+
+# UNAVAILABLE
+
+
+class UnavailableError(RetryableError):
+    """The service cannot be reached. Check the address, then try again."""
+
+
+class StoreUnavailableError(UnavailableError):
+    """The store cannot be reached. Try again later."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class DrainingError(UnavailableError):
+    """The server is shutting down. Call again: another one, or its successor, answers."""
+
+    reason = "DRAINING"
+
+
+class StreamAgeError(UnavailableError):
+    """The stream has reached its maximum age. Call again to go on."""
+
+    reason = "STREAM_AGE"
+    retry_after_seconds = 0.1
+
+
+class StoreChangedError(UnavailableError):
+    """The store was replaced by another incarnation. Call again to go on from its state."""
+
+    reason = "STORE_CHANGED"
+    retry_after_seconds = 0.1
+
+
+# The rest
+
+
+class UnauthenticatedError(JobStatusError):
+    """The call carries no valid credentials."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(JobStatusError):
+    """The caller may not do this."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class DeadlineExceededError(JobStatusError):
+    """The call did not end within its deadline; whether it took effect is not known."""
+
+
+class UnimplementedError(JobStatusError):
+    """The server does not offer this call."""
+
+
+class InternalError(JobStatusError):
+    """The server failed. Its log has the details under this id."""
+
+
+class CannotStartError(Exception):
+    """The server or a store cannot start as it was told to; the message says what to do. Never sent over the wire."""
+
+
+def error_classes(root: type[JobStatusError] = JobStatusError) -> Iterator[type[JobStatusError]]:
+    """Yield `root` and every class below it, parents first."""
+    yield root
+    for child in root.__subclasses__():
+        yield from error_classes(child)

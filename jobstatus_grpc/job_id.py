@@ -1,0 +1,26 @@
+"""Ids for jobs whose creator chose none: UUIDs as RFC 9562 lays them out."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+from datetime import datetime
+
+
+def new_job_id(now: datetime) -> str:
+    """Return a UUIDv7: 48 bits of milliseconds, then random bits (RFC 9562, 5.7)."""
+    milliseconds = int(now.timestamp() * 1000)
+    return _uuid(milliseconds << 80 | secrets.randbits(80), version=7)
+
+
+def derived_job_id(tenant: str, request_id: str) -> str:
+    """Return the UUIDv8 (RFC 9562, 5.8) that a retried create, which names no id, meets again."""
+    digest = hashlib.sha256(f"{tenant}\0{request_id}".encode()).digest()
+    return _uuid(int.from_bytes(digest[:16], "big"), version=8)
+
+
+def _uuid(bits: int, *, version: int) -> str:
+    bits = bits & ~(0xF << 76) | version << 76
+    bits = bits & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=bits))
