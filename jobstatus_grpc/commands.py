@@ -94,4 +94,28 @@ class Delete:
     actor: str = ""
 
 
-Command: TypeAlias = Create | Update | Cancel | Delete
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """Judge a job by the time that has passed: the store says in its transaction when its worker was last heard.
+
+    IN_PROGRESS and silent for its heartbeat_timeout, it is marked as stalled; after `fail_after` more (None: never) it
+    fails.
+    """
+
+    id: str
+    heard_at: datetime
+    fail_after: timedelta | None = None
+    tenant: str = DEFAULT_TENANT
+    actor: str = "server"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expire:
+    """Forget a done job whose time has come."""
+
+    id: str
+    tenant: str = DEFAULT_TENANT
+    actor: str = "server"
+
+
+Command: TypeAlias = Create | Update | Cancel | Delete | Stall | Expire

@@ -16,7 +16,7 @@ class JobStatusError(Exception):
 
     reason: ClassVar[str] = ""
 
-    def __init__(self, message: str | None = None, **metadata: str) -> None:
+    def __init__(self, message: str | None = None, /, **metadata: str) -> None:
         """Take a message for people (default: the docstring) and facts for machines, such as `id="a"`."""
         super().__init__(message or inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0])
         self.metadata = metadata
@@ -75,6 +75,12 @@ class FieldViolation:
     field: str
     description: str
 
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
+
+
+MAX_LISTED_VIOLATIONS = 20
+
 
 class InvalidFieldError(InvalidArgumentError):
     """A field of the request is not valid."""
@@ -82,11 +88,11 @@ class InvalidFieldError(InvalidArgumentError):
     reason = "INVALID_FIELD"
 
     def __init__(
-        self, message: str | None = None, *, violations: Iterable[FieldViolation] = (), **metadata: str
+        self, message: str | None = None, /, *, violations: Iterable[FieldViolation] = (), **metadata: str
     ) -> None:
-        """Take every violation at once; the message lists them unless one is given."""
+        """Take every violation at once; the message lists the first of them unless one is given."""
         self.violations = tuple(violations)
-        listed = "; ".join(f"{violation.field}: {violation.description}" for violation in self.violations)
+        listed = "; ".join(map(str, self.violations[:MAX_LISTED_VIOLATIONS]))
         super().__init__(message or listed or None, **metadata)
 
 

@@ -6,16 +6,16 @@ exported from here too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.commands import Cancel, Command, Create, Delete, RequestId, Update
+from jobstatus_grpc.commands import Cancel, Command, Create, Delete, Expire, RequestId, Stall, Update
 from jobstatus_grpc.limits import REQUEST_IDS_KEPT
 from jobstatus_grpc.record import Job, JobError, Tombstone, Transition, evolve
-from jobstatus_grpc.state import ERROR_STATES, TERMINAL_STATES, TRANSITIONS, JobState
+from jobstatus_grpc.state import TERMINAL_STATES, TRANSITIONS, JobState
+from jobstatus_grpc.update_rules import check_revision, check_update, effect, end_times, is_same_end
 
 __all__ = [
     "TERMINAL_STATES",
@@ -25,20 +25,22 @@ __all__ = [
     "Command",
     "Create",
     "Delete",
+    "Expire",
     "Found",
     "Job",
     "JobError",
     "JobState",
     "Outcome",
     "RequestId",
+    "Stall",
     "Tombstone",
     "Transition",
     "Update",
     "apply",
 ]
 
-UNKNOWN_CODE = 2
-"""google.rpc.Code UNKNOWN."""
+DEADLINE_EXCEEDED_CODE = 4
+"""google.rpc.Code DEADLINE_EXCEEDED."""
 
 Outcome: TypeAlias = Job | errors.JobStatusError
 """What became of a command: the job as stored, or the error that refused it."""
@@ -78,6 +80,10 @@ def apply(found: Found, command: Command, *, now: datetime, retention: timedelta
             return _cancel(found, command, now, retention)
         case Delete():
             return _delete(found, command)
+        case Stall():
+            return _stall(found, command, now, retention)
+        case Expire():
+            return _expire(found, command, now)
 
 
 def _create(found: Found, command: Create, now: datetime) -> Applied:
@@ -112,12 +118,10 @@ def _update(found: Found, command: Update, now: datetime, retention: timedelta) 
     if found is None and command.allow_missing:
         return _create_by_update(command, now, retention)
     job = _existing(found, command.id)
-    if _is_replay(job, command.request) or _is_same_end(job, command):
+    if _is_replay(job, command.request) or is_same_end(job, command):
         return Applied(job)
-    _check_attempt(job, command)
-    _check_revision(job, command.expected_revision)
-    _check_transition(job, command)
-    changes = _effect(job, command, now, retention)
+    check_update(job, command)
+    changes = effect(job, command, now, retention)
     if not changes:
         return Applied(job)
     return _changed(job, changes, now, command.request, command.actor, command.changes.get("reason", ""))
@@ -136,11 +140,8 @@ def _create_by_update(command: Update, now: datetime, retention: timedelta) -> A
         tenant=command.tenant,
         creation_request=command.request,
     )
-    _check_attempt(blank, command)
-    if command.expected_revision > 0:
-        raise errors.RevisionMismatchError(f"job {command.id!r} does not exist yet", id=command.id, revision="0")
-    _check_transition(blank, command)
-    job = evolve(blank, _effect(blank, command, now, retention))
+    check_update(evolve(blank, {"revision": 0}), command)
+    job = evolve(blank, effect(blank, command, now, retention))
     return Applied(job, _transition(None, job, job.reason, command.actor))
 
 
@@ -151,7 +152,7 @@ def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) 
     if job.state is JobState.IN_PROGRESS:
         changes: dict[str, Any] = {"cancel_requested": True}
     else:
-        changes = {"state": JobState.CANCELLED, **_end_times(now, retention)}
+        changes = {"state": JobState.CANCELLED, **end_times(now, retention)}
         if command.reason:
             changes["reason"] = command.reason
     return _changed(job, changes, now, command.request, command.actor, command.reason)
@@ -159,10 +160,31 @@ def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) 
 
 def _delete(found: Found, command: Delete) -> Applied:
     job = _existing(found, command.id)
-    _check_revision(job, command.expected_revision)
+    check_revision(job, command.expected_revision)
     if not job.done:
         raise errors.JobNotDoneError(f"job {job.id!r} is {job.state.word}; cancel it, or wait for its end", id=job.id)
     return Applied(job, removed=True)
+
+
+def _stall(found: Found, command: Stall, now: datetime, retention: timedelta) -> Applied:
+    job = _existing(found, command.id)
+    timeout = job.heartbeat_timeout
+    if job.state is not JobState.IN_PROGRESS or timeout is None or now - command.heard_at < timeout:
+        return Applied(job)
+    silence = now - command.heard_at
+    changes: dict[str, Any] = {"stalled": True}
+    if command.fail_after is not None and silence >= timeout + command.fail_after:
+        message = f"no update came for {silence.total_seconds():.0f} s"
+        error = JobError(DEADLINE_EXCEEDED_CODE, message, "STALLED")
+        changes = {"state": JobState.FAILED, "stalled": False, "error": error, **end_times(now, retention)}
+    elif job.stalled:
+        return Applied(job)
+    return _changed(job, changes, now, None, command.actor, "")
+
+
+def _expire(found: Found, command: Expire, now: datetime) -> Applied:
+    job = _existing(found, command.id)
+    return Applied(job, removed=job.expires_at is not None and job.expires_at <= now)
 
 
 def _existing(found: Found, job_id: str) -> Job:
@@ -183,98 +205,6 @@ def _is_replay(job: Job, request: RequestId | None) -> bool:
                 raise errors.RequestIdReusedError(id=job.id, request_id=request.value)
             return True
     return False
-
-
-def _is_same_end(job: Job, command: Update) -> bool:
-    changes = command.changes
-    if not job.done or changes.get("state") is not job.state:
-        return False
-    return (
-        changes.get("reason", job.reason) == job.reason
-        and ("error" not in changes or _end_error(job, changes) == job.error)
-        and changes.get("result", job.result) == job.result
-    )
-
-
-def _check_attempt(job: Job, command: Update) -> None:
-    if not command.attempt:
-        return
-    is_claim = command.changes.get("state") is JobState.IN_PROGRESS
-    if command.attempt != job.attempt + is_claim:
-        wanted = f"a claim must name attempt {job.attempt + 1}" if is_claim else "another worker may own the job now"
-        raise errors.StaleAttemptError(
-            f"job {job.id!r} is at attempt {job.attempt}, the update named {command.attempt}; {wanted}",
-            id=job.id,
-            attempt=str(job.attempt),
-        )
-
-
-def _begins_attempt(job: Job, command: Update) -> bool:
-    """Tell whether this is a claim, or an unfenced start."""
-    starts = command.changes.get("state") is JobState.IN_PROGRESS
-    return starts and (command.attempt > 0 or job.state is not JobState.IN_PROGRESS)
-
-
-def _check_revision(job: Job, expected: int) -> None:
-    if expected > 0 and expected != job.revision:
-        raise errors.RevisionMismatchError(
-            f"job {job.id!r} is at revision {job.revision}, not {expected}; read it again",
-            id=job.id,
-            revision=str(job.revision),
-        )
-
-
-def _check_transition(job: Job, command: Update) -> None:
-    state = command.changes.get("state", job.state)
-    cancelled = job.cancel_requested and (_begins_attempt(job, command) or state is JobState.RETRYING)
-    if state not in TRANSITIONS[job.state] or cancelled:
-        why = "; a cancel was requested" if cancelled else "; a done job never changes" if job.done else ""
-        raise errors.IllegalTransitionError(
-            f"job {job.id!r} cannot go from {job.state.word} to {state.word}{why}",
-            **{"id": job.id, "from": f"JOB_STATE_{job.state.name}", "to": f"JOB_STATE_{state.name}"},
-        )
-    if command.changes.get("error") is not None and state not in ERROR_STATES:
-        allowed = "is allowed in retrying, aborted, failed and cancelled only"
-        raise errors.InvalidFieldError(violations=[errors.FieldViolation("job.error", allowed)])
-
-
-def _effect(job: Job, command: Update, now: datetime, retention: timedelta) -> dict[str, Any]:
-    """Return the fields that the update really changes."""
-    changes = dict(command.changes)
-    state = changes.get("state", job.state)
-    progress_before = job.progress
-    if _begins_attempt(job, command):
-        progress_before = None
-        fresh = {"progress": None, "error": None, "estimated_completion": None}
-        changes = {**fresh, **changes, "attempt": job.attempt + 1, "started_at": now}
-    progress = changes.get("progress")
-    if progress is not None:
-        changes["has_progress"] = True
-        if progress_before is not None and progress < progress_before:
-            changes["progress"] = progress_before
-    elif changes.get("has_progress") is False:
-        changes["progress"] = None
-    if job.stalled:
-        changes["stalled"] = False
-    if state in TERMINAL_STATES:
-        changes.update(_end_times(now, retention))
-        if state is JobState.SUCCEEDED and changes.get("has_progress", job.has_progress):
-            changes["progress"] = 100.0
-        if state is JobState.FAILED:
-            changes["error"] = _end_error(job, changes)
-    return {name: value for name, value in changes.items() if value != getattr(job, name)}
-
-
-def _end_error(job: Job, changes: Mapping[str, Any]) -> JobError | None:
-    """Return the error of a job at its end: a failed one always has one."""
-    error: JobError | None = changes.get("error", job.error)
-    if error is None and changes["state"] is JobState.FAILED:
-        return JobError(UNKNOWN_CODE, changes.get("reason") or job.reason)
-    return error
-
-
-def _end_times(now: datetime, retention: timedelta) -> dict[str, datetime]:
-    return {"finished_at": now, "expires_at": now + retention}
 
 
 def _changed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ MAX_RESULT_BYTES = 64 * 1024
 MAX_RESULT_DEPTH = 32
 MAX_REQUEST_ID_BYTES = 64
 MAX_BATCH_UPDATES = 500
+MAX_MASK_PATHS = 100
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_RESPONSE_BYTES = 1024 * 1024
 MAX_INT32 = 2**31 - 1
@@ -77,7 +79,7 @@ def check_labels(labels: Mapping[str, str], field: str, violations: Violations) 
     """Add a violation for each label that is too large, and one where there are too many."""
     if len(labels) > MAX_LABELS:
         violations.append(FieldViolation(field, f"must be at most {MAX_LABELS} labels, are {len(labels)}"))
-    for key, value in labels.items():
+    for key, value in itertools.islice(labels.items(), MAX_LABELS):
         path = f"{field}[{key[:MAX_LABEL_KEY_BYTES]!r}]"
         if not key:
             violations.append(FieldViolation(path, f"a key must have 1 to {MAX_LABEL_KEY_BYTES} bytes"))

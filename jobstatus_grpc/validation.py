@@ -12,6 +12,7 @@ from jobstatus_grpc.limits import Violations
 from jobstatus_grpc.record import JobError
 from jobstatus_grpc.state import CREATION_STATES, ERROR_STATES, JobState
 
+_WRITABLE_WORDS = ", ".join(sorted(WRITABLE_FIELDS))
 _STATE_WORDS = ", ".join(state.name for state in JobState)
 
 
@@ -40,7 +41,7 @@ def check_update(command: Update, violations: Violations) -> None:
         violations.append(FieldViolation("expected_revision", "must be 0 (any) or above"))
     if command.allow_missing:
         _check_identity(command.name, command.parent_id, violations)
-        if command.labels_if_missing is not command.changes.get("labels"):
+        if command.labels_if_missing != command.changes.get("labels"):
             limits.check_labels(command.labels_if_missing, "job.labels", violations)
     for name, value in command.changes.items():
         _check_value(name, value, violations)
@@ -77,8 +78,8 @@ def _check_value(name: str, value: Any, violations: Violations) -> None:
     if check is not None:
         check(value, violations)
     elif name not in WRITABLE_FIELDS:
-        writable = ", ".join(sorted(WRITABLE_FIELDS))
-        violations.append(FieldViolation("update_mask", f"{name[:100]!r} cannot be written; writable are: {writable}"))
+        what = f"{name[:100]!r} cannot be written; writable are: {_WRITABLE_WORDS}"
+        violations.append(FieldViolation("update_mask", what))
 
 
 def _check_state(value: Any, violations: Violations) -> None:

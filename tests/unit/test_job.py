@@ -16,10 +16,12 @@ from jobstatus_grpc.job import (
     Cancel,
     Create,
     Delete,
+    Expire,
     Job,
     JobError,
     JobState,
     RequestId,
+    Stall,
     Tombstone,
     Update,
     apply,
@@ -381,6 +383,49 @@ def test_delete_heeds_existence_and_revision() -> None:
     ):
         with pytest.raises(error):
             apply(found, Delete(id="a", expected_revision=revision), now=LATER, retention=RETENTION)
+
+
+TIMEOUT = timedelta(seconds=30)
+
+
+def stall(job: Job, silence: timedelta, fail_after: timedelta | None = None) -> Job:
+    command = Stall(id="a", heard_at=LATER - silence, fail_after=fail_after)
+    return apply(job, command, now=LATER, retention=RETENTION).job
+
+
+@pytest.mark.parametrize("state", list(S))
+def test_only_a_job_in_progress_can_stall(state: JobState) -> None:
+    assert stall(job_in(state, heartbeat_timeout=TIMEOUT), TIMEOUT).stalled is (state is S.IN_PROGRESS)
+
+
+def test_a_job_stalls_once_it_was_silent_for_its_timeout() -> None:
+    job = job_in(S.IN_PROGRESS, heartbeat_timeout=TIMEOUT)
+    assert stall(job, TIMEOUT - timedelta(microseconds=1)) is job
+    stalled = stall(job, TIMEOUT)
+    assert (stalled.stalled, stalled.revision) == (True, 6)
+    assert stall(stalled, TIMEOUT * 2) is stalled
+
+
+def test_a_job_without_a_timeout_never_stalls() -> None:
+    job = job_in(S.IN_PROGRESS)
+    assert stall(job, timedelta(days=365)) is job
+
+
+def test_a_job_that_stays_stalled_fails_where_the_server_is_told_so() -> None:
+    job = job_in(S.IN_PROGRESS, heartbeat_timeout=TIMEOUT, stalled=True)
+    assert stall(job, TIMEOUT * 2, fail_after=TIMEOUT * 2) is job
+    failed = stall(job, TIMEOUT * 3, fail_after=TIMEOUT * 2)
+    assert (failed.state, failed.stalled, failed.finished_at) == (S.FAILED, False, LATER)
+    assert failed.error is not None
+    assert failed.error.code == 4
+
+
+@pytest.mark.parametrize("state", list(S))
+def test_a_job_expires_when_it_is_done_and_its_time_has_come(state: JobState) -> None:
+    job = job_in(state)
+    for now, is_due in ((START + RETENTION - timedelta(seconds=1), False), (START + RETENTION, True)):
+        removed = apply(job, Expire(id="a"), now=now, retention=RETENTION).removed
+        assert removed is (is_due and state in TERMINAL_STATES)
 
 
 def test_the_projection_follows_the_pace_of_the_attempt() -> None:
