@@ -1,0 +1,112 @@
+"""The contract between the service and whatever keeps its jobs. `tests/stores/contract.py` says it again, as tests.
+
+A store never decides: it loads what is under an id, calls `job.apply`, and writes what comes back. Every key and every
+query holds the tenant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol, TypeAlias
+
+from jobstatus_grpc.job import Command, Job, Outcome, Transition
+
+Position: TypeAlias = str
+"""A place in a store's change feed. Opaque to everybody but its store; holds the store's incarnation."""
+
+Clock: TypeAlias = Callable[[], datetime]
+"""Tells the time as an aware UTC datetime. The store's clock is the only one that a job's instants come from."""
+
+DEFAULT_RETENTION = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One job's newest state within a batch of changes."""
+
+    tenant: str
+    id: str
+    revision: int
+    """For a removed job: its last revision plus one."""
+    job: Job | None
+    """None: the job was deleted or has expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeBatch:
+    """What changed from one position to another, each job at most once, with its newest state."""
+
+    position: Position
+    changes: Sequence[Change]
+
+
+class JobStore(Protocol):
+    """Keeps jobs, their history and the feed of their changes. All methods are for one event loop."""
+
+    async def commit(self, commands: Sequence[Command]) -> list[Outcome]:
+        """Apply `commands` in order, in one durable transaction.
+
+        Each succeeds or fails by itself: a refused command leaves no trace and does not stop the next. Commands on
+        one job take effect in their order, and each sees the ones before it. When this returns, `get` and `changes`
+        show what was written.
+
+        Returns:
+            One outcome per command, in order: the job as stored, or the error that refused it. Of a deleted job: as
+            it last was.
+
+        Raises:
+            StoreFullError: nothing was written, and nothing will be until there is room.
+            StoreUnavailableError: nothing is known to be written; a request_id tells on retry.
+        """
+        ...
+
+    async def get(self, tenant: str, job_id: str) -> Job:
+        """Return the job as of the latest committed write.
+
+        Raises:
+            JobNotFoundError: the id was never used, or its tombstone is gone.
+            JobExpiredError: the job was deleted or has expired within 24 hours.
+            StoreUnavailableError: try again later.
+        """
+        ...
+
+    async def transitions(
+        self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
+    ) -> list[Transition]:
+        """Return the job's history, oldest first, from the first entry above `after_revision`, at most `limit`.
+
+        Raises:
+            JobNotFoundError, JobExpiredError, StoreUnavailableError: as `get`.
+        """
+        ...
+
+    async def position(self) -> Position:
+        """Return where the feed stands now: `changes` from here misses nothing that is committed later."""
+        ...
+
+    async def changes(self, after: Position) -> ChangeBatch:
+        """Wait until something changed after `after`, and return all of it, or as much as fits a batch.
+
+        Every commit is in exactly one place of the feed, and those of one job stand in their order. Cancelling the
+        wait loses nothing.
+
+        Raises:
+            StoreChangedError: `after` is of another incarnation of the store, or older than its history.
+            StoreUnavailableError: try again later.
+        """
+        ...
+
+    @property
+    def writable(self) -> bool:
+        """Whether the last write went through, or the store has since found that writes do again."""
+        ...
+
+    async def closed(self) -> BaseException | None:
+        """Wait for the store's end: None after `close`, else what broke it, beyond repair; the process should end."""
+        ...
+
+    async def close(self) -> None:
+        """Finish the running commit, refuse later ones, and release everything. Calling it again does nothing."""
+        ...

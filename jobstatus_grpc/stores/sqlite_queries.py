@@ -1,0 +1,132 @@
+"""What the SQLite store reads from its file, on the writing connection or another."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime
+from functools import cache
+from itertools import chain, islice
+from typing import NamedTuple
+
+from jobstatus_grpc.job import Tombstone, Transition
+from jobstatus_grpc.stores.feed import MAX_BATCH_CHANGES
+from jobstatus_grpc.stores.found import TOMBSTONE_RETENTION, Key, require_job
+from jobstatus_grpc.stores.interface import Change
+from jobstatus_grpc.stores.sqlite_rows import (
+    JOB_COLUMNS,
+    TRANSITION_COLUMNS,
+    StoredJob,
+    read_job,
+    read_transition,
+    to_instant,
+)
+
+MAX_ROWS = 100
+"""How many rows one statement takes. Each number up to it makes a statement of its own, prepared once."""
+
+_COLUMNS = ", ".join(("key", *JOB_COLUMNS))
+_TRANSITIONS = f"""
+    SELECT {", ".join(TRANSITION_COLUMNS)} FROM transitions
+    WHERE tenant = ? AND id = ? AND revision > ? ORDER BY revision LIMIT ?
+"""
+# A change that a later one of the same job has made old is left to that one.
+_CHANGES = f"""
+    SELECT c.sequence, c.tenant, c.id, c.revision, c.removed, {", ".join(f"j.{name}" for name in ("key", *JOB_COLUMNS))}
+    FROM changes AS c
+    LEFT JOIN jobs AS j ON j.tenant = c.tenant AND j.id = c.id AND j.revision = c.revision AND NOT c.removed
+    WHERE c.sequence > ? AND c.sequence <= ? ORDER BY c.sequence LIMIT {MAX_BATCH_CHANGES}
+"""
+
+
+class Head(NamedTuple):
+    """Where a file stands when it is opened."""
+
+    incarnation: str
+    sequence: int
+    forgotten_sequence: int
+    last_key: int
+
+
+def read_head(connection: sqlite3.Connection) -> Head:
+    """Return the store's own row, and the newest numbers given out."""
+    query = """
+        SELECT incarnation, max(forgotten_sequence, coalesce((SELECT max(sequence) FROM changes), 0)),
+            forgotten_sequence, coalesce((SELECT max(key) FROM jobs), 0)
+        FROM store
+    """
+    return Head(*connection.execute(query).fetchone())
+
+
+@cache
+def keys_in(count: int) -> str:
+    """Return the condition that a row has one of `count` keys."""
+    return f"(tenant, id) IN (VALUES {', '.join(['(?, ?)'] * count)})"
+
+
+@cache
+def _select_jobs(count: int) -> str:
+    return f"SELECT {_COLUMNS} FROM jobs WHERE {keys_in(count)}"
+
+
+@cache
+def _select_tombstones(count: int) -> str:
+    return f"SELECT tenant, id, revision, removed_at FROM tombstones WHERE {keys_in(count)}"
+
+
+def read_jobs(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, StoredJob]:
+    """Return those of the jobs that exist."""
+    found: dict[Key, StoredJob] = {}
+    remaining = iter(keys)
+    while chunk := list(islice(remaining, MAX_ROWS)):
+        for row in connection.execute(_select_jobs(len(chunk)), list(chain.from_iterable(chunk))).fetchall():
+            stored = read_job(row)
+            found[stored.job.tenant, stored.job.id] = stored
+    return found
+
+
+def read_tombstones(connection: sqlite3.Connection, keys: Iterable[Key], now: datetime) -> dict[Key, Tombstone]:
+    """Return those of the tombstones that exist and are not too old to count."""
+    found: dict[Key, Tombstone] = {}
+    remaining = iter(keys)
+    while chunk := list(islice(remaining, MAX_ROWS)):
+        rows = connection.execute(_select_tombstones(len(chunk)), list(chain.from_iterable(chunk))).fetchall()
+        for tenant, job_id, revision, removed_at in rows:
+            if now - to_instant(removed_at) < TOMBSTONE_RETENTION:
+                found[tenant, job_id] = Tombstone(tenant, job_id, revision)
+    return found
+
+
+def read_one(connection: sqlite3.Connection, key: Key, now: datetime) -> StoredJob:
+    """Return the job under `key`.
+
+    Raises:
+        JobNotFoundError, JobExpiredError: see JobStore.get.
+    """
+    stored = read_jobs(connection, [key]).get(key)
+    if stored is None:
+        require_job(read_tombstones(connection, [key], now).get(key), key[1])
+        raise AssertionError
+    return stored
+
+
+def read_transitions(
+    connection: sqlite3.Connection, key: Key, now: datetime, after_revision: int, limit: int
+) -> list[Transition]:
+    """Return a page of the history of the job under `key`. Raises as `read_one`."""
+    rows = connection.execute(_TRANSITIONS, (*key, after_revision, limit)).fetchall()
+    if not rows:
+        read_one(connection, key, now)
+    return [read_transition(row) for row in rows]
+
+
+def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple[int, list[Change]]:
+    """Return changes with numbers above `after` and up to `last`, and the number that they reach."""
+    rows = connection.execute(_CHANGES, (after, last)).fetchall()
+    changes: dict[Key, Change] = {}
+    for _, tenant, job_id, revision, removed, *columns in rows:
+        if removed or columns[0] is not None:
+            job = None if removed else read_job(columns).job
+            changes.pop((tenant, job_id), None)
+            changes[tenant, job_id] = Change(tenant, job_id, revision, job)
+    return (rows[-1][0] if len(rows) == MAX_BATCH_CHANGES else last), list(changes.values())

@@ -1,0 +1,202 @@
+"""Jobs and their history as rows of the SQLite store, and back. The columns and their encodings stand here alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
+from itertools import compress
+from operator import is_not, itemgetter
+from typing import Any, NamedTuple, TypeAlias
+
+from jobstatus_grpc.job import Job, JobError, JobState, RequestId, Transition
+from jobstatus_grpc.record import JOB_FIELDS
+from jobstatus_grpc.stores.found import Key
+
+Row: TypeAlias = tuple[Any, ...]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+# json.dumps with arguments would make an encoder for each call.
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+# Most of the instants written together are the same.
+@lru_cache(maxsize=4096)
+def from_instant(instant: datetime) -> int:
+    """Return microseconds since 1970."""
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def to_instant(microseconds: int) -> datetime:
+    """Return the instant in UTC."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _from_requests(requests: tuple[RequestId, ...]) -> str | None:
+    """Return an object of JSON with one line per request, the oldest first."""
+    lines = [f"{_to_json(request.value)}:{_to_json(request.payload_hash)}" for request in requests]
+    return "{" + ",\n".join(lines) + "}" if lines else None
+
+
+def _unless_none(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+_Codec: TypeAlias = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+_PLAIN: _Codec = (_as_it_is, _as_it_is)
+_FLAG: _Codec = (int, bool)  # SQLite's binding takes long over subclasses of int
+_INSTANT: _Codec = (_unless_none(from_instant), _unless_none(to_instant))
+
+_CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
+    "state": (int, JobState),
+    "has_progress": _FLAG,
+    "cancel_requested": _FLAG,
+    "stalled": _FLAG,
+    "created_at": _INSTANT,
+    "updated_at": _INSTANT,
+    "started_at": _INSTANT,
+    "finished_at": _INSTANT,
+    "expires_at": _INSTANT,
+    "estimated_completion": _INSTANT,
+    "heartbeat_timeout": (
+        _unless_none(lambda timeout: timeout // _MICROSECOND),
+        _unless_none(lambda microseconds: timedelta(microseconds=microseconds)),
+    ),
+    "error": (
+        _unless_none(lambda error: _to_json({"code": error.code, "message": error.message, "reason": error.reason})),
+        _unless_none(lambda text: JobError(**json.loads(text))),
+    ),
+    "labels": (
+        lambda labels: _to_json(dict(labels)) if labels else None,
+        lambda text: {} if text is None else json.loads(text),
+    ),
+    "creation_request": (
+        _unless_none(lambda request: _from_requests((request,))),
+        _unless_none(lambda text: RequestId(*next(iter(json.loads(text).items())))),
+    ),
+    "requests": (
+        _from_requests,
+        lambda text: () if text is None else tuple(RequestId(*item) for item in json.loads(text).items()),
+    ),
+    "result": (_unless_none(_to_json), _unless_none(json.loads)),
+}
+
+JOB_COLUMNS = JOB_FIELDS
+"""What `job_values` and `read_job` take, after the key. Each column is named as its field."""
+CONSTANT_COLUMNS = frozenset({"tenant", "id", "name", "created_at", "parent_id", "creation_request"})
+REPORT_COLUMNS = (
+    "tenant", "id", "revision", "updated_at", "has_progress", "progress", "reason", "estimated_completion",
+    "stalled", "requests",
+)  # fmt: skip
+"""What a report of progress changes, after what every row must have."""
+TRANSITION_COLUMNS = (
+    "tenant", "id", "revision", "from_state", "to_state", "reason", "transitioned_at", "attempt", "actor",
+)  # fmt: skip
+
+_ENCODERS = tuple(_CODECS[name][0] for name in JOB_COLUMNS)
+_DECODERS = tuple(_CODECS[name][1] for name in JOB_COLUMNS)
+_INDEXES = range(len(JOB_COLUMNS))
+_REQUESTS = JOB_COLUMNS.index("requests")
+_RESULT = JOB_COLUMNS.index("result")
+_REPORT_INDEXES = frozenset(map(JOB_COLUMNS.index, REPORT_COLUMNS))
+_fields_of = itemgetter(*JOB_COLUMNS)
+_report_of = itemgetter(*map(JOB_COLUMNS.index, REPORT_COLUMNS))
+
+
+class StoredJob(NamedTuple):
+    """A job with its row, so that the next row encodes only what changed."""
+
+    key: int
+    job: Job
+    values: Row
+    """Of JOB_COLUMNS."""
+
+    @property
+    def row(self) -> Row:
+        """The whole row: the key, then JOB_COLUMNS."""
+        return (self.key, *self.values)
+
+    @property
+    def report(self) -> Row:
+        """The key, then REPORT_COLUMNS."""
+        return (self.key, *_report_of(self.values))
+
+    @property
+    def result_size(self) -> int:
+        """How many characters the result takes."""
+        return len(self.values[_RESULT] or "")
+
+
+def store_new(key: int, job: Job) -> StoredJob:
+    """Return `job` as it will be stored under `key`."""
+    return StoredJob(
+        key, job, tuple([encode(value) for encode, value in zip(_ENCODERS, _fields_of(vars(job)), strict=True)])
+    )
+
+
+def store_next(job: Job, before: StoredJob) -> tuple[StoredJob, bool]:
+    """Return `job` as it will be stored in place of `before`, and whether only REPORT_COLUMNS change."""
+    fields = _fields_of(vars(job))
+    values = list(before.values)
+    is_report = True
+    for index in compress(_INDEXES, map(is_not, fields, _fields_of(vars(before.job)))):
+        if index == _REQUESTS:
+            values[index] = _next_requests(fields[index], before.job.requests, values[index])
+        else:
+            values[index] = _ENCODERS[index](fields[index])
+        is_report = is_report and index in _REPORT_INDEXES
+    return StoredJob(before.key, job, tuple(values)), is_report
+
+
+def read_job(row: Row) -> StoredJob:
+    """Return the job of a row that holds the key, then JOB_COLUMNS."""
+    values = row[1:]
+    job = object.__new__(Job)  # see record.evolve: the generated __init__ is slow
+    vars(job).update(
+        zip(JOB_COLUMNS, [decode(value) for decode, value in zip(_DECODERS, values, strict=True)], strict=True)
+    )
+    return StoredJob(row[0], job, values)
+
+
+def _next_requests(requests: tuple[RequestId, ...], before: tuple[RequestId, ...], text: str | None) -> str | None:
+    """Append the newest request to the text of those before. To encode all 16 again costs as much as the rest."""
+    dropped = len(before) + 1 - len(requests)
+    if text is None or dropped not in (0, 1) or requests[:-1] != before[dropped:]:
+        return _from_requests(requests)
+    newest = f"{_to_json(requests[-1].value)}:{_to_json(requests[-1].payload_hash)}"
+    kept = text[1:-1] if not dropped else text[text.index("\n") + 1 : -1]
+    return f"{{{kept},\n{newest}}}"
+
+
+def transition_row(key: Key, entry: Transition) -> Row:
+    """Return the values of TRANSITION_COLUMNS."""
+    return (
+        *key,
+        entry.revision,
+        None if entry.from_state is None else int(entry.from_state),
+        int(entry.to_state),
+        entry.reason,
+        from_instant(entry.transitioned_at),
+        entry.attempt,
+        entry.actor,
+    )
+
+
+def read_transition(row: Row) -> Transition:
+    """Return the entry of a row of TRANSITION_COLUMNS."""
+    _, _, revision, from_state, to_state, reason, transitioned_at, attempt, actor = row
+    return Transition(
+        from_state=None if from_state is None else JobState(from_state),
+        to_state=JobState(to_state),
+        reason=reason,
+        transitioned_at=to_instant(transitioned_at),
+        attempt=attempt,
+        actor=actor,
+        revision=revision,
+    )
