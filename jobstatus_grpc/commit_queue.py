@@ -1,0 +1,77 @@
+"""Group commit: what is asked while a transaction runs is committed together in the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from jobstatus_grpc.errors import StoreUnavailableError
+from jobstatus_grpc.job import Command, Outcome
+from jobstatus_grpc.stores.interface import JobStore
+
+MAX_GROUP_COMMANDS = 1000
+"""A group is as large as what waits, up to this; a single submission may exceed it."""
+
+
+class CommitQueue:
+    """Stands between the calls and the store, which sees one group at a time, in the order of submission."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._waiting: deque[tuple[Sequence[Command], asyncio.Future[list[Outcome]]]] = deque()
+        self._committer: asyncio.Task[None] | None = None
+
+    async def submit(self, commands: Sequence[Command]) -> list[Outcome]:
+        """Commit `commands`, in one transaction with whatever else waits.
+
+        Cancelling the wait does not withdraw them.
+
+        Returns:
+            One outcome per command, in order, once all of them are durable.
+
+        Raises:
+            StoreFullError, StoreUnavailableError: as `JobStore.commit`.
+        """
+        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((commands, done))
+        if self._committer is None:
+            self._committer = asyncio.create_task(self._commit_all())
+        return await done
+
+    async def close(self) -> None:
+        """Wait until everything that was submitted is committed."""
+        if self._committer is not None:
+            await self._committer
+
+    async def _commit_all(self) -> None:
+        try:
+            while self._waiting:
+                await self._commit_group()
+        finally:
+            self._committer = None
+
+    async def _commit_group(self) -> None:
+        group = [self._waiting.popleft()]
+        commands = list(group[0][0])
+        while self._waiting and len(commands) + len(self._waiting[0][0]) <= MAX_GROUP_COMMANDS:
+            group.append(self._waiting.popleft())
+            commands.extend(group[-1][0])
+        try:
+            outcomes = await self._store.commit(commands)
+        except Exception as error:
+            for _, done in group:
+                if not done.done():
+                    done.set_exception(error)
+            return
+        except BaseException:
+            for _, done in group:
+                if not done.done():
+                    done.set_exception(StoreUnavailableError())
+            raise
+        start = 0
+        for submitted, done in group:
+            end = start + len(submitted)
+            if not done.done():
+                done.set_result(outcomes[start:end])
+            start = end

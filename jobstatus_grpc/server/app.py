@@ -1,0 +1,154 @@
+"""A server's life: open the store, listen, serve, drain, stop. The only place where the parts are put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from jobstatus_grpc.commit_queue import CommitQueue
+from jobstatus_grpc.errors import CannotStartError, DrainingError
+from jobstatus_grpc.server import health, reflection
+from jobstatus_grpc.server.config import ServerConfig, channel_options
+from jobstatus_grpc.server.interceptors import CallInterceptor, CallLimits
+from jobstatus_grpc.server.listener import CannotListenError, Listener
+from jobstatus_grpc.server.request_log import RequestLog
+from jobstatus_grpc.server.servicer import SERVICE_NAME, JobStatusServicer, handlers
+from jobstatus_grpc.stores import open_store
+from jobstatus_grpc.stores.clock import utc_now
+from jobstatus_grpc.stores.interface import JobStore
+from jobstatus_grpc.tracker import Tracker
+from jobstatus_grpc.watch_hub import WatchHub
+from jobstatus_grpc.wire import events
+
+log = logging.getLogger("jobstatus_grpc.server")
+
+Ready = Callable[[Sequence[str]], None]
+
+HEALTH_CHECK_SECONDS = 0.5
+EXIT_OK = 0
+EXIT_BROKEN = 1
+
+
+def run(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; return the process's exit code.
+
+    `ready` is called once, with the bound addresses, when the server answers.
+
+    Raises:
+        CannotStartError: the message says what to do.
+    """
+    return asyncio.run(serve(config, ready=ready, request_log=request_log))
+
+
+async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None) -> int:
+    """As `run`, in a running event loop."""
+    config.check()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    store = await open_store(config.store, clock=utc_now, retention=config.retention)
+    try:
+        async with _Server(config, store, request_log) as server:
+            ready(server.addresses)
+            return await _serve_until(stopping, store)
+    finally:
+        await store.close()
+
+
+async def _serve_until(stopping: asyncio.Event, store: JobStore) -> int:
+    """Wait for a signal or the store's end, and return the exit code that it means."""
+    told, broken = asyncio.create_task(stopping.wait()), asyncio.create_task(store.closed())
+    try:
+        await asyncio.wait((told, broken), return_when=asyncio.FIRST_COMPLETED)
+        if broken.done() and (error := broken.result()) is not None:
+            log.critical("the store is broken beyond repair; the process ends: %s", error)
+            return EXIT_BROKEN
+        log.info("draining")
+        return EXIT_OK
+    finally:
+        told.cancel()
+        broken.cancel()
+
+
+class _Server:
+    """Everything between the store and the port; serves for the length of a block, and drains at its end."""
+
+    def __init__(self, config: ServerConfig, store: JobStore, request_log: RequestLog | None) -> None:
+        self._config = config
+        self._request_log = request_log
+        self._store = store
+        self.addresses: list[str] = []
+        self._queue = CommitQueue(store)
+        self._hub = WatchHub(
+            render=events.render_job_event,
+            stamp=lambda: events.stamp(utc_now()),
+            max_age_seconds=config.max_connection_age.total_seconds(),
+        )
+        self._servicer = JobStatusServicer(
+            Tracker(store=store, queue=self._queue, hub=self._hub, clock=utc_now),
+        )
+        self._calls = CallInterceptor(
+            CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller), request_log
+        )
+        self._health = health.HealthServicer([health.SERVICE, health.WRITE])
+        self._draining = asyncio.Event()
+        self._listener = Listener(self._build, config.listen)
+        self._background: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> _Server:
+        position = await self._store.position()
+        self._background = [
+            asyncio.create_task(self._hub.follow(self._store, position)),
+            asyncio.create_task(self._report_health()),
+        ]
+        try:
+            self.addresses = await self._listener.start()
+        except BaseException as error:
+            await self._stop_background()
+            if isinstance(error, CannotListenError):
+                raise CannotStartError(str(error)) from None
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        grace_seconds = self._config.drain_grace.total_seconds()
+        self._draining.set()
+        self._health.drain()
+        self._hub.close(DrainingError)
+        await self._calls.drain(min(1.0, grace_seconds))
+        await self._listener.stop(grace_seconds)
+        # Handlers end within a few turns of the loop once their calls are over.
+        ends = [asyncio.create_task(self._calls.finished()), asyncio.create_task(self._queue.close())]
+        _, unended = await asyncio.wait(ends, timeout=1)
+        if unended:
+            log.warning("some calls have not ended within their grace")
+        for end in unended:
+            end.cancel()
+        await self._stop_background()
+        if self._request_log is not None:
+            self._request_log.flush()
+
+    def _build(self) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[self._calls], options=channel_options(self._config))
+        server.add_generic_rpc_handlers((handlers(self._servicer),))
+        health.add_health(server, self._health)
+        reflection.add_reflection(server, [SERVICE_NAME, health.SERVICE_NAME], drain=self._draining)
+        return server
+
+    async def _report_health(self) -> None:
+        """Keep the health of the write path in step with the store."""
+        self._health.set(health.OVERALL, health.SERVING)
+        self._health.set(health.SERVICE, health.SERVING)
+        while True:
+            self._health.set(health.WRITE, health.SERVING if self._store.writable else health.NOT_SERVING)
+            await asyncio.sleep(HEALTH_CHECK_SECONDS)
+
+    async def _stop_background(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)

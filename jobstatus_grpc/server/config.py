@@ -1,0 +1,91 @@
+"""How a server is told to run, and the channel options that it runs with."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from datetime import timedelta
+
+from jobstatus_grpc import limits
+from jobstatus_grpc.errors import CannotStartError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The settings of `jobstatus serve`; the defaults are its flags' defaults."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:50051",)
+    """`host:port`, where port 0 picks a free one, or `unix:/path`."""
+    store: str = "sqlite:///jobstatus.db"
+    retention: timedelta = timedelta(days=7)
+    drain_grace: timedelta = timedelta(seconds=10)
+    max_watchers: int = 20_000
+    max_watchers_per_caller: int | None = None
+    """None: no limit. A caller is a principal, without authentication a host."""
+    max_requests: int = 1024
+    """Unary calls in flight."""
+    max_connection_age: timedelta = timedelta(hours=1)
+    insecure: bool = False
+    """Allow a listener beyond loopback though nothing is encrypted and nobody is authenticated."""
+
+    def check(self) -> None:
+        """Raise CannotStartError where the settings do not fit together."""
+        for address in self.listen:
+            host = _host_of(address)
+            if not self.insecure and host is not None and not _is_loopback(host):
+                raise CannotStartError(
+                    f"--listen {address} is open to other machines, without encryption or authentication; "
+                    "listen on 127.0.0.1, or add --insecure if the network is trusted"
+                )
+
+
+def _host_of(address: str) -> str | None:
+    """Return the host of `host:port`, None for a Unix socket."""
+    if address.startswith("unix:"):
+        if not address.removeprefix("unix:"):
+            raise CannotStartError(f"--listen {address} names no path; write unix:/path")
+        return None
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise CannotStartError(f"--listen {address} is not an address; write HOST:PORT or unix:/path")
+    return host.strip("[]")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
+    """Return the options of the server's channel; the comments say what goes wrong without each."""
+    age_ms = round(config.max_connection_age.total_seconds() * 1000)
+    return [
+        # A second process on our port must be refused, not share our connections. See listener.py.
+        ("grpc.so_reuseport", 0),
+        # Every watch is a stream: the default of 100 would make watchers behind one connection wait for ever.
+        ("grpc.max_concurrent_streams", 2**31 - 1),
+        # A body larger than this is refused by the core before it is read whole.
+        ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
+        ("grpc.max_metadata_size", 16 * 1024),
+        # A peer that connects and says nothing is thrown out.
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # A restart brings all watchers back at once; the defaults of 1,000 and 3,000 refuse most of them.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 200_000),
+        # Notice within a minute that a peer's machine is gone.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Clients may ping every 10 s, also without calls; the default counts that as abuse and cuts them off.
+        ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 9_000),
+        ("grpc.http2.max_ping_strikes", 10),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # The only cure for a reader that stalls for ever, and it rebalances clients over replicas. The core adds ±10 %.
+        ("grpc.max_connection_age_ms", age_ms),
+        ("grpc.max_connection_age_grace_ms", 30_000),
+    ]

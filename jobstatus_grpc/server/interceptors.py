@@ -1,0 +1,189 @@
+"""Around every call of our service: its limits, its errors as status, one line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import grpc
+
+from jobstatus_grpc.errors import (
+    DrainingError,
+    InternalError,
+    JobStatusError,
+    TooManyRequestsError,
+    TooManyWatchersError,
+)
+from jobstatus_grpc.server.request_log import RequestLog
+from jobstatus_grpc.server.servicer import SERVICE_NAME, Context
+from jobstatus_grpc.wire import status
+
+log = logging.getLogger("jobstatus_grpc.server")
+
+REQUEST_ID_KEY = "x-request-id"
+MAX_LOGGED_CHARACTERS = 128
+QUIET_SECONDS = 0.05
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
+Behaviour: TypeAlias = Callable[[bytes, Context], Awaitable[bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """How much may be open at once. Unary calls and watches are counted apart, so that neither starves the other."""
+
+    max_requests: int
+    max_watchers: int
+    max_watchers_per_caller: int | None = None
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Admits calls, turns errors into status, and logs. One instance serves all servers of a process."""
+
+    def __init__(self, limits: CallLimits, request_log: RequestLog | None = None) -> None:
+        """Take the limits, and where to note calls; None: nowhere."""
+        self._limits = limits
+        self._log = request_log
+        self._wrapped: dict[str, Handler] = {}
+        self._requests = 0
+        self._watches = 0
+        self._watches_of: Counter[str] = Counter()
+        self._is_draining = False
+        self._refused = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Return the method's handler, wrapped; health checks and reflection pass as they are."""
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None or not method.startswith(f"/{SERVICE_NAME}/"):
+                return handler
+            wrapped = self._wrapped[method] = self._wrap(method, handler)
+        return wrapped
+
+    async def drain(self, at_most_seconds: float) -> None:
+        """Refuse new calls, with an error that says when to try again, until none has come for a moment.
+
+        What the core has received and nobody has taken yet would be CANCELLED when the server stops.
+        """
+        self._is_draining = True
+        ends_at = time.monotonic() + at_most_seconds
+        seen = -1
+        while seen != self._refused and time.monotonic() < ends_at:
+            seen = self._refused
+            await asyncio.sleep(QUIET_SECONDS)
+
+    async def finished(self) -> None:
+        """Wait until no call is running."""
+        await self._idle.wait()
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        name = method.rpartition("/")[2]
+        if handler.response_streaming:
+            watch = self._around(name, self._admit_watch(cast(Behaviour, handler.unary_stream)))
+            return grpc.unary_stream_rpc_method_handler(cast(Any, watch))
+        request = self._around(name, self._admit_request(cast(Behaviour, handler.unary_unary)))
+        return grpc.unary_unary_rpc_method_handler(cast(Any, request))
+
+    def _admit_request(self, behaviour: Behaviour) -> Behaviour:
+        async def admitted(data: bytes, context: Context) -> bytes | None:
+            if self._requests >= self._limits.max_requests:
+                raise TooManyRequestsError
+            self._requests += 1
+            self._idle.clear()
+            try:
+                return await behaviour(data, context)
+            finally:
+                self._requests -= 1
+                self._note_end()
+
+        return admitted
+
+    def _admit_watch(self, behaviour: Behaviour) -> Behaviour:
+        async def admitted(data: bytes, context: Context) -> bytes | None:
+            host = context.peer().rpartition(":")[0]
+            if self._watches >= self._limits.max_watchers:
+                raise TooManyWatchersError
+            of_caller = self._limits.max_watchers_per_caller
+            if of_caller is not None and self._watches_of[host] >= of_caller:
+                raise TooManyWatchersError("you have as many open watches as you may; end some, or try again later")
+            self._watches += 1
+            self._watches_of[host] += 1
+            self._idle.clear()
+            try:
+                return await behaviour(data, context)
+            finally:
+                self._watches -= 1
+                self._watches_of[host] -= 1
+                if not self._watches_of[host]:
+                    del self._watches_of[host]
+                self._note_end()
+
+        return admitted
+
+    def _note_end(self) -> None:
+        if not self._requests and not self._watches:
+            self._idle.set()
+
+    def _around(self, name: str, behaviour: Behaviour) -> Behaviour:
+        async def answered(data: bytes, context: Context) -> bytes | None:
+            started = time.perf_counter()
+            code = "OK"
+            try:
+                if self._is_draining:
+                    self._refused += 1
+                    raise DrainingError
+                return await behaviour(data, context)
+            except JobStatusError as error:
+                code = status.code_of(error).name
+                await _abort(context, error)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except grpc.aio.InternalError:
+                # How a write ends that the client's departure interrupts. grpc logs a traceback for anything else.
+                code = "CANCELLED"
+                raise asyncio.CancelledError from None
+            except Exception as error:
+                code = "INTERNAL"
+                await _abort(context, _masked(name, error))
+            finally:
+                if self._log is not None:
+                    seconds = time.perf_counter() - started
+                    self._log.write(name, code, seconds, context.peer(), _request_id(context))
+            return None
+
+        return answered
+
+
+async def _abort(context: Context, error: JobStatusError) -> None:
+    await context.abort(status.code_of(error), status.short_message(error), status.trailers_of(error))
+
+
+def _masked(name: str, error: Exception) -> InternalError:
+    """Log an error that nobody foresaw, and return what its caller may see of it."""
+    error_id = uuid.uuid4().hex
+    log.error("%s failed, error id %s", name, error_id, exc_info=error)
+    return InternalError(f"the server failed; its log has the details under the id {error_id}", error_id=error_id)
+
+
+def _request_id(context: Context) -> str:
+    """Return the caller's own id for this call, else one made here."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY:
+            return str(value)[:MAX_LOGGED_CHARACTERS]
+    return f"{random.getrandbits(64):016x}"

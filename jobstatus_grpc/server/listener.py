@@ -1,0 +1,299 @@
+"""The server's ear: keeps a `grpc.aio` server listening on its addresses, and replaces it should it go deaf.
+
+The accept loop of a `grpc.aio` server is one task, and an error in it, which bytes from outside can bring about, ends
+it for good: new connections are refused, open streams live on, the process notices nothing. Here the end of that task
+is noticed at once, and probes find what that would miss. Either way a new server takes over the addresses, and the old
+one keeps its open calls until they end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+import grpc
+
+_log = logging.getLogger("jobstatus_grpc.server")
+
+
+class CannotListenError(OSError):
+    """An address cannot be listened on: it is taken, forbidden, or not of this machine. `errno` says which."""
+
+    def __init__(self, address: str, number: int | None, why: str) -> None:
+        super().__init__(number, f"cannot listen on {address}: {why}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def open_probe_channel(address: str) -> grpc.aio.Channel:
+    """Open a channel for probing a server without TLS: a connection of its own, past any proxy."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+class Listener:
+    """Serves calls on `addresses` (`host:port` or `unix:/path`) until it is told to stop, whatever bytes arrive there.
+
+    `build` makes a server with its handlers and interceptors, and is called again for each replacement. In it
+
+    * the options hold `("grpc.so_reuseport", 0)`, else two processes that start at once could share a port;
+    * handlers are added with `add_generic_rpc_handlers` only. Methods registered by name, as the generated
+      `add_…Servicer_to_server` does, are freed while the core still writes to them when the accept loop ends.
+
+    A server is replaced when its accept loop has ended: at once; when an address that could be reached before refuses
+    connections, twice running; and when connections are taken, but a health check is unanswered after `silence_ticks`
+    ticks, though the same server answered one before. Any status is an answer, and an event loop that stands still has
+    no ticks: being busy is no reason.
+
+    With `credentials`, pass an `open_probe` whose channels trust them, or None to go without health checks.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], grpc.aio.Server],
+        addresses: Sequence[str],
+        *,
+        credentials: grpc.ServerCredentials | None = None,
+        open_probe: Callable[[str], grpc.aio.Channel] | None = open_probe_channel,
+        retire_seconds: float = 3600.0,
+        tick_seconds: float = 1.5,
+        silence_ticks: int = 40,
+    ) -> None:
+        self._build = build
+        self._addresses = list(addresses)
+        self._credentials = credentials
+        self._open_probe = open_probe
+        self._retire_seconds = retire_seconds
+        self._tick_seconds = tick_seconds
+        self._silence_ticks = silence_ticks
+        self._server: grpc.aio.Server | None = None
+        self._retired: dict[grpc.aio.Server, asyncio.Task[None]] = {}
+        self._accept_loops: list[asyncio.Task[object]] = []
+        self._reached: set[str] = set()
+        self._supervisor: asyncio.Task[None] | None = None
+        self._probes: list[asyncio.Task[str]] = []
+
+    async def start(self) -> list[str]:
+        """Listen, and return the addresses as bound: port 0 is resolved here and stays the same from then on.
+
+        Start one listener at a time: the accept loop is found as the task that starting brings about.
+
+        Raises:
+            CannotListenError: nothing listens.
+            RuntimeError: `build` registers methods by name; nothing listens.
+        """
+        for address in self._addresses:
+            await _require_free(address)
+        await self._serve()
+        self._supervisor = asyncio.create_task(self._supervise())
+        return list(self._addresses)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Take no more calls, give the running ones `grace_seconds`, then cancel them.
+
+        Returns a second after the grace at the latest, even where grpcio does not get a server stopped.
+        """
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor, *self._probes], timeout=0.5)
+        servers = [server for server in (self._server, *self._retired) if server is not None]
+        stops = {asyncio.create_task(_stop(server, grace_seconds)) for server in servers}
+        unfinished = (await asyncio.wait(stops, timeout=grace_seconds + 0.5))[1] if stops else set()
+        if unfinished:
+            _log.warning("%d of %d servers have not stopped within their grace", len(unfinished), len(servers))
+        for task in (*unfinished, *self._retired.values()):
+            task.cancel()
+
+    async def _serve(self) -> None:
+        server = self._server = self._build()
+        others = asyncio.all_tasks()
+        try:
+            self._addresses = [self._bind(server, address) for address in self._addresses]
+        except CannotListenError:
+            # A server gives up what it did bind only when it has been started and stopped.
+            await server.start()
+            await _stop(server, 0)
+            raise
+        await server.start()
+        names = {task: getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks() - others}
+        if any(name.endswith("._request_registered_call") for name in names.values()):
+            await _stop(server, 0)
+            raise RuntimeError("methods are registered by name: add handlers with add_generic_rpc_handlers only")
+        self._accept_loops = [task for task, name in names.items() if name.endswith("._server_main_loop")]
+        if not self._accept_loops:
+            _log.warning("The accept loop of grpcio %s is not where it was: only probes watch it", grpc.__version__)
+
+    def _bind(self, server: grpc.aio.Server, address: str) -> str:
+        """Bind `address`, and return it with the port that it got."""
+        try:
+            secure = self._credentials
+            port = server.add_secure_port(address, secure) if secure else server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise CannotListenError(address, errno.EADDRNOTAVAIL, str(error)) from None
+        return address if _unix_path(address) else f"{address.rpartition(':')[0]}:{port}"
+
+    async def _supervise(self) -> None:
+        while True:
+            trouble = await self._find_trouble()
+            noticed_at, where = time.monotonic(), ", ".join(self._addresses)
+            _log.error("The listener on %s has ended: %s. Building it anew; open calls go on", where, trouble)
+            await self._replace()
+            _log.info("Listening on %s again, %.3f s later", where, time.monotonic() - noticed_at)
+
+    async def _find_trouble(self) -> str:
+        """Wait until the server takes no calls any more, and return how that shows."""
+        probe = asyncio.create_task(self._probe())
+        self._probes = [probe]
+        try:
+            await asyncio.wait([probe, *self._accept_loops], return_when=asyncio.FIRST_COMPLETED)
+            ends = [_how_it_ended(task) for task in self._accept_loops if task.done()]
+            return ends[0] if ends else probe.result()
+        finally:
+            probe.cancel()
+
+    async def _replace(self) -> None:
+        """Serve from a new server. The old one gives up its addresses now and its calls when they end."""
+        if (old := self._server) is not None:
+            self._retired[old] = asyncio.create_task(_stop(old, self._retire_seconds))
+            self._retired[old].add_done_callback(lambda _: self._retired.pop(old, None))
+        pause_seconds = 0.01
+        if not any(task.done() for task in self._accept_loops):
+            await asyncio.sleep(pause_seconds)  # the old server still has its sockets to close
+        while True:
+            try:
+                for address in filter(_unix_path, self._addresses):
+                    await _require_free(address)  # the old server unlinks its path, which must not be our new one
+                return await self._serve()
+            except Exception as error:
+                if pause_seconds > 0.3:
+                    _log.exception("The listener cannot be built anew: %s. Trying again", error)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, 1.0)
+
+    async def _probe(self) -> str:
+        """Look from outside once a tick, until the server is certainly deaf, and return how that shows."""
+        check = _HealthCheck(self._open_probe, self._addresses[0]) if self._open_probe else None
+        try:
+            while True:
+                for address in self._addresses:
+                    reached = await _reach(address)
+                    if reached:
+                        self._reached.add(address)
+                    elif reached is False and address in self._reached:
+                        await asyncio.sleep(0.05)
+                        if await _reach(address) is False:
+                            return f"{address} refuses connections"
+                    if check is not None and address == check.address and reached:
+                        check.tick()
+                        if check.silent_ticks >= self._silence_ticks:
+                            return f"health checks are unanswered for {check.silent_ticks} ticks"
+                await asyncio.sleep(self._tick_seconds)
+        finally:
+            if check is not None:
+                await check.close()
+
+
+class _HealthCheck:
+    """One call at a time, on a connection of its own, with no deadline: a busy server answers late, but it answers."""
+
+    def __init__(self, open_channel: Callable[[str], grpc.aio.Channel], address: str) -> None:
+        self.address = address
+        self.silent_ticks = 0
+        self._open_channel = open_channel
+        self._call: asyncio.Task[None] | None = None
+        self._ticks = 0
+        self._was_answered = False
+
+    def tick(self) -> None:
+        """Count a tick in which connections were taken, and begin a call in every fifth if none is open."""
+        self._ticks += 1
+        if self._call is not None and self._call.done():
+            self._was_answered |= self._call.exception() is None
+            self._call, self.silent_ticks = None, 0
+        if self._call is None:
+            if self._ticks % 5 == 1:
+                self._call = asyncio.create_task(self._ask())
+        elif self._was_answered:  # a check that never got through says more about the check
+            self.silent_ticks += 1
+
+    async def close(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+            await asyncio.wait([self._call])
+
+    async def _ask(self) -> None:
+        async with self._open_channel(self.address) as channel:
+            check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+            try:
+                await check(b"", wait_for_ready=True)
+            except grpc.aio.AioRpcError:
+                return  # any status shows that calls are taken
+
+
+async def _stop(server: grpc.aio.Server, grace_seconds: float) -> None:
+    for _ in range(2):  # the first stop() after the accept loop has ended may raise what ended it; the second one stops
+        stopping = asyncio.ensure_future(server.stop(grace_seconds))
+        await asyncio.wait([stopping])
+        if not stopping.cancelled() and stopping.exception() is None:
+            return
+
+
+def _how_it_ended(accept_loop: asyncio.Task[object]) -> str:
+    error = None if accept_loop.cancelled() else accept_loop.exception()
+    if error is None:
+        return "its accept loop was stopped"
+    return f"its accept loop failed with {type(error).__name__}: {error}"[:300]
+
+
+def _unix_path(address: str) -> str:
+    return address.removeprefix("unix:") if address.startswith("unix:") else ""
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"not an address: {address!r}; host:port or unix:/path is")
+    return host.strip("[]"), int(port)
+
+
+async def _reach(address: str) -> bool | None:
+    """Return whether a connection is taken, or None where that cannot be told (no file descriptors, no route)."""
+    path = _unix_path(address)
+    opening = asyncio.open_unix_connection(path) if path else asyncio.open_connection(*_host_and_port(address))
+    try:
+        _, writer = await asyncio.wait_for(opening, timeout=1.0)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except (OSError, asyncio.TimeoutError):
+        return None
+    writer.close()
+    return True
+
+
+async def _require_free(address: str) -> None:
+    """Raise CannotListenError where somebody listens: grpcio says little of ports, and takes a living unix socket."""
+    if _unix_path(address):
+        if await _reach(address) is not False:
+            raise CannotListenError(address, errno.EADDRINUSE, "another server listens there")
+        return
+    try:
+        loop = asyncio.get_running_loop()
+        places = await loop.getaddrinfo(*_host_and_port(address), type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise CannotListenError(address, error.errno, str(error.strerror)) from None
+    for family, kind, protocol, _, place in places:
+        try:
+            with socket.socket(family, kind, protocol) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind(place)
+        except OSError as error:
+            # One of several may be missing, such as ::1 of localhost where there is no IPv6.
+            if error.errno in (errno.EADDRINUSE, errno.EACCES) or len(places) == 1:
+                taken = error.errno == errno.EADDRINUSE
+                why = "another server listens there" if taken else str(error.strerror)
+                raise CannotListenError(address, error.errno, why) from None

@@ -1,0 +1,71 @@
+"""One line in the log for each call.
+
+Made and written by hand: through `logging`, a line costs as much as a quarter of the call that it tells of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import sys
+import time
+from typing import TextIO
+
+GATHER_SECONDS = 0.1
+MAX_GATHERED_LINES = 1000
+
+
+class RequestLog:
+    """Writes lines to a stream, gathered for a tenth of a second. For one event loop.
+
+    A crash loses the lines of its last tenth of a second; what it was caused by goes through `logging`, at once.
+    """
+
+    def __init__(self, *, log_format: str, stream: TextIO | None = None) -> None:
+        """Write `text` or `json` to `stream` (default: stderr)."""
+        self._line = _json_line if log_format == "json" else _text_line
+        self._stream = stream or sys.stderr
+        self._lines: list[str] = []
+
+    def write(self, method: str, code: str, seconds: float, caller: str, request_id: str) -> None:
+        """Note a call that has just ended."""
+        lines = self._lines
+        lines.append(self._line(time.time(), method, code, seconds * 1000, caller, request_id))
+        if len(lines) == 1:
+            asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
+        elif len(lines) >= MAX_GATHERED_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is gathered."""
+        if self._lines:
+            text = "".join(self._lines)
+            self._lines.clear()
+            self._stream.write(text)
+            self._stream.flush()
+
+
+@functools.lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+_quoted = functools.lru_cache(maxsize=4096)(json.dumps)
+
+
+def _json_line(now: float, method: str, code: str, milliseconds: float, caller: str, request_id: str) -> str:
+    return (
+        f'{{"time": "{_second(int(now))}.{int(now * 1000) % 1000:03d}Z", "level": "info", '
+        f'"logger": "jobstatus_grpc.requests", "message": "request", "method": "{method}", "code": "{code}", '
+        f'"duration_ms": {milliseconds:.3f}, "caller": {_quoted(caller)}, "request_id": {json.dumps(request_id)}}}\n'
+    )
+
+
+def _text_line(now: float, method: str, code: str, milliseconds: float, caller: str, request_id: str) -> str:
+    if not request_id.isprintable():
+        request_id = ascii(request_id)
+    return (
+        f"{_second(int(now))}.{int(now * 1000) % 1000:03d}Z info    request method={method} code={code} "
+        f"duration_ms={milliseconds:.3f} caller={caller} request_id={request_id}\n"
+    )

@@ -1,0 +1,88 @@
+"""request → tracker → reply: each RPC in a few lines.
+
+Handlers take and return bytes: a request that cannot be parsed then gets an error of ours, and one rendering of a job
+serves all its watchers.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeAlias
+
+import grpc
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc.tracker import Tracker
+from jobstatus_grpc.wire import batch, replies, requests
+from jobstatus_grpc.wire.requests import Caller, parse
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["JobStatusService"].full_name
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class JobStatusServicer:
+    """Answers jobstatus.v1.JobStatusService; errors of the tree become gRPC status in the interceptors."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    async def CreateJob(self, data: bytes, context: Context) -> bytes:
+        """Create a job."""
+        command = requests.to_create(parse(pb.CreateJobRequest, data), caller_of(context))
+        return replies.job_reply(pb.CreateJobResponse(), await self._tracker.create(command))
+
+    async def GetJob(self, data: bytes, context: Context) -> bytes:
+        """Return a job."""
+        job_id = requests.to_job_id(parse(pb.GetJobRequest, data))
+        return replies.job_reply(pb.GetJobResponse(), await self._tracker.get(caller_of(context).tenant, job_id))
+
+    async def UpdateJob(self, data: bytes, context: Context) -> bytes:
+        """Report on a job."""
+        command = requests.to_update(parse(pb.UpdateJobRequest, data), caller_of(context))
+        return replies.job_reply(pb.UpdateJobResponse(), await self._tracker.update(command))
+
+    async def BatchUpdateJobs(self, data: bytes, context: Context) -> bytes:
+        """Report on many jobs."""
+        updates = batch.to_updates(data, caller_of(context))
+        return replies.batch_reply(await self._tracker.batch_update(updates))
+
+    async def CancelJob(self, data: bytes, context: Context) -> bytes:
+        """Ask for a job's end."""
+        command = requests.to_cancel(parse(pb.CancelJobRequest, data), caller_of(context))
+        return replies.job_reply(pb.CancelJobResponse(), await self._tracker.cancel(command))
+
+    async def WatchJob(self, data: bytes, context: Context) -> None:
+        """Follow a job to its end."""
+        watch = requests.to_watch(parse(pb.WatchJobRequest, data))
+        async with self._tracker.watch(
+            caller_of(context).tenant,
+            watch.id,
+            heartbeat_interval=watch.heartbeat_interval,
+            min_update_interval=watch.min_update_interval,
+        ) as watcher:
+            while (message := await watcher.next()) is not None:
+                await context.write(message)
+
+
+def caller_of(context: Context) -> Caller:
+    """Return on whose behalf a call is made."""
+    return _caller_at(context.peer())
+
+
+@functools.lru_cache(maxsize=4096)
+def _caller_at(peer: str) -> Caller:
+    return Caller(actor=peer)
+
+
+def handlers(servicer: JobStatusServicer) -> grpc.GenericRpcHandler:
+    """Return the service as grpc wants it; an RPC that the servicer lacks is UNIMPLEMENTED."""
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in pb.DESCRIPTOR.services_by_name["JobStatusService"].methods:
+        handler = getattr(servicer, method.name, None)
+        if handler is not None:
+            make = (
+                grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+            )
+            methods[method.name] = make(handler)
+    return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)

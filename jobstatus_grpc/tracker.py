@@ -1,0 +1,76 @@
+"""The use cases: what can be done with jobs, without a word of gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+
+from jobstatus_grpc.commands import Cancel, Command, Create, Update
+from jobstatus_grpc.commit_queue import CommitQueue
+from jobstatus_grpc.errors import JobStatusError
+from jobstatus_grpc.job import Outcome
+from jobstatus_grpc.job_id import derived_job_id, new_job_id
+from jobstatus_grpc.record import Job
+from jobstatus_grpc.stores.interface import Clock, JobStore
+from jobstatus_grpc.watch_hub import WatchHub
+from jobstatus_grpc.watcher import Watcher
+
+
+class Tracker:
+    """Creates, reads, changes and watches jobs. Commands come checked; every method raises the error tree."""
+
+    def __init__(self, *, store: JobStore, queue: CommitQueue, hub: WatchHub, clock: Clock) -> None:
+        """Take the collaborators; `clock` only puts the time into ids."""
+        self._store = store
+        self._queue = queue
+        self._hub = hub
+        self._clock = clock
+
+    async def create(self, command: Create) -> Job:
+        """Create a job and return it; without an id it gets one."""
+        if not command.id:
+            request = command.request
+            made = derived_job_id(command.tenant, request.value) if request else new_job_id(self._clock())
+            command = dataclasses.replace(command, id=made)
+        return await self._commit(command)
+
+    async def get(self, tenant: str, job_id: str) -> Job:
+        """Return a job as of the latest committed write."""
+        return await self._store.get(tenant, job_id)
+
+    async def update(self, command: Update) -> Job:
+        """Report on a job and return it as stored."""
+        return await self._commit(command)
+
+    async def batch_update(self, updates: Sequence[Update | JobStatusError]) -> list[Outcome]:
+        """Report on many jobs in order, each on its own; what was refused before keeps its place."""
+        commands = [item for item in updates if isinstance(item, Update)]
+        committed = iter(await self._queue.submit(commands) if commands else ())
+        return [next(committed) if isinstance(item, Update) else item for item in updates]
+
+    async def cancel(self, command: Cancel) -> Job:
+        """Ask for a job's end and return it as stored."""
+        return await self._commit(command)
+
+    @contextlib.asynccontextmanager
+    async def watch(
+        self, tenant: str, job_id: str, *, heartbeat_interval: timedelta, min_update_interval: timedelta
+    ) -> AsyncIterator[Watcher]:
+        """Follow a job for the length of a block; call the watcher's `next` until it returns None."""
+        with self._hub.watcher(
+            tenant,
+            job_id,
+            heartbeat_seconds=heartbeat_interval.total_seconds(),
+            min_update_seconds=min_update_interval.total_seconds(),
+        ) as watcher:
+            # Registered before the job is read: what changes in between arrives through the feed.
+            self._hub.offer(watcher, await self._store.get(tenant, job_id))
+            yield watcher
+
+    async def _commit(self, command: Command) -> Job:
+        (outcome,) = await self._queue.submit((command,))
+        if isinstance(outcome, JobStatusError):
+            raise outcome
+        return outcome

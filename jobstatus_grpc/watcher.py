@@ -1,0 +1,245 @@
+"""One watcher of one job: what it has sent, what it may send, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from jobstatus_grpc.errors import JobExpiredError, JobStatusError, StreamAgeError
+from jobstatus_grpc.record import Job, is_urgent
+from jobstatus_grpc.wake_queue import WakeQueue
+
+if TYPE_CHECKING:
+    from jobstatus_grpc.watch_hub import WatchHub
+
+
+class EventType(enum.IntEnum):
+    """What an event of a watch says."""
+
+    SNAPSHOT = 1
+    UPDATED = 2
+    HEARTBEAT = 5
+
+
+Render: TypeAlias = Callable[[EventType, Job], bytes]
+
+# A timer may fire a little before its time.
+_CLOCK_RESOLUTION_SECONDS = 0.002
+
+
+class Topic:
+    """A job that is watched: its newest state, and that state rendered once for all its watchers."""
+
+    __slots__ = (
+        "_again", "_is_queued", "_rendered", "_round", "_wakes", "newest", "removed", "urgent_revision", "watchers",
+    )  # fmt: skip
+
+    def __init__(self, wakes: WakeQueue) -> None:
+        self.newest: Job | None = None
+        self.urgent_revision = 0
+        """The newest revision that min_update_interval must not hold back."""
+        self.removed = False
+        self.watchers: dict[Watcher, None] = {}
+        self._wakes = wakes
+        self._round: list[Watcher] = []
+        self._again = False
+        self._is_queued = False
+        self._rendered: dict[EventType, tuple[Job, bytes]] = {}
+
+    def offer(self, job: Job) -> bool:
+        """Take `job` as the newest state, unless a newer one is known; tell whether it was taken."""
+        before = self.newest
+        if before is not None and job.revision <= before.revision:
+            return False
+        if before is None or is_urgent(before, job):
+            self.urgent_revision = job.revision
+        self.newest = job
+        return True
+
+    def begin_round(self) -> None:
+        """Let each watcher look whether it has something to send: in this round, or in one that follows it."""
+        if self._is_queued:
+            self._again = True
+            return
+        self._round = list(self.watchers)
+        self._is_queued = True
+        self._wakes.enqueue(self)
+
+    def step(self) -> bool:
+        """Look at the round's next watcher, and stand in the queue again, behind other jobs, if there are more."""
+        woken = self._round.pop().poke() if self._round else False
+        if not self._round and self._again:
+            self._again = False
+            self._round = list(self.watchers)
+        self._is_queued = bool(self._round)
+        if self._is_queued:
+            self._wakes.enqueue(self)
+        return woken
+
+    def render(self, event_type: EventType, job: Job, render: Render) -> bytes:
+        """Return the event's bytes, rendered anew only where the job is another."""
+        known = self._rendered.get(event_type)
+        if known is None or known[0] is not job:
+            known = self._rendered[event_type] = (job, render(event_type, job))
+        return known[1]
+
+
+class Watcher:
+    """Yields the events of one job to one stream. For one task at a time.
+
+    It holds no queue: one pending wake-up, and through its topic the newest job.
+    """
+
+    __slots__ = (
+        "_beat_timer", "_ends_at", "_heartbeat_seconds", "_hub", "_loop", "_min_update_seconds", "_sent", "_sent_at",
+        "_throttle_timer", "_updated_at", "_waiting", "error", "is_queued", "topic",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        hub: WatchHub,
+        topic: Topic,
+        *,
+        heartbeat_seconds: float,
+        min_update_seconds: float,
+        max_age_seconds: float | None,
+    ) -> None:
+        self.topic = topic
+        self.error: type[JobStatusError] | None = None
+        """Set by the hub to end the watch with it."""
+        self.is_queued = False
+        self._hub = hub
+        self._loop = asyncio.get_running_loop()
+        self._heartbeat_seconds = heartbeat_seconds
+        self._min_update_seconds = min_update_seconds
+        now = self._loop.time()
+        self._ends_at = now + max_age_seconds * random.uniform(0.9, 1.1) if max_age_seconds else float("inf")
+        self._sent: Job | None = None
+        self._sent_at = now
+        self._updated_at = float("-inf")
+        self._waiting: asyncio.Future[None] | None = None
+        self._throttle_timer: asyncio.TimerHandle | None = None
+        self._beat_timer: asyncio.TimerHandle | None = None
+
+    async def next(self) -> bytes | None:
+        """Wait for the next event and return its message; None once a done state has been returned.
+
+        The first is the SNAPSHOT of the topic's newest job, which must be known by then.
+
+        Raises:
+            DrainingError, StoreChangedError, StreamAgeError: the watch ends here; the caller resumes elsewhere.
+            JobExpiredError: the job is gone, and its end was not seen.
+        """
+        sent, newest = self._sent, self.topic.newest
+        assert newest is not None
+        if sent is None:
+            self._arm_beat(self._loop.time() + self._heartbeat_seconds)
+            return self._send(EventType.SNAPSHOT, newest)
+        if sent.done:
+            return None
+        if newest.revision > sent.revision or self.error or self.topic.removed:
+            self._hub.wake_soon(self)
+        while True:
+            self._waiting = self._loop.create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+            message = self._take()
+            if message is not None:
+                return message
+
+    def poke(self) -> bool:
+        """Wake the waiting task if there is something for it to do now; tell whether it was woken."""
+        waiting = self._waiting
+        if waiting is None or waiting.done():
+            return False
+        now = self._loop.time()
+        if self._is_over() or self._is_beat_due(now):
+            waiting.set_result(None)
+            return True
+        due_at = self._news_due_at()
+        if due_at is None:
+            return False
+        if due_at <= now + _CLOCK_RESOLUTION_SECONDS:
+            waiting.set_result(None)
+            return True
+        if self._throttle_timer is None:
+            self._throttle_timer = self._loop.call_at(due_at, self._on_throttle_end)
+        return False
+
+    def step(self) -> bool:
+        """Look, in its turn; see WakeQueue."""
+        self.is_queued = False
+        return self.poke()
+
+    def close(self) -> None:
+        """Stop the timers."""
+        for timer in (self._beat_timer, self._throttle_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def _take(self) -> bytes | None:
+        """Return what is due now, if anything is."""
+        now = self._loop.time()
+        newest = self.topic.newest
+        assert newest is not None
+        due_at = self._news_due_at()
+        if due_at is None or not newest.done:  # an end that is known is told first
+            if self.error is not None:
+                raise self.error()
+            if self.topic.removed:
+                raise JobExpiredError(f"job {newest.id!r} was deleted or has expired", id=newest.id)
+            if now + _CLOCK_RESOLUTION_SECONDS >= self._ends_at:
+                raise StreamAgeError
+        if due_at is not None and (due_at <= now + _CLOCK_RESOLUTION_SECONDS or newest.done):
+            self._updated_at = now
+            return self._send(EventType.UPDATED, newest)
+        if self._is_beat_due(now):
+            assert self._sent is not None
+            return self._send(EventType.HEARTBEAT, self._sent)
+        return None
+
+    def _send(self, event_type: EventType, job: Job) -> bytes:
+        self._sent = job
+        self._sent_at = self._loop.time()
+        return self._hub.message(self.topic, event_type, job)
+
+    def _news_due_at(self) -> float | None:
+        """Return the loop's time at which the newest job may be sent; None where it has been."""
+        topic, sent = self.topic, self._sent
+        assert topic.newest is not None
+        assert sent is not None
+        if topic.newest.revision <= sent.revision:
+            return None
+        if topic.urgent_revision > sent.revision:
+            return 0.0
+        return self._updated_at + self._min_update_seconds
+
+    def _is_over(self) -> bool:
+        return self.error is not None or self.topic.removed
+
+    def _is_beat_due(self, now: float) -> bool:
+        now += _CLOCK_RESOLUTION_SECONDS
+        return now >= min(self._sent_at + self._heartbeat_seconds, self._ends_at)
+
+    def _on_throttle_end(self) -> None:
+        self._throttle_timer = None
+        self._hub.wake_soon(self)
+
+    def _on_beat(self) -> None:
+        """Wake the watcher if it has been silent; messages do not move the timer, it looks when it fires."""
+        now = self._loop.time()
+        next_at = self._sent_at + self._heartbeat_seconds
+        if self._is_beat_due(now):
+            self._hub.wake_soon(self)
+            next_at = now + self._heartbeat_seconds
+        self._arm_beat(next_at)
+
+    def _arm_beat(self, next_at: float) -> None:
+        if self._loop.time() < self._ends_at < next_at:
+            next_at = self._ends_at
+        self._beat_timer = self._loop.call_at(next_at, self._on_beat)

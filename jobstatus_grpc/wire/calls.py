@@ -1,0 +1,224 @@
+"""The client's half of each call, for both clients: arguments → request, response → Job."""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+
+from google.protobuf import duration_pb2
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc.errors import InternalError, JobStatusError
+from jobstatus_grpc.record import Job, JobError
+from jobstatus_grpc.state import JobState
+from jobstatus_grpc.wire import convert, status
+
+
+class Unset(enum.Enum):
+    """The type of UNSET, which stands for an argument that was left out, where None means something else."""
+
+    UNSET = "unset"
+
+
+UNSET: Final = Unset.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """One update of a job, with the arguments of the clients' `update`, where each is explained.
+
+    A field left out is not written; None (or "" or {}) clears it.
+    """
+
+    id: str
+    _: KW_ONLY
+    state: JobState | Unset = UNSET
+    reason: str | Unset | None = UNSET
+    has_progress: bool | Unset | None = UNSET
+    progress: float | Unset | None = UNSET
+    estimated_completion: datetime | Unset | None = UNSET
+    error: JobError | Unset | None = UNSET
+    heartbeat_timeout_seconds: float | Unset | None = UNSET
+    labels: Mapping[str, str] | Unset | None = UNSET
+    result: Mapping[str, Any] | Unset | None = UNSET
+    attempt: int = 0
+    expected_revision: int = 0
+    request_id: str | None = None
+    allow_missing: bool = False
+    name: str = ""
+    parent_id: str = ""
+
+
+class HasJob(Protocol):
+    """A response with a job in it."""
+
+    @property
+    def job(self) -> pb.JobStatus:
+        """The job."""
+
+
+def new_request_id() -> str:
+    """Return a request_id that no other request has: 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def create_request(
+    *,
+    id: str = "",
+    name: str = "",
+    state: JobState = JobState.PENDING,
+    reason: str = "",
+    has_progress: bool = False,
+    progress: float | None = None,
+    estimated_completion: datetime | None = None,
+    heartbeat_timeout_seconds: float | None = None,
+    labels: Mapping[str, str] | None = None,
+    parent_id: str = "",
+    result: Mapping[str, Any] | None = None,
+    request_id: str | None = None,
+) -> pb.CreateJobRequest:
+    """Return a request that creates a job; it makes a request_id where none is given."""
+    request = pb.CreateJobRequest(request_id=request_id or new_request_id())
+    job = request.job
+    job.id, job.name, job.parent_id = id, name, parent_id
+    job.state = state  # type: ignore[assignment]  # the numbers are the enum's
+    job.reason = reason
+    job.has_progress = has_progress
+    if progress is not None:
+        job.progress = progress
+    if heartbeat_timeout_seconds is not None:
+        job.heartbeat_timeout.CopyFrom(_duration(heartbeat_timeout_seconds))
+    if labels:
+        job.labels.update(labels)
+    _write_messages(job, estimated_completion, None, result)
+    return request
+
+
+def get_request(id: str) -> pb.GetJobRequest:
+    """Return a request that reads a job."""
+    return pb.GetJobRequest(id=id)
+
+
+def update_request(update: JobUpdate) -> pb.UpdateJobRequest:
+    """Return a request that writes what `update` gives; it makes a request_id where none is given.
+
+    Its update_mask is always set: what is left out stays as it is, also where it has the zero value.
+    """
+    request = pb.UpdateJobRequest(request_id=update.request_id or new_request_id())
+    request.update_mask.SetInParent()
+    if update.attempt:
+        request.attempt = update.attempt
+    if update.expected_revision:
+        request.expected_revision = update.expected_revision
+    job = request.job
+    job.id = update.id
+    if update.allow_missing:
+        request.allow_missing = True
+        job.name, job.parent_id = update.name, update.parent_id
+    _write_changes(update, job, request.update_mask.paths.append)
+    return request
+
+
+def _write_changes(update: JobUpdate, job: pb.JobStatus, name: Any) -> None:
+    """Write what `update` gives into `job`, and call `name` with the path of each."""
+    if update.state is not UNSET:
+        name("state")
+        job.state = update.state or 0  # type: ignore[assignment]  # the numbers are the enum's
+    if update.reason is not UNSET:
+        name("reason")
+        job.reason = update.reason or ""
+    if update.has_progress is not UNSET:
+        name("has_progress")
+        job.has_progress = update.has_progress or False
+    if update.progress is not UNSET:
+        name("progress")
+        if update.progress is not None:
+            job.progress = update.progress
+    if update.heartbeat_timeout_seconds is not UNSET:
+        name("heartbeat_timeout")
+        if update.heartbeat_timeout_seconds is not None:
+            job.heartbeat_timeout.CopyFrom(_duration(update.heartbeat_timeout_seconds))
+    if update.labels is not UNSET:
+        name("labels")
+        job.labels.update(update.labels or {})
+    for path, value in (
+        ("estimated_completion", update.estimated_completion),
+        ("error", update.error),
+        ("result", update.result),
+    ):
+        if value is not UNSET:
+            name(path)
+            _write_messages(job, **{path: value})  # type: ignore[arg-type]
+
+
+def _write_messages(
+    job: pb.JobStatus,
+    estimated_completion: datetime | None = None,
+    error: JobError | None = None,
+    result: Mapping[str, Any] | None = None,
+) -> None:
+    if estimated_completion is not None:
+        convert.instant_to_wire(estimated_completion, job.estimated_completion)
+    if error is not None:
+        job.error.CopyFrom(convert.error_to_wire(error))
+    if result is not None:
+        job.result.SetInParent()
+        job.result.update(result)
+
+
+def batch_request(updates: Iterable[JobUpdate]) -> pb.BatchUpdateJobsRequest:
+    """Return a request that sends many updates, each with a request_id of its own."""
+    return pb.BatchUpdateJobsRequest(updates=[update_request(update) for update in updates])
+
+
+def cancel_request(id: str, reason: str = "", request_id: str | None = None) -> pb.CancelJobRequest:
+    """Return a request that cancels a job; it makes a request_id where none is given."""
+    return pb.CancelJobRequest(id=id, reason=reason, request_id=request_id or new_request_id())
+
+
+def watch_request(
+    id: str, heartbeat_interval_seconds: float | None = None, min_update_interval_seconds: float | None = None
+) -> pb.WatchJobRequest:
+    """Return a request that opens a watch; None leaves an interval to the server."""
+    request = pb.WatchJobRequest(id=id)
+    if heartbeat_interval_seconds is not None:
+        request.heartbeat_interval.CopyFrom(_duration(heartbeat_interval_seconds))
+    if min_update_interval_seconds is not None:
+        request.min_update_interval.CopyFrom(_duration(min_update_interval_seconds))
+    return request
+
+
+def job_in(response: HasJob | None) -> Job:
+    """Return the job in a response; grpc.aio gives None for one that it could not parse.
+
+    Raises:
+        InternalError: it holds no job that makes sense.
+    """
+    if response is None:
+        raise InternalError("the server's reply cannot be read")
+    try:
+        return convert.job_from_wire(response.job)
+    except ValueError as error:
+        raise InternalError(f"the server's reply makes no sense: {error}") from error
+
+
+def batch_results(response: pb.BatchUpdateJobsResponse | None, count: int) -> list[Job | JobStatusError]:
+    """Return what became of each of `count` updates, in their order.
+
+    Raises:
+        InternalError: the response does not answer that many.
+    """
+    if response is None or len(response.results) != count:
+        raise InternalError("the server's reply does not answer each update of the batch")
+    return [
+        status.from_job_error(result.error) if result.HasField("error") else job_in(result)
+        for result in response.results
+    ]
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    return convert.duration_to_wire(timedelta(seconds=seconds))

@@ -1,0 +1,183 @@
+"""Job ⇄ protobuf."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc.commands import DEFAULT_TENANT
+from jobstatus_grpc.job import Job, JobError, JobState
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_STATES = {int(state): state for state in JobState}
+_SECONDS_PER_DAY = 86400
+
+
+def to_state(number: int) -> JobState | int:
+    """Return the state with this number on the wire, or the number itself where there is none."""
+    return _STATES.get(number, number)
+
+
+def job_to_wire(job: Job, message: pb.JobStatus, *, with_result: bool = True) -> None:
+    """Write `job` into `message`, which must be empty."""
+    message.id = job.id
+    message.state = job.state  # type: ignore[assignment]  # the numbers are the enum's
+    message.revision = job.revision
+    instant_to_wire(job.created_at, message.created_at)
+    instant_to_wire(job.updated_at, message.updated_at)
+    if job.name:
+        message.name = job.name
+    if job.reason:
+        message.reason = job.reason
+    if job.has_progress:
+        message.has_progress = True
+        if job.progress is not None:
+            message.progress = job.progress
+            projected = job.projected_completion
+            if projected is not None:
+                instant_to_wire(projected, message.projected_completion)
+    if job.started_at is not None:
+        message.attempt = job.attempt
+        instant_to_wire(job.started_at, message.started_at)
+    if job.finished_at is not None:
+        message.done = True
+        instant_to_wire(job.finished_at, message.finished_at)
+    if job.labels:
+        message.labels.update(job.labels)
+    if job.parent_id:
+        message.parent_id = job.parent_id
+    _rarer_fields_to_wire(job, message)
+    if with_result and job.result is not None:
+        message.result.CopyFrom(_struct(job.result))
+
+
+def _rarer_fields_to_wire(job: Job, message: pb.JobStatus) -> None:
+    if job.cancel_requested:
+        message.cancel_requested = True
+    if job.stalled:
+        message.stalled = True
+    if job.heartbeat_timeout is not None:
+        message.heartbeat_timeout.CopyFrom(duration_to_wire(job.heartbeat_timeout))
+    if job.estimated_completion is not None:
+        instant_to_wire(job.estimated_completion, message.estimated_completion)
+    if job.expires_at is not None:
+        instant_to_wire(job.expires_at, message.expires_at)
+    if job.error is not None:
+        message.error.CopyFrom(error_to_wire(job.error))
+
+
+def job_from_wire(message: pb.JobStatus) -> Job:
+    """Return the job that a server sent.
+
+    A state that this version does not know is read as the nearest that it does: by `done` ABORTED or IN_PROGRESS.
+    """
+    state = _STATES.get(message.state) or (JobState.ABORTED if message.done else JobState.IN_PROGRESS)
+    has = message.HasField
+    job = object.__new__(Job)  # a frozen dataclass's own __init__ takes as long as all the rest
+    job.__dict__.update(
+        id=message.id,
+        state=state,
+        created_at=instant_from_wire(message.created_at),
+        updated_at=instant_from_wire(message.updated_at),
+        name=message.name,
+        reason=message.reason,
+        has_progress=message.has_progress,
+        progress=message.progress if has("progress") else None,
+        estimated_completion=instant_from_wire(message.estimated_completion) if has("estimated_completion") else None,
+        error=error_from_wire(message.error) if has("error") else None,
+        started_at=instant_from_wire(message.started_at) if has("started_at") else None,
+        finished_at=instant_from_wire(message.finished_at) if has("finished_at") else None,
+        attempt=message.attempt,
+        cancel_requested=message.cancel_requested,
+        stalled=message.stalled,
+        heartbeat_timeout=duration_from_wire(message.heartbeat_timeout) if has("heartbeat_timeout") else None,
+        revision=message.revision,
+        labels=dict(message.labels) if message.labels else {},
+        parent_id=message.parent_id,
+        result=result_from_wire(message.result) if has("result") else None,
+        expires_at=instant_from_wire(message.expires_at) if has("expires_at") else None,
+        tenant=DEFAULT_TENANT,
+        creation_request=None,
+        requests=(),
+    )
+    return job
+
+
+def instant_to_wire(instant: datetime, message: timestamp_pb2.Timestamp) -> None:
+    """Write an aware datetime into `message`, exactly."""
+    since = instant - EPOCH
+    message.seconds = since.days * _SECONDS_PER_DAY + since.seconds
+    if since.microseconds:
+        message.nanos = since.microseconds * 1000
+    elif not message.seconds:
+        message.SetInParent()
+
+
+def instant_from_wire(message: timestamp_pb2.Timestamp) -> datetime:
+    """Return the instant in UTC, cut to microseconds.
+
+    Raises:
+        ValueError: not a Timestamp as timestamp.proto defines it: years 1 to 9999, nanos 0 to 999,999,999.
+    """
+    nanos = message.nanos
+    if not 0 <= nanos <= 999_999_999:
+        raise ValueError("nanos must be 0 to 999,999,999")
+    try:
+        return EPOCH + timedelta(0, message.seconds, nanos // 1000)
+    except OverflowError:
+        raise ValueError("must be in the years 1 to 9999") from None
+
+
+@functools.lru_cache(maxsize=256)  # a fleet of workers uses few different timeouts
+def duration_to_wire(duration: timedelta) -> duration_pb2.Duration:
+    """Return `duration` as a message, exactly; do not change it."""
+    message = duration_pb2.Duration()
+    message.FromTimedelta(duration)
+    return message
+
+
+def duration_from_wire(message: duration_pb2.Duration) -> timedelta:
+    """Return the duration, cut to microseconds.
+
+    Raises:
+        ValueError: not a Duration as duration.proto defines it: about ±10,000 years, nanos of the same sign.
+    """
+    seconds, nanos = message.seconds, message.nanos
+    if abs(seconds) > 315_576_000_000 or abs(nanos) > 999_999_999 or seconds * nanos < 0:
+        raise ValueError("is not a valid Duration")
+    return timedelta(seconds=seconds, microseconds=int(nanos / 1000))
+
+
+def error_to_wire(error: JobError) -> pb.JobError:
+    """Return `error` as a message."""
+    return pb.JobError(code=error.code, message=error.message, reason=error.reason)
+
+
+def error_from_wire(message: pb.JobError) -> JobError:
+    """Return the error; code 0 becomes UNKNOWN."""
+    return JobError(message.code or 2, message.message, message.reason)
+
+
+def _struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
+    struct = struct_pb2.Struct()
+    struct.update(values)
+    return struct
+
+
+def result_from_wire(message: struct_pb2.Struct) -> dict[str, Any]:
+    """Return a result as plain dicts, lists, strings, floats, bools and None."""
+    return {name: _plain(value) for name, value in message.fields.items()}
+
+
+def _plain(value: struct_pb2.Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return result_from_wire(value.struct_value)
+    if kind == "list_value":
+        return [_plain(item) for item in value.list_value.values]
+    return None if kind in ("null_value", None) else getattr(value, kind)

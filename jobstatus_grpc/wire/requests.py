@@ -1,0 +1,270 @@
+"""Requests → commands: parsed, converted and checked, with every violation reported at once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from google.protobuf import duration_pb2, struct_pb2
+from google.protobuf.message import DecodeError, Message
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc import limits, validation
+from jobstatus_grpc.commands import DEFAULT_TENANT, WRITABLE_FIELDS, Cancel, Create, RequestId, Update
+from jobstatus_grpc.errors import FieldViolation, InvalidFieldError
+from jobstatus_grpc.limits import Violations
+from jobstatus_grpc.state import JobState
+from jobstatus_grpc.wire import convert
+
+DEFAULT_HEARTBEAT_INTERVAL = timedelta(seconds=30)
+DEFAULT_MIN_UPDATE_INTERVAL = timedelta(milliseconds=100)
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose behalf a request is made."""
+
+    actor: str
+    """The principal, or the peer's address; goes into the history."""
+    tenant: str = DEFAULT_TENANT
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What WatchJob asks for."""
+
+    id: str
+    heartbeat_interval: timedelta
+    min_update_interval: timedelta
+
+
+def parse(message_class: type[M], data: bytes) -> M:
+    """Return the message in `data`.
+
+    Raises:
+        InvalidFieldError: the bytes are no such message; strings must be UTF-8.
+    """
+    try:
+        return message_class.FromString(data)
+    except DecodeError:
+        name = message_class.DESCRIPTOR.name
+        what = f"is not a valid {name}: malformed, nested too deep, or a string that is not UTF-8"
+        raise InvalidFieldError(violations=[FieldViolation("", what)]) from None
+
+
+def to_create(request: pb.CreateJobRequest, caller: Caller) -> Create:
+    """Return the command; its id is empty where the tracker must choose one."""
+    violations: Violations = []
+    job = request.job
+    state = convert.to_state(job.state) or JobState.PENDING
+    command = Create(
+        id=job.id,
+        state=state,  # type: ignore[arg-type]  # an unknown number is found by the check below
+        name=job.name,
+        reason=job.reason,
+        has_progress=job.has_progress,
+        progress=_progress(job, violations),
+        estimated_completion=_estimated_completion(job, violations),
+        heartbeat_timeout=_heartbeat_timeout(job, violations),
+        labels=_labels(job),
+        parent_id=job.parent_id,
+        result=_result(job, violations),
+        request=_request_id(request.request_id, request),
+        tenant=caller.tenant,
+        actor=caller.actor,
+    )
+    validation.check_create(command, violations)
+    if job.HasField("error"):
+        violations.append(FieldViolation("job.error", "a new job has no error"))
+    _raise_if_any(violations)
+    return command
+
+
+def to_update(request: pb.UpdateJobRequest, caller: Caller) -> Update:
+    """Return the command; what its mask names, or without one the writable fields that are set, are its changes."""
+    violations: Violations = []
+    job = request.job
+    changes = _masked_fields(request, violations) if request.HasField("update_mask") else _set_fields(job, violations)
+    missing = request.allow_missing
+    command = Update(
+        id=job.id,
+        changes=changes,
+        attempt=request.attempt,
+        expected_revision=request.expected_revision,
+        request=_request_id(request.request_id, request) if request.request_id else None,
+        allow_missing=missing,
+        name=job.name if missing else "",
+        parent_id=job.parent_id if missing else "",
+        labels_if_missing=(changes.get("labels") or _labels(job)) if missing else {},
+        tenant=caller.tenant,
+        actor=caller.actor,
+    )
+    validation.check_update(command, violations)
+    if violations:
+        _raise_if_any(violations)
+    return command
+
+
+def to_cancel(request: pb.CancelJobRequest, caller: Caller) -> Cancel:
+    """Return the command."""
+    violations: Violations = []
+    command = Cancel(
+        id=request.id,
+        reason=request.reason,
+        request=_request_id(request.request_id, request),
+        tenant=caller.tenant,
+        actor=caller.actor,
+    )
+    validation.check_cancel(command, violations)
+    _raise_if_any(violations)
+    return command
+
+
+def to_job_id(request: pb.GetJobRequest) -> str:
+    """Return the id that a request names."""
+    violations: Violations = []
+    limits.check_id(request.id, "id", violations)
+    _raise_if_any(violations)
+    return request.id
+
+
+def to_watch(request: pb.WatchJobRequest) -> Watch:
+    """Return what to watch and how, with the defaults filled in."""
+    violations: Violations = []
+    limits.check_id(request.id, "id", violations)
+    watch = Watch(
+        request.id,
+        _interval(request, "heartbeat_interval", DEFAULT_HEARTBEAT_INTERVAL, violations),
+        _interval(request, "min_update_interval", DEFAULT_MIN_UPDATE_INTERVAL, violations),
+    )
+    longest = limits.MAX_WATCH_INTERVAL
+    shortest = limits.MIN_HEARTBEAT_INTERVAL
+    limits.check_duration(watch.heartbeat_interval, shortest, longest, "heartbeat_interval", violations)
+    limits.check_duration(watch.min_update_interval, timedelta(0), longest, "min_update_interval", violations)
+    _raise_if_any(violations)
+    return watch
+
+
+def _raise_if_any(violations: Violations) -> None:
+    if violations:
+        raise InvalidFieldError(violations=violations)
+
+
+def _request_id(value: str, request: Message) -> RequestId | None:
+    """Return the request's id with a hash of its kind and content; maps are hashed in the order of their keys."""
+    if not value:
+        return None
+    content = request.SerializeToString(deterministic=True)
+    digest = hashlib.blake2b(content, digest_size=16, person=request.DESCRIPTOR.name[:16].encode())
+    return RequestId(value, digest.hexdigest())
+
+
+def _set_fields(job: pb.JobStatus, violations: Violations) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if job.state:
+        changes["state"] = convert.to_state(job.state)
+    if job.reason:
+        changes["reason"] = job.reason
+    if job.has_progress:
+        changes["has_progress"] = True
+    if job.HasField("progress"):
+        changes["progress"] = job.progress
+    for name, read in _RARER_FIELDS.items():
+        if job.HasField(name):  # type: ignore[arg-type]
+            changes[name] = read(job, violations)
+    if job.labels:
+        changes["labels"] = _labels(job)
+    return changes
+
+
+def _masked_fields(request: pb.UpdateJobRequest, violations: Violations) -> dict[str, Any]:
+    paths = request.update_mask.paths
+    if len(paths) > limits.MAX_MASK_PATHS:
+        what = f"must be at most {limits.MAX_MASK_PATHS} paths, are {len(paths)}"
+        violations.append(FieldViolation("update_mask", what))
+        return {}
+    return {path: _masked(request.job, path, violations) for path in paths}
+
+
+def _masked(job: pb.JobStatus, path: str, violations: Violations) -> Any:
+    """Return what `path` is set to in `job`; a path that is not writable is left for the check."""
+    if path in _RARER_FIELDS:
+        return _RARER_FIELDS[path](job, violations)
+    if path == "progress":
+        return _progress(job, violations)
+    if path == "state":
+        return convert.to_state(job.state)
+    if path == "labels":
+        return _labels(job)
+    return getattr(job, path) if path in WRITABLE_FIELDS else None
+
+
+def _progress(job: pb.JobStatus, violations: Violations) -> float | None:
+    return job.progress if job.HasField("progress") else None
+
+
+def _labels(job: pb.JobStatus) -> dict[str, str]:
+    """Return the labels, or of a crowd of them one more than is allowed, for the check to find."""
+    if len(job.labels) <= limits.MAX_LABELS:
+        return dict(job.labels)
+    return dict(itertools.islice(job.labels.items(), limits.MAX_LABELS + 1))
+
+
+def _estimated_completion(job: pb.JobStatus, violations: Violations) -> datetime | None:
+    if not job.HasField("estimated_completion"):
+        return None
+    try:
+        return convert.instant_from_wire(job.estimated_completion)
+    except ValueError as error:
+        violations.append(FieldViolation("job.estimated_completion", str(error)))
+        return None
+
+
+def _heartbeat_timeout(job: pb.JobStatus, violations: Violations) -> timedelta | None:
+    if not job.HasField("heartbeat_timeout"):
+        return None
+    return _duration(job.heartbeat_timeout, "job.heartbeat_timeout", violations)
+
+
+def _error(job: pb.JobStatus, violations: Violations) -> Any:
+    return convert.error_from_wire(job.error) if job.HasField("error") else None
+
+
+def _result(job: pb.JobStatus, violations: Violations) -> dict[str, Any] | None:
+    if not job.HasField("result"):
+        return None
+    result: struct_pb2.Struct = job.result
+    if result.ByteSize() > limits.MAX_RESULT_BYTES:
+        what = f"must be at most {limits.MAX_RESULT_BYTES} bytes; put a large result behind a URL"
+        violations.append(FieldViolation("job.result", what))
+        return None
+    return convert.result_from_wire(result)
+
+
+_RARER_FIELDS: dict[str, Callable[[pb.JobStatus, Violations], Any]] = {
+    "estimated_completion": _estimated_completion,
+    "error": _error,
+    "heartbeat_timeout": _heartbeat_timeout,
+    "result": _result,
+}
+
+
+def _duration(message: duration_pb2.Duration, field: str, violations: Violations) -> timedelta | None:
+    try:
+        return convert.duration_from_wire(message)
+    except ValueError as error:
+        violations.append(FieldViolation(field, str(error)))
+        return None
+
+
+def _interval(request: pb.WatchJobRequest, field: str, default: timedelta, violations: Violations) -> timedelta:
+    if not request.HasField(field):  # type: ignore[arg-type]
+        return default
+    duration = _duration(getattr(request, field), field, violations)
+    return default if duration is None else duration

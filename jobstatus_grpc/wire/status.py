@@ -1,0 +1,177 @@
+"""Errors as gRPC status and back: the one table that both the server and the clients read.
+
+An error of ours carries google.rpc.ErrorInfo (and BadRequest, RetryInfo) in `grpc-status-details-bin`, as
+https://grpc.io/docs/guides/error/ describes the richer error model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc import errors
+from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, JobStatusError, RetryableError
+
+DOMAIN = "jobstatus.v1"
+DETAILS_KEY = "grpc-status-details-bin"
+# Several clients take trailers of 8 KiB at most. The message travels percent-encoded, and in the details, in base64.
+MAX_MESSAGE_BYTES = 1200
+MAX_FIELD_BYTES = 150
+MAX_DESCRIPTION_BYTES = 300
+MAX_VIOLATIONS_BYTES = 2000
+
+_CODE_OF_CLASS: Mapping[type[JobStatusError], grpc.StatusCode] = {
+    errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.JobAlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RevisionMismatchError: grpc.StatusCode.ABORTED,
+    errors.ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
+}
+_CLASS_OF_REASON = {cls.reason: cls for cls in errors.error_classes() if cls.reason}
+_CLASS_OF_CODE = {code: cls for cls, code in _CODE_OF_CLASS.items()}
+
+
+def code_of(error: JobStatusError) -> grpc.StatusCode:
+    """Return the gRPC code of `error`, or of the nearest of its base classes that has one."""
+    for cls in type(error).__mro__:
+        if cls in _CODE_OF_CLASS:
+            return _CODE_OF_CLASS[cls]
+    return grpc.StatusCode.UNKNOWN
+
+
+def code_number(error: JobStatusError) -> int:
+    """Return the google.rpc.Code of `error`."""
+    number: int = code_of(error).value[0]
+    return number
+
+
+def short_message(error: JobStatusError) -> str:
+    """Return the message of `error`, cut to what fits a trailer."""
+    return _cut(error.message, MAX_MESSAGE_BYTES)
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """Return as much of `text` as takes `max_bytes` once it is percent-encoded."""
+    if len(text) * 12 <= max_bytes:
+        return text
+    size = 0
+    for index, character in enumerate(text):
+        is_plain = " " <= character <= "~" and character != "%"
+        size += 1 if is_plain else 3 * len(character.encode("utf-8", "replace"))
+        if size > max_bytes:
+            return text[:index] + "…"
+    return text
+
+
+def trailers_of(error: JobStatusError) -> tuple[tuple[str, bytes], ...]:
+    """Return the trailing metadata that carries the details of `error`."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    details: list[AnyMessage] = [AnyMessage()]
+    details[0].Pack(info)
+    if isinstance(error, InvalidFieldError) and error.violations:
+        details.append(AnyMessage())
+        details[-1].Pack(_bad_request(error.violations))
+    if isinstance(error, RetryableError):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
+        details.append(AnyMessage())
+        details[-1].Pack(retry)
+    status = status_pb2.Status(code=code_number(error), message=short_message(error), details=details)
+    return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
+    """List all violations, or as many as fit a trailer and how many more there are."""
+    bad_request = error_details_pb2.BadRequest()
+    for index, violation in enumerate(violations):
+        if bad_request.ByteSize() > MAX_VIOLATIONS_BYTES:
+            left = len(violations) - index
+            bad_request.field_violations.add(field="", description=f"and {left} more")
+            break
+        bad_request.field_violations.add(
+            field=_cut(violation.field, MAX_FIELD_BYTES),
+            description=_cut(violation.description, MAX_DESCRIPTION_BYTES),
+        )
+    return bad_request
+
+
+def to_job_error(error: JobStatusError) -> pb.JobError:
+    """Return `error` as one result of a batch: the code, message and reason that its own call would have had."""
+    return pb.JobError(code=code_number(error), message=short_message(error), reason=error.reason)
+
+
+def from_job_error(message: pb.JobError) -> JobStatusError:
+    """Return the error that a result of a batch stands for."""
+    return _make(message.code, message.message, message.reason, {}, ())
+
+
+def from_rpc_error(rpc_error: grpc.RpcError) -> JobStatusError:
+    """Return what a failed call means: an error of our tree, with its details where the server sent some."""
+    # Every error that a call raises is a grpc.Call too, or its asyncio twin; the base class declares nothing.
+    call: Any = rpc_error
+    trailers = dict(call.trailing_metadata() or ())
+    info, violations, retry_after_seconds = _read_details(trailers.get(DETAILS_KEY))
+    number: int = call.code().value[0]
+    error = _make(number, call.details() or "", info.reason, dict(info.metadata), violations)
+    if retry_after_seconds is not None and isinstance(error, RetryableError):
+        error.retry_after_seconds = retry_after_seconds
+    return error
+
+
+def _read_details(
+    data: bytes | None,
+) -> tuple[error_details_pb2.ErrorInfo, tuple[FieldViolation, ...], float | None]:
+    info = error_details_pb2.ErrorInfo()
+    violations: tuple[FieldViolation, ...] = ()
+    retry_after_seconds: float | None = None
+    try:
+        details = status_pb2.Status.FromString(data or b"").details
+    except DecodeError:
+        return info, violations, retry_after_seconds
+    for detail in details:
+        bad_request, retry, read = (
+            error_details_pb2.BadRequest(), error_details_pb2.RetryInfo(), error_details_pb2.ErrorInfo()
+        )  # fmt: skip
+        with contextlib.suppress(DecodeError):
+            if detail.Unpack(bad_request):
+                found = bad_request.field_violations
+                violations = tuple(FieldViolation(item.field, item.description) for item in found)
+            elif detail.Unpack(retry):
+                retry_after_seconds = retry.retry_delay.ToMilliseconds() / 1000
+            elif detail.Unpack(read) and read.domain == DOMAIN:
+                info = read
+    return info, violations, retry_after_seconds
+
+
+def _make(
+    code_value: int,
+    message: str,
+    reason: str,
+    metadata: dict[str, str],
+    violations: tuple[FieldViolation, ...],
+) -> JobStatusError:
+    code = next((code for code in grpc.StatusCode if code.value[0] == code_value), grpc.StatusCode.UNKNOWN)
+    cls = _CLASS_OF_REASON.get(reason) or _CLASS_OF_CODE.get(code, JobStatusError)
+    error: JobStatusError
+    if issubclass(cls, InvalidFieldError):
+        error = cls(message or None, violations=violations)
+    else:
+        error = cls(message or None)
+    error.metadata.update(metadata)
+    if cls is JobStatusError:
+        error.metadata["code"] = code.name
+    return error

@@ -1,0 +1,122 @@
+"""Real servers for tests: processes, and one within a test's event loop for what a process cannot be made to do."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
+
+from jobstatus_grpc.server.app import _Server
+from jobstatus_grpc.server.config import ServerConfig
+from jobstatus_grpc.server.request_log import RequestLog
+from jobstatus_grpc.stores.interface import JobStore
+
+if TYPE_CHECKING:
+    from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceAsyncStub
+
+
+class ServerProcess:
+    """`jobstatus serve` as a process of its own; a context manager that ends it.
+
+    `address` is where it answers, known once it is started. `restart` keeps the port and the store.
+    """
+
+    def __init__(
+        self, *flags: str, store: str = "memory:", listen: str = "127.0.0.1:0", log: Path | None = None
+    ) -> None:
+        """Take the flags of `jobstatus serve`; its log goes to `log`, else to this process's stderr."""
+        self._flags = flags
+        self._store = store
+        self._listen = listen
+        self._log = log
+        self._process: subprocess.Popen[str] | None = None
+        self.address = ""
+
+    def __enter__(self) -> ServerProcess:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--listen", self._listen, "--store", self._store]
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(self._log.open("a")) if self._log else None
+            self._process = subprocess.Popen([*command, *self._flags], stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.startswith("listening on "):
+            self.kill()
+            raise AssertionError(f"the server said {line!r} instead of where it listens")
+        self.address = self._listen = line.removeprefix("listening on ").strip()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, timeout_seconds: float = 30) -> int:
+        """Wait for its end; return its exit code, negative where a signal ended it."""
+        assert self._process is not None
+        code = self._process.wait(timeout_seconds)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return code
+
+    def terminate(self) -> int:
+        """Ask it to drain and stop; return its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.kill()
+        self.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Start it again on the port and the store that it had."""
+        self.kill()
+        self.start()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    store: JobStore,
+    *,
+    drain_grace: timedelta = timedelta(seconds=2),
+    request_log: RequestLog | None = None,
+    **settings: Any,
+) -> AsyncIterator[JobStatusServiceAsyncStub]:
+    """Serve a store within the running event loop, and yield a stub.
+
+    At the end of the block the server drains; calls on the stub that run then see it.
+    """
+    config = ServerConfig(listen=("127.0.0.1:0",), drain_grace=drain_grace, **settings)
+    async with contextlib.AsyncExitStack() as after_the_server, _Server(config, store, request_log) as server:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.aio.insecure_channel(server.addresses[0], options=options)
+        # With a grace: replies that are under way still arrive.
+        after_the_server.push_async_callback(channel.close, 1)
+        yield JobStatusServiceStub(channel)

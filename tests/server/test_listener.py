@@ -1,0 +1,299 @@
+"""The listener on a real grpc.aio server: it is ended, fuzzed, silenced and stopped, and new calls must succeed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from jobstatus_grpc.server.listener import CannotListenError, Listener
+
+ECHO = "/test.Echo/Unary"
+TICK = "/test.Echo/Stream"
+CHECK = "/grpc.health.v1.Health/Check"
+OPTIONS = (("grpc.so_reuseport", 0),)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+class Service(grpc.GenericRpcHandler):
+    """Echoes, ticks and answers health checks; remembers the servers that were built for it."""
+
+    def __init__(self) -> None:
+        self.servers: list[grpc.aio.Server] = []
+        self.healthy = asyncio.Event()
+        self.healthy.set()
+        self.checked = asyncio.Event()
+
+    def build(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers([self])
+        self.servers.append(server)
+        return server
+
+    def service(self, details):
+        return {
+            ECHO: grpc.unary_unary_rpc_method_handler(self.echo),
+            CHECK: grpc.unary_unary_rpc_method_handler(self.check),
+            TICK: grpc.unary_stream_rpc_method_handler(self.tick),
+        }.get(details.method)
+
+    async def echo(self, request, context):
+        return request
+
+    async def tick(self, request, context):
+        while True:
+            yield b"tick"
+            await asyncio.sleep(0.01)
+
+    async def check(self, request, context):
+        await self.healthy.wait()
+        self.checked.set()
+        return b""
+
+
+@contextlib.asynccontextmanager
+async def listening(*addresses, **settings):
+    service = Service()
+    listener = Listener(service.build, addresses or ["127.0.0.1:0"], **settings)
+    (address, *_) = await listener.start()
+    try:
+        yield service, listener, address
+    finally:
+        await listener.stop(0)
+
+
+async def call(address, timeout_seconds=2.0):
+    """Make one call on a connection of its own, which connects again while it is refused."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        return await echo(channel, timeout_seconds)
+
+
+async def echo(channel, timeout_seconds=2.0):
+    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(ECHO)
+    return await method(b"hello", timeout=timeout_seconds, wait_for_ready=True)
+
+
+def ticks(channel):
+    method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(TICK)
+    return method(b"")
+
+
+async def make_the_accept_loop_fail(address):
+    """Let the accept loop meet an error while it takes a call, as it does with some malformed ones."""
+
+    def refuse(loop, coroutine, **settings):
+        if coroutine.__qualname__ == "_schedule_rpc_coro":
+            loop.set_task_factory(None)
+            coroutine.close()
+            raise RuntimeError("no task for this call")
+        return asyncio.Task(coroutine, loop=loop, **settings)
+
+    asyncio.get_running_loop().set_task_factory(refuse)
+    with contextlib.suppress(grpc.aio.AioRpcError):  # unless a probe came first
+        await call(address, timeout_seconds=0.2)
+
+
+async def send(address, data):
+    _, writer = await asyncio.open_connection(*address.split(":"))
+    writer.write(data)
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def read_to_the_end(stream):
+    while await stream.read():
+        pass
+
+
+def ends(caplog):
+    return [message for message in caplog.messages if "has ended" in message]
+
+
+async def logged(caplog, count=1):
+    while len(ends(caplog)) < count:  # noqa: ASYNC110 - the log has no event to wait for
+        await asyncio.sleep(0.01)
+
+
+def run(scenario):
+    """Run a coroutine function to its end, within twenty seconds."""
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_calls_succeed_within_two_seconds_of_the_accept_loops_end_and_the_log_says_why(caplog):
+    async def scenario():
+        async with listening() as (_, _, address):
+            await make_the_accept_loop_fail(address)
+            assert await call(address) == b"hello"
+
+    run(scenario)
+    assert len(ends(caplog)) == 1
+    assert "accept loop failed with RuntimeError: no task for this call" in ends(caplog)[0]
+
+
+def test_an_open_stream_outlives_the_listener_that_took_it(caplog):
+    async def scenario():
+        async with listening() as (_, _, address), grpc.aio.insecure_channel(address) as channel:
+            stream = ticks(channel)
+            assert await stream.read() == b"tick"
+            await make_the_accept_loop_fail(address)
+            await logged(caplog)
+            assert [await stream.read() for _ in range(20)] == [b"tick"] * 20
+            stream.cancel()
+
+    run(scenario)
+
+
+def test_a_channel_that_was_open_before_goes_on_with_new_calls(caplog):
+    async def scenario():
+        async with listening() as (_, _, address), grpc.aio.insecure_channel(address) as channel:
+            for count in range(1, 6):
+                await make_the_accept_loop_fail(address)
+                await logged(caplog, count)
+                assert await echo(channel) == b"hello"
+
+    run(scenario)
+
+
+def test_a_server_that_was_stopped_behind_our_back_is_replaced(caplog):
+    async def scenario():
+        async with listening() as (service, _, address):
+            await service.servers[0].stop(0)
+            assert await call(address) == b"hello"
+            assert len(service.servers) == 2
+
+    run(scenario)
+    assert len(ends(caplog)) == 1
+
+
+def test_the_same_unix_socket_is_served_after_a_rebuild(tmp_path: Path, caplog):
+    async def scenario():
+        async with listening(f"unix:{tmp_path}/socket", "127.0.0.1:0") as (_, _, address):
+            await make_the_accept_loop_fail(address)
+            assert await call(address) == b"hello"
+
+    run(scenario)
+    assert len(ends(caplog)) == 1
+
+
+def test_refused_connections_are_noticed_where_the_accept_loop_cannot_be_seen(caplog, monkeypatch):
+    monkeypatch.setattr(asyncio, "all_tasks", set)
+
+    async def scenario():
+        async with listening(tick_seconds=0.2) as (service, _, address):
+            await service.checked.wait()
+            await service.servers[0].stop(0)
+            assert await call(address) == b"hello"
+
+    run(scenario)
+    assert "refuses connections" in ends(caplog)[0]
+
+
+@pytest.mark.parametrize("prefix", [b"", PREFACE], ids=["random", "after a preface"])
+def test_calls_succeed_after_random_bytes(prefix):
+    chance = random.Random(20)
+
+    async def scenario():
+        async with listening() as (_, _, address), grpc.aio.insecure_channel(address) as channel:
+            stream = ticks(channel)
+            for _ in range(10):
+                data = [prefix + chance.randbytes(chance.randrange(1, 2000)) for _ in range(30)]
+                await asyncio.gather(*(send(address, item) for item in data))
+                assert await call(address) == b"hello"
+            assert await stream.read() == b"tick"
+            stream.cancel()
+
+    run(scenario)
+
+
+def test_a_server_that_takes_connections_but_no_calls_is_replaced(caplog):
+    async def scenario():
+        async with listening(tick_seconds=0.02, silence_ticks=10) as (service, _, address):
+            await service.checked.wait()
+            service.healthy.clear()
+            await logged(caplog)
+            assert await call(address) == b"hello"
+
+    run(scenario)
+    assert "health checks are unanswered" in ends(caplog)[0]
+
+
+def test_a_busy_server_is_left_alone(caplog):
+    async def scenario():
+        async with listening(tick_seconds=0.02, silence_ticks=10) as (service, _, address):
+            for _ in range(4):
+                await call(address)
+                time.sleep(0.3)  # noqa: ASYNC251 - the event loop stands still: that is the point
+            assert len(service.servers) == 1
+
+    run(scenario)
+    assert ends(caplog) == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_a_taken_port_is_refused_with_its_name(host):
+    async def scenario():
+        async with listening() as (_, _, address):
+            taken = f"{host}:{address.split(':')[1]}"
+            with pytest.raises(CannotListenError, match=f"{taken}: another server listens there"):
+                await Listener(Service().build, [taken]).start()
+            assert await call(address) == b"hello"
+
+    run(scenario)
+
+
+def test_a_unix_socket_is_not_taken_from_a_living_server(tmp_path: Path):
+    async def scenario():
+        async with listening(f"unix:{tmp_path}/socket") as (_, _, address):
+            with pytest.raises(CannotListenError, match="another server listens there"):
+                await Listener(Service().build, [address]).start()
+            assert await call(address) == b"hello"
+
+    run(scenario)
+
+
+def test_methods_registered_by_name_are_refused():
+    def build():
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_registered_method_handlers(
+            "test.Echo", {"Unary": grpc.unary_unary_rpc_method_handler(Service().echo)}
+        )
+        return server
+
+    async def scenario():
+        with pytest.raises(RuntimeError, match="add_generic_rpc_handlers"):
+            await Listener(build, ["127.0.0.1:0"]).start()
+
+    run(scenario)
+
+
+def test_stop_ends_the_streams_of_replaced_servers_within_its_grace(caplog):
+    async def scenario():
+        async with listening() as (_, listener, address), grpc.aio.insecure_channel(address) as channel:
+            stream = ticks(channel)
+            await stream.read()
+            await make_the_accept_loop_fail(address)
+            await logged(caplog)
+            await asyncio.wait_for(listener.stop(0.2), 1.2)
+            with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+                await read_to_the_end(stream)
+
+    run(scenario)
+    assert "not stopped" not in caplog.text
+
+
+def test_a_stop_that_was_asked_for_is_not_an_end(caplog):
+    async def scenario():
+        async with listening() as (_, listener, _):
+            await listener.stop(0)
+
+    caplog.set_level(logging.INFO)
+    run(scenario)
+    assert caplog.records == []

@@ -1,0 +1,130 @@
+"""How many may watch, and that watches and other calls do not starve each other."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+TOO_MANY = ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHERS")
+
+
+def admitted_within_a_second(service, job):
+    """Open a watch, again and again until it is admitted: a second is what one before it may take to be gone."""
+    deadline = time.monotonic() + 1
+    while True:
+        stream = service.watch(job.id)
+        try:
+            next(stream)
+            return stream
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
+            assert time.monotonic() < deadline
+
+
+def opened(service, job, count):
+    return [admitted_within_a_second(service, job) for _ in range(count)]
+
+
+def refused_watch(refused, service, job):
+    return refused(lambda: list(service.watch(job.id)))
+
+
+@pytest.fixture(scope="module")
+def limited(serve_module):
+    """A server that takes three watches."""
+    return serve_module("--max-watchers", "3", "--max-requests", "100")
+
+
+@pytest.fixture
+def running(limited, new_id):
+    return limited.job_in("IN_PROGRESS", id=new_id())
+
+
+def test_one_watch_too_many_is_refused_and_told_when_to_try_again(limited, refused, running):
+    streams = opened(limited, running, 3)
+    refusal = refused_watch(refused, limited, running)
+    assert refusal.kind == TOO_MANY
+    assert refusal.retry_seconds > 0
+    limited.update(running.id, state="JOB_STATE_SUCCEEDED")
+    assert [len(list(stream)) for stream in streams] == [1, 1, 1]
+
+
+def test_other_calls_are_answered_while_no_watch_is(limited, refused, new_id, running):
+    streams = opened(limited, running, 3)
+    for _ in range(5):
+        assert refused_watch(refused, limited, running).kind == TOO_MANY
+        assert limited.update(limited.create(id=new_id()).id, reason="x").revision == 2
+    limited.cancel(running.id)
+    limited.update(running.id, state="JOB_STATE_CANCELLED")
+    assert all(list(stream)[-1].event.job.done for stream in streams)
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_a_watch_whose_client_has_gone_is_free_within_a_second(limited, running, how):
+    for _ in range(3):
+        leaver = type(limited)(limited.address)
+        streams = opened(leaver, running, 3)
+        if how == "cancel":
+            for stream in streams:
+                stream.cancel()
+        else:
+            leaver.close()
+        streams = [admitted_within_a_second(limited, running) for _ in range(3)]
+        leaver.close()
+        for stream in streams:
+            stream.cancel()
+        admitted_within_a_second(limited, running).cancel()
+
+
+def test_a_watch_that_has_ended_or_was_refused_takes_no_place(limited, refused, running, new_id):
+    done = limited.job_in("SUCCEEDED", id=new_id())
+    first = admitted_within_a_second(limited, running)
+    for _ in range(10):
+        assert len(list(limited.watch(done.id))) == 1
+        assert refused(lambda: list(limited.watch(new_id()))).reason == "JOB_NOT_FOUND"
+        assert refused(lambda: list(limited.watch("/"))).reason == "INVALID_FIELD"
+    rest = opened(limited, running, 2)
+    assert refused_watch(refused, limited, running).kind == TOO_MANY
+    for stream in (first, *rest):
+        stream.cancel()
+
+
+def test_a_caller_has_a_limit_of_its_own_over_all_its_connections(serve, refused, new_id):
+    service = serve("--max-watchers-per-caller", "2")
+    job = service.job_in("IN_PROGRESS", id=new_id())
+    other = type(service)(service.address)
+    streams = [*opened(service, job, 1), *opened(other, job, 1)]
+    for caller in (service, other):
+        refusal = refused_watch(refused, caller, job)
+        assert refusal.kind == TOO_MANY
+        assert refusal.retry_seconds > 0
+    streams[0].cancel()
+    streams.append(admitted_within_a_second(other, job))
+    service.update(job.id, state="JOB_STATE_SUCCEEDED")
+    assert [len(list(stream)) for stream in streams[1:]] == [1, 1]
+    other.close()
+
+
+def test_under_a_storm_of_watches_every_call_is_answered(limited, running):
+    def storm(number):
+        codes = set()
+        for _ in range(30):
+            stream = limited.watch(running.id)
+            try:
+                next(stream)
+                stream.cancel()
+            except grpc.RpcError as error:
+                codes.add(error.code())
+        return codes
+
+    with ThreadPoolExecutor(8) as pool:
+        storms = [pool.submit(storm, number) for number in range(8)]
+        for number in range(100):
+            assert limited.update(running.id, labels={"n": str(number)}).labels["n"] == str(number)
+        codes = set().union(*(one.result() for one in storms))
+    assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    admitted_within_a_second(limited, running).cancel()

@@ -1,0 +1,183 @@
+"""Group commit on its own: what is asked while a transaction runs is committed together in the next one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from jobstatus_grpc.commands import Create, Update
+from jobstatus_grpc.commit_queue import MAX_GROUP_COMMANDS, CommitQueue
+from jobstatus_grpc.errors import JobNotFoundError, StoreFullError, StoreUnavailableError
+from jobstatus_grpc.record import Job
+from jobstatus_grpc.stores.memory import MemoryStore
+
+
+class SlowStore(MemoryStore):
+    """Begins a commit when it is told to; remembers what was committed together, and how many commits ran at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.groups = []
+        self.errors = []
+        self.may_go_on = asyncio.Semaphore(0)
+        self.running = 0
+
+    async def commit(self, commands):
+        self.groups.append([command.id for command in commands])
+        self.running += 1
+        assert self.running == 1, "the store sees one group at a time"
+        try:
+            await self.may_go_on.acquire()
+            if self.errors:
+                raise self.errors.pop(0)
+            return await super().commit(commands)
+        finally:
+            self.running -= 1
+
+    def go_on(self):
+        """Let every commit begin from now on."""
+        for _ in range(10_000):
+            self.may_go_on.release()
+
+
+def run(scenario):
+    async def with_queue():
+        store = SlowStore()
+        return await scenario(store, CommitQueue(store))
+
+    return asyncio.run(asyncio.wait_for(with_queue(), 10))
+
+
+def submit(queue, *ids):
+    return asyncio.ensure_future(queue.submit([Create(id=job_id) for job_id in ids]))
+
+
+async def submitted(queue, *submissions):
+    """Submit one after another, and return the tasks once all stand in the queue."""
+    tasks = [submit(queue, *ids) for ids in submissions]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return tasks
+
+
+def ids_of(outcomes):
+    return [outcome.id for outcome in outcomes]
+
+
+def test_what_arrives_while_a_commit_runs_is_committed_together_in_its_order():
+    async def scenario(store, queue):
+        (first,) = await submitted(queue, ["a"])
+        later = await submitted(queue, ["b"], ["c", "d"], ["e"])
+        assert store.groups == [["a"]]
+        store.go_on()
+        outcomes = await asyncio.gather(first, *later)
+        assert store.groups == [["a"], ["b", "c", "d", "e"]]
+        assert [ids_of(each) for each in outcomes] == [["a"], ["b"], ["c", "d"], ["e"]]
+
+    run(scenario)
+
+
+def test_a_lone_command_waits_for_nobody():
+    async def scenario(store, queue):
+        store.go_on()
+        for job_id in "abc":
+            assert ids_of(await submit(queue, job_id)) == [job_id]
+        assert store.groups == [["a"], ["b"], ["c"]]
+
+    run(scenario)
+
+
+def test_a_refused_command_is_an_outcome_that_stops_no_other():
+    async def scenario(store, queue):
+        store.go_on()
+        commands = [Create(id="a"), Update(id="unknown"), Update(id="a", changes={"reason": "x"})]
+        first, second, third = await queue.submit(commands)
+        assert isinstance(second, JobNotFoundError)
+        assert isinstance(third, Job)
+        assert (first.revision, third.revision) == (1, 2)
+
+    run(scenario)
+
+
+def test_a_group_is_not_larger_than_its_limit_unless_one_submission_is():
+    async def scenario(store, queue):
+        (first,) = await submitted(queue, ["first"])
+        singles = await submitted(queue, *([f"{number}"] for number in range(MAX_GROUP_COMMANDS + 10)))
+        (large,) = await submitted(queue, [f"large-{number}" for number in range(MAX_GROUP_COMMANDS + 1)])
+        store.go_on()
+        await asyncio.gather(first, *singles, large)
+        assert [len(group) for group in store.groups] == [1, MAX_GROUP_COMMANDS, 10, MAX_GROUP_COMMANDS + 1]
+        assert len(large.result()) == MAX_GROUP_COMMANDS + 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("error", [StoreFullError(), StoreUnavailableError(), ZeroDivisionError("odd")])
+def test_an_error_of_the_store_reaches_everyone_in_its_group_and_nobody_else(error):
+    async def scenario(store, queue):
+        (first,) = await submitted(queue, ["a"])
+        store.errors = [error]
+        later = await submitted(queue, ["b"], ["c"])
+        store.go_on()
+        ends = await asyncio.gather(first, *later, return_exceptions=True)
+        assert [type(end) for end in ends] == [type(error), list, list]
+        store.errors = [error]
+        ends = await asyncio.gather(*await submitted(queue, ["d"], ["e"]), return_exceptions=True)
+        assert type(ends[0]) is type(error)
+        assert ids_of(await submit(queue, "f")) == ["f"]
+
+    run(scenario)
+
+
+def test_all_who_wait_for_a_group_that_fails_are_told():
+    async def scenario(store, queue):
+        (first,) = await submitted(queue, ["a"])
+        later = await submitted(queue, *([f"{number}"] for number in range(50)))
+        store.may_go_on.release()
+        await first
+        store.errors = [StoreFullError()]
+        store.go_on()
+        ends = await asyncio.gather(*later, return_exceptions=True)
+        assert {type(end) for end in ends} == {StoreFullError}
+
+    run(scenario)
+
+
+def test_who_does_not_wait_any_more_neither_stops_nor_delays_the_others():
+    async def scenario(store, queue):
+        (first,) = await submitted(queue, ["a"])
+        kept, dropped, last = await submitted(queue, ["b"], ["c"], ["d"])
+        first.cancel()
+        dropped.cancel()
+        store.go_on()
+        assert ids_of(await kept) == ["b"]
+        assert ids_of(await last) == ["d"]
+        assert first.cancelled()
+        assert dropped.cancelled()
+        assert (await store.get("default", "a")).revision == 1, "cancelling the wait does not withdraw the command"
+        assert (await store.get("default", "c")).revision == 1
+
+    run(scenario)
+
+
+def test_closing_waits_for_all_that_was_submitted():
+    async def scenario(store, queue):
+        tasks = await submitted(queue, ["a"], ["b"], ["c"])
+        closing = asyncio.ensure_future(queue.close())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        store.go_on()
+        await closing
+        assert all(task.done() for task in tasks) or ids_of((await asyncio.gather(*tasks))[-1]) == ["c"]
+        assert (await store.get("default", "c")).revision == 1
+        await queue.close()
+
+    run(scenario)
+
+
+def test_closing_an_idle_queue_is_nothing():
+    async def scenario(store, queue):
+        await queue.close()
+
+    run(scenario)

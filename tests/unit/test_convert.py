@@ -1,0 +1,182 @@
+"""Job ⇄ protobuf: nothing is lost on the way."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc import limits
+from jobstatus_grpc.record import Job, JobError, evolve
+from jobstatus_grpc.state import TERMINAL_STATES, JobState
+from jobstatus_grpc.wire import convert
+
+UTC = timezone.utc
+FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+instants = st.datetimes(FIRST.replace(tzinfo=None), LAST.replace(tzinfo=None), timezones=st.just(UTC))
+timeouts = st.timedeltas(limits.MIN_HEARTBEAT_TIMEOUT, limits.MAX_HEARTBEAT_TIMEOUT)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=10,
+)
+errors = st.builds(JobError, st.integers(1, 16), texts, texts)
+
+
+@st.composite
+def jobs(draw):
+    """Jobs as the rules let them be: with start and attempt, end and its times together."""
+    state = draw(st.sampled_from(JobState))
+    is_done, is_started = state in TERMINAL_STATES, draw(st.booleans())
+    has_progress = draw(st.booleans())
+    return Job(
+        id=draw(st.from_regex(r"[A-Za-z0-9._:-]{1,20}", fullmatch=True)),
+        state=state,
+        created_at=draw(instants),
+        updated_at=draw(instants),
+        name=draw(texts),
+        reason=draw(texts),
+        has_progress=has_progress,
+        progress=draw(st.none() | st.floats(0, 100)) if has_progress else None,
+        estimated_completion=draw(st.none() | instants),
+        error=draw(st.none() | errors),
+        started_at=START if is_started else None,
+        finished_at=draw(instants) if is_done else None,
+        attempt=draw(st.integers(1, limits.MAX_INT32)) if is_started else 0,
+        cancel_requested=draw(st.booleans()),
+        stalled=draw(st.booleans()),
+        heartbeat_timeout=draw(st.none() | timeouts),
+        revision=draw(st.integers(1, 2**63 - 1)),
+        labels=draw(st.dictionaries(texts, texts, max_size=4)),
+        parent_id=draw(texts),
+        result=draw(st.none() | st.dictionaries(texts, values, max_size=4)),
+        expires_at=draw(instants) if is_done else None,
+    )
+
+
+def to_wire(job, **options):
+    message = pb.JobStatus()
+    convert.job_to_wire(job, message, **options)
+    return pb.JobStatus.FromString(message.SerializeToString())
+
+
+def close(job):
+    """A job whose projection stays within the years that there are."""
+    return evolve(job, {"updated_at": START + timedelta(seconds=10)})
+
+
+@given(jobs().map(close))
+def test_a_job_is_read_as_it_was_written(job):
+    assert convert.job_from_wire(to_wire(job)) == job
+
+
+@given(jobs().map(close))
+def test_what_is_derived_is_on_the_wire_too(job):
+    message = to_wire(job)
+    assert message.done == job.done
+    assert message.HasField("projected_completion") == (job.projected_completion is not None)
+    if job.projected_completion is not None:
+        assert convert.instant_from_wire(message.projected_completion) == job.projected_completion
+
+
+@given(jobs().map(close))
+def test_a_job_can_be_written_without_its_result(job):
+    whole, without = to_wire(job), to_wire(job, with_result=False)
+    assert not without.HasField("result")
+    whole.ClearField("result")
+    assert without == whole
+
+
+def test_every_field_of_the_api_is_written():
+    job = Job(
+        id="a", state=JobState.IN_PROGRESS, created_at=START, updated_at=START + timedelta(seconds=10), name="n",
+        reason="r", has_progress=True, progress=50.0, estimated_completion=START, error=JobError(3, "m", "R"),
+        started_at=START, finished_at=START, attempt=1, cancel_requested=True, stalled=True,
+        heartbeat_timeout=timedelta(seconds=5), labels={"a": "b"}, parent_id="p", result={"x": 1.0}, expires_at=START,
+    )  # fmt: skip
+    assert {field.name for field, _ in to_wire(job).ListFields()} == {f.name for f in pb.JobStatus.DESCRIPTOR.fields}
+
+
+@given(instants)
+def test_an_instant_keeps_its_microseconds(instant):
+    message = timestamp_pb2.Timestamp()
+    convert.instant_to_wire(instant, message)
+    assert message.ToDatetime(tzinfo=UTC) == instant
+    assert convert.instant_from_wire(message) == instant
+
+
+def test_the_epoch_is_an_instant_like_any_other():
+    message = pb.JobStatus()
+    convert.instant_to_wire(convert.EPOCH, message.estimated_completion)
+    assert message.HasField("estimated_completion")
+    assert convert.instant_from_wire(message.estimated_completion) == convert.EPOCH
+
+
+@given(st.timedeltas(timedelta(days=-3_650_000), timedelta(days=3_650_000)))
+def test_a_duration_keeps_its_microseconds(duration):
+    assert convert.duration_from_wire(convert.duration_to_wire(duration)) == duration
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**31), 2**31 - 1))
+def test_a_timestamp_is_read_right_or_refused(seconds, nanos):
+    message = timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
+    try:
+        message.ToJsonString()
+    except ValueError:
+        with pytest.raises(ValueError):
+            convert.instant_from_wire(message)
+    else:
+        assert convert.instant_from_wire(message) == message.ToDatetime(tzinfo=UTC)
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**31), 2**31 - 1))
+def test_a_duration_is_read_right_or_refused(seconds, nanos):
+    message = duration_pb2.Duration(seconds=seconds, nanos=nanos)
+    try:
+        message.ToJsonString()
+    except ValueError:
+        with pytest.raises(ValueError):
+            convert.duration_from_wire(message)
+    else:
+        assert abs(convert.duration_from_wire(message) - message.ToTimedelta()) <= timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("state", list(JobState))
+def test_the_numbers_of_the_states_are_the_apis(state):
+    assert pb.JobState.Value(f"JOB_STATE_{state.name}") == state
+    assert convert.to_state(int(state)) is state
+
+
+@pytest.mark.parametrize(("done", "state"), [(True, JobState.ABORTED), (False, JobState.IN_PROGRESS)])
+def test_a_state_of_a_later_version_is_read_as_the_nearest(done, state):
+    message = to_wire(Job(id="a", state=JobState.PENDING, created_at=START, updated_at=START))
+    message.state, message.done = 99, done
+    job = convert.job_from_wire(message)
+    assert (job.state, job.done) == (state, done)
+
+
+def test_a_value_without_a_kind_is_null():
+    struct = struct_pb2.Struct()
+    struct.fields["a"].SetInParent()
+    assert convert.result_from_wire(struct) == {"a": None}
+
+
+def test_numbers_of_a_result_are_what_json_has():
+    struct = struct_pb2.Struct()
+    struct.update({"whole": 3, "large": 2.0**53, "small": 5e-324, "minus": -0.0})
+    read = convert.result_from_wire(struct)
+    assert read == {"whole": 3.0, "large": 2.0**53, "small": 5e-324, "minus": 0.0}
+    assert math.copysign(1, read["minus"]) == -1
+
+
+def test_an_error_without_a_code_is_unknown():
+    assert convert.error_from_wire(pb.JobError(message="m")) == JobError(2, "m", "")
