@@ -1,0 +1,52 @@
+"""The two clients are one: what holds for one holds for the other."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from jobstatus_grpc import AsyncJobStatusClient, AsyncTrackedJob, AsyncWatch, JobStatusClient, TrackedJob, Watch
+
+
+def public(cls: type) -> dict[str, object]:
+    return {name: member for name, member in inspect.getmembers(cls) if not name.startswith("_") or name == "__init__"}
+
+
+def parameters(function: object) -> list[inspect.Parameter]:
+    assert callable(function)
+    return list(inspect.signature(function).parameters.values())
+
+
+METHODS = sorted(public(AsyncJobStatusClient))
+
+
+def test_both_clients_have_the_same_methods():
+    assert sorted(public(JobStatusClient)) == METHODS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_the_same_arguments_in_both(name):
+    assert parameters(public(JobStatusClient)[name]) == parameters(public(AsyncJobStatusClient)[name])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_documented_and_in_the_same_words(name):
+    documented = inspect.getdoc(public(AsyncJobStatusClient)[name])
+    assert documented
+    assert inspect.getdoc(public(JobStatusClient)[name]) == documented
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_returns_the_same_in_both(name):
+    clients = (AsyncJobStatusClient, JobStatusClient)
+    returned = [str(inspect.signature(getattr(cls, name)).return_annotation) for cls in clients]
+    assert returned[0].removeprefix("Async") == returned[1]
+
+
+def test_tracked_jobs_are_used_alike():
+    assert public(AsyncTrackedJob).keys() == public(TrackedJob).keys()
+
+
+def test_watches_are_used_alike():
+    assert {name.replace("aclose", "close") for name in public(AsyncWatch)} == set(public(Watch))
