@@ -1,0 +1,146 @@
+"""The command line, `jobstatus`. One file a verb, loaded when it is used; `main` turns what went wrong into one line.
+
+Modules here import gRPC, the client and the server inside functions, so that help and usage errors come at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import io
+import os
+import sys
+from typing import Any
+
+import click
+
+from jobstatus_grpc.cli import exits
+from jobstatus_grpc.errors import CannotStartError, JobStatusError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "serve": "serve:serve",
+    "create": "jobs:create",
+    "get": "jobs:get",
+    "update": "update:update",
+    "cancel": "jobs:cancel",
+    "watch": "watch:watch",
+    "wait": "watch:wait",
+    "run": "run:run",
+    "health": "health:health",
+}
+"""Where each command is, in the order of the help."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names, in the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of this name; None where there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"jobstatus_grpc.cli.{module}"), name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where it is interrupted, or nobody reads what it prints, it ends without a word."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise click.exceptions.Exit(exits.CLOSED_PIPE) from None
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():
+                click.echo(err=True)  # after the ^C
+            raise click.exceptions.Exit(exits.INTERRUPTED) from None
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, help="Print the version and exit.")
+@click.pass_context
+def jobstatus(ctx: click.Context, version: bool) -> None:
+    """Report the status of jobs, and follow them to the end.
+
+    Every flag --SOME-FLAG can also be set as the variable JOBSTATUS_SOME_FLAG; the flag wins. Durations are written
+    250ms, 90s, 10m, 1h, 7d.
+
+    \b
+    Exit codes:
+      0    succeeded
+      1    the job failed, or the call was refused
+      2    wrong usage or configuration
+      3    the job was aborted or cancelled
+      4    the server cannot be reached
+      124  wait: the time was up
+      130  interrupted
+    """
+    if version:
+        from importlib.metadata import version as installed_version
+
+        click.echo(f"jobstatus {installed_version('jobstatus-grpc')}")
+    elif ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(exits.USAGE)
+
+
+def main() -> None:
+    """Run the command line of this process, and exit with its code."""
+    _make_streams_safe()
+    code = _run(sys.argv[1:])
+    if code == exits.CLOSED_PIPE:
+        _forget_stdout()
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run, and return the exit code; whatever went wrong has been said in one line on stderr."""
+    try:
+        code: Any = jobstatus.main(arguments, prog_name="jobstatus", standalone_mode=False)
+        return code if isinstance(code, int) else exits.SUCCEEDED
+    except (KeyboardInterrupt, click.Abort):
+        return exits.INTERRUPTED
+    except click.ClickException as error:
+        exits.say_error(_usage_message(error))
+        return exits.USAGE
+    except CannotStartError as error:
+        exits.say_error(str(error))
+        return exits.USAGE
+    except JobStatusError as error:
+        exits.say_error(error.message)
+        return exits.of_error(error)
+    except OSError as error:
+        exits.say_error(f"cannot write: {error.strerror}" if error.errno == errno.ENOSPC else str(error))
+        return exits.FAILED
+
+
+def _usage_message(error: click.ClickException) -> str:
+    """Return what is wrong, and where the right usage is written."""
+    ctx = getattr(error, "ctx", None)
+    message = error.format_message().rstrip(".")
+    return f"{message}. See {ctx.command_path} --help" if ctx is not None else message
+
+
+def _make_streams_safe() -> None:
+    """Open what our caller closed, lest a socket gets that number; let no character end the program."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack some
+
+
+def _forget_stdout() -> None:
+    """Keep the interpreter from flushing to a closed pipe, and complaining, when it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,114 @@
+"""Where the server is and who calls: the flags that all commands but `serve` share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobstatus_grpc import errors
+from jobstatus_grpc.cli import exits, values
+from jobstatus_grpc.cli.flags import Decorator, duration_flag, flag
+
+if TYPE_CHECKING:
+    from jobstatus_grpc.client import JobStatusClient
+    from jobstatus_grpc.client.channel import Endpoint
+
+DEFAULT_TIMEOUT = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How to reach the server."""
+
+    address: str
+    token: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    timeout_seconds: float
+    """For each call."""
+
+    def open(self) -> JobStatusClient:
+        """Return a client, to be used in a `with` block."""
+        from jobstatus_grpc.client import JobStatusClient
+
+        exits.say_what_is_logged()
+        try:
+            return JobStatusClient(
+                self.address,
+                token=self.token,
+                ca_file=self.ca_file,
+                cert_file=self.cert_file,
+                key_file=self.key_file,
+                timeout_seconds=self.timeout_seconds,
+            )
+        except (ValueError, OSError) as error:
+            raise click.UsageError(str(error)) from None
+
+    def endpoint(self) -> Endpoint:
+        """Return what opens a bare channel, for services other than ours."""
+        from jobstatus_grpc.client.channel import endpoint
+
+        try:
+            return endpoint(
+                self.address,
+                token=self.token,
+                ca_file=self.ca_file,
+                cert_file=self.cert_file,
+                key_file=self.key_file,
+            )
+        except (ValueError, OSError) as error:
+            raise click.UsageError(str(error)) from None
+
+
+_PEM = click.Path(exists=True, dir_okay=False, readable=True)
+_ADDRESS = flag("--address HOST:PORT", "The server; or unix:/path.", type=values.address, default="127.0.0.1:50051")
+_TIMEOUT = duration_flag(
+    "--timeout DURATION",
+    "How long a call may take.",
+    default=values.spell(DEFAULT_TIMEOUT),
+    shortest=timedelta(milliseconds=1),
+    longest=timedelta(days=365),
+    or_seconds=True,
+)
+_CREDENTIALS = (
+    flag("--token TEXT", "Who you are; better as JOBSTATUS_TOKEN, which other users cannot see."),
+    flag("--ca FILE", "Use TLS, and trust this CA (PEM).", to="ca_file", type=_PEM),
+    flag("--cert FILE", "The client's certificate (PEM); with --key.", to="cert_file", type=_PEM),
+    flag("--key FILE", "The client's private key (PEM); with --cert.", to="key_file", type=_PEM),
+)
+_NAMES = ("address", "token", "ca_file", "cert_file", "key_file")
+
+
+def connected(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give `command` the shared flags, as one argument `connection`."""
+    return _with_flags(command, (_ADDRESS, _TIMEOUT, *_CREDENTIALS))
+
+
+def connected_without_timeout(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `connected`, for a command whose --timeout means something else; it must not call that argument `timeout`."""
+    return _with_flags(command, (_ADDRESS, *_CREDENTIALS))
+
+
+def _with_flags(command: Callable[..., Any], declarations: Sequence[Decorator]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def connect(*, timeout: timedelta = DEFAULT_TIMEOUT, **others: Any) -> Any:
+        own = {name: others.pop(name) for name in _NAMES}
+        if (own["cert_file"] is None) != (own["key_file"] is None):
+            raise click.UsageError("--cert and --key go together.")
+        connection = Connection(**own, timeout_seconds=timeout.total_seconds())
+        try:
+            return command(connection=connection, **others)
+        except (errors.UnavailableError, errors.DeadlineExceededError) as error:
+            # One with a reason is the server's own answer.
+            raise error if error.reason else type(error)(f"no answer from {connection.address}: {error}") from None
+
+    declared: Callable[..., Any] = connect
+    for declare in reversed(declarations):
+        declared = declare(declared)
+    return declared

@@ -1,0 +1,73 @@
+"""Exit codes: what each outcome means to the shell; and how an error is said."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from jobstatus_grpc import errors
+from jobstatus_grpc.cli.text import one_line
+from jobstatus_grpc.state import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SUCCEEDED = 0
+FAILED = 1
+"""The job failed, or the call was refused."""
+USAGE = 2
+STOPPED = 3
+"""The job was aborted or cancelled."""
+UNREACHABLE = 4
+TIMED_OUT = 124
+"""As timeout(1) has it."""
+INTERRUPTED = 130
+"""As a shell reports Ctrl-C."""
+CLOSED_PIPE = 141
+"""As a shell reports SIGPIPE: nobody reads what we print."""
+
+OF_STATE = {
+    JobState.SUCCEEDED: SUCCEEDED,
+    JobState.FAILED: FAILED,
+    JobState.ABORTED: STOPPED,
+    JobState.CANCELLED: STOPPED,
+}
+
+
+def of_jobs(states: Iterable[JobState]) -> int:
+    """Return the code of several done jobs: failed counts most, then aborted or cancelled."""
+    codes = {OF_STATE[state] for state in states}
+    return next((code for code in (FAILED, STOPPED) if code in codes), SUCCEEDED)
+
+
+def of_error(error: errors.JobStatusError) -> int:
+    """Return the code of a call that failed."""
+    if isinstance(error, (errors.UnavailableError, errors.DeadlineExceededError)):
+        return UNREACHABLE
+    return USAGE if isinstance(error, errors.InvalidArgumentError) else FAILED
+
+
+def say_error(message: str) -> None:
+    """Print one line on stderr, if anybody reads it."""
+    say(f"error: {message}")
+
+
+def say(message: str) -> None:
+    """Print one line on stderr, if anybody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(one_line(message), file=sys.stderr, flush=True)
+
+
+class _SayingHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"jobstatus: {record.getMessage()}")
+
+
+def say_what_is_logged() -> None:
+    """Say what our own modules log, such as a watch that cannot go on at the moment, as lines on stderr."""
+    log = logging.getLogger("jobstatus_grpc")
+    if not log.handlers:
+        log.addHandler(_SayingHandler(logging.WARNING))
+        log.propagate = False

@@ -1,0 +1,72 @@
+"""`jobstatus serve`: flags → ServerConfig → the server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from jobstatus_grpc.cli import values
+from jobstatus_grpc.cli.flags import duration_flag, flag
+from jobstatus_grpc.server.config import ServerConfig
+
+DEFAULTS = ServerConfig()
+LOG_LEVELS = ("debug", "info", "warning", "error")
+COUNT = values.count(2**31 - 1, smallest=1)
+COUNT_OR_OFF = values.count(2**31 - 1, smallest=1, or_off=True)
+YEAR = timedelta(days=365)
+
+
+@click.command()
+@flag("--listen HOST:PORT", "Or unix:/path; port 0 picks one. May be repeated.", multiple=True, default=DEFAULTS.listen)
+@flag("--store URL", "sqlite:///FILE, or memory: which forgets.", default=DEFAULTS.store)
+@duration_flag(
+    "--retention DURATION", "How long a done job is kept.", default=values.spell(DEFAULTS.retention), longest=100 * YEAR
+)
+@duration_flag(
+    "--drain-grace DURATION",
+    "How long running calls may take at the end.",
+    default=values.spell(DEFAULTS.drain_grace),
+    longest=YEAR,
+)
+@flag("--max-watchers N", "Open watches.", type=COUNT, default=DEFAULTS.max_watchers)
+@flag("--max-watchers-per-caller N", "Open watches of one caller.", type=COUNT_OR_OFF, default="off")
+@flag("--max-requests N", "Other calls in flight.", type=COUNT, default=DEFAULTS.max_requests)
+@duration_flag(
+    "--max-connection-age DURATION",
+    "Ends connections, ±10 %; clients reconnect.",
+    default=values.spell(DEFAULTS.max_connection_age),
+    shortest=timedelta(seconds=1),
+    longest=timedelta(days=20),
+)
+@flag("--insecure", "Allow --listen beyond this machine, though nothing is encrypted.")
+@flag(
+    "--log-format FORMAT", "text or json. Default: text on a terminal, else json.", type=click.Choice(["text", "json"])
+)
+@flag("--log-level LEVEL", f"{', '.join(LOG_LEVELS)}.", type=click.Choice(LOG_LEVELS), default="info")
+@click.pass_context
+def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, **settings: Any) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Prints `listening on HOST:PORT` once it answers. The log goes to stderr.
+    """
+    config = ServerConfig(**settings)
+    config.check()
+    # grpc's C core tells stderr of every odd byte that anybody sends, past our log and its format.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from jobstatus_grpc.server import app, logs
+
+    request_log = logs.configure(log_format or ("text" if sys.stderr.isatty() else "json"), log_level)
+    ctx.exit(app.run(config, ready=_announce, request_log=request_log))
+
+
+def _announce(addresses: Sequence[str]) -> None:
+    # Whoever started the server may have closed its stdout; the server serves all the same.
+    with contextlib.suppress(OSError):
+        for address in addresses:
+            print(f"listening on {address}", flush=True)

@@ -1,0 +1,89 @@
+"""A terminal with a program in it, for tests to type at and to look at."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+# In a session of its own, with this terminal as the controlling one: what a terminal emulator does for a shell.
+_BECOME_SESSION = """\
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x1b[=>]")
+LONGEST_SECONDS = 30.0
+
+
+class PseudoTerminal:
+    """Runs `command` in a terminal; a context manager that ends it."""
+
+    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], columns: int = 100) -> None:
+        self._ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        self._raw = b""
+        self._seen = ""
+        self._read_to = 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _BECOME_SESSION, *command],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment,
+            close_fds=True,
+        )
+        os.close(theirs)
+
+    def __enter__(self) -> PseudoTerminal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        with self.process:
+            self.process.kill()
+        os.close(self._ours)
+
+    def type(self, text: str) -> None:
+        """Press these keys; control characters are what Ctrl makes of them."""
+        os.write(self._ours, text.encode())
+
+    def read_until(self, expected: str) -> str:
+        """Return what appears, up to and with `expected`, since the last such call; colours and moves left out."""
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while expected not in self._seen[self._read_to :]:
+            if not self._read(deadline):
+                raise AssertionError(f"{expected!r} did not appear in {self._seen[self._read_to :]!r}")
+        start, self._read_to = self._read_to, self._seen.index(expected, self._read_to) + len(expected)
+        return self._seen[start : self._read_to]
+
+    def read_to_end(self) -> str:
+        """Return all that appears until nobody has the terminal open any more."""
+        while self._read(time.monotonic() + LONGEST_SECONDS):
+            pass
+        start, self._read_to = self._read_to, len(self._seen)
+        return self._seen[start:]
+
+    def _read(self, deadline: float) -> bool:
+        readable, _, _ = select.select([self._ours], [], [], max(deadline - time.monotonic(), 0))
+        try:
+            data = os.read(self._ours, 65536) if readable else b""
+        except OSError:  # nobody has it open any more
+            data = b""
+        self._raw += data
+        self._seen = _ESCAPES.sub("", self._raw.decode(errors="ignore"))
+        return bool(data)

@@ -1,0 +1,270 @@
+"""`jobstatus run`: a command as a job, and the command comes first."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from jobstatus.v1 import job_status_pb2 as pb
+
+from tests.cli.conftest import COMMAND
+from tests.processes import ServerProcess
+
+READ_STDERR = re.compile(r"^job (\S+)$", re.MULTILINE)
+
+
+def id_in(stderr: str) -> str:
+    """Return the id that `run` told."""
+    found = READ_STDERR.search(stderr)
+    assert found is not None, stderr
+    return found[1]
+
+
+def state_of(job: pb.JobStatus) -> str:
+    return pb.JobState.Name(job.state).removeprefix("JOB_STATE_")
+
+
+@pytest.mark.parametrize(
+    ("script", "state", "code", "message", "reason"),
+    [
+        ("true", "SUCCEEDED", 0, "", ""),
+        ("echo one >&2; echo two >&2; echo >&2; echo out; exit 3", "FAILED", 1, "two", "EXIT_CODE_3"),
+        ("echo out; exit 255", "FAILED", 1, "exit code 255", "EXIT_CODE_255"),
+        ("kill -KILL $$", "FAILED", 1, "killed by SIGKILL", "KILLED_BY_SIGKILL"),
+        ("echo no memory >&2; kill -SEGV $$", "FAILED", 1, "killed by SIGSEGV: no memory", "KILLED_BY_SIGSEGV"),
+    ],
+)
+def test_how_a_command_ends_is_how_its_job_ends(here, service, script, state, code, message, reason):
+    done = here("run", "--", "sh", "-c", script)
+    job = service.get(id_in(done.stderr))
+    assert (state_of(job), done.returncode) == (state, code)
+    assert (job.error.message, job.error.reason) == (message, reason)
+
+
+def test_a_job_is_described_by_flags(here, service):
+    done = here("run", "--name", "nightly", "--label", "a=b", "--parent", "p", "--heartbeat-timeout", "off", "true")
+    job = service.get(id_in(done.stderr))
+    assert (job.name, dict(job.labels), job.parent_id, job.attempt) == ("nightly", {"a": "b"}, "p", 1)
+    assert not job.HasField("heartbeat_timeout")
+
+
+def test_a_job_is_called_as_its_command_and_looked_after(here, service):
+    job = service.get(id_in(here("run", "/bin/true").stderr))
+    assert (job.name, job.heartbeat_timeout.seconds) == ("true", 30)
+
+
+def test_a_job_that_is_there_is_claimed(here, service, new_id):
+    job_id = service.create(id=new_id(), name="backup", labels={"a": "b"}).id
+    assert here("run", "--id", job_id, "true").returncode == 0
+    job = service.get(job_id)
+    assert (state_of(job), job.name, dict(job.labels), job.attempt) == ("SUCCEEDED", "backup", {"a": "b"}, 1)
+
+
+def test_a_job_that_is_not_there_is_created_under_its_id(here, service, new_id):
+    job_id = new_id()
+    assert here("run", "--id", job_id, "true").returncode == 0
+    assert state_of(service.get(job_id)) == "SUCCEEDED"
+
+
+@pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 1), ("FAILED", 1), ("CANCELLED", 3), ("ABORTED", 3)])
+def test_a_command_whose_job_is_done_is_not_run(here, service, state, code):
+    done = here("run", "--id", service.job_in(state).id, "echo", "ran")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.splitlines()[-1].endswith("the command was not run")
+
+
+@pytest.mark.parametrize("command", ["no-such-command", "/no/such/command", "/etc/passwd"])
+def test_a_command_that_is_not_there_is_wrong_usage(here, command):
+    done = here("run", command)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: {command}: ")
+
+
+def test_a_command_that_cannot_begin_fails_its_job(here, service, tmp_path):
+    (tmp_path / "script").write_text("no interpreter is named")
+    (tmp_path / "script").chmod(0o755)
+    done = here("run", str(tmp_path / "script"))
+    assert done.returncode == 2
+    assert service.get(id_in(done.stderr)).error.reason == "NOT_STARTED"
+
+
+def test_output_passes_untouched(cli):
+    script = "import os\nfor fd in 1, 2:\n os.write(fd, bytes(range(256)) * 1024)"
+    done = cli("run", "--quiet", "--", sys.executable, "-c", script, text=False)
+    assert done.stdout == done.stderr == bytes(range(256)) * 1024
+
+
+def test_input_passes_and_arguments_need_not_be_text(cli):
+    done = cli("run", "--quiet", "--", "sh", "-c", 'cat; printf %s "$1"', "sh", b"\xff", text=False, input=b"a\x00b")
+    assert done.stdout == b"a\x00b\xff"
+
+
+def test_output_passes_at_once(start):
+    run = start("run", "--quiet", "--", "sh", "-c", "echo ready; read line; echo $line", stdin=subprocess.PIPE)
+    assert run.stdout.readline() == "ready\n"
+    assert run.communicate("go on\n")[0] == "go on\n"
+
+
+def test_a_command_that_nobody_reads_gets_a_broken_pipe(cli, service, start):
+    run = start("run", "--", "yes")
+    assert run.stdout.readline() == "y\n"
+    run.stdout.close()
+    assert service.get(id_in(run.stderr.read())).error.message == "killed by SIGPIPE"
+    assert run.wait() == 1
+
+
+def test_a_command_whose_output_is_lost_has_failed(cli, service, new_id):
+    job_id = service.create(id=new_id()).id
+    run = [*COMMAND, "run", "--quiet", "--id", job_id, "--", "echo", "the backup"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(run, env=cli.environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: stdout: No space left on device\n")
+    assert service.get(job_id).error.reason == "OUTPUT_LOST"
+
+
+def test_what_a_command_leaves_behind_holds_nothing_up(cli, tmp_path):
+    done = cli("run", "--quiet", "--", "sh", "-c", "sleep 60 & echo $!")
+    os.kill(int(done.stdout), signal.SIGKILL)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_percentages_in_the_output_are_progress(start, service, new_id, stream):
+    job_id = service.create(id=new_id()).id
+    script = f"for i in 10 42.5; do printf 'part %s%%\\r' $i >&{stream}; done; read line"
+    run = start("run", "--id", job_id, "--", "sh", "-c", script, stdin=subprocess.PIPE)
+    job = next(each.event.job for each in service.watch(job_id) if each.event.job.progress == 42.5)
+    assert (job.has_progress, job.reason) == (True, "part")
+    run.communicate("\n")
+    assert service.get(job_id).progress == 100
+
+
+def test_percentages_are_left_alone_where_that_is_asked_for(here, service):
+    job = service.get(id_in(here("run", "--no-progress", "echo", "disk is 95% full").stderr))
+    assert not job.has_progress
+
+
+def test_cancel_ends_the_command_and_all_that_it_started(start, service, new_id):
+    job_id = service.create(id=new_id()).id
+    script = 'trap "echo stopped" TERM; (trap "echo child stopped; exit" TERM; echo ready; sleep 60) & wait; wait'
+    run = start("run", "--id", job_id, "--", "bash", "-c", script)
+    assert run.stdout.readline() == "ready\n"
+    service.cancel(job_id)
+    out, error = run.communicate()
+    assert set(out.split("\n")) >= {"stopped"}
+    assert (run.returncode, state_of(service.get(job_id))) == (3, "CANCELLED")
+    assert "cancel requested" in error
+
+
+def test_a_command_that_does_not_heed_a_cancel_is_killed(start, service, new_id):
+    job_id = service.create(id=new_id()).id
+    script = "trap '' TERM; echo ready; while true; do sleep 1; done"
+    run = start("run", "--id", job_id, "--kill-after", "100ms", "--", "bash", "-c", script)
+    assert run.stdout.readline() == "ready\n"
+    service.cancel(job_id)
+    run.communicate()
+    assert (run.returncode, state_of(service.get(job_id))) == (3, "CANCELLED")
+
+
+@pytest.mark.parametrize(("state", "code"), [("ABORTED", 3), ("FAILED", 1)])
+def test_a_job_that_somebody_else_ends_ends_its_command(start, service, new_id, state, code):
+    job_id = service.create(id=new_id()).id
+    run = start("run", "--id", job_id, "--", "sh", "-c", "echo ready; sleep 60")
+    run.stdout.readline()
+    service.update(job_id, state=f"JOB_STATE_{state}")
+    assert f"the job was ended by somebody else, as {state.lower()}" in run.communicate()[1]
+    assert (run.returncode, state_of(service.get(job_id))) == (code, state)
+
+
+def test_a_job_that_another_worker_claims_ends_our_command(start, service, new_id):
+    job_id = service.create(id=new_id()).id
+    run = start("run", "--id", job_id, "--", "sh", "-c", "echo ready; sleep 60")
+    run.stdout.readline()
+    service.update(job_id, state="JOB_STATE_IN_PROGRESS", attempt=2)
+    assert "another worker has the job" in run.communicate()[1]
+    assert (run.returncode, state_of(service.get(job_id))) == (3, "IN_PROGRESS")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on_and_aborts_the_job(start, service, new_id, number):
+    job_id = service.create(id=new_id()).id
+    script = f"trap 'echo got it; exit 1' {number.name}; echo ready; read line"
+    run = start("run", "--id", job_id, "--", "bash", "-c", script, stdin=subprocess.PIPE)
+    run.stdout.readline()
+    run.send_signal(number)
+    assert run.stdout.readline() == "got it\n"
+    assert run.wait() == 3
+    job = service.get(job_id)
+    assert (state_of(job), job.reason) == ("ABORTED", f"interrupted by {number.name}")
+
+
+def test_a_command_that_ends_well_when_interrupted_has_succeeded(start, service, new_id):
+    job_id = service.create(id=new_id()).id
+    run = start(
+        "run", "--id", job_id, "--", "bash", "-c", "trap 'exit 0' TERM; echo ready; while true; do sleep 0.1; done"
+    )
+    run.stdout.readline()
+    run.send_signal(signal.SIGTERM)
+    assert run.wait() == 0
+    assert state_of(service.get(job_id)) == "SUCCEEDED"
+
+
+def test_a_signal_that_is_ignored_stays_so(cli):
+    ignoring = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *COMMAND]
+    command = [*ignoring, "run", "--quiet", "--", "sh", "-c", "kill -HUP $$; kill -HUP $PPID; echo alive"]
+    done = subprocess.run(command, env=cli.environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("alive\n", 0)
+
+
+def test_without_a_server_a_command_runs_all_the_same(lonely_cli):
+    done = lonely_cli("run", "--quiet", "--", "sh", "-c", "echo out; exit 3")
+    assert (done.stdout, done.returncode) == ("out\n", 1)
+    assert done.stderr == f"jobstatus: no answer from {lonely_cli.address}; the command runs all the same\n"
+
+
+def test_a_server_that_does_not_answer_holds_up_no_command(cli_of):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        cli = cli_of(f"127.0.0.1:{silent.getsockname()[1]}")
+        done = cli("run", "--quiet", "--", "echo", "ran")
+    assert (done.stdout, done.returncode) == ("ran\n", 0)
+
+
+def test_a_server_that_comes_later_gets_the_job(start, cli_of, tmp_path):
+    address = f"unix:{tmp_path}/jobs.sock"
+    cli = cli_of(address)
+    run = start("run", "--", "sh", "-c", "echo ready; read line", by=cli, stdin=subprocess.PIPE)
+    run.stdout.readline()
+    job_id = id_in(run.stderr.readline())
+    with ServerProcess(listen=address):
+        while "reported from now on" not in run.stderr.readline():
+            pass
+        run.communicate("\n")
+        assert cli.json("get", job_id)["state"] == "JOB_STATE_SUCCEEDED"
+
+
+def test_a_restart_of_the_server_is_survived(start, cli_of, tmp_path):
+    with ServerProcess(store=f"sqlite:///{tmp_path}/jobs.db") as server:
+        cli = cli_of(server.address)
+        run = start("run", "--", "sh", "-c", "echo ready; read line", by=cli, stdin=subprocess.PIPE)
+        run.stdout.readline()
+        server.restart()
+        job_id = id_in(run.communicate("\n")[1])
+        assert (run.returncode, cli.json("get", job_id)["state"]) == (0, "JOB_STATE_SUCCEEDED")
+
+
+def test_a_server_that_is_gone_for_good_is_told_of_and_changes_no_exit_code(start, cli_of):
+    with ServerProcess() as server:
+        script = "echo ready; read line; exit 3"
+        run = start(
+            "run", "--timeout", "200ms", "--", "sh", "-c", script, by=cli_of(server.address), stdin=subprocess.PIPE
+        )
+        run.stdout.readline()
+        server.kill()
+    error = run.communicate("\n")[1]
+    assert "could not be reported" in error
+    assert run.returncode == 1

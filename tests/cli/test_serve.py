@@ -1,0 +1,124 @@
+"""`jobstatus serve`: one line once it answers, and one line where it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+
+import pytest
+
+READY = "listening on "
+
+
+def one_error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the only line on stderr; nothing may be on stdout."""
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--retention", "soon"], "'soon' is not a duration"),
+        (["--retention", "7"], "'7' is not a duration"),
+        (["--drain-grace", "off"], "'off' is not a duration"),
+        (["--max-connection-age", "0s"], "is not within 1s to 20d"),
+        (["--max-watchers", "0"], "is not a number from 1"),
+        (["--max-watchers-per-caller", "none"], "or off"),
+        (["--max-requests", "1e3"], "is not a number"),
+        (["--log-format", "xml"], "xml"),
+        (["--log-level", "loud"], "loud"),
+        (["--listen", "50051"], "write HOST:PORT or unix:/path"),
+        (["--listen", "127.0.0.1:65536"], "write HOST:PORT or unix:/path"),
+        (["--listen", "0.0.0.0:0"], "--insecure"),
+        (["--store", "mongodb://x"], "mongodb"),
+        (["--store", "jobs.db"], "jobs.db"),
+        (["--store", b"\xff"], "UTF-8"),
+        (["--stroe", "memory:"], "--stroe"),
+        (["now"], "now"),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_exit_2(here, arguments, says):
+    done = here("serve", "--store", "memory:", "--listen", "127.0.0.1:0", *arguments)
+    assert done.returncode == 2
+    assert says in one_error_line(done)
+
+
+def test_a_port_in_use_is_one_line_and_exit_2(lonely_cli):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = lonely_cli("serve", "--store", "memory:", "--listen", address)
+    assert done.returncode == 2
+    assert address in one_error_line(done)
+
+
+def test_a_store_in_no_folder_is_one_line_and_exit_2(lonely_cli, tmp_path):
+    (tmp_path / "file").touch()
+    done = lonely_cli("serve", "--store", f"sqlite:///{tmp_path}/file/jobs.db", "--listen", "127.0.0.1:0")
+    assert done.returncode == 2
+    assert str(tmp_path) in one_error_line(done)
+
+
+def test_a_store_that_another_server_has_is_one_line_and_exit_2(lonely_cli, serve, tmp_path):
+    store = f"sqlite:///{tmp_path}/jobs.db"
+    serve(store=store)
+    done = lonely_cli("serve", "--store", store, "--listen", "127.0.0.1:0")
+    assert done.returncode == 2
+    assert "jobs.db" in one_error_line(done)
+
+
+def test_a_store_of_a_newer_version_is_one_line_and_exit_2(lonely_cli, tmp_path):
+    with sqlite3.connect(tmp_path / "jobs.db") as database:
+        database.execute("PRAGMA user_version = 9999")
+    database.close()
+    done = lonely_cli("serve", "--store", f"sqlite:///{tmp_path}/jobs.db", "--listen", "127.0.0.1:0")
+    assert done.returncode == 2
+    assert "newer" in one_error_line(done)
+
+
+def test_it_prints_a_line_for_each_listener_once_it_answers(start, cli_of, tmp_path):
+    path = f"unix:{tmp_path}/jobs.sock"
+    server = start("serve", "--store", "memory:", "--listen", "127.0.0.1:0", "--listen", path)
+    lines = [server.stdout.readline().removeprefix(READY).strip() for _ in range(2)]
+    assert lines[0].startswith("127.0.0.1:")
+    assert lines[1] == path
+    assert [cli_of(address)("health").returncode for address in lines] == [0, 0]
+    server.send_signal(signal.SIGTERM)
+    assert server.communicate()[0] == ""
+    assert server.returncode == 0
+
+
+def test_settings_come_from_variables_too_and_flags_win(start, lonely_cli):
+    lonely_cli.environment |= {"JOBSTATUS_LISTEN": "nonsense", "JOBSTATUS_STORE": "memory:"}
+    server = start("serve", "--listen", "127.0.0.1:0", by=lonely_cli)
+    assert server.stdout.readline().startswith(READY)
+    done = lonely_cli("serve")
+    assert "nonsense" in one_error_line(done)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 0)])
+def test_it_ends_well_when_told_to(start, number, code):
+    server = start("serve", "--store", "memory:", "--listen", "127.0.0.1:0", "--log-format", "json")
+    server.stdout.readline()
+    server.send_signal(number)
+    _, log = server.communicate()
+    assert server.returncode == code
+    assert [json.loads(line)["level"] for line in log.splitlines()] == ["info"]
+
+
+def test_it_serves_although_nobody_reads_where_it_listens(start, cli_of, tmp_path):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    address = f"unix:{tmp_path}/jobs.sock"
+    server = start("serve", "--store", "memory:", "--listen", address, stdout=write_end)
+    os.close(write_end)
+    assert cli_of(address)("create", "--timeout", "20").returncode == 0  # tries until it is there
+    server.send_signal(signal.SIGTERM)
+    assert "Traceback" not in server.communicate()[1]
+    assert server.returncode == 0
