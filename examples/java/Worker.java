@@ -1,0 +1,195 @@
+import com.google.protobuf.Any;
+import com.google.protobuf.Duration;
+import com.google.protobuf.Struct;
+import com.google.protobuf.Value;
+import com.google.rpc.ErrorInfo;
+import io.grpc.ManagedChannel;
+import io.grpc.ManagedChannelBuilder;
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
+import io.jobstatus.v1.CreateJobRequest;
+import io.jobstatus.v1.GetJobRequest;
+import io.jobstatus.v1.JobState;
+import io.jobstatus.v1.JobStatus;
+import io.jobstatus.v1.JobStatusServiceGrpc;
+import io.jobstatus.v1.JobStatusServiceGrpc.JobStatusServiceBlockingStub;
+import io.jobstatus.v1.UpdateJobRequest;
+import io.jobstatus.v1.WatchJobRequest;
+import io.jobstatus.v1.WatchJobResponse;
+import java.util.EnumSet;
+import java.util.Iterator;
+import java.util.Set;
+import java.util.UUID;
+import java.util.concurrent.Callable;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.TimeUnit;
+
+/** A worker and a watcher of one job. Usage: java Worker HOST:PORT [SECONDS_PER_STEP] */
+public class Worker {
+    /** UNAVAILABLE: the server cannot be reached. CANCELLED, as we cancel nothing: it was stopping as the call came. */
+    private static final Set<Status.Code> AWAY = EnumSet.of(Status.Code.UNAVAILABLE, Status.Code.CANCELLED);
+
+    private final JobStatusServiceBlockingStub stub;
+
+    Worker(JobStatusServiceBlockingStub stub) {
+        this.stub = stub;
+    }
+
+    /** Tries again, with backoff and jitter, while the server is away. */
+    static <T> T untilReachable(Callable<T> attempt) throws Exception {
+        for (long pause = 100; ; pause = Math.min(2 * pause, 10_000)) {
+            long begunAt = System.nanoTime();
+            try {
+                return attempt.call();
+            } catch (StatusRuntimeException error) {
+                if (!AWAY.contains(error.getStatus().getCode())) {
+                    throw error;
+                }
+            }
+            if (System.nanoTime() - begunAt > 10e9) {
+                pause = 100; // it went well for a while
+            }
+            Thread.sleep((long) (Math.random() * pause));
+        }
+    }
+
+    /** The stub for one call, with its deadline. */
+    JobStatusServiceBlockingStub inTime() {
+        return stub.withDeadlineAfter(10, TimeUnit.SECONDS);
+    }
+
+    JobStatus create(CreateJobRequest request) throws Exception {
+        return untilReachable(() -> inTime().createJob(request).getJob());
+    }
+
+    JobStatus update(UpdateJobRequest request) throws Exception {
+        return untilReachable(() -> inTime().updateJob(request).getJob());
+    }
+
+    /** The error that a call is expected to meet. */
+    static StatusRuntimeException refusal(Callable<JobStatus> call, Status.Code code) throws Exception {
+        try {
+            throw new IllegalStateException("not refused: " + call.call());
+        } catch (StatusRuntimeException error) {
+            if (error.getStatus().getCode() != code) {
+                throw error;
+            }
+            return error;
+        }
+    }
+
+    /** The machine-readable reason of an error: google.rpc.ErrorInfo's. */
+    static String reasonOf(StatusRuntimeException error) throws Exception {
+        for (Any detail : StatusProto.fromThrowable(error).getDetailsList()) {
+            if (detail.is(ErrorInfo.class)) {
+                return detail.unpack(ErrorInfo.class).getReason();
+            }
+        }
+        return "none";
+    }
+
+    /** Prints each new state of a job to its end; a watch that was cut resumes by calling again. */
+    JobStatus watch(String id, CompletableFuture<Void> begun) throws Exception {
+        JobStatus[] job = {JobStatus.getDefaultInstance()};
+        untilReachable(() -> {
+            WatchJobRequest request = WatchJobRequest.newBuilder().setId(id).build();
+            for (Iterator<WatchJobResponse> messages = stub.watchJob(request); messages.hasNext(); ) {
+                JobStatus newest = messages.next().getEvent().getJob();
+                if (newest.getState() != job[0].getState()) {
+                    System.out.println("watch: " + newest.getState());
+                }
+                job[0] = newest;
+                begun.complete(null);
+            }
+            return null;
+        });
+        if (!job[0].getDone()) {
+            throw new IllegalStateException("a watch ends with OK only after the end");
+        }
+        return job[0];
+    }
+
+    /** Runs a task in a thread that does not keep the program from ending. */
+    static void inBackground(Runnable task) {
+        Thread thread = new Thread(task);
+        thread.setDaemon(true);
+        thread.start();
+    }
+
+    void work(double secondsPerStep) throws Exception {
+        // The request_id makes this safe to repeat: the job is created once.
+        JobStatus.Builder wanted = JobStatus.newBuilder().setName("import customers")
+                .setHeartbeatTimeout(Duration.newBuilder().setSeconds(60));
+        CreateJobRequest creation = CreateJobRequest.newBuilder()
+                .setJob(wanted).setRequestId(UUID.randomUUID().toString()).build();
+        JobStatus created = create(creation);
+        String id = created.getId();
+        System.out.println("job: " + id);
+        System.out.println("created: " + created.getState());
+        if (!create(creation).getId().equals(id)) {
+            throw new IllegalStateException("two jobs");
+        }
+        System.out.println("created again: the same job");
+
+        // A claim names the attempt that it begins. Later updates name the same, so that a lost worker cannot write.
+        UpdateJobRequest.Builder claim = UpdateJobRequest.newBuilder()
+                .setJob(JobStatus.newBuilder().setId(id).setState(JobState.JOB_STATE_IN_PROGRESS))
+                .setAttempt(1);
+        JobStatus claimed = update(claim.setRequestId(UUID.randomUUID().toString()).build());
+        System.out.println("claimed: " + claimed.getState() + ", attempt " + claimed.getAttempt());
+
+        CompletableFuture<Void> begun = new CompletableFuture<>();
+        CompletableFuture<JobStatus> watching = CompletableFuture.supplyAsync(() -> {
+            try {
+                return watch(id, begun);
+            } catch (Exception error) {
+                begun.completeExceptionally(error);
+                throw new IllegalStateException(error);
+            }
+        }, Worker::inBackground);
+        begun.get();
+
+        // Of two claims of one attempt one wins; this is the other.
+        UpdateJobRequest late = claim.setRequestId(UUID.randomUUID().toString()).build();
+        System.out.println("second claim: " + reasonOf(refusal(() -> update(late), Status.Code.FAILED_PRECONDITION)));
+
+        JobState end = JobState.JOB_STATE_SUCCEEDED;
+        int step = 0;
+        while (step < 3 && end == JobState.JOB_STATE_SUCCEEDED) {
+            Thread.sleep((long) (secondsPerStep * 1000)); // the work
+            step++;
+            JobStatus.Builder progress = JobStatus.newBuilder().setId(id).setProgress(25 * step);
+            JobStatus job = update(
+                    UpdateJobRequest.newBuilder().setJob(progress).setAttempt(claimed.getAttempt()).build());
+            System.out.println("progress: " + Math.round(job.getProgress()));
+            if (job.getCancelRequested()) {
+                end = JobState.JOB_STATE_CANCELLED;
+            }
+        }
+        Struct result = Struct.newBuilder()
+                .putFields("steps", Value.newBuilder().setNumberValue(step).build()).build();
+        JobStatus.Builder ending = JobStatus.newBuilder().setId(id).setState(end).setResult(result);
+        JobStatus ended = update(
+                UpdateJobRequest.newBuilder().setJob(ending).setAttempt(claimed.getAttempt()).build());
+        System.out.println("ended: " + ended.getState() + ", progress " + Math.round(ended.getProgress()));
+        watching.get();
+
+        GetJobRequest unknown = GetJobRequest.newBuilder().setId("no-such-job").build();
+        System.out.println("unknown job: " + reasonOf(
+                refusal(() -> untilReachable(() -> inTime().getJob(unknown).getJob()), Status.Code.NOT_FOUND)));
+    }
+
+    public static void main(String[] arguments) throws Exception {
+        ManagedChannel channel = ManagedChannelBuilder.forTarget(arguments[0])
+                .usePlaintext()
+                .keepAliveTime(20, TimeUnit.SECONDS) // a watch notices that the server's machine is gone
+                .build();
+        try {
+            double secondsPerStep = arguments.length > 1 ? Double.parseDouble(arguments[1]) : 0.1;
+            new Worker(JobStatusServiceGrpc.newBlockingStub(channel)).work(secondsPerStep);
+        } finally {
+            channel.shutdownNow();
+        }
+    }
+}

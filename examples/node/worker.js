@@ -1,0 +1,119 @@
+// A worker and a watcher of one job. Usage: node worker.js HOST:PORT [SECONDS_PER_STEP]
+'use strict';
+
+const assert = require('node:assert');
+const { randomUUID } = require('node:crypto');
+const path = require('node:path');
+const { setTimeout: sleep } = require('node:timers/promises');
+const grpc = require('@grpc/grpc-js');
+const protoLoader = require('@grpc/proto-loader');
+
+const PROTOS = ['jobstatus/v1/job_status.proto', 'google/rpc/status.proto', 'google/rpc/error_details.proto'];
+const loaded = protoLoader.loadSync(PROTOS, {
+  includeDirs: [path.join(__dirname, '../../protos'), path.join(__dirname, '../protos')],
+  defaults: true, // fields at their default are there to be read
+  enums: String,
+  longs: Number,
+  json: true, // google.protobuf.Any is shown as what it holds
+});
+const { JobStatusService } = grpc.loadPackageDefinition(loaded).jobstatus.v1;
+
+const [address, secondsPerStep = '0.1'] = process.argv.slice(2);
+const client = new JobStatusService(address, grpc.credentials.createInsecure(), {
+  'grpc.keepalive_time_ms': 20_000, // a watch notices that the server's machine is gone
+});
+
+// UNAVAILABLE: the server cannot be reached. CANCELLED, as we cancel nothing: it was stopping when the call arrived.
+const AWAY = [grpc.status.UNAVAILABLE, grpc.status.CANCELLED];
+
+// Tries again, with backoff and jitter, while the server is away.
+async function untilReachable(attempt) {
+  for (let pause = 100; ; pause = Math.min(2 * pause, 10_000)) {
+    const begunAt = Date.now();
+    try {
+      return await attempt();
+    } catch (error) {
+      if (!AWAY.includes(error.code)) throw error;
+    }
+    if (Date.now() - begunAt > 10_000) pause = 100; // it went well for a while
+    await sleep(Math.random() * pause);
+  }
+}
+
+// Makes one call, and resolves to the job in its reply.
+function call(method, request) {
+  return untilReachable(() => new Promise((resolve, reject) => {
+    const options = { deadline: Date.now() + 10_000 };
+    client[method](request, options, (error, reply) => (error ? reject(error) : resolve(reply.job)));
+  }));
+}
+
+// The machine-readable reason of an error: google.rpc.ErrorInfo's, which travels in grpc-status-details-bin.
+function reasonOf(error) {
+  const [bytes] = error.metadata.get('grpc-status-details-bin');
+  const { details } = loaded['google.rpc.Status'].deserialize(bytes);
+  return details.find((detail) => detail['@type'].endsWith('/google.rpc.ErrorInfo')).reason;
+}
+
+// Prints each new state of a job to its end; a watch that was cut resumes by calling again.
+async function watch(id, onFirst) {
+  let job = {};
+  await untilReachable(async () => {
+    for await (const { event } of client.watchJob({ id })) {
+      if (event.job.state !== job.state) console.log(`watch: ${event.job.state}`);
+      job = event.job;
+      onFirst();
+    }
+  });
+  assert(job.done, 'a watch ends with OK only after the end');
+}
+
+async function main() {
+  // The request_id makes this safe to repeat: the job is created once.
+  const creation = { job: { name: 'import customers', heartbeatTimeout: { seconds: 60 } }, requestId: randomUUID() };
+  const { id, state } = await call('createJob', creation);
+  console.log(`job: ${id}`);
+  console.log(`created: ${state}`);
+  assert.equal((await call('createJob', creation)).id, id);
+  console.log('created again: the same job');
+
+  // A claim names the attempt that it begins. Later updates name the same, so that a lost worker cannot write.
+  const claim = { job: { id, state: 'JOB_STATE_IN_PROGRESS' }, attempt: 1, requestId: randomUUID() };
+  const { state: claimed, attempt } = await call('updateJob', claim);
+  console.log(`claimed: ${claimed}, attempt ${attempt}`);
+
+  let watching;
+  await new Promise((resolve, reject) => {
+    watching = watch(id, resolve);
+    watching.catch(reject);
+  });
+
+  // Of two claims of one attempt one wins; this is the other.
+  const refusal = await call('updateJob', { ...claim, requestId: randomUUID() }).catch((error) => error);
+  assert.equal(refusal.code, grpc.status.FAILED_PRECONDITION);
+  console.log(`second claim: ${reasonOf(refusal)}`);
+
+  let end = 'JOB_STATE_SUCCEEDED';
+  let step = 0;
+  while (step < 3 && end === 'JOB_STATE_SUCCEEDED') {
+    await sleep(Number(secondsPerStep) * 1000); // the work
+    step += 1;
+    const job = await call('updateJob', { job: { id, progress: 25 * step }, attempt });
+    console.log(`progress: ${job.progress}`);
+    if (job.cancelRequested) end = 'JOB_STATE_CANCELLED';
+  }
+  const result = { fields: { steps: { numberValue: step } } };
+  const ended = await call('updateJob', { job: { id, state: end, result }, attempt });
+  console.log(`ended: ${ended.state}, progress ${ended.progress}`);
+  await watching;
+
+  const unknown = await call('getJob', { id: 'no-such-job' }).catch((error) => error);
+  assert.equal(unknown.code, grpc.status.NOT_FOUND);
+  console.log(`unknown job: ${reasonOf(unknown)}`);
+  client.close();
+}
+
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});

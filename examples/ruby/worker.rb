@@ -1,0 +1,116 @@
+# A worker and a watcher of one job. Usage: ruby -I GENERATED worker.rb HOST:PORT [SECONDS_PER_STEP]
+require 'google/protobuf/well_known_types'
+require 'google/rpc/error_details_pb'
+require 'grpc'
+require 'jobstatus/v1/job_status_services_pb'
+require 'securerandom'
+
+V1 = JobStatus::V1
+$stdout.sync = true
+
+# Unavailable: the server cannot be reached. Cancelled, as we cancel nothing: it was stopping when the call arrived.
+AWAY = [GRPC::Unavailable, GRPC::Cancelled].freeze
+
+# Tries again, with backoff and jitter, while the server is away.
+def until_reachable
+  pause = 0.1
+  begin
+    begun_at = Time.now
+    yield
+  rescue *AWAY
+    pause = Time.now - begun_at > 10 ? 0.1 : [2 * pause, 10].min # short again, if it went well for a while
+    sleep(rand * pause)
+    retry
+  end
+end
+
+# Makes one call; returns the job in its reply.
+def call(method, request)
+  until_reachable { method.call(request, deadline: Time.now + 10).job }
+end
+
+# The machine-readable reason of an error: google.rpc.ErrorInfo's.
+def reason_of(error)
+  info = error.to_rpc_status.details.find { |detail| detail.is(Google::Rpc::ErrorInfo) }
+  info.unpack(Google::Rpc::ErrorInfo).reason
+end
+
+# Prints each new state of a job to its end; a watch that was cut resumes by calling again.
+def watch(client, id)
+  job = nil
+  until_reachable do
+    client.watch_job(V1::WatchJobRequest.new(id: id)).each do |message|
+      puts "watch: #{message.event.job.state}" if message.event.job.state != job&.state
+      job = message.event.job
+      yield
+    end
+  end
+  raise 'a watch ends with OK only after the end' unless job.done
+end
+
+def work(client, seconds_per_step)
+  # The request_id makes this safe to repeat: the job is created once.
+  creation = V1::CreateJobRequest.new(
+    job: { name: 'import customers', heartbeat_timeout: { seconds: 60 } },
+    request_id: SecureRandom.uuid
+  )
+  created = call(client.method(:create_job), creation)
+  id = created.id
+  puts "job: #{id}", "created: #{created.state}"
+  raise 'two jobs' if call(client.method(:create_job), creation).id != id
+  puts 'created again: the same job'
+
+  # A claim names the attempt that it begins. Later updates name the same, so that a lost worker cannot write.
+  update = client.method(:update_job)
+  claim = { job: { id: id, state: :JOB_STATE_IN_PROGRESS }, attempt: 1 }
+  claimed = call(update, V1::UpdateJobRequest.new(**claim, request_id: SecureRandom.uuid))
+  puts "claimed: #{claimed.state}, attempt #{claimed.attempt}"
+
+  first = Queue.new
+  watching = Thread.new do
+    watch(client, id) { first.push(true) }
+  ensure
+    first.push(false)
+  end
+  first.pop
+
+  # Of two claims of one attempt one wins; this is the other.
+  begin
+    call(update, V1::UpdateJobRequest.new(**claim, request_id: SecureRandom.uuid))
+    raise 'two claims won'
+  rescue GRPC::FailedPrecondition => error
+    puts "second claim: #{reason_of(error)}"
+  end
+
+  ending = :JOB_STATE_SUCCEEDED
+  step = 0
+  while step < 3 && ending == :JOB_STATE_SUCCEEDED
+    sleep(seconds_per_step) # the work
+    step += 1
+    progress = { id: id, progress: 25.0 * step }
+    job = call(update, V1::UpdateJobRequest.new(job: progress, attempt: claimed.attempt))
+    puts "progress: #{job.progress.to_i}"
+    ending = :JOB_STATE_CANCELLED if job.cancel_requested
+  end
+  result = Google::Protobuf::Struct.from_hash('steps' => step)
+  ended = { id: id, state: ending, result: result }
+  job = call(update, V1::UpdateJobRequest.new(job: ended, attempt: claimed.attempt))
+  puts "ended: #{job.state}, progress #{job.progress.to_i}"
+  watching.value # raises what the watch raised
+
+  begin
+    call(client.method(:get_job), V1::GetJobRequest.new(id: 'no-such-job'))
+    raise 'a job that nobody created'
+  rescue GRPC::NotFound => error
+    puts "unknown job: #{reason_of(error)}"
+  end
+end
+
+address, seconds_per_step = ARGV
+pings = { 'grpc.keepalive_time_ms' => 20_000, 'grpc.http2.max_pings_without_data' => 0 }
+client = V1::JobStatusService::Stub.new(
+  address,
+  :this_channel_is_insecure,
+  channel_args: pings # they let a watch notice that the server's machine is gone
+)
+work(client, Float(seconds_per_step || 0.1))

@@ -1,0 +1,252 @@
+"""A job in the words of two other APIs, for gateways to them: the JSON of a task API and that of a content queue.
+
+What a document of theirs says is not lost here: read and written again, it says the same. The other way something is,
+as they have fewer words: a job that is RETRYING is `processing` in a content queue, like one IN_PROGRESS.
+
+To serve such an API, write what the service answers: `to_task_api(client.get(id))`. To take reports in its words, read
+them and send what a client may write; the service judges the values, and creates the job with its first report:
+
+    known = from_content_queue(json.loads(body))
+    client.update(**writable(known), allow_missing=True)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from typing import Any, TypedDict
+
+from jobstatus_grpc.errors import FieldViolation, InvalidFieldError
+from jobstatus_grpc.record import Job, JobError
+from jobstatus_grpc.state import JobState
+
+__all__ = [
+    "ContentQueueJob",
+    "TaskApiJob",
+    "from_content_queue",
+    "from_task_api",
+    "to_content_queue",
+    "to_task_api",
+    "writable",
+]
+
+_UNKNOWN_CODE = 2
+
+
+class _TaskApiJob(TypedDict):
+    id: str
+    name: str
+    state: str
+    createdAt: str
+
+
+class TaskApiJob(_TaskApiJob, total=False):
+    """A job as a task API writes it. What is unset is absent; progress is in percent."""
+
+    reason: str
+    hasProgress: bool
+    progress: float
+    updatedAt: str
+
+
+class _ContentQueueJob(TypedDict):
+    id: str
+    status: str
+
+
+class ContentQueueJob(_ContentQueueJob, total=False):
+    """A job as a content queue writes it. What is unset is absent; progress is in percent."""
+
+    progress: float
+    estimatedCompletion: str
+    error: str
+
+
+_TASK_API_WORDS: Mapping[JobState, str] = {
+    JobState.PENDING: "pending",
+    JobState.IN_PROGRESS: "in_progress",
+    JobState.RETRYING: "retrying",
+    JobState.SUCCEEDED: "succeeded",
+    JobState.ABORTED: "aborted",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "aborted",
+}
+_CONTENT_QUEUE_WORDS: Mapping[JobState, str] = {
+    JobState.PENDING: "queued",
+    JobState.IN_PROGRESS: "processing",
+    JobState.RETRYING: "processing",
+    JobState.SUCCEEDED: "completed",
+    JobState.ABORTED: "cancelled",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+}
+# Where two states share a word, it is read as the one that says no more than the word does.
+_TASK_API_STATES = {word: state for state, word in _TASK_API_WORDS.items() if state is not JobState.CANCELLED}
+_CONTENT_QUEUE_STATES = {
+    word: state for state, word in _CONTENT_QUEUE_WORDS.items() if state not in (JobState.RETRYING, JobState.ABORTED)
+}
+
+
+def to_task_api(job: Job) -> TaskApiJob:
+    """Return `job` as a task API's JSON object. `updatedAt` is absent until the job changes."""
+    document = TaskApiJob(
+        id=job.id, name=job.name, state=_TASK_API_WORDS[job.state], createdAt=_to_rfc3339(job.created_at)
+    )
+    if job.reason:
+        document["reason"] = job.reason
+    if job.has_progress:
+        document["hasProgress"] = True
+    if job.progress is not None:
+        document["progress"] = _to_number(job.progress)
+    if job.updated_at != job.created_at:
+        document["updatedAt"] = _to_rfc3339(job.updated_at)
+    return document
+
+
+def to_content_queue(job: Job) -> ContentQueueJob:
+    """Return `job` as a content queue's JSON object.
+
+    `error` is the error's message, or its reason where it has no message. `estimatedCompletion` is the worker's own.
+    """
+    document = ContentQueueJob(id=job.id, status=_CONTENT_QUEUE_WORDS[job.state])
+    if job.progress is not None:
+        document["progress"] = _to_number(job.progress)
+    if job.estimated_completion is not None:
+        document["estimatedCompletion"] = _to_rfc3339(job.estimated_completion)
+    if job.error is not None:
+        document["error"] = job.error.message or job.error.reason
+    return document
+
+
+def from_task_api(document: object) -> dict[str, Any]:
+    """Return what a task API's JSON object says of a job, by the names of Job's fields.
+
+    It may be a part of one, such as the body of a request: every field may be missing or null, and others are ignored.
+    Without `updatedAt` nothing has changed since `createdAt`, so that a whole document is a whole job: `Job(**known)`.
+
+    Raises:
+        InvalidFieldError: a value is of the wrong kind, or a word or time is none; it lists all of them.
+    """
+    known = _read(document, _TASK_API_FIELDS)
+    if "created_at" in known:
+        known.setdefault("updated_at", known["created_at"])
+    return known
+
+
+def from_content_queue(document: object) -> dict[str, Any]:
+    """Return what a content queue's JSON object says of a job, by the names of Job's fields.
+
+    As `from_task_api`. An error's code is UNKNOWN. `processing` with an error is RETRYING: a job IN_PROGRESS has none.
+    """
+    known = _read(document, _CONTENT_QUEUE_FIELDS)
+    if known.get("state") is JobState.IN_PROGRESS and "error" in known:
+        known["state"] = JobState.RETRYING
+    return known
+
+
+def writable(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of `known` the clients' `update` takes: all but the times that the service itself keeps."""
+    return {name: value for name, value in known.items() if name not in ("created_at", "updated_at")}
+
+
+def _read(document: object, fields: Mapping[str, tuple[str, Callable[[Any], Any]]]) -> dict[str, Any]:
+    if not isinstance(document, Mapping):
+        raise InvalidFieldError("must be a JSON object")
+    known: dict[str, Any] = {}
+    violations = []
+    for name, (field, read) in fields.items():
+        value = document.get(name)
+        if value is None:
+            continue
+        try:
+            known[field] = read(value)
+        except ValueError as error:
+            violations.append(FieldViolation(name, str(error)))
+    if violations:
+        raise InvalidFieldError(violations=violations)
+    return known
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("must be a number from 0 to 100") from None
+
+
+def _error(value: Any) -> JobError:
+    return JobError(_UNKNOWN_CODE, _text(value))
+
+
+def _one_of(states: Mapping[str, JobState]) -> Callable[[Any], JobState]:
+    def read(value: Any) -> JobState:
+        state = states.get(_text(value))
+        if state is None:
+            raise ValueError(f"must be one of {', '.join(states)}")
+        return state
+
+    return read
+
+
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII)
+
+
+def _instant(value: Any) -> datetime:
+    """Cut to microseconds, in UTC."""
+    wanted = "must be a time such as 2026-01-31T12:00:00Z"
+    match = _RFC3339.fullmatch(_text(value))
+    if match is None:
+        raise ValueError(wanted)
+    date, time, fraction, offset = match.groups(default="")
+    # The form that Python 3.10 reads: six digits, and no Z.
+    iso = f"{date}T{time}.{fraction[:6]:0<6}{'+00:00' if offset in 'Zz' else offset}"
+    try:
+        return datetime.fromisoformat(iso).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        raise ValueError(wanted) from None
+
+
+def _to_rfc3339(instant: datetime) -> str:
+    """With no, three or six digits of a second, as protobuf's JSON has them."""
+    microsecond = instant.microsecond
+    precision = "seconds" if not microsecond else "microseconds" if microsecond % 1000 else "milliseconds"
+    return instant.astimezone(timezone.utc).replace(tzinfo=None).isoformat(timespec=precision) + "Z"
+
+
+def _to_number(progress: float) -> float:
+    """Whole numbers without a fraction, for those who read integers."""
+    return int(progress) if progress.is_integer() else progress
+
+
+_TASK_API_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "id": ("id", _text),
+    "name": ("name", _text),
+    "state": ("state", _one_of(_TASK_API_STATES)),
+    "reason": ("reason", _text),
+    "hasProgress": ("has_progress", _flag),
+    "progress": ("progress", _number),
+    "createdAt": ("created_at", _instant),
+    "updatedAt": ("updated_at", _instant),
+}
+_CONTENT_QUEUE_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "id": ("id", _text),
+    "status": ("state", _one_of(_CONTENT_QUEUE_STATES)),
+    "progress": ("progress", _number),
+    "estimatedCompletion": ("estimated_completion", _instant),
+    "error": ("error", _error),
+}
