@@ -36,14 +36,26 @@ setup: $(VENV)/.dev $(PROTO_VENV)/.tools ## everything that developing needs, in
 
 .PHONY: test
 test: $(VENV)/.dev ## the tests, without those that are slow or build (under 5 minutes)
-	$(PYTHON) -m pytest -m 'not slow and not proto and not wheel' $(ARGS)
+	$(PYTHON) -m pytest -m 'not slow and not proto and not wheel and not interop' $(ARGS)
 
 .PHONY: check
 check: lint types imports test-all ## all that CI asks for (under 12 minutes)
 
 .PHONY: test-all
-test-all: $(VENV)/.dev $(PROTO_VENV)/.tools ## every test
-	$(PYTHON) -m pytest $(ARGS)
+test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node ## every test, but for make interop's
+	$(PYTHON) -m pytest -m 'not interop' $(ARGS)
+
+# What the examples in other languages need stands in examples/Makefile.
+INTEROP_PACKAGES = $(shell $(MAKE) --silent --no-print-directory -C examples packages)
+
+.PHONY: interop
+interop: $(VENV)/.dev node ## the examples in every language as tests; installs their Debian packages
+	@dpkg-query --show $(INTEROP_PACKAGES) >/dev/null 2>&1 || $(call apt-install,$(INTEROP_PACKAGES))
+	$(PYTHON) -m pytest tests/interop/test_languages.py $(ARGS)
+
+.PHONY: node
+node:
+	@command -v npm >/dev/null || $(call apt-install,nodejs npm)
 
 .PHONY: faults
 faults: $(VENV)/.dev ## the fault tests at full length
@@ -104,7 +116,7 @@ wheel-check: $(VENV)/.dev ## build the wheel, install it away from the checkout,
 
 .PHONY: clean
 clean: ## remove what these tasks made, databases excepted
-	rm -rf $(VENV) $(PROTO_VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- environments: a stamp each, renewed when pyproject.toml changes

@@ -7,8 +7,6 @@ import sys
 USE_EVERY_NAME = "from jobstatus_grpc import *; import sys; print(*sys.modules)"
 NOT_FOR_CLIENTS = (
     "click",
-    "grpc_health",
-    "grpc_reflection",
     "jobstatus_grpc.cli",
     "jobstatus_grpc.commit_queue",
     "jobstatus_grpc.server",

@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -111,7 +112,7 @@ def test_a_result_is_at_most_32_deep(wrap, over):
         children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else None
         return 0 if children is None else 1 + max((depth(child) for child in children), default=0)
 
-    value = {"a": None}
+    value: dict[str, Any] = {"a": None}
     while depth({"a": wrap(value)}) <= limits.MAX_RESULT_DEPTH:
         value = {"a": wrap(value)}
     while depth(value) < limits.MAX_RESULT_DEPTH + over:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from jobstatus_grpc.record import JobError
 from jobstatus_grpc.state import CREATION_STATES, ERROR_STATES, JobState
 
 BAD_REQUEST = RequestId("\0", "hash")
-BAD = {
+BAD: dict[str, Any] = {
     "reason": "\0",
     "progress": float("nan"),
     "heartbeat_timeout": timedelta(0),
@@ -69,7 +70,7 @@ def test_an_error_is_valid_beside_a_state_that_has_one(state):
 
 
 def test_name_and_parent_are_looked_at_only_where_they_may_be_written():
-    bad = {"name": "\0", "parent_id": "/", "labels_if_missing": {"k": "\0"}}
+    bad: dict[str, Any] = {"name": "\0", "parent_id": "/", "labels_if_missing": {"k": "\0"}}
     assert fields_of(validation.check_update, Update(id="a", **bad)) == []
     told = fields_of(validation.check_update, Update(id="a", allow_missing=True, **bad))
     assert told == ["job.name", "job.parent_id", "job.labels['k']"]

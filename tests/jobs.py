@@ -1,0 +1,38 @@
+"""Jobs at every point of their life, for tests of the rules."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from jobstatus_grpc.job import (
+    TERMINAL_STATES,
+    Job,
+    JobError,
+    JobState,
+    Tombstone,
+    Update,
+    apply,
+)
+
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+LATER = START + timedelta(seconds=10)
+RETENTION = timedelta(days=7)
+S = JobState
+
+
+def job_in(state: JobState, **fields: Any) -> Job:
+    """A job that has come to `state` the usual way."""
+    values: dict[str, Any] = {"attempt": 0 if state is S.PENDING else 1, "revision": 5}
+    if values["attempt"]:
+        values["started_at"] = START
+    if state in TERMINAL_STATES:
+        values |= {"finished_at": START, "expires_at": START + RETENTION}
+    if state is S.FAILED:
+        values["error"] = JobError(2, "")
+    return Job(id="a", state=state, created_at=START, updated_at=START, **{**values, **fields})
+
+
+def update(job: Job | Tombstone | None, now: datetime = LATER, /, **fields: Any) -> Job:
+    fences = {name: fields.pop(name) for name in ("attempt", "expected_revision", "request") if name in fields}
+    return apply(job, Update(id="a", changes=fields, **fences), now=now, retention=RETENTION).job
