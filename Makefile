@@ -63,7 +63,6 @@ faults: $(VENV)/.dev ## the fault tests at full length
 
 .PHONY: bench
 bench: $(VENV)/.dev ## measure beside a bare handler, and print a table
-	@command -v h2load >/dev/null || $(call apt-install,nghttp2-client)
 	$(PYTHON) -m benchmarks $(ARGS)
 
 # ---- look at the code

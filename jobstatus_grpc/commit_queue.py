@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import Command, Outcome
@@ -17,8 +18,12 @@ MAX_GROUP_COMMANDS = 1000
 class CommitQueue:
     """Stands between the calls and the store, which sees one group at a time, in the order of submission."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(
+        self, store: JobStore, *, around_commit: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Take the store, and what to hold while it commits."""
         self._store = store
+        self._around_commit = around_commit
         self._waiting: deque[tuple[Sequence[Command], asyncio.Future[list[Outcome]]]] = deque()
         self._committer: asyncio.Task[None] | None = None
 
@@ -58,7 +63,8 @@ class CommitQueue:
             group.append(self._waiting.popleft())
             commands.extend(group[-1][0])
         try:
-            outcomes = await self._store.commit(commands)
+            with self._around_commit():
+                outcomes = await self._store.commit(commands)
         except Exception as error:
             for _, done in group:
                 if not done.done():

@@ -7,7 +7,9 @@ hundred microseconds, most of them in gRPC, and the loop takes what has arrived 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol
 
 # Looking at a watcher that is not due costs a microsecond, waking one costs a hundred.
@@ -26,21 +28,48 @@ class WakeQueue:
     """Steps through what stands in it, first come first served. Lives on one event loop."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._items: deque[Wakeable] = deque()
         self._is_turning = False
+        self._is_paused = False
+        self._may_pause_at = 0.0
 
     def enqueue(self, item: Wakeable) -> None:
         """Let `item` step in its turn. It may stand in the queue more than once; better it does not."""
         self._items.append(item)
-        if not self._is_turning:
+        if not self._is_turning and not self._is_paused:
             self._is_turning = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._loop.call_soon(self._turn)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wake nobody while the block runs: a thread that commits gets the interpreter only when this one rests.
+
+        After a pause there is none for as long as it took, so that a stream of commits cannot starve watchers.
+        """
+        began_at = self._loop.time()
+        if self._is_paused or began_at < self._may_pause_at:
+            yield
+            return
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+            now = self._loop.time()
+            self._may_pause_at = now + (now - began_at)
+            if self._items and not self._is_turning:
+                self._is_turning = True
+                self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
+        if self._is_paused:
+            self._is_turning = False
+            return
         for _ in range(min(STEPS_PER_TURN, len(self._items))):
             if self._items.popleft().step():
                 break
         if self._items:
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._loop.call_soon(self._turn)
         else:
             self._is_turning = False

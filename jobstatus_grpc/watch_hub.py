@@ -37,7 +37,7 @@ class WatchHub:
         self._stamp = stamp
         self._max_age_seconds = max_age_seconds
         self._topics: dict[tuple[str, str], Topic] = {}
-        self._wakes = WakeQueue()
+        self.wakes = WakeQueue()
         self._ending: type[JobStatusError] | None = None
 
     @contextlib.contextmanager
@@ -54,7 +54,7 @@ class WatchHub:
         key = (tenant, job_id)
         topic = self._topics.get(key)
         if topic is None:
-            topic = self._topics[key] = Topic(self._wakes)
+            topic = self._topics[key] = Topic(self.wakes)
         watcher = Watcher(
             self,
             topic,
@@ -124,7 +124,7 @@ class WatchHub:
         """Let `watcher` look, in its turn, whether it has something to send."""
         if not watcher.is_queued:
             watcher.is_queued = True
-            self._wakes.enqueue(watcher)
+            self.wakes.enqueue(watcher)
 
     def end_all(self, error: type[JobStatusError]) -> None:
         """End every open watch with `error`, one whose job is done after sending that; forget what jobs were like."""

@@ -130,7 +130,7 @@ def _name_of(program: str) -> str:
 
 def _say_begin(tracked: TrackedJob, address: str, *, quiet: bool) -> None:
     """Say which job it is and whether it is reported; raise what forbids to run the command."""
-    error = tracked._reporting.error  # of Tracked's own there is only `lost`, which does not say why
+    error = tracked.error
     if isinstance(error, REFUSALS):
         exits.say_error(f"{error}; the command was not run")
         job = tracked.job

@@ -45,6 +45,7 @@ class Claim:
         """Take the arguments of the clients' `track`."""
         self.id = id or new_job_id(datetime.now(timezone.utc))
         self.attempt = 0
+        self._claimed = 1
         self._name = name
         self._labels = labels
         self._parent_id = parent_id
@@ -61,7 +62,8 @@ class Claim:
         if self._step.method == "GetJob":
             self._step = self._claim(job.attempt + 1)
         else:
-            self.attempt = job.attempt
+            # Not the job's: a step sent twice is answered with the job as it is now, which another may have claimed.
+            self.attempt = self._claimed
 
     def is_saved_from(self, error: Exception) -> bool:
         """Tell whether there is another way after `error`: a job that is not there can be created if it has a name."""
@@ -82,6 +84,7 @@ class Claim:
         return Step("CreateJob", request)
 
     def _claim(self, attempt: int) -> Step:
+        self._claimed = attempt
         timeout = self._heartbeat_timeout_seconds
         update = JobUpdate(
             self.id,

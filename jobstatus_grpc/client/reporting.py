@@ -56,7 +56,7 @@ class Reporting:
         self.cancel_requested = False
         self.lost = False
         self.error: Exception | None = None
-        """Why nothing more will be sent, or else what the last try met."""
+        """Why nothing more will be sent, or else what the last try met; None: it went well."""
         self.strict = strict
         self.call_timeout_seconds = min(call_timeout_seconds, finish_timeout_seconds)
         self.wake: Callable[[], None] = lambda: None
@@ -183,7 +183,9 @@ class Reporting:
             elif not self.is_open or step is self._final or _is_end(error) or isinstance(error, ClientClosedError):
                 self._stop(error)
             else:
-                log.error("a report on job %s was refused: %s", self.claim.id, error)
+                if self.error is None:
+                    log.error("a report on job %s was refused: %s", self.claim.id, error)
+                self.error = error
                 self._reported_at = self._now()
 
     def abandon(self) -> None:

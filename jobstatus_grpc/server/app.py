@@ -83,12 +83,12 @@ class _Server:
         self._request_log = request_log
         self._store = store
         self.addresses: list[str] = []
-        self._queue = CommitQueue(store)
         self._hub = WatchHub(
             render=events.render_job_event,
             stamp=lambda: events.stamp(utc_now()),
             max_age_seconds=config.max_connection_age.total_seconds(),
         )
+        self._queue = CommitQueue(store, around_commit=self._hub.wakes.paused)
         self._servicer = JobStatusServicer(
             Tracker(store=store, queue=self._queue, hub=self._hub, clock=utc_now),
         )

@@ -30,17 +30,17 @@ class JobStatusServicer:
     async def CreateJob(self, data: bytes, context: Context) -> bytes:
         """Create a job."""
         command = requests.to_create(parse(pb.CreateJobRequest, data), caller_of(context))
-        return replies.job_reply(pb.CreateJobResponse(), await self._tracker.create(command))
+        return replies.job_reply(await self._tracker.create(command))
 
     async def GetJob(self, data: bytes, context: Context) -> bytes:
         """Return a job."""
         job_id = requests.to_job_id(parse(pb.GetJobRequest, data))
-        return replies.job_reply(pb.GetJobResponse(), await self._tracker.get(caller_of(context).tenant, job_id))
+        return replies.job_reply(await self._tracker.get(caller_of(context).tenant, job_id))
 
     async def UpdateJob(self, data: bytes, context: Context) -> bytes:
         """Report on a job."""
         command = requests.to_update(parse(pb.UpdateJobRequest, data), caller_of(context))
-        return replies.job_reply(pb.UpdateJobResponse(), await self._tracker.update(command))
+        return replies.job_reply(await self._tracker.update(command))
 
     async def BatchUpdateJobs(self, data: bytes, context: Context) -> bytes:
         """Report on many jobs."""
@@ -50,7 +50,7 @@ class JobStatusServicer:
     async def CancelJob(self, data: bytes, context: Context) -> bytes:
         """Ask for a job's end."""
         command = requests.to_cancel(parse(pb.CancelJobRequest, data), caller_of(context))
-        return replies.job_reply(pb.CancelJobResponse(), await self._tracker.cancel(command))
+        return replies.job_reply(await self._tracker.cancel(command))
 
     async def WatchJob(self, data: bytes, context: Context) -> None:
         """Follow a job to its end."""

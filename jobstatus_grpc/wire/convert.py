@@ -16,6 +16,7 @@ from jobstatus_grpc.job import Job, JobError, JobState
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _STATES = {int(state): state for state in JobState}
 _SECONDS_PER_DAY = 86400
+RENDERED_KEPT = 4096
 
 
 def to_state(number: int) -> JobState | int:
@@ -23,7 +24,41 @@ def to_state(number: int) -> JobState | int:
     return _STATES.get(number, number)
 
 
-def job_to_wire(job: Job, message: pb.JobStatus, *, with_result: bool = True) -> None:
+_rendered: dict[int, tuple[Job, bytes]] = {}
+
+
+def render_job(job: Job) -> bytes:
+    """Return `job` as the bytes of a JobStatus, rendered once for all the replies and watchers that it goes to."""
+    known = _rendered.get(id(job))
+    if known is None or known[0] is not job:
+        message = pb.JobStatus()
+        job_to_wire(job, message)
+        if len(_rendered) >= RENDERED_KEPT:
+            _rendered.clear()
+        # The job is kept beside its bytes: as long as it lives, no other has its id().
+        known = _rendered[id(job)] = (job, message.SerializeToString())
+    return known[1]
+
+
+def field_1(message: bytes) -> bytes:
+    """Return a message whose field 1 is the message in `message`, and which has no other.
+
+    A tag, the length as a base-128 varint, the bytes: https://protobuf.dev/programming-guides/encoding/#length-types
+    """
+    size = len(message)
+    if size < 0x80:
+        return b"\x0a%c%b" % (size, message)
+    if size < 0x4000:
+        return b"\x0a%c%c%b" % (size & 0x7F | 0x80, size >> 7, message)
+    length = bytearray(b"\x0a")
+    while size >= 0x80:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return bytes(length) + message
+
+
+def job_to_wire(job: Job, message: pb.JobStatus) -> None:
     """Write `job` into `message`, which must be empty."""
     message.id = job.id
     message.state = job.state  # type: ignore[assignment]  # the numbers are the enum's
@@ -52,7 +87,7 @@ def job_to_wire(job: Job, message: pb.JobStatus, *, with_result: bool = True) ->
     if job.parent_id:
         message.parent_id = job.parent_id
     _rarer_fields_to_wire(job, message)
-    if with_result and job.result is not None:
+    if job.result is not None:
         message.result.CopyFrom(_struct(job.result))
 
 

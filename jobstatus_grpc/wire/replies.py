@@ -1,52 +1,54 @@
-"""Jobs and outcomes → replies, as bytes."""
+"""Jobs and outcomes → replies, as bytes.
+
+A job is rendered once; the messages around it are its tag and its length.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import limits
 from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.job import Outcome
-from jobstatus_grpc.record import Job
+from jobstatus_grpc.record import Job, evolve
 from jobstatus_grpc.wire import convert, status
 
-JobReply: TypeAlias = pb.CreateJobResponse | pb.GetJobResponse | pb.UpdateJobResponse | pb.CancelJobResponse
+MAX_CUT_RESULT_BYTES = 320
+_WORDY_FIELDS: Mapping[str, Any] = {"name": "", "reason": "", "error": None, "labels": {}, "parent_id": ""}
 
 
-def job_reply(response: JobReply, job: Job) -> bytes:
-    """Return `response`, which must be empty, with `job` in it."""
-    convert.job_to_wire(job, response.job)
-    return response.SerializeToString()
+def job_reply(job: Job) -> bytes:
+    """Return a CreateJobResponse, GetJobResponse, UpdateJobResponse or CancelJobResponse: `job` is field 1 of each."""
+    return convert.field_1(convert.render_job(job))
 
 
 def batch_reply(outcomes: Sequence[Outcome]) -> bytes:
-    """Return one result per outcome, in order; jobs without their results.
+    """Return a BatchUpdateJobsResponse: one result per outcome, in order; jobs without their results.
 
-    Once the reply has reached 1 MiB, further results are cut to what a worker must know.
+    Results that would take the reply beyond 1 MiB are cut to what a worker must know.
     """
-    response = pb.BatchUpdateJobsResponse()
-    for outcome in outcomes:
-        result = response.results.add()
-        if isinstance(outcome, JobStatusError):
-            result.error.CopyFrom(status.to_job_error(outcome))
-        else:
-            convert.job_to_wire(outcome, result.job, with_result=False)
-    if response.ByteSize() > limits.MAX_RESPONSE_BYTES:
-        _cut(response)
-    return response.SerializeToString()
-
-
-def _cut(response: pb.BatchUpdateJobsResponse) -> None:
+    room = limits.MAX_RESPONSE_BYTES - MAX_CUT_RESULT_BYTES * len(outcomes)
+    results: list[bytes] = []
     size = 0
-    for result in response.results:
-        size += result.ByteSize()
-        if size <= limits.MAX_RESPONSE_BYTES:
-            continue
-        if result.HasField("error"):
-            result.error.ClearField("message")
-        else:
-            for field in ("name", "reason", "error", "labels", "parent_id"):
-                result.job.ClearField(field)
+    for outcome in outcomes:
+        result = convert.field_1(_result(outcome, is_cut=size >= room))
+        size += len(result)
+        results.append(result)
+    return b"".join(results)
+
+
+def _result(outcome: Outcome, *, is_cut: bool) -> bytes:
+    """Return a BatchUpdateJobsResult."""
+    if isinstance(outcome, JobStatusError):
+        error = status.to_job_error(outcome)
+        if is_cut:
+            error.ClearField("message")
+        return pb.BatchUpdateJobsResult(error=error).SerializeToString()
+    if is_cut:
+        outcome = evolve(outcome, _WORDY_FIELDS)
+    if outcome.result is not None:
+        outcome = evolve(outcome, {"result": None})
+    return convert.field_1(convert.render_job(outcome))

@@ -80,6 +80,12 @@ def test_a_creation_that_fails_is_sent_again_as_it_was():
     assert worker.next_due().request is first.request
 
 
+def test_a_job_that_another_claimed_before_our_creation_was_answered_is_not_ours():
+    worker = Worker()
+    worker.send(attempt=2)
+    assert worker.send().attempt == 1
+
+
 def test_heartbeats_come_at_a_third_of_the_timeout_with_the_attempt():
     worker = Worker(30).open()
     began = worker.now
@@ -234,12 +240,14 @@ def test_a_job_that_is_not_ours_any_more_is_left_alone(error):
     assert worker.reporting.due_in_seconds() is None
 
 
-def test_a_report_that_is_refused_for_itself_is_dropped():
+def test_a_report_that_is_refused_for_itself_is_dropped(caplog):
     worker = Worker().open()
     worker.reporting.progress(10, "")
-    worker.reporting.failed(worker.next_due(), PermissionDeniedError())
+    for _ in range(3):
+        worker.reporting.failed(worker.next_due(), PermissionDeniedError())
     assert not worker.reporting.lost
     assert sent(worker.send()) == {}
+    assert len(caplog.records) == 1
 
 
 def test_a_job_that_was_cancelled_before_its_worker_came_says_so():

@@ -44,9 +44,12 @@ def test_a_report_is_tried_again_after(connect, code):
 
 def test_heartbeats_go_on_for_as_long_as_the_block(connect):
     alive = reply(pb.UpdateJobResponse(job=a_job(attempt=1)))
-    with ScriptedServer(CreateJob=[CREATED], UpdateJob=[alive] * 5 + [DONE]) as server:
-        with connect(server.address).track(heartbeat_timeout_seconds=0.3):
-            server.await_request("UpdateJob", 5)
+    answers = [*[alive] * 5, DONE]
+    with (
+        ScriptedServer(CreateJob=[CREATED], UpdateJob=answers) as server,
+        connect(server.address).track(heartbeat_timeout_seconds=0.3),
+    ):
+        server.await_request("UpdateJob", 5)
     *beats, end = server.requests["UpdateJob"]
     assert {(beat.attempt, len(beat.update_mask.paths)) for beat in beats} == {(1, 0)}
     assert list(end.update_mask.paths) == ["state"]

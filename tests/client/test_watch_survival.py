@@ -15,12 +15,14 @@ from jobstatus_grpc import AsyncJobStatusClient, JobState, TooManyWatchersError,
 from jobstatus_grpc.errors import JobStatusError, StreamAgeError
 from tests.client.scripted import ScriptedServer, a_done_job, a_job, a_stream, an_event, fail, refuse
 
+FULL = TooManyWatchersError()
+FULL.retry_after_seconds = 0.05
 ENDS = {
     "UNAVAILABLE": a_stream(an_event(a_job(1)), then=fail(grpc.StatusCode.UNAVAILABLE)),
     "INTERNAL": a_stream(an_event(a_job(1)), then=fail(grpc.StatusCode.INTERNAL)),
     "UNKNOWN": a_stream(an_event(a_job(1)), then=fail(grpc.StatusCode.UNKNOWN)),
     "CANCELLED": a_stream(an_event(a_job(1)), then=fail(grpc.StatusCode.CANCELLED)),
-    "RESOURCE_EXHAUSTED once opened": a_stream(an_event(a_job(1)), then=refuse(TooManyWatchersError())),
+    "RESOURCE_EXHAUSTED once opened": a_stream(an_event(a_job(1)), then=refuse(FULL)),
     "OK without a done job": a_stream(an_event(a_job(1))),
     "a message that is no message": a_stream(an_event(a_job(1)), b"\xff\xff"),
     "a job that makes no sense": a_stream(an_event(a_job(1)), an_event(a_job(2, created=2**60))),
@@ -73,7 +75,7 @@ def test_a_watch_raises_what_does_not_pass_also_once_opened(connect, code):
 
 
 def test_a_watch_that_is_refused_a_place_at_its_opening_raises(connect):
-    with ScriptedServer(WatchJob=[refuse(TooManyWatchersError())]) as server, pytest.raises(TooManyWatchersError):
+    with ScriptedServer(WatchJob=[refuse(FULL)]) as server, pytest.raises(TooManyWatchersError):
         next(connect(server.address).watch("a"))
 
 
@@ -128,7 +130,8 @@ def test_events_of_other_kinds_are_passed_over(connect):
         assert [job.revision for job in connect(server.address).watch("a")] == [99]
 
 
-def test_a_done_job_ends_a_watch_whatever_the_server_does(connect):
+def test_a_done_job_ends_a_watch_whatever_the_server_does(connect, monkeypatch):
+    monkeypatch.setattr("jobstatus_grpc.client.watch.END_SECONDS", 0.1)
     with ScriptedServer(WatchJob=[]) as server:
         server.script("WatchJob", a_stream(an_event(a_done_job()), then=server.silence))
         assert [job.state for job in connect(server.address).watch("a")] == [JobState.SUCCEEDED]
@@ -181,7 +184,8 @@ def test_a_watch_that_hears_of_its_server_does_not_give_up(connect):
         assert len(list(connect(server.address).watch("a", give_up_seconds=3))) == 11
 
 
-def test_a_row_of_failures_is_logged_once(connect, caplog):
+def test_a_row_of_failures_is_logged_once(connect, caplog, monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: low)
     caplog.set_level(logging.WARNING, "jobstatus_grpc.client")
     with ScriptedServer(WatchJob=[fail(grpc.StatusCode.UNAVAILABLE)] * 4 + [THE_END]) as server:
         list(connect(server.address).watch("a"))

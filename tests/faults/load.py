@@ -48,7 +48,9 @@ class Worker:
         self._note(reply.job, number)
 
     def request(self, number: int, *, state: pb.JobState.ValueType | None = None) -> pb.UpdateJobRequest:
-        job = pb.JobStatus(id=self.job_id, labels={"number": str(number)}, state=state)
+        job = pb.JobStatus(id=self.job_id, labels={"number": str(number)})
+        if state is not None:
+            job.state = state
         return pb.UpdateJobRequest(job=job, attempt=1, request_id=f"{self.job_id}-{number}")
 
     def _note(self, job: pb.JobStatus, number: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import pytest
+
 from jobstatus_grpc import AsyncJobStatusClient, JobState
 from tests.faults.load import crowd, follow
 from tests.processes import ServerProcess
@@ -43,7 +45,8 @@ def test_no_call_of_our_client_fails_and_no_watch_ends_while_the_server_is_repla
         asyncio.run(asyncio.wait_for(scenario(), 50))
 
 
-def test_a_crowd_of_calls_under_way_when_the_server_goes_all_take_effect_once(tmp_path):
+@pytest.mark.parametrize("grace", ["10s", "0s"])
+def test_a_crowd_of_calls_under_way_when_the_server_goes_all_take_effect_once(tmp_path, grace):
     async def scenario(server):
         async with AsyncJobStatusClient(server.address) as client, crowd() as start:
             jobs = [await client.create(state=JobState.IN_PROGRESS) for _ in range(CROWD)]
@@ -53,7 +56,8 @@ def test_a_crowd_of_calls_under_way_when_the_server_goes_all_take_effect_once(tm
             await asyncio.to_thread(server.start)
             assert {reply.revision for reply in await asyncio.gather(*calls)} == {2}
 
-    with ServerProcess("--log-level", "warning", store=f"sqlite:///{tmp_path}/jobs.db") as server:
+    flags = ["--log-level", "warning", "--drain-grace", grace]
+    with ServerProcess(*flags, store=f"sqlite:///{tmp_path}/jobs.db") as server:
         asyncio.run(asyncio.wait_for(scenario(server), 50))
 
 

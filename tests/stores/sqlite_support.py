@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from jobstatus_grpc.stores.sqlite import SqliteStore
-from tests.stores.contract import RETENTION, StandingClock
+from tests.stores.support import RETENTION, StandingClock
 
 
 async def open_at(path: Path, clock=None, **more) -> SqliteStore:

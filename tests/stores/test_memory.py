@@ -6,7 +6,8 @@ import pytest
 
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.stores.memory import MemoryStore, open_store
-from tests.stores.contract import RETENTION, StoreContract
+from tests.stores.contract import StoreContract
+from tests.stores.support import RETENTION
 
 
 class TestMemoryStore(StoreContract):

@@ -6,8 +6,9 @@ import pytest
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, Update
-from tests.stores.contract import StoreContract, claim, done, end, following
+from tests.stores.contract import StoreContract
 from tests.stores.sqlite_support import on_file, open_at, raw
+from tests.stores.support import claim, done, end, following
 
 
 class TestSqliteStore(StoreContract):

@@ -17,7 +17,7 @@ from jobstatus_grpc.job import Cancel, Command, Create, Delete, JobError, JobSta
 from jobstatus_grpc.stores.interface import JobStore
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.stores.sqlite import SqliteStore
-from tests.stores.contract import RETENTION, StandingClock, following
+from tests.stores.support import RETENTION, StandingClock, following
 
 TENANTS = ["default", "other"]
 IDS = ["a", "b", "c"]

@@ -17,8 +17,8 @@ from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create
 from jobstatus_grpc.stores.sqlite import SqliteStore, open_store
 from jobstatus_grpc.stores.sqlite_file import SqliteFile, migrations, path_of
-from tests.stores.contract import done
 from tests.stores.sqlite_support import on_file, open_at, raw
+from tests.stores.support import done
 
 # One process
 

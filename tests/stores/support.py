@@ -1,0 +1,76 @@
+"""What the stores' tests share: a clock, a loop for each test, and short ways to say things."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from jobstatus_grpc.job import Command, Job, JobState, Update
+from jobstatus_grpc.stores.interface import Change, JobStore
+
+RETENTION = timedelta(days=7)
+
+
+class StandingClock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 3, 1, 12, 0, 0, 250, tzinfo=timezone.utc)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **duration: float) -> None:
+        self.now += timedelta(**duration)
+
+
+def on_store(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run `test(self, store, …)` on a new store and loop; it may also ask for `clock`, and for fixtures."""
+
+    def run(self: Any, tmp_path: Path, **arguments: Any) -> None:
+        async def main() -> None:
+            clock = StandingClock()
+            store = await self.open(tmp_path, clock)
+            try:
+                await test(self, store, **arguments, **({"clock": clock} if "clock" in wanted else {}))
+            finally:
+                await store.close()
+
+        asyncio.run(main())
+
+    wanted = inspect.signature(test).parameters
+    fixtures = [parameter for name, parameter in wanted.items() if name not in ("store", "clock")]
+    tmp_path = inspect.Parameter("tmp_path", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    setattr(run, "__signature__", inspect.Signature([*fixtures, tmp_path]))  # noqa: B010
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+async def done(store: JobStore, *commands: Command) -> list[Job]:
+    """Commit `commands`, none of which may be refused."""
+    outcomes = await store.commit(commands)
+    refusals = [outcome for outcome in outcomes if not isinstance(outcome, Job)]
+    assert not refusals, refusals
+    return [outcome for outcome in outcomes if isinstance(outcome, Job)]
+
+
+async def following(store: JobStore, after: str) -> list[Change]:
+    """Return all that changed after a position, oldest batch first."""
+    changes: list[Change] = []
+    while after != await store.position():
+        batch = await store.changes(after)
+        changes += batch.changes
+        after = batch.position
+    return changes
+
+
+def claim(job_id: str, attempt: int = 1, **more: Any) -> Update:
+    return Update(id=job_id, changes={"state": JobState.IN_PROGRESS}, attempt=attempt, **more)
+
+
+def end(job_id: str, state: JobState = JobState.SUCCEEDED, **changes: Any) -> Update:
+    return Update(id=job_id, changes={"state": state, **changes})
