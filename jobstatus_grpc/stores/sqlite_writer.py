@@ -83,6 +83,14 @@ def _delete_transitions(count: int) -> str:
     return f"DELETE FROM transitions WHERE {keys_in(count)}"
 
 
+def _change_rows(batch: Batch, sequence: int) -> list[Row]:
+    """Return the rows of what `batch` changed, numbered from `sequence` + 1."""
+    return [
+        (number, change.tenant, change.id, change.revision, 1 if change.job is None else 0)
+        for number, change in enumerate(batch.changes.values(), start=sequence + 1)
+    ]
+
+
 _TRIM_TRANSITIONS = f"""
     DELETE FROM transitions WHERE tenant = :tenant AND id = :id AND revision <= (
         SELECT revision FROM transitions WHERE tenant = :tenant AND id = :id
@@ -156,10 +164,6 @@ class Writer:
                     reports.append(stored.report)
                 else:
                     rows.append(stored.row)
-        changes = [
-            (number, change.tenant, change.id, change.revision, 1 if change.job is None else 0)
-            for number, change in enumerate(batch.changes.values(), start=sequence + 1)
-        ]
         # Few calls: after every call into SQLite this thread has to compete for the interpreter again.
         self.connection.execute("BEGIN IMMEDIATE")
         try:
@@ -168,7 +172,7 @@ class Writer:
             # In the order of keys, neighbours share pages.
             self._execute(_write_reports, sorted(reports))
             self._execute(_write_jobs, sorted(rows))
-            self._execute(_write_changes, changes)
+            self._execute(_write_changes, _change_rows(batch, sequence))
             if batch.transitions:
                 self._write_history(batch)
             self.connection.execute("COMMIT")
