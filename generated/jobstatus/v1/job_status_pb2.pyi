@@ -604,7 +604,7 @@ class UpdateJobRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to write: state, reason, has_progress, progress, estimated_completion, error,
         heartbeat_timeout, labels, result. A field that is named here and unset in job is cleared; state cannot be.
-        Without a mask, the writable fields set in job are written and the others ignored.
+        Without a mask, the writable fields set in job are written and the others ignored; an empty mask writes nothing.
         """
 
     def __init__(
@@ -683,7 +683,9 @@ class BatchUpdateJobsResult(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> Global___JobStatus:
-        """The job as stored, without its result field."""
+        """The job as stored, without its result field. In a response that would exceed 1 MiB, jobs also lack name, reason,
+        error, labels and parent_id.
+        """
 
     @_builtins.property
     def error(self) -> Global___JobError:
