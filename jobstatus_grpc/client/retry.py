@@ -51,8 +51,9 @@ def retry_after_seconds(error: Exception | None) -> float:
 class Tries:
     """The tries of one call, within its deadline.
 
-    Tried again are UNAVAILABLE, which does not tell the outcome, but every write carries a request_id; and
-    TOO_MANY_REQUESTS, where the server did nothing and says when it may. All else is for the caller to decide.
+    Tried again are UNAVAILABLE, and a CANCELLED that nobody here asked for, as calls get that a server has received and
+    not taken when it ends: neither tells the outcome, but every write carries a request_id. So is TOO_MANY_REQUESTS,
+    where the server did nothing and says when it may. All else is for the caller to decide.
     """
 
     __slots__ = ("_backoff", "_deadline", "_is_last", "_last_error", "_now")
@@ -80,7 +81,8 @@ class Tries:
             raise DeadlineExceededError(f"{error}; the try before: {self._last_error}") from rpc_error
         left = self.left_seconds
         longest = left - min(LAST_TRY_SECONDS, left / 2)
-        is_worth_it = isinstance(error, (UnavailableError, TooManyRequestsError))
+        is_cancelled = error.metadata.get("code") == "CANCELLED"
+        is_worth_it = is_cancelled or isinstance(error, (UnavailableError, TooManyRequestsError))
         if not is_worth_it or self._is_last or retry_after_seconds(error) >= longest:
             raise error from rpc_error
         self._last_error = error

@@ -63,8 +63,8 @@ def _json_line(now: float, method: str, code: str, milliseconds: float, caller: 
 
 
 def _text_line(now: float, method: str, code: str, milliseconds: float, caller: str, request_id: str) -> str:
-    if not request_id.isprintable():
-        request_id = ascii(request_id)
+    if not request_id.isprintable() or " " in request_id:  # it comes from the caller, and must not look like more
+        request_id = json.dumps(request_id)
     return (
         f"{_second(int(now))}.{int(now * 1000) % 1000:03d}Z info    request method={method} code={code} "
         f"duration_ms={milliseconds:.3f} caller={caller} request_id={request_id}\n"

@@ -7,10 +7,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
-from jobstatus_grpc.stores.found import Key
+from jobstatus_grpc.stores.found import Key, is_large
 from jobstatus_grpc.stores.interface import Change, ChangeBatch, Position
 
 MAX_BATCH_CHANGES = 1000
+MAX_LARGE_CHANGES = 100
 
 
 class Feed:
@@ -27,19 +28,28 @@ class Feed:
         self._max_jobs = max_jobs
         self._complete_after = sequence
         self._newest: OrderedDict[Key, tuple[int, Change]] = OrderedDict()
+        self._large: set[Key] = set()
         self._bell = asyncio.Event()
         self._is_ended = False
 
     def publish(self, changes: Mapping[Key, Change]) -> None:
         """Append `changes`, in their order, and wake whoever waits."""
         newest = self._newest
-        for key, change in changes.items():
-            self.sequence += 1
-            newest[key] = (self.sequence, change)
+        for number, (key, change) in enumerate(changes.items(), start=self.sequence + 1):
+            newest[key] = (number, change)
             newest.move_to_end(key)
-        while self._max_jobs is not None and len(newest) > self._max_jobs:
-            _, (self._complete_after, _) = newest.popitem(last=False)
+            self._note_size(key, change)
+        self.sequence += len(changes)
+        while self._max_jobs is not None and (len(newest) > self._max_jobs or len(self._large) > MAX_LARGE_CHANGES):
+            key, (self._complete_after, _) = newest.popitem(last=False)
+            self._large.discard(key)
         self._ring()
+
+    def _note_size(self, key: Key, change: Change) -> None:
+        if self._max_jobs is not None and change.job is not None and is_large(change.job):
+            self._large.add(key)
+        else:
+            self._large.discard(key)
 
     def end(self) -> None:
         """Refuse to go on: whoever waits, now or later, gets StoreUnavailableError."""

@@ -15,6 +15,14 @@ TOMBSTONE_RETENTION = timedelta(hours=24)
 """A tombstone of this age is not found any more."""
 
 
+LARGE_RESULT_CHARACTERS = 4096
+
+
+def is_large(job: Job) -> bool:
+    """Tell whether memory should not be filled with jobs like this: its result may have 64 KiB, and takes more here."""
+    return job.result is not None and len(repr(job.result)) > LARGE_RESULT_CHARACTERS
+
+
 def require_job(found: Found, job_id: str) -> Job:
     """Return the job that was found.
 

@@ -89,8 +89,8 @@ class JobStore(Protocol):
     async def changes(self, after: Position) -> ChangeBatch:
         """Wait until something changed after `after`, and return all of it, or as much as fits a batch.
 
-        Every commit is in exactly one place of the feed, and those of one job stand in their order. Cancelling the
-        wait loses nothing.
+        Every job's newest change is in exactly one place of the feed; older ones may be left out. Cancelling the wait
+        loses nothing.
 
         Raises:
             StoreChangedError: `after` is of another incarnation of the store, or older than its history.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-from jobstatus_grpc.stores.found import Key
+from jobstatus_grpc.stores.found import Key, is_large
 from jobstatus_grpc.stores.sqlite_rows import StoredJob
 
 
@@ -60,6 +60,9 @@ class JobCache:
                 self._put(key, stored)
 
     def _put(self, key: Key, stored: StoredJob) -> None:
+        if is_large(stored.job):
+            self._jobs.pop(key, None)
+            return
         self._jobs[key] = stored
         self._jobs.move_to_end(key)
         if len(self._jobs) > self._max_jobs:

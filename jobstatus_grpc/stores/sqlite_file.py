@@ -16,7 +16,7 @@ from jobstatus_grpc.stores.sqlite_errors import describe
 URL_FORMS = "sqlite:///relative/path.db or sqlite:////absolute/path.db"
 APPLICATION_ID = 0x4A6F6253
 """Tells our files from other SQLite databases: "JobS"."""
-PAGE_BYTES = 4096
+PAGE_BYTES = 2048
 CACHED_STATEMENTS = 1024
 _VERSION_HEADER = "-- version "
 

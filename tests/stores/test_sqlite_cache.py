@@ -6,7 +6,7 @@ import dataclasses
 
 from jobstatus_grpc.job import Job, JobState
 from jobstatus_grpc.stores.sqlite_cache import JobCache
-from jobstatus_grpc.stores.sqlite_rows import StoredJob, store_new
+from jobstatus_grpc.stores.sqlite_rows import StoredJob, store_job
 from tests.stores.support import StandingClock
 
 NOW = StandingClock()()
@@ -14,7 +14,7 @@ NOW = StandingClock()()
 
 def stored(job_id: str = "a", revision: int = 1) -> StoredJob:
     job = Job(id=job_id, state=JobState.PENDING, created_at=NOW, updated_at=NOW)
-    return store_new(1, dataclasses.replace(job, revision=revision))
+    return store_job(1, dataclasses.replace(job, revision=revision), None)
 
 
 KEY, OTHER = ("default", "a"), ("default", "b")

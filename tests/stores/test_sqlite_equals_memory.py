@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from jobstatus_grpc.errors import JobStatusError
-from jobstatus_grpc.job import Cancel, Command, Create, Delete, JobError, JobState, RequestId, Update
+from jobstatus_grpc.job import Cancel, Command, Create, Delete, Expire, JobError, JobState, RequestId, Stall, Update
 from jobstatus_grpc.stores.interface import JobStore
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.stores.sqlite import SqliteStore
@@ -80,7 +80,11 @@ deletions = st.builds(Delete, id=ids, tenant=tenants, expected_revision=st.integ
 moves = st.builds(
     lambda job_id, tenant, state: Update(id=job_id, tenant=tenant, changes={"state": state}), ids, tenants, states
 )
-commands = st.one_of(creations, updates, moves, cancels, deletions)
+silences = st.builds(
+    Stall, id=ids, tenant=tenants, heard_at=st.just(StandingClock().now), fail_after=st.none() | st.just(timedelta())
+)
+expiries = st.builds(Expire, id=ids, tenant=tenants)
+commands = st.one_of(creations, updates, moves, cancels, deletions, silences, expiries)
 
 
 def told(outcome: object) -> object:
@@ -129,7 +133,7 @@ class Stores(RuleBasedStateMachine):
         outcomes = [[*map(told, self.await_(store.commit(batch)))] for store in self.stores()]
         assert outcomes[1] == outcomes[0]
 
-    @rule(duration=st.sampled_from([timedelta(microseconds=1), timedelta(hours=1), timedelta(hours=24)]))
+    @rule(duration=st.sampled_from([timedelta(microseconds=1), timedelta(hours=1), timedelta(hours=24), RETENTION]))
     def wait(self, duration: timedelta) -> None:
         self.clock.now += duration
 
@@ -156,4 +160,4 @@ class Stores(RuleBasedStateMachine):
 
 
 TestStores = Stores.TestCase
-TestStores.settings = settings(max_examples=60, stateful_step_count=15, deadline=None)
+TestStores.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)

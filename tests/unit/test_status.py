@@ -11,7 +11,7 @@ from jobstatus_grpc import errors
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, JobStatusError, RetryableError
 from jobstatus_grpc.wire import status
 
-CLASSES = list(errors.error_classes())
+CLASSES = [cls for cls in errors.error_classes() if cls.__module__ == errors.__name__]
 REASONS = {
     "JOB_NOT_FOUND": "NOT_FOUND",
     "JOB_EXPIRED": "NOT_FOUND",
