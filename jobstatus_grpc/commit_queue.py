@@ -14,6 +14,10 @@ from jobstatus_grpc.stores.interface import JobStore
 MAX_GROUP_COMMANDS = 1000
 """A group is as large as what waits, up to this; a single submission may exceed it."""
 
+MAX_GATHER_SECONDS = 0.005
+QUIET_TURNS = 16
+"""So many turns of the event loop without a new submission close a group; a request takes several to arrive."""
+
 
 class CommitQueue:
     """Stands between the calls and the store, which sees one group at a time, in the order of submission."""
@@ -53,8 +57,19 @@ class CommitQueue:
         try:
             while self._waiting:
                 await self._commit_group()
+                await self._gather()
         finally:
             self._committer = None
+
+    async def _gather(self) -> None:
+        """Let what has arrived already join the group: while each commit is quick, groups would stay small and dear."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + MAX_GATHER_SECONDS
+        quiet_turns = 0
+        while quiet_turns < QUIET_TURNS and loop.time() < ends_at:
+            count = len(self._waiting)
+            await asyncio.sleep(0)
+            quiet_turns = quiet_turns + 1 if len(self._waiting) == count else 0
 
     async def _commit_group(self) -> None:
         group = [self._waiting.popleft()]
