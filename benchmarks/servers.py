@@ -45,7 +45,7 @@ class Workplace:
     def ours(self) -> Iterator[Server]:
         """Run our server as users do, on an empty database, for the length of a block."""
         with tempfile.TemporaryDirectory(dir=self.directory, prefix="jobstatus-bench-") as directory:
-            store = f"sqlite://{Path(directory).resolve()}/jobs.db"
+            store = f"sqlite:///{Path(directory).resolve()}/jobs.db"
             command = ["-m", "jobstatus_grpc", "serve", "--listen", "127.0.0.1:0", "--store", store]
             with self._run("ours", command, Path(directory) / "log") as server:
                 yield server
