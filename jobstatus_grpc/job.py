@@ -37,6 +37,7 @@ __all__ = [
     "Transition",
     "Update",
     "apply",
+    "require_job",
 ]
 
 DEADLINE_EXCEEDED_CODE = 4
@@ -117,7 +118,7 @@ def _create(found: Found, command: Create, now: datetime) -> Applied:
 def _update(found: Found, command: Update, now: datetime, retention: timedelta) -> Applied:
     if found is None and command.allow_missing:
         return _create_by_update(command, now, retention)
-    job = _existing(found, command.id)
+    job = require_job(found, command.id)
     if _is_replay(job, command.request) or is_same_end(job, command):
         return Applied(job)
     check_update(job, command)
@@ -146,7 +147,7 @@ def _create_by_update(command: Update, now: datetime, retention: timedelta) -> A
 
 
 def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) -> Applied:
-    job = _existing(found, command.id)
+    job = require_job(found, command.id)
     if _is_replay(job, command.request) or job.done or job.cancel_requested:
         return Applied(job)
     if job.state is JobState.IN_PROGRESS:
@@ -159,7 +160,7 @@ def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) 
 
 
 def _delete(found: Found, command: Delete) -> Applied:
-    job = _existing(found, command.id)
+    job = require_job(found, command.id)
     check_revision(job, command.expected_revision)
     if not job.done:
         raise errors.JobNotDoneError(f"job {job.id!r} is {job.state.word}; cancel it, or wait for its end", id=job.id)
@@ -167,7 +168,7 @@ def _delete(found: Found, command: Delete) -> Applied:
 
 
 def _stall(found: Found, command: Stall, now: datetime, retention: timedelta) -> Applied:
-    job = _existing(found, command.id)
+    job = require_job(found, command.id)
     timeout = job.heartbeat_timeout
     if job.state is not JobState.IN_PROGRESS or timeout is None or now - command.heard_at < timeout:
         return Applied(job)
@@ -183,11 +184,17 @@ def _stall(found: Found, command: Stall, now: datetime, retention: timedelta) ->
 
 
 def _expire(found: Found, command: Expire, now: datetime) -> Applied:
-    job = _existing(found, command.id)
+    job = require_job(found, command.id)
     return Applied(job, removed=job.expires_at is not None and job.expires_at <= now)
 
 
-def _existing(found: Found, job_id: str) -> Job:
+def require_job(found: Found, job_id: str) -> Job:
+    """Return the job that was found.
+
+    Raises:
+        JobNotFoundError: the id was never used, or its tombstone is gone.
+        JobExpiredError: the job was deleted or has expired.
+    """
     if isinstance(found, Job):
         return found
     if found is None:

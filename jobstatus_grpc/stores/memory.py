@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from jobstatus_grpc.errors import CannotStartError, StoreUnavailableError
-from jobstatus_grpc.job import Command, Found, Job, Outcome, Tombstone, Transition
+from jobstatus_grpc.job import Command, Found, Job, Outcome, Tombstone, Transition, require_job
 from jobstatus_grpc.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import apply_all
 from jobstatus_grpc.stores.clock import utc_now
 from jobstatus_grpc.stores.feed import Feed
-from jobstatus_grpc.stores.found import TOMBSTONE_RETENTION, Key, require_job
+from jobstatus_grpc.stores.found import TOMBSTONE_RETENTION, Key
 from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, ChangeBatch, Clock, Position
 
 

@@ -9,9 +9,9 @@ from functools import cache
 from itertools import chain, islice
 from typing import NamedTuple
 
-from jobstatus_grpc.job import Tombstone, Transition
+from jobstatus_grpc.job import Tombstone, Transition, require_job
 from jobstatus_grpc.stores.feed import MAX_BATCH_CHANGES
-from jobstatus_grpc.stores.found import TOMBSTONE_RETENTION, Key, require_job
+from jobstatus_grpc.stores.found import TOMBSTONE_RETENTION, Key
 from jobstatus_grpc.stores.interface import Change
 from jobstatus_grpc.stores.sqlite_rows import (
     JOB_COLUMNS,
