@@ -96,14 +96,15 @@ class Delete:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """Judge a job by the time that has passed: the store says in its transaction when its worker was last heard.
+    """Judge a job by its worker's silence.
 
     IN_PROGRESS and silent for its heartbeat_timeout, it is marked as stalled; after `fail_after` more (None: never) it
     fails.
     """
 
     id: str
-    heard_at: datetime
+    silent_for: timedelta = timedelta(0)
+    """How long ago the last update came: the store fills it in, within the transaction."""
     fail_after: timedelta | None = None
     tenant: str = DEFAULT_TENANT
     actor: str = "server"

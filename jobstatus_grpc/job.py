@@ -170,12 +170,11 @@ def _delete(found: Found, command: Delete) -> Applied:
 def _stall(found: Found, command: Stall, now: datetime, retention: timedelta) -> Applied:
     job = require_job(found, command.id)
     timeout = job.heartbeat_timeout
-    if job.state is not JobState.IN_PROGRESS or timeout is None or now - command.heard_at < timeout:
+    if job.state is not JobState.IN_PROGRESS or timeout is None or command.silent_for < timeout:
         return Applied(job)
-    silence = now - command.heard_at
     changes: dict[str, Any] = {"stalled": True}
-    if command.fail_after is not None and silence >= timeout + command.fail_after:
-        message = f"no update came for {silence.total_seconds():.0f} s"
+    if command.fail_after is not None and command.silent_for >= timeout + command.fail_after:
+        message = f"no update came for {command.silent_for.total_seconds():.0f} s"
         error = JobError(DEADLINE_EXCEEDED_CODE, message, "STALLED")
         changes = {"state": JobState.FAILED, "stalled": False, "error": error, **end_times(now, retention)}
     elif job.stalled:

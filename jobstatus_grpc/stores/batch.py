@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
+from jobstatus_grpc.commands import Stall, Update
 from jobstatus_grpc.errors import JobStatusError
-from jobstatus_grpc.job import Command, Found, Job, Outcome, Tombstone, Transition, apply
+from jobstatus_grpc.job import Command, Found, Job, JobState, Outcome, Tombstone, Transition, apply
 from jobstatus_grpc.stores.found import Key
 from jobstatus_grpc.stores.interface import Change
 
@@ -14,7 +17,7 @@ from jobstatus_grpc.stores.interface import Change
 class Batch:
     """What has to be written, and what has to be answered."""
 
-    __slots__ = ("changes", "jobs", "outcomes", "removed", "transitions")
+    __slots__ = ("changes", "counts", "jobs", "outcomes", "removed", "transitions")
 
     def __init__(self) -> None:
         """Begin with nothing."""
@@ -28,6 +31,8 @@ class Batch:
         """For the history, in order; of jobs that stay only."""
         self.changes: dict[Key, Change] = {}
         """For the feed, at most one per job, the earliest changed first."""
+        self.counts: Counter[JobState] = Counter()
+        """By how much the number of jobs in each state rises."""
 
     @property
     def is_empty(self) -> bool:
@@ -40,20 +45,32 @@ class Batch:
         self.removed[key] = tombstone
         self.transitions = [entry for entry in self.transitions if entry[0] != key]
         self.changes[key] = Change(*key, tombstone.revision, None)
+        self.counts[job.state] -= 1
         return tombstone
 
 
-def apply_all(commands: Iterable[Command], found: dict[Key, Found], *, now: datetime, retention: timedelta) -> Batch:
+def apply_all(
+    commands: Iterable[Command],
+    found: dict[Key, Found],
+    *,
+    now: datetime,
+    retention: timedelta,
+    silent_for: Callable[[Key], timedelta],
+) -> Batch:
     """Apply `commands` in order, each to what the ones before it left.
 
     Args:
         found: what is stored under the keys; is brought up to date. A key without an entry was never used.
+        silent_for: how long the worker of a job has been silent.
     """
     batch = Batch()
     outcomes, jobs, changes = batch.outcomes, batch.jobs, batch.changes
+    heard: set[Key] = set()
     for command in commands:
         key = (command.tenant, command.id)
         before = found.get(key)
+        if isinstance(command, Stall):
+            command = replace(command, silent_for=timedelta(0) if key in heard else silent_for(key))
         try:
             applied = apply(before, command, now=now, retention=retention)
         except JobStatusError as refusal:
@@ -61,10 +78,17 @@ def apply_all(commands: Iterable[Command], found: dict[Key, Found], *, now: date
             continue
         job = applied.job
         outcomes.append(job)
+        if isinstance(command, Update):
+            heard.add(key)
         if applied.removed:
             found[key] = batch._remove(key, job)
         elif job is not before:
             found[key] = jobs[key] = job
+            was = before.state if isinstance(before, Job) else None
+            if was is not job.state:
+                batch.counts[job.state] += 1
+                if was is not None:
+                    batch.counts[was] -= 1
             if not isinstance(before, Job) or before.revision != job.revision:
                 changes[key] = Change(*key, job.revision, job)
             if applied.transition is not None:

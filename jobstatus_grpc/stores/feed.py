@@ -12,6 +12,7 @@ from jobstatus_grpc.stores.interface import Change, ChangeBatch, Position
 
 MAX_BATCH_CHANGES = 1000
 MAX_LARGE_CHANGES = 100
+TOO_OLD = "the position is older than the store's history"
 
 
 class Feed:
@@ -24,6 +25,8 @@ class Feed:
         """Begin after the change number `sequence`, to keep at most `max_jobs` changes (None: all of them)."""
         self.sequence = sequence
         """The number of the newest change."""
+        self.forgotten_sequence = 0
+        """The number of the newest removal that was dropped: who stands before it would miss that."""
         self._incarnation = incarnation
         self._max_jobs = max_jobs
         self._complete_after = sequence
@@ -64,12 +67,14 @@ class Feed:
         """Return the number of the change that `position` stands after.
 
         Raises:
-            StoreChangedError: this feed has never been there.
+            StoreChangedError: this feed has never been there, or has forgotten what follows.
         """
         incarnation, _, digits = position.rpartition("-")
         is_number = digits.isascii() and digits.isdigit() and len(digits) < 20
         if incarnation != self._incarnation or not is_number or int(digits) > self.sequence:
             raise StoreChangedError
+        if int(digits) < self.forgotten_sequence:
+            raise StoreChangedError(TOO_OLD)
         return int(digits)
 
     async def wait_beyond(self, sequence: int) -> None:
@@ -83,18 +88,31 @@ class Feed:
         if self._is_ended:
             raise StoreUnavailableError("the store is closed")
 
-    def since(self, sequence: int) -> ChangeBatch | None:
-        """Return the first changes after the number `sequence`; None where older ones are wanted than are kept."""
+    def since(self, sequence: int, up_to: int | None = None) -> ChangeBatch | None:
+        """Return the first changes after the number `sequence`; None where older ones are wanted than are kept.
+
+        Args:
+            up_to: the number of the last change that is wanted; None: the newest.
+        """
         if sequence < self._complete_after:
             return None
+        end = self.sequence if up_to is None else max(up_to, sequence)
         newer: list[tuple[int, Change]] = []
         for entry in reversed(self._newest.values()):
             if entry[0] <= sequence:
                 break
-            newer.append(entry)
+            if entry[0] <= end:
+                newer.append(entry)
         newer.reverse()
-        last = self.sequence if len(newer) <= MAX_BATCH_CHANGES else newer[MAX_BATCH_CHANGES - 1][0]
+        last = end if len(newer) <= MAX_BATCH_CHANGES else newer[MAX_BATCH_CHANGES - 1][0]
         return ChangeBatch(self.position(last), [change for _, change in newer[:MAX_BATCH_CHANGES]])
+
+    def forget(self, key: Key) -> None:
+        """Drop the newest change of a job that is gone: who stands before it is told to begin again."""
+        entry = self._newest.get(key)
+        if entry is not None and entry[1].job is None:
+            self.forgotten_sequence = max(self.forgotten_sequence, entry[0])
+            del self._newest[key]
 
     def _ring(self) -> None:
         self._bell.set()

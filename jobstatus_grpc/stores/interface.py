@@ -6,12 +6,13 @@ query holds the tenant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
-from jobstatus_grpc.job import Command, Job, Outcome, Transition
+from jobstatus_grpc.job import Command, Job, JobState, Outcome, Transition
+from jobstatus_grpc.job_filter import JobFilter
 
 Position: TypeAlias = str
 """A place in a store's change feed. Opaque to everybody but its store; holds the store's incarnation."""
@@ -40,6 +41,18 @@ class ChangeBatch:
 
     position: Position
     changes: Sequence[Change]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the jobs that match a filter."""
+
+    jobs: Sequence[Job]
+    """The newest created first. May be fewer than were asked for, or none, also where others follow."""
+    cursors: Sequence[str]
+    """One per job: what follows it. Opaque to everybody but the store."""
+    next_cursor: str
+    """What follows this page; empty where nothing does."""
 
 
 class JobStore(Protocol):
@@ -82,19 +95,70 @@ class JobStore(Protocol):
         """
         ...
 
-    async def position(self) -> Position:
-        """Return where the feed stands now: `changes` from here misses nothing that is committed later."""
+    async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
+        """Return at most `limit` jobs that match, the newest created first, of those that follow `cursor`.
+
+        Pages are stable: no job comes twice or is left out because others were created meanwhile. A page that would
+        take too long is cut short.
+
+        Raises:
+            InvalidTokenError: `cursor` is not one of this kind of store.
+            StoreUnavailableError: try again later.
+        """
         ...
 
-    async def changes(self, after: Position) -> ChangeBatch:
+    def jobs_by_state(self) -> Mapping[JobState, int]:
+        """Return how many jobs there are in each state, of all tenants, as of a moment ago; cheap at any size."""
+        ...
+
+    async def position(self) -> Position:
+        """Return where the feed stands now: `changes` from here misses nothing that is committed later.
+
+        While nothing changes it stays the same, and `changes` leads to exactly this.
+        """
+        ...
+
+    async def changes(self, after: Position, *, up_to: Position | None = None) -> ChangeBatch:
         """Wait until something changed after `after`, and return all of it, or as much as fits a batch.
 
         Every job's newest change is in exactly one place of the feed; older ones may be left out. Cancelling the wait
         loses nothing.
 
+        Args:
+            up_to: a position of now or earlier: return what lies before it, without waiting. The batch that reaches it
+                has it as its own position.
+
         Raises:
-            StoreChangedError: `after` is of another incarnation of the store, or older than its history.
+            StoreChangedError: a position is of another incarnation of the store, or older than its history.
             StoreUnavailableError: try again later.
+        """
+        ...
+
+    async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
+        """Return what time asks for, at most `limit` commands: Stall and Expire. They are judged once committed.
+
+        In one process of all that share a store; the others get nothing. The clocks of silence start when a store is
+        opened, and when it can be written again.
+
+        Raises:
+            StoreUnavailableError: try again later.
+        """
+        ...
+
+    def restart_stall_clocks(self) -> None:
+        """Count every worker's silence from now on: this process was absent, and nobody could report to it."""
+        ...
+
+    async def trim(self, *, limit: int) -> bool:
+        """Look at up to `limit` rows of history, and drop those that nobody needs: changes and tombstones of 24 hours.
+
+        The newest change of a job that exists is never dropped.
+
+        Returns:
+            Whether there is more to look at now.
+
+        Raises:
+            StoreFullError, StoreUnavailableError: as `commit`.
         """
         ...
 

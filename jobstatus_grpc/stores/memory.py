@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import defaultdict, deque
-from collections.abc import Sequence
+import time
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from jobstatus_grpc.commands import Expire, Stall
 from jobstatus_grpc.errors import CannotStartError, StoreUnavailableError
-from jobstatus_grpc.job import Command, Found, Job, Outcome, Tombstone, Transition, require_job
+from jobstatus_grpc.job import Command, Found, Job, JobState, Outcome, Tombstone, Transition, require_job
+from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.limits import TRANSITIONS_KEPT
-from jobstatus_grpc.stores.batch import apply_all
+from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.clock import utc_now
 from jobstatus_grpc.stores.feed import Feed
 from jobstatus_grpc.stores.found import TOMBSTONE_RETENTION, Key
-from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, ChangeBatch, Clock, Position
+from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, ChangeBatch, Clock, Page, Position
+from jobstatus_grpc.stores.memory_order import CreationOrder
+from jobstatus_grpc.stores.stall_clocks import StallClocks
 
 
 async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> MemoryStore:
@@ -32,14 +37,30 @@ def _new_history() -> deque[Transition]:
 class MemoryStore:
     """A JobStore that forgets everything when its process ends."""
 
-    def __init__(self, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> None:
-        """Begin empty. `retention` is how long a job is kept once it is done."""
+    def __init__(
+        self,
+        *,
+        clock: Clock = utc_now,
+        retention: timedelta = DEFAULT_RETENTION,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin empty.
+
+        Args:
+            clock: tells the time.
+            retention: how long a job is kept once it is done.
+            seconds: the clock that silence is measured by; it never goes back.
+        """
         self._clock = clock
         self._retention = retention
         self._jobs: dict[Key, Job] = {}
-        self._tombstones: dict[Key, tuple[Tombstone, datetime]] = {}
+        self._order = CreationOrder()
+        self._counts: Counter[JobState] = Counter()
+        self._expiring: OrderedDict[Key, None] = OrderedDict()
+        self._tombstones: OrderedDict[Key, tuple[Tombstone, datetime]] = OrderedDict()
         self._transitions: dict[Key, deque[Transition]] = defaultdict(_new_history)
         self._feed = Feed(secrets.token_hex(8))
+        self._stall_clocks = StallClocks(seconds)
         self._closed = asyncio.Event()
 
     async def commit(self, commands: Sequence[Command]) -> list[Outcome]:
@@ -47,17 +68,30 @@ class MemoryStore:
         self._check_open()
         now = self._clock()
         found = {key: self._find(key, now) for key in {(command.tenant, command.id) for command in commands}}
-        batch = apply_all(commands, found, now=now, retention=self._retention)
-        self._jobs.update(batch.jobs)
-        for key, transition in batch.transitions:
-            self._transitions[key].append(transition)
-        for key, tombstone in batch.removed.items():
-            self._jobs.pop(key, None)
-            self._transitions.pop(key, None)
-            self._tombstones[key] = (tombstone, now)
+        batch = apply_all(commands, found, now=now, retention=self._retention, silent_for=self._stall_clocks.silent_for)
+        self._write(batch, now)
+        self._stall_clocks.note(commands, batch.outcomes)
         if batch.changes:
             self._feed.publish(batch.changes)
         return batch.outcomes
+
+    def _write(self, batch: Batch, now: datetime) -> None:
+        for key, job in batch.jobs.items():
+            if key not in self._jobs:
+                self._order.add(key, job)
+            if job.done:
+                self._expiring.setdefault(key, None)
+            self._jobs[key] = job
+        for key, transition in batch.transitions:
+            self._transitions[key].append(transition)
+        for key, tombstone in batch.removed.items():
+            if self._jobs.pop(key, None) is not None:
+                self._order.remove(key)
+            self._expiring.pop(key, None)
+            self._transitions.pop(key, None)
+            self._tombstones.pop(key, None)
+            self._tombstones[key] = (tombstone, now)
+        self._counts.update(batch.counts)
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """See JobStore."""
@@ -72,19 +106,60 @@ class MemoryStore:
         history = self._transitions[tenant, job_id]
         return [entry for entry in history if entry.revision > after_revision][:limit]
 
+    async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
+        """See JobStore. It looks through the jobs, whatever the filter."""
+        self._check_open()
+        return self._order.page(self._jobs, tenant, job_filter, limit=limit, cursor=cursor)
+
+    def jobs_by_state(self) -> Mapping[JobState, int]:
+        """See JobStore."""
+        return {state: self._counts[state] for state in JobState}
+
     async def position(self) -> Position:
         """See JobStore."""
         self._check_open()
         return self._feed.position()
 
-    async def changes(self, after: Position) -> ChangeBatch:
-        """See JobStore. Every job's newest change is kept, so that no position is too old."""
+    async def changes(self, after: Position, *, up_to: Position | None = None) -> ChangeBatch:
+        """See JobStore. Every job's newest change is kept."""
         self._check_open()
         sequence = self._feed.sequence_of(after)
-        await self._feed.wait_beyond(sequence)
-        batch = self._feed.since(sequence)
+        if up_to is None:
+            await self._feed.wait_beyond(sequence)
+        batch = self._feed.since(sequence, None if up_to is None else self._feed.sequence_of(up_to))
         assert batch is not None
         return batch
+
+    async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
+        """See JobStore."""
+        self._check_open()
+        silent = self._stall_clocks.due(limit=limit, fail_after=fail_stalled_after)
+        commands: list[Command] = [
+            Stall(id=job_id, tenant=tenant, fail_after=fail_stalled_after) for tenant, job_id in silent
+        ]
+        now = self._clock()
+        for key in self._expiring:  # in the order of their ends
+            expires_at = self._jobs[key].expires_at
+            if len(commands) >= limit or expires_at is None or expires_at > now:
+                break
+            commands.append(Expire(id=key[1], tenant=key[0]))
+        return commands
+
+    def restart_stall_clocks(self) -> None:
+        """See JobStore."""
+        self._stall_clocks.restart()
+
+    async def trim(self, *, limit: int) -> bool:
+        """See JobStore."""
+        self._check_open()
+        now = self._clock()
+        for _ in range(limit):
+            key = next(iter(self._tombstones), None)
+            if key is None or now - self._tombstones[key][1] < TOMBSTONE_RETENTION:
+                return False
+            del self._tombstones[key]
+            self._feed.forget(key)
+        return True
 
     @property
     def writable(self) -> bool:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from jobstatus_grpc.errors import StoreChangedError
-from jobstatus_grpc.job import Command, Found, Job, Outcome, Transition
+from jobstatus_grpc.job import Command, Found, Job, JobState, Outcome, Transition
+from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.clock import utc_now
 from jobstatus_grpc.stores.feed import Feed
 from jobstatus_grpc.stores.found import Key
-from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, ChangeBatch, Clock, Position
+from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, ChangeBatch, Clock, Page, Position
 from jobstatus_grpc.stores.sqlite_cache import JobCache
 from jobstatus_grpc.stores.sqlite_condition import Condition
 from jobstatus_grpc.stores.sqlite_file import path_of
+from jobstatus_grpc.stores.sqlite_pages import read_page
 from jobstatus_grpc.stores.sqlite_queries import read_changes, read_jobs, read_one, read_tombstones, read_transitions
 from jobstatus_grpc.stores.sqlite_readers import Readers
 from jobstatus_grpc.stores.sqlite_rows import StoredJob
+from jobstatus_grpc.stores.sqlite_time import Trimmer
+from jobstatus_grpc.stores.sqlite_upkeep import Upkeep
 from jobstatus_grpc.stores.sqlite_writer import Writer
+from jobstatus_grpc.stores.stall_clocks import StallClocks
 from jobstatus_grpc.stores.worker import Worker, resolve
 
 P = ParamSpec("P")
@@ -51,7 +57,14 @@ class SqliteStore:
     """
 
     def __init__(
-        self, writer: Writer, thread: Worker, *, clock: Clock, retention: timedelta, probe_interval_seconds: float
+        self,
+        writer: Writer,
+        thread: Worker,
+        *,
+        clock: Clock,
+        retention: timedelta,
+        seconds: Callable[[], float],
+        probe_interval_seconds: float,
     ) -> None:
         """Take over what `open` has opened."""
         self._writer = writer
@@ -60,11 +73,25 @@ class SqliteStore:
         self._clock = clock
         self._retention = retention
         self._feed = Feed(writer.head.incarnation, sequence=writer.head.sequence, max_jobs=CACHED_CHANGES)
+        self._feed.forgotten_sequence = writer.head.forgotten_sequence
         self._cache = JobCache(CACHED_JOBS)
+        self._counts = Counter(writer.head.counts)
+        self._stall_clocks = StallClocks(seconds)
         self._turn = asyncio.Lock()
         probe = partial(thread.submit, writer.probe)
-        self._condition = Condition(writer.file.path, probe, interval_seconds=probe_interval_seconds)
+        self._condition = Condition(
+            writer.file.path, probe, self._stall_clocks.restart, interval_seconds=probe_interval_seconds
+        )
         self._condition.end.add_done_callback(lambda _: self._feed.end())
+        self._upkeep = Upkeep(
+            read=self._read,
+            thread=thread,
+            trimmer=Trimmer(writer.connection),
+            condition=self._condition,
+            clock=clock,
+            stall_clocks=self._stall_clocks,
+            feed=self._feed,
+        )
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -74,11 +101,15 @@ class SqliteStore:
         *,
         clock: Clock = utc_now,
         retention: timedelta = DEFAULT_RETENTION,
+        seconds: Callable[[], float] = time.monotonic,
         probe_interval_seconds: float = 1.0,
     ) -> SqliteStore:
         """Return the store in the file at the absolute `path`; see `open_store`.
 
-        `probe_interval_seconds` is how often a store that refused a write is tried again.
+        Args:
+            retention: how long a job is kept once it is done.
+            seconds: the clock that silence is measured by; it never goes back.
+            probe_interval_seconds: how often a store that refused a write is tried again.
         """
         thread = Worker("jobstatus-writer")
         try:
@@ -86,7 +117,14 @@ class SqliteStore:
         except BaseException:
             await thread.stop()
             raise
-        return cls(writer, thread, clock=clock, retention=retention, probe_interval_seconds=probe_interval_seconds)
+        return cls(
+            writer,
+            thread,
+            clock=clock,
+            retention=retention,
+            seconds=seconds,
+            probe_interval_seconds=probe_interval_seconds,
+        )
 
     async def commit(self, commands: Sequence[Command]) -> list[Outcome]:
         """See JobStore. Where nothing changes, nothing is written."""
@@ -101,11 +139,12 @@ class SqliteStore:
             else:
                 batch = self._apply(commands, stored, {}, now)
                 if batch.is_empty:
+                    self._stall_clocks.note(commands, batch.outcomes)
                     return batch.outcomes
                 work = partial(self._write, batch, stored, now)
             waiter = asyncio.get_running_loop().create_future()
             # The turn ends when the work does, not when this wait does: it may be cancelled.
-            self._thread.submit(work, partial(self._finish, waiter))
+            self._thread.submit(work, partial(self._finish, commands, waiter))
         finally:
             if waiter is None:
                 self._turn.release()
@@ -130,26 +169,46 @@ class SqliteStore:
         """See JobStore."""
         return await self._read(read_transitions, (tenant, job_id), self._clock(), after_revision, limit)
 
+    async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
+        """See JobStore."""
+        return await self._read(read_page, tenant, job_filter, limit=limit, cursor=cursor)
+
+    def jobs_by_state(self) -> Mapping[JobState, int]:
+        """See JobStore. As of the latest commit that was published."""
+        return {state: self._counts[state] for state in JobState}
+
     async def position(self) -> Position:
         """See JobStore."""
         self._condition.check()
         return self._feed.position()
 
-    async def changes(self, after: Position) -> ChangeBatch:
+    async def changes(self, after: Position, *, up_to: Position | None = None) -> ChangeBatch:
         """See JobStore. Recent changes come from memory, others from the file."""
         self._condition.check()
         sequence = self._feed.sequence_of(after)
-        if sequence < self._writer.head.forgotten_sequence:
-            raise StoreChangedError("the position is older than the store's history")
+        end = None if up_to is None else max(self._feed.sequence_of(up_to), sequence)
         while True:
-            await self._feed.wait_beyond(sequence)
-            batch = self._feed.since(sequence)
+            if end is None:
+                await self._feed.wait_beyond(sequence)
+            batch = self._feed.since(sequence, end)
             if batch is not None:
                 return batch
             # What is committed but not published yet is left for the next batch.
-            sequence, changes = await self._read(read_changes, sequence, self._feed.sequence)
-            if changes:
+            sequence, changes = await self._read(read_changes, sequence, self._feed.sequence if end is None else end)
+            if changes or sequence == end:
                 return ChangeBatch(self._feed.position(sequence), changes)
+
+    async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
+        """See JobStore."""
+        return await self._upkeep.overdue(limit=limit, fail_stalled_after=fail_stalled_after)
+
+    def restart_stall_clocks(self) -> None:
+        """See JobStore."""
+        self._stall_clocks.restart()
+
+    async def trim(self, *, limit: int) -> bool:
+        """See JobStore."""
+        return await self._upkeep.trim(limit=limit)
 
     @property
     def writable(self) -> bool:
@@ -185,10 +244,14 @@ class SqliteStore:
     ) -> Batch:
         found: dict[Key, Found] = {key: entry.job for key, entry in stored.items()}
         found.update(others)
-        return apply_all(commands, found, now=now, retention=self._retention)
+        return apply_all(commands, found, now=now, retention=self._retention, silent_for=self._stall_clocks.silent_for)
 
     def _finish(
-        self, waiter: asyncio.Future[list[Outcome]], written: Written | None, error: BaseException | None
+        self,
+        commands: Sequence[Command],
+        waiter: asyncio.Future[list[Outcome]],
+        written: Written | None,
+        error: BaseException | None,
     ) -> None:
         """Publish what was written, and let the next commit begin."""
         outcomes: list[Outcome] = []
@@ -196,7 +259,9 @@ class SqliteStore:
             batch, stored = written
             outcomes = batch.outcomes
             self._cache.write(stored, batch.removed)
+            self._counts.update(batch.counts)
             self._feed.publish(batch.changes)
+            self._stall_clocks.note(commands, outcomes)
             if not batch.is_empty:
                 self._condition.wrote()
         elif error is not None:

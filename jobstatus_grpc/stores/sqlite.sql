@@ -76,3 +76,41 @@ CREATE TABLE tombstones (
     removed_at INTEGER NOT NULL,
     PRIMARY KEY (tenant, id)
 ) WITHOUT ROWID;
+
+-- version 2
+
+-- Lists: each page is read from one of these, in the order of creation.
+CREATE INDEX jobs_by_state ON jobs (tenant, state, stalled, created_at);
+CREATE INDEX jobs_by_name ON jobs (tenant, name, created_at) WHERE name <> '';
+CREATE INDEX jobs_by_parent ON jobs (tenant, parent_id, created_at) WHERE parent_id <> '';
+
+CREATE TABLE labels (
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    job_key INTEGER NOT NULL,
+    PRIMARY KEY (tenant, name, value, created_at, job_key)
+) WITHOUT ROWID;
+
+INSERT INTO labels (tenant, name, value, created_at, job_key)
+SELECT jobs.tenant, label.key, label.value, jobs.created_at, jobs.key FROM jobs, json_each(jobs.labels) AS label;
+
+-- How many jobs there are in each state that ever had one.
+CREATE TABLE counts (
+    state INTEGER PRIMARY KEY,
+    jobs INTEGER NOT NULL
+);
+
+INSERT INTO counts (state, jobs) SELECT state, count(*) FROM jobs GROUP BY state;
+
+-- Time: what expires, whose silence counts, and what is old enough to be dropped.
+CREATE INDEX jobs_by_expiry ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX jobs_by_silence ON jobs (key) WHERE state = 2 AND heartbeat_timeout IS NOT NULL;
+CREATE INDEX tombstones_by_age ON tombstones (removed_at);
+
+-- The number of the newest change at certain instants: it tells how old the changes are.
+CREATE TABLE marks (
+    marked_at INTEGER PRIMARY KEY,
+    sequence INTEGER NOT NULL
+);

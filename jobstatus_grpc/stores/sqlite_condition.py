@@ -18,10 +18,20 @@ Done = Callable[[None, BaseException | None], None]
 class Condition:
     """Learns from each error and success. A store that refused a write is probed until it takes one."""
 
-    def __init__(self, path: str, probe: Callable[[Done], None], *, interval_seconds: float) -> None:
-        """Begin well. `probe` writes something small and then calls its argument with None and the error, if any."""
+    def __init__(
+        self, path: str, probe: Callable[[Done], None], recovered: Callable[[], None], *, interval_seconds: float
+    ) -> None:
+        """Begin well.
+
+        Args:
+            path: of the file, for messages.
+            probe: writes something small, then calls its argument with None and the error, if any.
+            recovered: called when the store can be written again.
+            interval_seconds: how often to probe.
+        """
         self._path = path
         self._probe = probe
+        self._recovered = recovered
         self._interval_seconds = interval_seconds
         self._is_full = False
         self._is_probing = False
@@ -50,6 +60,7 @@ class Condition:
         """Note that a write went through."""
         if self._is_full:
             self._is_full = False
+            self._recovered()
             logger.warning("%s can be written again", self._path)
 
     def judge(self, error: BaseException, *, is_write: bool) -> BaseException:

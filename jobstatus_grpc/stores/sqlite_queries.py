@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from itertools import chain, islice
 from typing import NamedTuple
 
-from jobstatus_grpc.job import Tombstone, Transition, require_job
-from jobstatus_grpc.stores.feed import MAX_BATCH_CHANGES
+from jobstatus_grpc.errors import StoreChangedError
+from jobstatus_grpc.job import JobState, Tombstone, Transition, require_job
+from jobstatus_grpc.stores.feed import MAX_BATCH_CHANGES, TOO_OLD
 from jobstatus_grpc.stores.found import TOMBSTONE_RETENTION, Key
 from jobstatus_grpc.stores.interface import Change
 from jobstatus_grpc.stores.sqlite_rows import (
@@ -46,6 +47,8 @@ class Head(NamedTuple):
     sequence: int
     forgotten_sequence: int
     last_key: int
+    counts: Mapping[JobState, int]
+    """How many jobs there are in each state that ever had one."""
 
 
 def read_head(connection: sqlite3.Connection) -> Head:
@@ -55,13 +58,16 @@ def read_head(connection: sqlite3.Connection) -> Head:
             forgotten_sequence, coalesce((SELECT max(key) FROM jobs), 0)
         FROM store
     """
-    return Head(*connection.execute(query).fetchone())
+    counts = connection.execute("SELECT state, jobs FROM counts").fetchall()
+    row = connection.execute(query).fetchone()
+    return Head._make((*row, {JobState(state): jobs for state, jobs in counts}))
 
 
 @cache
 def keys_in(count: int) -> str:
     """Return the condition that a row has one of `count` keys."""
-    return f"(tenant, id) IN (VALUES {', '.join(['(?, ?)'] * count)})"
+    # Without the outer SELECT, SQLite would go through the whole table for more than one.
+    return f"(tenant, id) IN (SELECT * FROM (VALUES {', '.join(['(?, ?)'] * count)}))"
 
 
 @cache
@@ -121,8 +127,14 @@ def read_transitions(
 
 
 def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple[int, list[Change]]:
-    """Return changes with numbers above `after` and up to `last`, and the number that they reach."""
+    """Return changes with numbers above `after` and up to `last`, and the number that they reach.
+
+    Raises:
+        StoreChangedError: some that were wanted have been dropped.
+    """
     rows = connection.execute(_CHANGES, (after, last)).fetchall()
+    if after < connection.execute("SELECT forgotten_sequence FROM store").fetchone()[0]:
+        raise StoreChangedError(TOO_OLD)
     changes: dict[Key, Change] = {}
     for _, tenant, job_id, revision, removed, *columns in rows:
         if removed or columns[0] is not None:

@@ -33,6 +33,11 @@ def to_instant(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
+def to_duration(microseconds: int) -> timedelta:
+    """Return the duration."""
+    return timedelta(microseconds=microseconds)
+
+
 def _from_requests(requests: tuple[RequestId, ...]) -> str | None:
     """Return an object of JSON with one line per request, the oldest first."""
     lines = [f"{_to_json(request.value)}:{_to_json(request.payload_hash)}" for request in requests]
@@ -65,7 +70,7 @@ _CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
     "estimated_completion": _INSTANT,
     "heartbeat_timeout": (
         _unless_none(lambda timeout: timeout // _MICROSECOND),
-        _unless_none(lambda microseconds: timedelta(microseconds=microseconds)),
+        _unless_none(to_duration),
     ),
     "error": (
         _unless_none(lambda error: _to_json({"code": error.code, "message": error.message, "reason": error.reason})),
@@ -91,9 +96,10 @@ JOB_COLUMNS = (*(name for name in JOB_FIELDS if name != "result"), "result")
 CONSTANT_COLUMNS = frozenset({"tenant", "id", "name", "created_at", "parent_id", "creation_request"})
 REPORT_COLUMNS = (
     "tenant", "id", "revision", "updated_at", "has_progress", "progress", "reason", "estimated_completion",
-    "stalled", "requests",
+    "requests",
 )  # fmt: skip
-"""What a report of progress changes, after what every row must have."""
+"""What a report of progress changes, after what every row must have. No index holds any: naming one would write it."""
+LABEL_COLUMNS = ("tenant", "name", "value", "created_at", "job_key")
 TRANSITION_COLUMNS = (
     "tenant", "id", "revision", "from_state", "to_state", "reason", "transitioned_at", "attempt", "actor",
 )  # fmt: skip
@@ -141,7 +147,6 @@ def report_row(stored: StoredJob) -> Row:
         job.progress,
         job.reason,
         None if job.estimated_completion is None else from_instant(job.estimated_completion),
-        1 if job.stalled else 0,
         requests,
     )
 
@@ -151,6 +156,13 @@ def job_row(stored: StoredJob) -> Row:
     values = [encode(value) for encode, value in zip(_ENCODERS, _fields_of(vars(stored.job)), strict=True)]
     values[_REQUESTS] = stored.requests
     return (stored.key, *values)
+
+
+def label_rows(stored: StoredJob) -> list[Row]:
+    """Return the values of LABEL_COLUMNS, for each label."""
+    key, job, _ = stored
+    created_at = from_instant(job.created_at)
+    return [(job.tenant, name, value, created_at, key) for name, value in job.labels.items()]
 
 
 def read_job(row: Row) -> StoredJob:

@@ -17,6 +17,7 @@ from jobstatus_grpc.stores.sqlite_queries import MAX_ROWS, keys_in, read_head
 from jobstatus_grpc.stores.sqlite_rows import (
     CONSTANT_COLUMNS,
     JOB_COLUMNS,
+    LABEL_COLUMNS,
     REPORT_COLUMNS,
     TRANSITION_COLUMNS,
     Row,
@@ -24,6 +25,7 @@ from jobstatus_grpc.stores.sqlite_rows import (
     from_instant,
     is_report,
     job_row,
+    label_rows,
     report_row,
     store_job,
     transition_row,
@@ -73,6 +75,25 @@ def _write_tombstones(count: int) -> str:
     columns = ("tenant", "id", "revision", "removed_at")
     replace = "ON CONFLICT (tenant, id) DO UPDATE SET revision = excluded.revision, removed_at = excluded.removed_at"
     return f"{_values('tombstones', columns, count)} {replace}"
+
+
+@cache
+def _write_labels(count: int) -> str:
+    return _values("labels", LABEL_COLUMNS, count)
+
+
+@cache
+def _write_counts(count: int) -> str:
+    return (
+        f"{_values('counts', ('state', 'jobs'), count)} ON CONFLICT (state) DO UPDATE SET jobs = jobs + excluded.jobs"
+    )
+
+
+@cache
+def _delete_labels(count: int) -> str:
+    # With IN, SQLite would go through all jobs that have the label.
+    row = f"({', '.join(LABEL_COLUMNS)}) = ({', '.join('?' * len(LABEL_COLUMNS))})"
+    return f"DELETE FROM labels WHERE {' OR '.join([row] * count)}"
 
 
 @cache
@@ -162,6 +183,7 @@ class Writer:
                 reports.append(report_row(next_stored))
             else:
                 rows.append(job_row(next_stored))
+        counts = [(int(state), rise) for state, rise in batch.counts.items() if rise]
         # Few calls: after every call into SQLite this thread has to compete for the interpreter again.
         self.connection.execute("BEGIN IMMEDIATE")
         try:
@@ -170,6 +192,8 @@ class Writer:
             # In the order of keys, neighbours share pages.
             self._execute(_write_reports, sorted(reports))
             self._execute(_write_jobs, sorted(rows))
+            self._write_labels(batch, before, written)
+            self._execute(_write_counts, counts)
             self._execute(_write_changes, _change_rows(batch, sequence))
             if batch.transitions:
                 self._write_history(batch)
@@ -204,6 +228,21 @@ class Writer:
         removed_at = from_instant(now)
         tombstones = [(*key, tombstone.revision, removed_at) for key, tombstone in batch.removed.items()]
         self._execute(_write_tombstones, tombstones)
+
+    def _write_labels(self, batch: Batch, before: Mapping[Key, StoredJob], written: Mapping[Key, StoredJob]) -> None:
+        old: set[Row] = set()
+        new: set[Row] = set()
+        for key, stored in written.items():
+            earlier = before.get(key)
+            if earlier is None:
+                new.update(label_rows(stored))
+            elif earlier.job.labels is not stored.job.labels:
+                old.update(label_rows(earlier))
+                new.update(label_rows(stored))
+        for key in batch.removed.keys() & before.keys():
+            old.update(label_rows(before[key]))
+        self._execute(_delete_labels, sorted(old - new))
+        self._execute(_write_labels, sorted(new - old))
 
     def _write_history(self, batch: Batch) -> None:
         self._execute(_write_transitions, [transition_row(key, entry) for key, entry in batch.transitions])

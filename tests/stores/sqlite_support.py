@@ -12,7 +12,8 @@ from tests.stores.support import RETENTION, StandingClock
 
 
 async def open_at(path: Path, clock=None, **more) -> SqliteStore:
-    return await SqliteStore.open(str(path), clock=clock or StandingClock(), retention=RETENTION, **more)
+    clock = clock or StandingClock()
+    return await SqliteStore.open(str(path), clock=clock, retention=RETENTION, seconds=clock.seconds, **more)
 
 
 def on_file(path: Path, *uses, **more) -> list:
@@ -34,3 +35,8 @@ def on_file(path: Path, *uses, **more) -> list:
 def raw(path: Path, query: str) -> list:
     with closing(sqlite3.connect(path)) as connection, connection:
         return connection.execute(query).fetchall()
+
+
+def raw_script(path: Path, script: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)

@@ -24,6 +24,9 @@ class StandingClock:
     def __call__(self) -> datetime:
         return self.now
 
+    def seconds(self) -> float:
+        return self.now.timestamp()
+
     def advance(self, **duration: float) -> None:
         self.now += timedelta(**duration)
 

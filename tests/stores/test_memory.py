@@ -7,12 +7,14 @@ import pytest
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.stores.memory import MemoryStore, open_store
 from tests.stores.contract import StoreContract
+from tests.stores.contract_lists import ListsContract
+from tests.stores.contract_time import TimeContract
 from tests.stores.support import RETENTION
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(StoreContract, TimeContract, ListsContract):
     async def open(self, directory, clock):
-        return MemoryStore(clock=clock, retention=RETENTION)
+        return MemoryStore(clock=clock, retention=RETENTION, seconds=clock.seconds)
 
 
 @pytest.mark.parametrize("url", ["memory:jobs", "memory://", "memory:///jobs.db"])

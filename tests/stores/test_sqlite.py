@@ -7,11 +7,13 @@ import pytest
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, Update
 from tests.stores.contract import StoreContract
+from tests.stores.contract_lists import ListsContract
+from tests.stores.contract_time import TimeContract
 from tests.stores.sqlite_support import on_file, open_at, raw
 from tests.stores.support import claim, done, end, following
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(StoreContract, TimeContract, ListsContract):
     async def open(self, directory, clock):
         return await open_at(directory / "jobs.db", clock)
 

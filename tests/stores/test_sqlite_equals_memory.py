@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.job import Cancel, Command, Create, Delete, Expire, JobError, JobState, RequestId, Stall, Update
+from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.stores.interface import JobStore
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.stores.sqlite import SqliteStore
+from tests.stores.contract_lists import jobs_of
 from tests.stores.support import RETENTION, StandingClock, following
 
 TENANTS = ["default", "other"]
-IDS = ["a", "b", "c"]
+IDS = ["a", "b", "c", "d"]
 tenants, ids = st.sampled_from(TENANTS), st.sampled_from(IDS)
 texts = st.text(max_size=5)
 percents = st.floats(0, 100)
 states = st.sampled_from(JobState)
 requests = st.none() | st.builds(RequestId, st.sampled_from(["r1", 'r"2\\', "r3", "r4"]), st.sampled_from(["h", "i"]))
-labels = st.dictionaries(texts, texts, max_size=2)
+names = st.sampled_from(["", "n", "né", "n\U0010ffff", "m"]) | texts
+labels = st.dictionaries(st.sampled_from("kl") | texts, st.sampled_from("vw") | texts, max_size=2)
 results = st.none() | st.dictionaries(texts, st.recursive(st.none() | st.booleans() | percents | texts, st.lists))
 timeouts = st.none() | st.timedeltas(timedelta(seconds=1), timedelta(days=7))
 instants = st.none() | st.datetimes(timezones=st.just(StandingClock().now.tzinfo))
@@ -36,7 +41,7 @@ creations = st.builds(
     id=ids,
     tenant=tenants,
     state=st.sampled_from([JobState.PENDING, JobState.IN_PROGRESS]),
-    name=texts,
+    name=names,
     reason=texts,
     has_progress=st.booleans(),
     progress=st.none() | percents,
@@ -71,7 +76,7 @@ updates = st.builds(
     expected_revision=st.integers(0, 3),
     request=requests,
     allow_missing=st.booleans(),
-    name=texts,
+    name=names,
     labels_if_missing=labels,
     actor=texts,
 )
@@ -80,10 +85,28 @@ deletions = st.builds(Delete, id=ids, tenant=tenants, expected_revision=st.integ
 moves = st.builds(
     lambda job_id, tenant, state: Update(id=job_id, tenant=tenant, changes={"state": state}), ids, tenants, states
 )
-silences = st.builds(
-    Stall, id=ids, tenant=tenants, heard_at=st.just(StandingClock().now), fail_after=st.none() | st.just(timedelta())
-)
+silences = st.builds(Stall, id=ids, tenant=tenants, fail_after=st.none() | st.just(timedelta()))
 expiries = st.builds(Expire, id=ids, tenant=tenants)
+moments = st.none() | st.timedeltas(-timedelta(hours=2), timedelta(hours=2)).map(lambda by: StandingClock().now + by)
+filters = st.builds(
+    JobFilter,
+    ids=st.sets(ids),
+    states=st.sets(states, max_size=3),
+    names=st.sets(names, max_size=3),
+    name_prefix=st.sampled_from(["", "", "n", "n\U0010ffff"]) | texts,
+    labels=labels,
+    parent_id=st.sampled_from(["", "", "a"]),
+    created_after=moments,
+    created_before=moments,
+    done=st.sampled_from([None, True, False]),
+    stalled=st.sampled_from([None, True, False]),
+)
+fields = [field.name for field in dataclasses.fields(JobFilter)]
+filters_of_few_fields = st.builds(
+    lambda job_filter, kept: JobFilter(**{name: getattr(job_filter, name) for name in kept}),
+    filters,
+    st.sets(st.sampled_from(fields), max_size=3),
+)
 commands = st.one_of(creations, updates, moves, cancels, deletions, silences, expiries)
 
 
@@ -100,7 +123,7 @@ class Stores(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.clock = StandingClock()
         self.directory = tempfile.TemporaryDirectory()
-        self.memory: JobStore = MemoryStore(clock=self.clock, retention=RETENTION)
+        self.memory: JobStore = MemoryStore(clock=self.clock, retention=RETENTION, seconds=self.clock.seconds)
         self.sqlite: JobStore = self.await_(self.open())
         self.positions = [self.await_(store.position()) for store in self.stores()]
 
@@ -117,14 +140,17 @@ class Stores(RuleBasedStateMachine):
         return self.memory, self.sqlite
 
     async def open(self) -> JobStore:
-        return await SqliteStore.open(str(Path(self.directory.name, "jobs.db")), clock=self.clock, retention=RETENTION)
+        path, seconds = Path(self.directory.name, "jobs.db"), self.clock.seconds
+        store = await SqliteStore.open(str(path), clock=self.clock, retention=RETENTION, seconds=seconds)
+        await store.overdue(limit=0)  # starts the clocks of silence
+        return store
 
     def teardown(self) -> None:
         self.await_(self.sqlite.close())
         self.loop.close()
         self.directory.cleanup()
 
-    @initialize(batch=st.lists(creations, min_size=4, max_size=6))
+    @initialize(batch=st.lists(creations, min_size=6, max_size=10))
     def begin(self, batch: list[Command]) -> None:
         self.commit(batch)
 
@@ -141,6 +167,7 @@ class Stores(RuleBasedStateMachine):
     def open_again(self) -> None:
         self.await_(self.sqlite.close())
         self.sqlite = self.await_(self.open())
+        self.memory.restart_stall_clocks()
 
     @rule()
     def follow(self) -> None:
@@ -149,6 +176,18 @@ class Stores(RuleBasedStateMachine):
             seen.append(self.await_(following(store, self.positions[number])))
             self.positions[number] = self.await_(store.position())
         assert seen[1] == seen[0]
+
+    @rule(tenant=tenants, job_filter=filters_of_few_fields, limit=st.integers(1, 4), examined=st.integers(1, 5))
+    def list_jobs(self, tenant: str, job_filter: JobFilter, limit: int, examined: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("memory_order", "sqlite_pages"):
+                patch.setattr(f"jobstatus_grpc.stores.{module}.MAX_EXAMINED_ROWS", examined)
+            lists = [self.await_(jobs_of(store, job_filter, limit=limit, tenant=tenant)) for store in self.stores()]
+        assert lists[1] == lists[0]
+
+    @invariant()
+    def counts_are_equal(self) -> None:
+        assert self.sqlite.jobs_by_state() == self.memory.jobs_by_state()
 
     @invariant()
     def jobs_and_histories_are_equal(self) -> None:

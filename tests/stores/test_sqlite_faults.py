@@ -19,8 +19,9 @@ import pytest
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, Job
 from jobstatus_grpc.stores.sqlite import SqliteStore
+from tests.stores.contract_time import due, start
 from tests.stores.sqlite_support import on_file, raw
-from tests.stores.support import done, following
+from tests.stores.support import StandingClock, done, following
 
 WRITER = """
 import asyncio, sys
@@ -146,6 +147,26 @@ def test_a_full_disk_refuses_writes_reads_on_and_recovers_by_itself(tmp_path, li
         (written,) = on_file(path, lambda store: use(store, make_room), probe_interval_seconds=0.01)
         assert {job_id for (job_id,) in raw(path, "SELECT id FROM jobs")} == set(written)
         assert raw(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_while_nothing_could_be_written_nobody_was_silent(tmp_path):
+    clock = StandingClock()
+
+    async def use(store, make_room):
+        await start(store, "a")
+        with pytest.raises(errors.StoreFullError):
+            await fill(store, [])
+        clock.advance(seconds=40)
+        assert await due(store) == []
+        make_room()
+        await until(lambda: store.writable)
+        clock.advance(seconds=29)
+        assert await due(store) == []
+        clock.advance(seconds=1)
+        assert await due(store) == [("Stall", "a")]
+
+    with file_size_limit(tmp_path) as make_room:
+        on_file(tmp_path / "jobs.db", lambda store: use(store, make_room), clock=clock, probe_interval_seconds=0.01)
 
 
 # A broken file

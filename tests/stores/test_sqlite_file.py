@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Create
+from jobstatus_grpc.job import Create, JobState, Update
+from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.stores.sqlite import SqliteStore, open_store
 from jobstatus_grpc.stores.sqlite_file import SqliteFile, migrations, path_of
-from tests.stores.sqlite_support import on_file, open_at, raw
+from tests.stores.contract_lists import ids_of
+from tests.stores.sqlite_support import on_file, open_at, raw, raw_script
 from tests.stores.support import done
 
 # One process
@@ -87,7 +89,7 @@ UNUSABLE = {
     make_directory: "Is a directory",
     make_parent_a_file: "Not a directory",
     make_foreign: "it is a database of something else",
-    make_newer: "newer than the 1 known here",
+    make_newer: f"newer than the {len(migrations())} known here",
     make_unwritable: "Permission denied",
 }
 
@@ -162,13 +164,41 @@ def test_no_index_holds_what_every_update_changes(tmp_path):
 
 # Migrations
 
+VERSION_1 = Path(__file__).with_name("version_1.sql").read_text(encoding="utf-8")
+
+
+def test_a_file_of_version_1_is_listed_and_counted_as_if_it_had_always_been(tmp_path):
+    raw_script(tmp_path / "jobs.db", VERSION_1)
+
+    async def use(store):
+        assert (await store.get("default", "render")).labels == {"team": 'me"dia', "zone": "eu"}
+        assert await ids_of(store) == ["failed", "plain", "backup", "render"]
+        assert await ids_of(store, JobFilter(labels={"team": 'me"dia'})) == ["backup", "render"]
+        assert await ids_of(store, JobFilter(labels={'wei"rd\\ ☃': ""})) == ["plain"]
+        assert await ids_of(store, JobFilter(labels={"zone": "eu"}), tenant="other") == ["render"]
+        assert await ids_of(store, JobFilter(names={"render ☃"}, done=True)) == ["failed"]
+        assert await ids_of(store, JobFilter(parent_id="parent")) == ["render"]
+        await done(store, Update(id="render", changes={"labels": {}}))
+        assert await ids_of(store, JobFilter(labels={"zone": "eu"})) == []
+        return [store.jobs_by_state()[state] for state in JobState]
+
+    assert on_file(tmp_path / "jobs.db", use) == [[2, 1, 0, 1, 0, 1, 0]]
+
+
+def test_a_file_of_version_1_becomes_what_a_new_one_is(tmp_path):
+    raw_script(tmp_path / "old.db", VERSION_1)
+    for name in ("old.db", "new.db"):
+        on_file(tmp_path / name, SqliteStore.position)
+    schemas = [set(raw(tmp_path / name, "SELECT type, name, sql FROM sqlite_master")) for name in ("old.db", "new.db")]
+    assert schemas[0] == schemas[1]
+
 
 def test_a_file_is_migrated_a_version_at_a_time(tmp_path):
     file = SqliteFile(str(tmp_path / "jobs.db"))
     file.connect_writer().close()
     steps = [*migrations(), "ALTER TABLE jobs ADD COLUMN extra TEXT;", "CREATE INDEX by_extra ON jobs (extra);"]
     with closing(file.connect_writer(steps)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(steps),)
         assert connection.execute("SELECT count(extra) FROM jobs").fetchone() == (0,)
     file.unlock()
 
@@ -179,5 +209,5 @@ def test_a_migration_that_fails_leaves_the_version_before(tmp_path):
     with pytest.raises(errors.CannotStartError, match="table jobs already exists"):
         file.connect_writer(steps)
     file.unlock()
-    assert raw(tmp_path / "jobs.db", "PRAGMA user_version") == [(2,)]
+    assert raw(tmp_path / "jobs.db", "PRAGMA user_version") == [(len(steps) - 1,)]
     assert raw(tmp_path / "jobs.db", "SELECT count(*) FROM sqlite_master WHERE name IN ('fine', 'half')") == [(1,)]

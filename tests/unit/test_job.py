@@ -131,7 +131,7 @@ TIMEOUT = timedelta(seconds=30)
 
 
 def stall(job: Job, silence: timedelta, fail_after: timedelta | None = None) -> Job:
-    command = Stall(id="a", heard_at=LATER - silence, fail_after=fail_after)
+    command = Stall(id="a", silent_for=silence, fail_after=fail_after)
     return apply(job, command, now=LATER, retention=RETENTION).job
 
 
