@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,11 +24,16 @@ class CommitQueue:
     """Stands between the calls and the store, which sees one group at a time, in the order of submission."""
 
     def __init__(
-        self, store: JobStore, *, around_commit: Callable[[], AbstractContextManager[None]] = nullcontext
+        self,
+        store: JobStore,
+        *,
+        around_commit: Callable[[], AbstractContextManager[None]] = nullcontext,
+        observe_commit: Callable[[int, float], None] | None = None,
     ) -> None:
-        """Take the store, and what to hold while it commits."""
+        """Take the store, what to hold while it commits, and what to tell of a commit: its commands and seconds."""
         self._store = store
         self._around_commit = around_commit
+        self._observe_commit = observe_commit
         self._waiting: deque[tuple[Sequence[Command], asyncio.Future[list[Outcome]]]] = deque()
         self._committer: asyncio.Task[None] | None = None
 
@@ -79,7 +85,7 @@ class CommitQueue:
             commands.extend(group[-1][0])
         try:
             with self._around_commit():
-                outcomes = await self._store.commit(commands)
+                outcomes = await self._commit(commands)
         except Exception as error:
             for _, done in group:
                 if not done.done():
@@ -96,3 +102,11 @@ class CommitQueue:
             if not done.done():
                 done.set_result(outcomes[start:end])
             start = end
+
+    async def _commit(self, commands: Sequence[Command]) -> list[Outcome]:
+        if self._observe_commit is None:
+            return await self._store.commit(commands)
+        began_at = time.perf_counter()
+        outcomes = await self._store.commit(commands)
+        self._observe_commit(len(commands), time.perf_counter() - began_at)
+        return outcomes

@@ -96,6 +96,11 @@ def is_urgent(before: Job, after: Job) -> bool:
     return bool(_urgent_values_of(before) != _urgent_values_of(after))
 
 
+def urgent_mark(job: Job) -> int:
+    """Return a number that stays as long as no change is urgent: to compare with a job that is not kept."""
+    return hash(repr(_urgent_values_of(job)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
     """One entry of a job's history; `from_state` is None for its creation."""

@@ -12,8 +12,9 @@ import logging
 from collections.abc import Callable, Iterator
 
 from jobstatus_grpc.errors import JobStatusError, StoreChangedError, UnavailableError
+from jobstatus_grpc.filter_hub import FilterHub
 from jobstatus_grpc.record import Job
-from jobstatus_grpc.stores.interface import Change, JobStore, Position
+from jobstatus_grpc.stores.interface import Change, ChangeBatch, JobStore, Position
 from jobstatus_grpc.wake_queue import WakeQueue
 from jobstatus_grpc.watcher import EventType, Render, Topic, Watcher
 
@@ -25,20 +26,31 @@ RETRY_SECONDS = 0.2
 class WatchHub:
     """Registers watchers and wakes them. Lives on one event loop."""
 
-    def __init__(self, *, render: Render, stamp: Callable[[], bytes], max_age_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        render: Render,
+        stamp: Callable[[], bytes],
+        max_age_seconds: float | None = None,
+        filters: FilterHub | None = None,
+    ) -> None:
         """Take how to render events.
 
         Args:
             render: returns an event's bytes; called once for all watchers of a job.
             stamp: returns the bytes to append to each message as it is sent: the server's time.
             max_age_seconds: how long a watch may last, ± 10 %; None: for ever.
+            filters: the watchers of many jobs, who are told of the same changes and stand in the same queue.
         """
+        self._filters = filters
         self._render = render
         self._stamp = stamp
         self._max_age_seconds = max_age_seconds
         self._topics: dict[tuple[str, str], Topic] = {}
-        self.wakes = WakeQueue()
+        self.wakes = WakeQueue() if filters is None else filters.wakes
         self._ending: type[JobStatusError] | None = None
+        self.position: Position = ""
+        """Up to where changes have been published."""
 
     @contextlib.contextmanager
     def watcher(
@@ -76,16 +88,20 @@ class WatchHub:
         """How many are registered."""
         return sum(len(topic.watchers) for topic in self._topics.values())
 
-    async def follow(self, store: JobStore, position: Position) -> None:
-        """Publish what changes in `store` after `position`, until cancelled.
+    async def follow(
+        self, store: JobStore, position: Position, *, observe_batch: Callable[[ChangeBatch], None] | None = None
+    ) -> None:
+        """Publish what changes in `store` after `position`, until cancelled; tell `observe_batch` of each batch.
 
         Get the position before the first watcher registers: then nothing falls between its reading and its following.
         """
+        self._begin(position)
         is_lost = False
         while True:
             try:
                 if is_lost:
                     position = await store.position()
+                    self._begin(position)
                     self.end_all(StoreChangedError)
                     is_lost = False
                 batch = await store.changes(position)
@@ -101,7 +117,16 @@ class WatchHub:
             else:
                 for change in batch.changes:
                     self.publish(change)
-                position = batch.position
+                if self._filters is not None:
+                    await self._filters.publish(batch.changes, before=position, after=batch.position)
+                self.position = position = batch.position
+                if observe_batch is not None:
+                    observe_batch(batch)
+
+    def _begin(self, position: Position) -> None:
+        self.position = position
+        if self._filters is not None:
+            self._filters.begin(position)
 
     def publish(self, change: Change) -> None:
         """Tell the watchers of a job, if it has any."""
@@ -133,10 +158,14 @@ class WatchHub:
             for watcher in topic.watchers:
                 watcher.error = error
                 self.wake_soon(watcher)
+        if self._filters is not None:
+            self._filters.end_all(error)
 
     def close(self, error: type[JobStatusError]) -> None:
         """End every open watch with `error`, and refuse new ones with it."""
         self._ending = error
+        if self._filters is not None:
+            self._filters.close(error)
         self.end_all(error)
 
     def message(self, topic: Topic, event_type: EventType, job: Job) -> bytes:

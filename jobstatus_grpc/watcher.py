@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 
 
 class EventType(enum.IntEnum):
-    """What an event of a watch says."""
+    """What an event of a watch says; REMOVED, SYNCED and RESET in watches of many only."""
 
     SNAPSHOT = 1
     UPDATED = 2
+    REMOVED = 3
+    SYNCED = 4
     HEARTBEAT = 5
+    RESET = 6
 
 
 Render: TypeAlias = Callable[[EventType, Job], bytes]
 
 # A timer may fire a little before its time.
-_CLOCK_RESOLUTION_SECONDS = 0.002
+CLOCK_RESOLUTION_SECONDS = 0.002
 
 
 class Topic:
@@ -164,7 +167,7 @@ class Watcher:
         due_at = self._news_due_at()
         if due_at is None:
             return False
-        if due_at <= now + _CLOCK_RESOLUTION_SECONDS:
+        if due_at <= now + CLOCK_RESOLUTION_SECONDS:
             waiting.set_result(None)
             return True
         if self._throttle_timer is None:
@@ -193,9 +196,9 @@ class Watcher:
                 raise self.error()
             if self.topic.removed:
                 raise JobExpiredError(f"job {newest.id!r} was deleted or has expired", id=newest.id)
-            if now + _CLOCK_RESOLUTION_SECONDS >= self._ends_at:
+            if now + CLOCK_RESOLUTION_SECONDS >= self._ends_at:
                 raise StreamAgeError
-        if due_at is not None and (due_at <= now + _CLOCK_RESOLUTION_SECONDS or newest.done):
+        if due_at is not None and (due_at <= now + CLOCK_RESOLUTION_SECONDS or newest.done):
             self._updated_at = now
             return self._send(EventType.UPDATED, newest)
         if self._is_beat_due(now):
@@ -223,7 +226,7 @@ class Watcher:
         return self.error is not None or self.topic.removed
 
     def _is_beat_due(self, now: float) -> bool:
-        now += _CLOCK_RESOLUTION_SECONDS
+        now += CLOCK_RESOLUTION_SECONDS
         return now >= min(self._sent_at + self._heartbeat_seconds, self._ends_at)
 
     def _on_throttle_end(self) -> None:

@@ -34,6 +34,13 @@ YEAR = timedelta(days=365)
     default=values.spell(DEFAULTS.drain_grace),
     longest=YEAR,
 )
+@duration_flag(
+    "--fail-stalled-after DURATION",
+    "Fail jobs that stay stalled for so long.",
+    default="off",
+    longest=YEAR,
+    or_off=True,
+)
 @flag("--max-watchers N", "Open watches.", type=COUNT, default=DEFAULTS.max_watchers)
 @flag("--max-watchers-per-caller N", "Open watches of one caller.", type=COUNT_OR_OFF, default="off")
 @flag("--max-requests N", "Other calls in flight.", type=COUNT, default=DEFAULTS.max_requests)
@@ -44,6 +51,7 @@ YEAR = timedelta(days=365)
     shortest=timedelta(seconds=1),
     longest=timedelta(days=20),
 )
+@flag("--metrics HOST:PORT", "Serve Prometheus metrics over HTTP there, and nothing else; port 0 picks one.")
 @flag("--insecure", "Allow --listen beyond this machine, though nothing is encrypted.")
 @flag(
     "--log-format FORMAT", "text or json. Default: text on a terminal, else json.", type=click.Choice(["text", "json"])

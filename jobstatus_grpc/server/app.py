@@ -6,11 +6,13 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError
+from jobstatus_grpc.filter_hub import FilterHub
 from jobstatus_grpc.server import health, reflection
 from jobstatus_grpc.server.config import ServerConfig, channel_options
 from jobstatus_grpc.server.interceptors import CallInterceptor, CallLimits
@@ -20,9 +22,15 @@ from jobstatus_grpc.server.servicer import SERVICE_NAME, JobStatusServicer, hand
 from jobstatus_grpc.stores import open_store
 from jobstatus_grpc.stores.clock import utc_now
 from jobstatus_grpc.stores.interface import JobStore
+from jobstatus_grpc.sweeper import Sweeper
 from jobstatus_grpc.tracker import Tracker
+from jobstatus_grpc.wake_queue import WakeQueue
 from jobstatus_grpc.watch_hub import WatchHub
-from jobstatus_grpc.wire import events
+from jobstatus_grpc.wire import events, jobs_events
+
+if TYPE_CHECKING:
+    from jobstatus_grpc.server.metrics import Metrics
+    from jobstatus_grpc.server.metrics_endpoint import MetricsEndpoint
 
 log = logging.getLogger("jobstatus_grpc.server")
 
@@ -83,18 +91,33 @@ class _Server:
         self._request_log = request_log
         self._store = store
         self.addresses: list[str] = []
+        max_age_seconds = config.max_connection_age.total_seconds()
+        filter_hub = FilterHub(
+            wakes=WakeQueue(),
+            render=jobs_events.render_event,
+            stamp=lambda: jobs_events.stamp(utc_now()),
+            max_age_seconds=max_age_seconds,
+        )
         self._hub = WatchHub(
             render=events.render_job_event,
             stamp=lambda: events.stamp(utc_now()),
-            max_age_seconds=config.max_connection_age.total_seconds(),
+            max_age_seconds=max_age_seconds,
+            filters=filter_hub,
         )
-        self._queue = CommitQueue(store, around_commit=self._hub.wakes.paused)
+        metrics, endpoint = _metrics_of(config, store)
+        self._metrics, self._endpoint = metrics, endpoint
+        self._queue = CommitQueue(
+            store, around_commit=self._hub.wakes.paused, observe_commit=metrics.observe_commit if metrics else None
+        )
         self._servicer = JobStatusServicer(
-            Tracker(store=store, queue=self._queue, hub=self._hub, clock=utc_now),
+            Tracker(store=store, queue=self._queue, hub=self._hub, filter_hub=filter_hub, clock=utc_now),
         )
         self._calls = CallInterceptor(
-            CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller), request_log
+            CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
+            request_log,
+            metrics.calls if metrics else None,
         )
+        self._sweeper = Sweeper(store=store, queue=self._queue, fail_stalled_after=config.fail_stalled_after)
         self._health = health.HealthServicer([health.SERVICE, health.WRITE])
         self._draining = asyncio.Event()
         self._listener = Listener(self._build, config.listen)
@@ -102,11 +125,15 @@ class _Server:
 
     async def __aenter__(self) -> _Server:
         position = await self._store.position()
+        observe = self._metrics.observe_batch if self._metrics else None
         self._background = [
-            asyncio.create_task(self._hub.follow(self._store, position)),
+            asyncio.create_task(self._hub.follow(self._store, position, observe_batch=observe)),
             asyncio.create_task(self._report_health()),
+            asyncio.create_task(self._sweeper.run()),
         ]
         try:
+            if self._endpoint is not None:
+                await self._endpoint.start()
             self.addresses = await self._listener.start()
         except BaseException as error:
             await self._stop_background()
@@ -149,6 +176,19 @@ class _Server:
             await asyncio.sleep(HEALTH_CHECK_SECONDS)
 
     async def _stop_background(self) -> None:
+        if self._endpoint is not None:
+            await self._endpoint.close()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+
+
+def _metrics_of(config: ServerConfig, store: JobStore) -> tuple[Metrics, MetricsEndpoint] | tuple[None, None]:
+    if config.metrics is None:
+        return None, None
+    # prometheus_client is loaded by those who ask for it.
+    from jobstatus_grpc.server.metrics import Metrics
+    from jobstatus_grpc.server.metrics_endpoint import MetricsEndpoint
+
+    metrics = Metrics(store, clock=utc_now)
+    return metrics, MetricsEndpoint(config.metrics, metrics)

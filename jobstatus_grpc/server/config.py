@@ -19,6 +19,8 @@ class ServerConfig:
     store: str = "sqlite:///jobstatus.db"
     retention: timedelta = timedelta(days=7)
     drain_grace: timedelta = timedelta(seconds=10)
+    fail_stalled_after: timedelta | None = None
+    """How long a job may stay stalled until it fails; None: for ever."""
     max_watchers: int = 20_000
     max_watchers_per_caller: int | None = None
     """None: no limit. A caller is a principal, without authentication a host."""
@@ -27,6 +29,8 @@ class ServerConfig:
     max_connection_age: timedelta = timedelta(hours=1)
     insecure: bool = False
     """Allow a listener beyond loopback though nothing is encrypted and nobody is authenticated."""
+    metrics: str | None = None
+    """`host:port` to serve metrics on, beyond loopback too: they tell nothing of any one job. None: nowhere."""
 
     def check(self) -> None:
         """Raise CannotStartError where the settings do not fit together."""
@@ -37,6 +41,11 @@ class ServerConfig:
                     f"--listen {address} is open to other machines, without encryption or authentication; "
                     "listen on 127.0.0.1, or add --insecure if the network is trusted"
                 )
+        if self.metrics is not None:
+            try:
+                host_and_port(self.metrics)
+            except ValueError:
+                raise CannotStartError(f"--metrics {self.metrics} is not an address; write HOST:PORT") from None
 
 
 def _host_of(address: str) -> str | None:
@@ -45,10 +54,22 @@ def _host_of(address: str) -> str | None:
         if not address.removeprefix("unix:"):
             raise CannotStartError(f"--listen {address} names no path; write unix:/path")
         return None
+    try:
+        return host_and_port(address)[0]
+    except ValueError:
+        raise CannotStartError(f"--listen {address} is not an address; write HOST:PORT or unix:/path") from None
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Split `host:port`; the brackets around an IPv6 address are left out.
+
+    Raises:
+        ValueError: it is something else.
+    """
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise CannotStartError(f"--listen {address} is not an address; write HOST:PORT or unix:/path")
-    return host.strip("[]")
+        raise ValueError(f"not an address: {address!r}")
+    return host.strip("[]"), int(port)
 
 
 def _is_loopback(host: str) -> bool:

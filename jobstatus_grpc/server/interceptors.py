@@ -8,9 +8,9 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc
 
@@ -24,6 +24,9 @@ from jobstatus_grpc.errors import (
 from jobstatus_grpc.server.request_log import RequestLog
 from jobstatus_grpc.server.servicer import SERVICE_NAME, Context
 from jobstatus_grpc.wire import status
+
+if TYPE_CHECKING:
+    from jobstatus_grpc.server.metrics import CallTally
 
 log = logging.getLogger("jobstatus_grpc.server")
 
@@ -45,12 +48,18 @@ class CallLimits:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Admits calls, turns errors into status, and logs. One instance serves all servers of a process."""
+    """Admits calls, turns errors into status, logs, counts. One instance serves all servers of a process."""
 
-    def __init__(self, limits: CallLimits, request_log: RequestLog | None = None) -> None:
-        """Take the limits, and where to note calls; None: nowhere."""
+    def __init__(
+        self,
+        limits: CallLimits,
+        request_log: RequestLog | None = None,
+        tallies: Mapping[str, CallTally] | None = None,
+    ) -> None:
+        """Take the limits, where to note calls, and where to count them, by method; None: nowhere."""
         self._limits = limits
         self._log = request_log
+        self._tallies = tallies or {}
         self._wrapped: dict[str, Handler] = {}
         self._requests = 0
         self._watches = 0
@@ -94,7 +103,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(self, method: str, handler: Handler) -> Handler:
         name = method.rpartition("/")[2]
         if handler.response_streaming:
-            watch = self._around(name, self._admit_watch(cast(Behaviour, handler.unary_stream)))
+            behaviour = cast(Behaviour, handler.unary_stream)
+            tally = self._tallies.get(name)
+            if tally is not None:
+                behaviour = _counting_messages(behaviour, tally)
+            watch = self._around(name, self._admit_watch(behaviour))
             return grpc.unary_stream_rpc_method_handler(cast(Any, watch))
         request = self._around(name, self._admit_request(cast(Behaviour, handler.unary_unary)))
         return grpc.unary_unary_rpc_method_handler(cast(Any, request))
@@ -140,9 +153,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._idle.set()
 
     def _around(self, name: str, behaviour: Behaviour) -> Behaviour:
+        tally = self._tallies.get(name)
+
         async def answered(data: bytes, context: Context) -> bytes | None:
             started = time.perf_counter()
             code = "OK"
+            if tally is not None:
+                tally.started += 1
             try:
                 if self._is_draining:
                     self._refused += 1
@@ -162,12 +179,35 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 code = "INTERNAL"
                 await _abort(context, _masked(name, error))
             finally:
+                seconds = time.perf_counter() - started
+                if tally is not None:
+                    tally.end(code, seconds)
                 if self._log is not None:
-                    seconds = time.perf_counter() - started
                     self._log.write(name, code, seconds, context.peer(), _request_id(context))
             return None
 
         return answered
+
+
+class _CountingContext:
+    """A stream's context that counts the messages written."""
+
+    __slots__ = ("_context", "_tally")
+
+    def __init__(self, context: Context, tally: CallTally) -> None:
+        self._context = context
+        self._tally = tally
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: bytes) -> None:
+        await self._context.write(message)
+        self._tally.sent += 1
+
+
+def _counting_messages(behaviour: Behaviour, tally: CallTally) -> Behaviour:
+    return lambda data, context: behaviour(data, cast(Context, _CountingContext(context, tally)))
 
 
 async def _abort(context: Context, error: JobStatusError) -> None:

@@ -13,7 +13,7 @@ import grpc
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.tracker import Tracker
-from jobstatus_grpc.wire import batch, replies, requests
+from jobstatus_grpc.wire import batch, jobs_events, lists, replies, requests
 from jobstatus_grpc.wire.requests import Caller, parse
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["JobStatusService"].full_name
@@ -52,6 +52,29 @@ class JobStatusServicer:
         command = requests.to_cancel(parse(pb.CancelJobRequest, data), caller_of(context))
         return replies.job_reply(await self._tracker.cancel(command))
 
+    async def DeleteJob(self, data: bytes, context: Context) -> bytes:
+        """Forget a done job."""
+        await self._tracker.delete(requests.to_delete(parse(pb.DeleteJobRequest, data), caller_of(context)))
+        return b""
+
+    async def ListJobs(self, data: bytes, context: Context) -> bytes:
+        """Return a page of jobs."""
+        caller = caller_of(context)
+        query = lists.to_jobs_query(parse(pb.ListJobsRequest, data), caller)
+        position, page = await self._tracker.list(
+            caller.tenant, query.filter, limit=query.limit, cursor=query.cursor, position=query.position
+        )
+        return await lists.jobs_reply(query, position, page)
+
+    async def ListJobTransitions(self, data: bytes, context: Context) -> bytes:
+        """Return a page of a job's history."""
+        caller = caller_of(context)
+        query = lists.to_history_query(parse(pb.ListJobTransitionsRequest, data), caller)
+        transitions = await self._tracker.transitions(
+            caller.tenant, query.id, after_revision=query.after_revision, limit=query.limit + 1
+        )
+        return lists.history_reply(query, transitions)
+
     async def WatchJob(self, data: bytes, context: Context) -> None:
         """Follow a job to its end."""
         watch = requests.to_watch(parse(pb.WatchJobRequest, data))
@@ -63,6 +86,19 @@ class JobStatusServicer:
         ) as watcher:
             while (message := await watcher.next()) is not None:
                 await context.write(message)
+
+    async def WatchJobs(self, data: bytes, context: Context) -> None:
+        """Follow all jobs that match a filter."""
+        caller = caller_of(context)
+        watch = jobs_events.to_jobs_watch(parse(pb.WatchJobsRequest, data), caller)
+        await self._tracker.watch_jobs(
+            caller.tenant,
+            watch.filter,
+            after=watch.after,
+            heartbeat_interval=watch.heartbeat_interval,
+            min_update_interval=watch.min_update_interval,
+            send=jobs_events.with_token(context.write, watch),
+        )
 
 
 def caller_of(context: Context) -> Caller:

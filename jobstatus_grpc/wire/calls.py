@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
@@ -51,6 +51,10 @@ class JobUpdate:
     allow_missing: bool = False
     name: str = ""
     parent_id: str = ""
+
+
+# A name for it, because in the clients `list` is a method, which some type checkers would take for the type.
+BatchResults: TypeAlias = list[Job | JobStatusError]
 
 
 class HasJob(Protocol):
@@ -180,16 +184,30 @@ def cancel_request(id: str, reason: str = "", request_id: str | None = None) -> 
     return pb.CancelJobRequest(id=id, reason=reason, request_id=request_id or new_request_id())
 
 
+def delete_request(id: str, expected_revision: int = 0) -> pb.DeleteJobRequest:
+    """Return a request that deletes a job."""
+    return pb.DeleteJobRequest(id=id, expected_revision=expected_revision)
+
+
 def watch_request(
     id: str, heartbeat_interval_seconds: float | None = None, min_update_interval_seconds: float | None = None
 ) -> pb.WatchJobRequest:
     """Return a request that opens a watch; None leaves an interval to the server."""
     request = pb.WatchJobRequest(id=id)
+    write_intervals(request, heartbeat_interval_seconds, min_update_interval_seconds)
+    return request
+
+
+def write_intervals(
+    request: pb.WatchJobRequest | pb.WatchJobsRequest,
+    heartbeat_interval_seconds: float | None,
+    min_update_interval_seconds: float | None,
+) -> None:
+    """Write a watch's intervals into its request; None leaves one to the server."""
     if heartbeat_interval_seconds is not None:
         request.heartbeat_interval.CopyFrom(_duration(heartbeat_interval_seconds))
     if min_update_interval_seconds is not None:
         request.min_update_interval.CopyFrom(_duration(min_update_interval_seconds))
-    return request
 
 
 def job_in(response: HasJob | None) -> Job:
@@ -206,7 +224,7 @@ def job_in(response: HasJob | None) -> Job:
         raise InternalError(f"the server's reply makes no sense: {error}") from error
 
 
-def batch_results(response: pb.BatchUpdateJobsResponse | None, count: int) -> list[Job | JobStatusError]:
+def batch_results(response: pb.BatchUpdateJobsResponse | None, count: int) -> BatchResults:
     """Return what became of each of `count` updates, in their order.
 
     Raises:

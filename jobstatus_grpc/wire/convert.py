@@ -11,7 +11,7 @@ from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.commands import DEFAULT_TENANT
-from jobstatus_grpc.job import Job, JobError, JobState
+from jobstatus_grpc.job import Job, JobError, JobState, Transition
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _STATES = {int(state): state for state in JobState}
@@ -200,6 +200,21 @@ def error_to_wire(error: JobError) -> pb.JobError:
 def error_from_wire(message: pb.JobError) -> JobError:
     """Return the error; code 0 becomes UNKNOWN."""
     return JobError(message.code or 2, message.message, message.reason)
+
+
+def transition_to_wire(transition: Transition) -> pb.JobTransition:
+    """Return `transition` as a message."""
+    message = pb.JobTransition(
+        to_state=transition.to_state,  # type: ignore[arg-type]  # the numbers are the enum's
+        reason=transition.reason,
+        attempt=transition.attempt,
+        actor=transition.actor,
+        revision=transition.revision,
+    )
+    if transition.from_state is not None:
+        message.from_state = transition.from_state  # type: ignore[assignment]
+    instant_to_wire(transition.transitioned_at, message.transitioned_at)
+    return message
 
 
 def _struct(values: Mapping[str, Any]) -> struct_pb2.Struct:

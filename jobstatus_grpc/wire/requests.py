@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import limits, validation
-from jobstatus_grpc.commands import DEFAULT_TENANT, WRITABLE_FIELDS, Cancel, Create, RequestId, Update
+from jobstatus_grpc.commands import DEFAULT_TENANT, WRITABLE_FIELDS, Cancel, Create, Delete, RequestId, Update
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError
 from jobstatus_grpc.limits import Violations
 from jobstatus_grpc.state import JobState
@@ -126,6 +126,17 @@ def to_cancel(request: pb.CancelJobRequest, caller: Caller) -> Cancel:
     return command
 
 
+def to_delete(request: pb.DeleteJobRequest, caller: Caller) -> Delete:
+    """Return the command."""
+    violations: Violations = []
+    command = Delete(
+        id=request.id, expected_revision=request.expected_revision, tenant=caller.tenant, actor=caller.actor
+    )
+    validation.check_delete(command, violations)
+    _raise_if_any(violations)
+    return command
+
+
 def to_job_id(request: pb.GetJobRequest) -> str:
     """Return the id that a request names."""
     violations: Violations = []
@@ -138,17 +149,21 @@ def to_watch(request: pb.WatchJobRequest) -> Watch:
     """Return what to watch and how, with the defaults filled in."""
     violations: Violations = []
     limits.check_id(request.id, "id", violations)
-    watch = Watch(
-        request.id,
-        _interval(request, "heartbeat_interval", DEFAULT_HEARTBEAT_INTERVAL, violations),
-        _interval(request, "min_update_interval", DEFAULT_MIN_UPDATE_INTERVAL, violations),
-    )
-    longest = limits.MAX_WATCH_INTERVAL
-    shortest = limits.MIN_HEARTBEAT_INTERVAL
-    limits.check_duration(watch.heartbeat_interval, shortest, longest, "heartbeat_interval", violations)
-    limits.check_duration(watch.min_update_interval, timedelta(0), longest, "min_update_interval", violations)
+    watch = Watch(request.id, *watch_intervals(request, violations))
     _raise_if_any(violations)
     return watch
+
+
+def watch_intervals(
+    request: pb.WatchJobRequest | pb.WatchJobsRequest, violations: Violations
+) -> tuple[timedelta, timedelta]:
+    """Return heartbeat_interval and min_update_interval, with the defaults filled in, and add what is wrong."""
+    heartbeat = _interval(request, "heartbeat_interval", DEFAULT_HEARTBEAT_INTERVAL, violations)
+    min_update = _interval(request, "min_update_interval", DEFAULT_MIN_UPDATE_INTERVAL, violations)
+    longest = limits.MAX_WATCH_INTERVAL
+    limits.check_duration(heartbeat, limits.MIN_HEARTBEAT_INTERVAL, longest, "heartbeat_interval", violations)
+    limits.check_duration(min_update, timedelta(0), longest, "min_update_interval", violations)
+    return heartbeat, min_update
 
 
 def _raise_if_any(violations: Violations) -> None:
@@ -263,7 +278,9 @@ def _duration(message: duration_pb2.Duration, field: str, violations: Violations
         return None
 
 
-def _interval(request: pb.WatchJobRequest, field: str, default: timedelta, violations: Violations) -> timedelta:
+def _interval(
+    request: pb.WatchJobRequest | pb.WatchJobsRequest, field: str, default: timedelta, violations: Violations
+) -> timedelta:
     if not request.HasField(field):  # type: ignore[arg-type]
         return default
     duration = _duration(getattr(request, field), field, violations)

@@ -91,8 +91,8 @@ class InterruptedFeed(MemoryStore):
         self._error = error
         self._failed_at = ""
 
-    async def changes(self, after):
-        batch = await super().changes(after)
+    async def changes(self, after, *, up_to=None):
+        batch = await super().changes(after, up_to=up_to)
         if after != self._failed_at:
             self._failed_at = after
             raise self._error("a failure of this test")
@@ -122,8 +122,8 @@ class ReplacedStore(MemoryStore):
         super().__init__()
         self.replaced = asyncio.Event()
 
-    async def changes(self, after):
-        changes = asyncio.ensure_future(super().changes(after))
+    async def changes(self, after, *, up_to=None):
+        changes = asyncio.ensure_future(super().changes(after, up_to=up_to))
         replaced = asyncio.ensure_future(self.replaced.wait())
         try:
             await asyncio.wait((changes, replaced), return_when=asyncio.FIRST_COMPLETED)

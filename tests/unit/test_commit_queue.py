@@ -181,3 +181,21 @@ def test_closing_an_idle_queue_is_nothing():
         await queue.close()
 
     run(scenario)
+
+
+def test_each_commit_that_goes_through_is_observed_with_its_commands_and_seconds():
+    seen = []
+
+    async def scenario():
+        store = SlowStore()
+        store.go_on()
+        queue = CommitQueue(store, observe_commit=lambda commands, seconds: seen.append((commands, seconds)))
+        await submit(queue, "a", "b")
+        store.errors = [StoreFullError()]
+        with pytest.raises(StoreFullError):
+            await submit(queue, "c")
+        await submit(queue, "d")
+
+    asyncio.run(scenario())
+    assert [commands for commands, _ in seen] == [2, 1]
+    assert all(0 < seconds < 10 for _, seconds in seen)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import weakref
 from collections import Counter
 
 import pytest
@@ -17,6 +16,7 @@ from jobstatus_grpc.state import JobState
 from jobstatus_grpc.stores.interface import Change
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch_hub import WatchHub
+from jobstatus_grpc.watcher import Watcher
 
 TENANT = "default"
 
@@ -178,11 +178,8 @@ def test_states_in_between_may_be_skipped_by_who_is_slow_and_the_newest_arrives(
 
 def test_nothing_is_left_behind_once_all_watchers_have_gone():
     async def scenario(hub):
-        gone = []
-
         async def watch(leave):
             async with hub.watcher() as watcher:
-                gone.append(weakref.ref(watcher))
                 await watcher.next()
                 if not leave:
                     await watcher.next()
@@ -192,12 +189,13 @@ def test_nothing_is_left_behind_once_all_watchers_have_gone():
         await hub.update(labels={"a": "b"})
         for task in watches[1::4]:
             task.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)
+        ends = await asyncio.gather(*watches, return_exceptions=True)
+        assert {type(end) for end in ends} == {type(None), asyncio.CancelledError}
         await hub.update(labels={"a": "c"})
         await turns(200)
-        del watches
+        del watches, ends, task
         gc.collect()
-        return hub.hub.watchers, hub.hub._topics, [ref() for ref in gone if ref() is not None]
+        return hub.hub.watchers, hub.hub._topics, [each for each in gc.get_objects() if isinstance(each, Watcher)]
 
     assert run(scenario) == (0, {}, [])
 

@@ -1,0 +1,188 @@
+"""What `--metrics` tells: calls under go-grpc-prometheus' names, commits, the feed, watchers, and jobs by state.
+
+Counted in plain ints on the event loop, where nothing needs a lock; prometheus_client's own counters take one a time.
+Rendered in another thread, since that takes milliseconds: under the GIL it reads no half-written int, but one number
+may hold a call that another does not hold yet.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+
+import grpc
+from jobstatus.v1 import job_status_pb2 as pb
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from jobstatus_grpc.state import JobState
+from jobstatus_grpc.stores.interface import ChangeBatch, Clock, JobStore
+
+SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"]
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""go-grpc-prometheus' buckets, and finer ones below: most calls take less than its first."""
+COMMANDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+
+CALL_LABELS = ("grpc_type", "grpc_service", "grpc_method")
+GO_CODES: Mapping[str, str] = {
+    **{code.name: code.name.title().replace("_", "") for code in grpc.StatusCode},
+    "OK": "OK",
+    "CANCELLED": "Canceled",
+}
+"""Codes as Go writes them, by their names in grpc."""
+
+
+class Histogram:
+    """Counts values by the smallest of its bounds that they do not exceed."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Take the upper bounds, rising; a last bucket without one is added."""
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
+        """Add what was counted to a family, cumulated as Prometheus wants it."""
+        buckets, below = [], 0
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            below += count
+            buckets.append((bound, float(below)))
+        family.add_metric(labels, buckets, self._sum)
+
+
+class CallTally:
+    """What has happened to the calls of one method."""
+
+    __slots__ = ("_handled", "_is_stream", "_seconds", "labels", "sent", "started")
+
+    def __init__(self, method: str, *, is_stream: bool) -> None:
+        self.labels = ("server_stream" if is_stream else "unary", SERVICE.full_name, method)
+        self.started = 0
+        self.sent = 0
+        """Messages of a stream; whoever writes them counts. A unary call has sent one if it ended well."""
+        self._is_stream = is_stream
+        self._handled = dict.fromkeys(GO_CODES, 0)
+        self._seconds = Histogram(SECONDS)
+
+    def end(self, code: str, seconds: float) -> None:
+        """Count a call that has ended; `code` is the name of a grpc.StatusCode."""
+        self._handled[code] += 1
+        self._seconds.observe(seconds)
+
+    @property
+    def open(self) -> int:
+        """How many have started and not ended."""
+        return self.started - sum(self._handled.values())
+
+    def add_to(
+        self,
+        started: CounterMetricFamily,
+        handled: CounterMetricFamily,
+        received: CounterMetricFamily,
+        sent: CounterMetricFamily,
+        seconds: HistogramMetricFamily,
+    ) -> None:
+        """Add what was counted to the families; each call receives one message, and begins with it."""
+        started.add_metric(self.labels, self.started)
+        for code, count in self._handled.items():
+            handled.add_metric((*self.labels, GO_CODES[code]), count)
+        received.add_metric(self.labels, self.started)
+        sent.add_metric(self.labels, self.sent if self._is_stream else self._handled["OK"])
+        self._seconds.add_to(seconds, self.labels)
+
+
+class Metrics(Collector):
+    """All that a server counts, and what it asks when it is read. Counts on one event loop."""
+
+    def __init__(self, store: JobStore, *, clock: Clock) -> None:
+        """Take the store, and a clock that the store's instants can be compared with."""
+        self._store = store
+        self._clock = clock
+        self.calls: Mapping[str, CallTally] = {
+            method.name: CallTally(method.name, is_stream=method.server_streaming) for method in SERVICE.methods
+        }
+        """By the method's name: all of them, so that each series begins at zero."""
+        self._commit_commands = Histogram(COMMANDS)
+        self._commit_seconds = Histogram(SECONDS)
+        self._feed_lag = Histogram(SECONDS)
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        PlatformCollector(registry=self._process)
+        GCCollector(registry=self._process)
+        self._build_info = GaugeMetricFamily("jobstatus_build_info", "The version that runs.", labels=("version",))
+        self._build_info.add_metric((version("jobstatus-grpc"),), 1)
+
+    def observe_commit(self, commands: int, seconds: float) -> None:
+        """Count a commit that went through."""
+        self._commit_commands.observe(commands)
+        self._commit_seconds.observe(seconds)
+
+    def observe_batch(self, batch: ChangeBatch) -> None:
+        """Count how long a batch's oldest change took from its making to its watchers; a removal has no instant."""
+        made_at = min((change.job.updated_at for change in batch.changes if change.job is not None), default=None)
+        if made_at is not None:
+            self._feed_lag.observe(max(0.0, (self._clock() - made_at).total_seconds()))
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield everything, for prometheus_client, in any thread."""
+        yield from self._of_the_store()
+        yield self._watchers()
+        yield from self._counted()
+
+    def _counted(self) -> Iterator[Metric]:
+        """Yield what was counted, what the process uses, and what it is."""
+        yield from self._of_calls()
+        for name, text, histogram in (
+            ("jobstatus_commit_commands", "Commands committed together.", self._commit_commands),
+            ("jobstatus_commit_seconds", "How long commits took, those that failed left out.", self._commit_seconds),
+            ("jobstatus_feed_lag_seconds", "From a change to its publication, the oldest of a batch.", self._feed_lag),
+        ):
+            family = HistogramMetricFamily(name, text, labels=())
+            histogram.add_to(family)
+            yield family
+        yield from self._process.collect()
+        yield self._build_info
+
+    def _of_calls(self) -> Iterable[Metric]:
+        started = CounterMetricFamily("grpc_server_started", "RPCs started on the server.", labels=CALL_LABELS)
+        handled = CounterMetricFamily(
+            "grpc_server_handled",
+            "RPCs completed on the server, regardless of success or failure.",
+            labels=(*CALL_LABELS, "grpc_code"),
+        )
+        received = CounterMetricFamily(
+            "grpc_server_msg_received", "RPC messages received on the server.", labels=CALL_LABELS
+        )
+        sent = CounterMetricFamily("grpc_server_msg_sent", "RPC messages sent by the server.", labels=CALL_LABELS)
+        seconds = HistogramMetricFamily(
+            "grpc_server_handling_seconds", "How long the server took to handle RPCs.", labels=CALL_LABELS
+        )
+        for tally in self.calls.values():
+            tally.add_to(started, handled, received, sent, seconds)
+        return started, handled, received, sent, seconds
+
+    def _of_the_store(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("jobstatus_jobs", "Jobs in the store.", labels=("state",))
+        counts = self._store.jobs_by_state()
+        for state in JobState:
+            jobs.add_metric((state.word,), counts.get(state, 0))
+        yield jobs
+        yield GaugeMetricFamily(
+            "jobstatus_store_writable", "Whether the last write went through, 1 or 0.", value=self._store.writable
+        )
+
+    def _watchers(self) -> Metric:
+        watchers = GaugeMetricFamily("jobstatus_watchers", "Open watches: of one job, of many jobs.", labels=("kind",))
+        watchers.add_metric(("job",), self.calls["WatchJob"].open)
+        watchers.add_metric(("jobs",), self.calls["WatchJobs"].open)
+        return watchers

@@ -1,0 +1,73 @@
+"""A reader of WatchJobs: keeps what it is told, and holds the server to what every stream of messages must keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobstatus.v1 import job_status_pb2 as pb
+
+SNAPSHOT, UPDATED, REMOVED = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_UPDATED, pb.JOB_EVENT_TYPE_REMOVED
+SYNCED, HEARTBEAT, RESET = pb.JOB_EVENT_TYPE_SYNCED, pb.JOB_EVENT_TYPE_HEARTBEAT, pb.JOB_EVENT_TYPE_RESET
+MIB = 1024 * 1024
+
+
+class Reader:
+    """The jobs that match, as told; lives through many streams."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, pb.JobStatus] = {}
+        self.token = ""
+        self.resets = 0
+        self.is_synced: Any = False
+        self._told: dict[str, int] = {}
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """What is known of each job that matches."""
+        return {job.id: job.revision for job in self.jobs.values()}
+
+    def begin(self, **fields: Any) -> pb.WatchJobsRequest:
+        """Make the request of the next stream: with the last token, if there is one."""
+        self.is_synced = False
+        self._told.clear()
+        if not self.token:
+            self.jobs.clear()
+        return pb.WatchJobsRequest(resume_token=self.token, **fields)
+
+    def take(self, message: Any) -> None:
+        """Take a message as a client would."""
+        assert message.HasField("server_time")
+        assert 1 <= len(message.events) <= 256
+        assert len(message.events) == 1 or message.ByteSize() < MIB + 1000
+        was_synced = self.is_synced
+        for event in message.events:
+            self._take(event)
+        if not was_synced and not self.is_synced:
+            assert message.resume_token == self.token
+        self.token = message.resume_token or self.token
+
+    def _take(self, event: pb.JobEvent) -> None:
+        job = event.job
+        if event.type == RESET:
+            self.jobs.clear()
+            self._told.clear()
+            self.resets += 1
+            self.is_synced = False
+        elif event.type == SYNCED:
+            assert not self.is_synced
+            self.is_synced = True
+        elif event.type == REMOVED:
+            assert job.revision > self._told.pop(job.id, 0)
+            self.jobs.pop(job.id, None)
+        elif event.type in (SNAPSHOT, UPDATED):
+            assert event.type == UPDATED or not self.is_synced
+            assert job.revision > self._told.get(job.id, 0), "never an older state after a newer one"
+            self._told[job.id] = job.revision
+            self.jobs[job.id] = job
+        else:
+            assert event == pb.JobEvent(type=pb.JOB_EVENT_TYPE_HEARTBEAT)
+
+
+def told(message: Any) -> list[tuple[int, str]]:
+    """What a message tells: the events' types and jobs' ids."""
+    return [(event.type, event.job.id) for event in message.events]
