@@ -40,18 +40,27 @@ from jobstatus_grpc.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from jobstatus_grpc.record import Job, JobError
+from jobstatus_grpc.job_filter import JobFilter
+from jobstatus_grpc.record import Job, JobError, Transition
 from jobstatus_grpc.state import JobState
 
 if TYPE_CHECKING:
     from jobstatus_grpc.client import (
         UNSET,
         AsyncJobStatusClient,
+        AsyncJobsWatch,
+        AsyncReporter,
         AsyncTrackedJob,
         AsyncWatch,
+        JobChange,
+        JobChangeType,
+        JobPage,
         JobStatusClient,
+        JobsWatch,
         JobUpdate,
+        Reporter,
         TrackedJob,
+        TransitionPage,
         Unset,
         Watch,
     )
@@ -61,6 +70,8 @@ if TYPE_CHECKING:
 __all__ = [
     "UNSET",
     "AsyncJobStatusClient",
+    "AsyncJobsWatch",
+    "AsyncReporter",
     "AsyncTrackedJob",
     "AsyncWatch",
     "DeadlineExceededError",
@@ -74,16 +85,22 @@ __all__ = [
     "InvalidTokenError",
     "Job",
     "JobAlreadyExistsError",
+    "JobChange",
+    "JobChangeType",
     "JobError",
     "JobExpiredError",
+    "JobFilter",
     "JobNotDoneError",
     "JobNotFoundError",
+    "JobPage",
     "JobState",
     "JobStatusClient",
     "JobStatusError",
     "JobUpdate",
+    "JobsWatch",
     "NotFoundError",
     "PermissionDeniedError",
+    "Reporter",
     "RequestIdReusedError",
     "ResourceExhaustedError",
     "RetryableError",
@@ -96,6 +113,8 @@ __all__ = [
     "TooManyRequestsError",
     "TooManyWatchersError",
     "TrackedJob",
+    "Transition",
+    "TransitionPage",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

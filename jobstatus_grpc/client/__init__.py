@@ -1,19 +1,30 @@
 """The clients and what they return."""
 
 from jobstatus_grpc.client.aio import AsyncJobStatusClient
+from jobstatus_grpc.client.reporter import AsyncReporter, Reporter
 from jobstatus_grpc.client.sync import JobStatusClient
 from jobstatus_grpc.client.track import AsyncTrackedJob, TrackedJob
-from jobstatus_grpc.client.watch import AsyncWatch, Watch
+from jobstatus_grpc.client.watch import AsyncJobsWatch, AsyncWatch, JobsWatch, Watch
 from jobstatus_grpc.wire.calls import UNSET, JobUpdate, Unset
+from jobstatus_grpc.wire.changes import JobChange, JobChangeType
+from jobstatus_grpc.wire.pages import JobPage, TransitionPage
 
 __all__ = [
     "UNSET",
     "AsyncJobStatusClient",
+    "AsyncJobsWatch",
+    "AsyncReporter",
     "AsyncTrackedJob",
     "AsyncWatch",
+    "JobChange",
+    "JobChangeType",
+    "JobPage",
     "JobStatusClient",
     "JobUpdate",
+    "JobsWatch",
+    "Reporter",
     "TrackedJob",
+    "TransitionPage",
     "Unset",
     "Watch",
 ]

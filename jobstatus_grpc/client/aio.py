@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from jobstatus_grpc.client.aio_calls import AsyncCalls
 from jobstatus_grpc.client.aio_connection import AsyncConnection
+from jobstatus_grpc.client.answers import Answers
 from jobstatus_grpc.client.channel import DEFAULT_TIMEOUT_SECONDS, ClientClosedError, endpoint
 from jobstatus_grpc.client.claim import Claim
+from jobstatus_grpc.client.gathering import Gathering
+from jobstatus_grpc.client.jobs_watching import JobsWatching
+from jobstatus_grpc.client.reporter import DEFAULT_FLUSH_INTERVAL_SECONDS, DEFAULT_MAX_PENDING, AsyncReporter
 from jobstatus_grpc.client.reporting import (
     DEFAULT_FINISH_TIMEOUT_SECONDS,
     DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
     Reporting,
 )
 from jobstatus_grpc.client.track import AsyncTrackedJob
-from jobstatus_grpc.client.watch import AsyncWatch
+from jobstatus_grpc.client.watch import AsyncJobsWatch, AsyncWatch
 from jobstatus_grpc.client.watching import WAIT_UPDATE_INTERVAL_SECONDS, Watching
+from jobstatus_grpc.errors import JobStatusError
+from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.record import Job
+from jobstatus_grpc.wire.calls import JobUpdate
 
 
 class AsyncJobStatusClient(AsyncCalls):
@@ -106,6 +113,50 @@ class AsyncJobStatusClient(AsyncCalls):
         )
         return self._connection.watch(watching)
 
+    def watch_jobs(
+        self,
+        filter: JobFilter | None = None,
+        *,
+        resume_token: str = "",
+        heartbeat_interval_seconds: float | None = None,
+        min_update_interval_seconds: float | None = None,
+        give_up_seconds: float | None = None,
+    ) -> AsyncJobsWatch:
+        """Follow all jobs that match, for as long as you like: iterate over what happens to them.
+
+        Each is a `JobChange(type, id, revision, job)`. SNAPSHOT for each job that is there, then one SYNCED, then
+        UPDATED with the newest state after changes, and REMOVED for a job that matches no longer (with the job) or is
+        deleted or expired (job is None). States in between may be skipped, the newest always arrives, and none twice.
+
+        The same ends are survived as by `watch`, and what was missed is told then, with another SYNCED. RESET means:
+        forget all jobs, snapshots of those that are there follow. It comes where the service does not remember what
+        was missed, and where a watch without resume_token is cut before its first SYNCED, since jobs may have vanished
+        in between.
+
+        The iterator has a `resume_token`, with which another watch goes on where this one stopped. It remembers the id
+        and the revision of each job that matches, and nothing else of it.
+
+        Args:
+            filter: which jobs; None: all.
+            resume_token: of an earlier watch or a `list` with the same filter: begin with what changed since, and no
+                snapshots; jobs that do not match are REMOVED then, known or not. "": begin with snapshots.
+            heartbeat_interval_seconds: as in `watch`.
+            min_update_interval_seconds: as in `watch`, for each job.
+            give_up_seconds: as in `watch`.
+
+        Raises:
+            InvalidTokenError: resume_token is none, or is one of another filter.
+            JobStatusError: an error that does not pass by itself.
+        """
+        watching = JobsWatching(
+            filter,
+            resume_token=resume_token,
+            heartbeat_interval_seconds=heartbeat_interval_seconds,
+            min_update_interval_seconds=min_update_interval_seconds,
+            give_up_seconds=give_up_seconds,
+        )
+        return self._connection.watch_jobs(watching)
+
     async def wait(self, id: str, timeout: float | None = None) -> Job:
         """Wait for a job's end and return the done job.
 
@@ -172,3 +223,40 @@ class AsyncJobStatusClient(AsyncCalls):
             strict=strict,
         )
         return AsyncTrackedJob(reporting, self._connection.report)
+
+    def reporter(
+        self,
+        *,
+        on_error: Callable[[JobUpdate, JobStatusError], object] | None = None,
+        on_job: Callable[[Job], object] | None = None,
+        flush_interval_seconds: float = DEFAULT_FLUSH_INTERVAL_SECONDS,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        finish_timeout_seconds: float = DEFAULT_FINISH_TIMEOUT_SECONDS,
+    ) -> AsyncReporter:
+        """Report on many jobs, off the caller's path: a context manager for workers.
+
+        Its `update` returns at once; what it is given is sent in batches of up to 500, in its order, and again while
+        the service cannot be reached, without taking effect twice. Reporting never breaks the work: nothing is raised.
+        Leaving the block sends what is left. `track` is for one job, and does more: it claims it, and says that the
+        worker lives.
+
+        Keep the two functions short: they are called where the batches are sent, and hold those up; for an update that
+        cannot even wait, on_error is called where it is given. Both may give further updates.
+
+        Args:
+            on_error: is given each update that has no effect, and why: the service refused it, it could not be sent
+                until the end, or there was no room for it. None: such are logged.
+            on_job: is given each job as it was answered, without its `result`; look at its `cancel_requested`.
+            flush_interval_seconds: how long the first update waits for others to share its call.
+            max_pending: how many updates may wait. Beyond that the oldest that says nothing but progress, reason and
+                estimated_completion is dropped; without any such, the newest update is. `update` never waits.
+            finish_timeout_seconds: how long the end of the block may be held up until all is answered.
+        """
+        gathering = Gathering(
+            Answers(on_job, on_error),
+            flush_interval_seconds=flush_interval_seconds,
+            max_pending=max_pending,
+            finish_timeout_seconds=finish_timeout_seconds,
+            call_timeout_seconds=self._connection.timeout_seconds,
+        )
+        return AsyncReporter(gathering, self._connection.report)

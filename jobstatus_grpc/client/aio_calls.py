@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from jobstatus_grpc.client.aio_connection import AsyncConnection
-from jobstatus_grpc.errors import JobStatusError
+from jobstatus_grpc.errors import JobExpiredError
+from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.record import Job, JobError
 from jobstatus_grpc.state import JobState
-from jobstatus_grpc.wire import calls
-from jobstatus_grpc.wire.calls import UNSET, JobUpdate, Unset
+from jobstatus_grpc.wire import calls, pages
+from jobstatus_grpc.wire.calls import UNSET, BatchResults, JobUpdate, Unset
+from jobstatus_grpc.wire.pages import JobPage, TransitionPage
 
 
 class AsyncCalls:
@@ -140,9 +142,7 @@ class AsyncCalls:
         response = await self._connection.call(self._connection.stub.UpdateJob, request, timeout_seconds)
         return calls.job_in(response)
 
-    async def batch_update(
-        self, updates: Iterable[JobUpdate], *, timeout_seconds: float | None = None
-    ) -> list[Job | JobStatusError]:
+    async def batch_update(self, updates: Iterable[JobUpdate], *, timeout_seconds: float | None = None) -> BatchResults:
         """Send up to 500 updates in one call; return what became of each, in their order.
 
         Each is `JobUpdate(id, …)` with the arguments of `update`, and succeeds or fails by itself: its place in the
@@ -170,3 +170,96 @@ class AsyncCalls:
         request = calls.cancel_request(id, reason, request_id)
         response = await self._connection.call(self._connection.stub.CancelJob, request, timeout_seconds)
         return calls.job_in(response)
+
+    async def delete(self, id: str, *, expected_revision: int = 0, timeout_seconds: float | None = None) -> None:
+        """Delete a done job and its history. Its id stays taken for 24 hours.
+
+        Args:
+            id: which job.
+            expected_revision: above 0, the revision that the job must have.
+            timeout_seconds: the call's deadline; None: the client's.
+
+        Raises:
+            JobNotDoneError: the job is not done.
+            NotFoundError: no job has this id.
+            RevisionMismatchError: the job has another revision than expected.
+        """
+        tries = self._connection.tries(timeout_seconds)
+        request = calls.delete_request(id, expected_revision)
+        try:
+            await self._connection.call_within(tries, self._connection.stub.DeleteJob, request)
+        except JobExpiredError:
+            if not tries.may_have_taken_effect:
+                raise
+
+    async def list(
+        self,
+        filter: JobFilter | None = None,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout_seconds: float | None = None,
+    ) -> JobPage:
+        """Return a page of the jobs that match, the newest created first.
+
+        Pages are stable while jobs are added. Only an empty `next_page_token` means that there are no more.
+
+        Args:
+            filter: which jobs; None: all.
+            page_size: how many at most; 0 means 50, above 1,000 means 1,000.
+            page_token: the `next_page_token` of the page before, of the same filter; "": the first page.
+            timeout_seconds: the call's deadline; None: the client's.
+
+        Raises:
+            InvalidTokenError: page_token is none, or is one of another filter.
+            InvalidArgumentError: a value is not valid.
+        """
+        request = pages.list_request(filter, page_size, page_token)
+        response = await self._connection.call(self._connection.stub.ListJobs, request, timeout_seconds)
+        return pages.jobs_in(response)
+
+    async def list_all(
+        self, filter: JobFilter | None = None, *, page_size: int = 0, timeout_seconds: float | None = None
+    ) -> AsyncIterator[Job]:
+        """Iterate over all jobs that match, the newest created first, page after page as they are needed.
+
+        Args:
+            filter: which jobs; None: all.
+            page_size: how many to ask for in one call; 0: as many as the service allows, which is 1,000.
+            timeout_seconds: the deadline of each call; None: the client's.
+
+        Raises:
+            InvalidArgumentError: a value is not valid.
+        """
+        token = ""
+        while True:
+            page = await self.list(
+                filter,
+                page_size=page_size or pages.LARGEST_PAGE,
+                page_token=token,
+                timeout_seconds=timeout_seconds,
+            )
+            for job in page.jobs:
+                yield job
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def history(
+        self, id: str, *, page_size: int = 0, page_token: str = "", timeout_seconds: float | None = None
+    ) -> TransitionPage:
+        """Return a page of who did what to a job and when, the oldest first; a job keeps its newest 1,000 transitions.
+
+        Args:
+            id: which job.
+            page_size: how many at most; 0 means 50, above 1,000 means 1,000.
+            page_token: the `next_page_token` of the page before; "": the first page.
+            timeout_seconds: the call's deadline; None: the client's.
+
+        Raises:
+            NotFoundError: no job has this id.
+            InvalidTokenError: page_token is none, or is one of another job.
+        """
+        request = pages.history_request(id, page_size, page_token)
+        response = await self._connection.call(self._connection.stub.ListJobTransitions, request, timeout_seconds)
+        return pages.transitions_in(response)

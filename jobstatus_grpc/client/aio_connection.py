@@ -12,8 +12,10 @@ from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
 from jobstatus_grpc.client.channel import ClientClosedError, Endpoint
 from jobstatus_grpc.client.claim import Step
+from jobstatus_grpc.client.follower import AsyncFollower
+from jobstatus_grpc.client.jobs_watching import JobsWatching
 from jobstatus_grpc.client.retry import Tries, pause
-from jobstatus_grpc.client.watch import AsyncWatch
+from jobstatus_grpc.client.watch import AsyncJobsWatch, AsyncWatch
 from jobstatus_grpc.client.watching import Watching
 from jobstatus_grpc.wire import status
 
@@ -35,7 +37,7 @@ class AsyncConnection:
         self._channel: grpc.aio.Channel | None = None
         self._stub: JobStatusServiceAsyncStub | None = None
         self._closing = asyncio.Event()
-        self._watches: weakref.WeakSet[AsyncWatch] = weakref.WeakSet()
+        self._watches: weakref.WeakSet[AsyncFollower[Any]] = weakref.WeakSet()
 
     @property
     def stub(self) -> JobStatusServiceAsyncStub:
@@ -58,7 +60,16 @@ class AsyncConnection:
         timeout_seconds: float | None,
     ) -> Response:
         """Call `method` until it answers, as `Tries` allows; a timeout of None is the client's."""
-        tries = Tries(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
+        return await self.call_within(self.tries(timeout_seconds), method, request)
+
+    def tries(self, timeout_seconds: float | None) -> Tries:
+        """Return the tries of a call that begins now; a timeout of None is the client's."""
+        return Tries(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
+
+    async def call_within(
+        self, tries: Tries, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Response:
+        """Call `method` until it answers, as `tries` allows."""
         while True:
             try:
                 return await method(request, timeout=tries.left_seconds, metadata=self._metadata)
@@ -89,6 +100,16 @@ class AsyncConnection:
             return self.stub.WatchJob(watching.request, timeout=watching.begin(), metadata=self._metadata)
 
         watch = AsyncWatch(watching, open_stream)
+        self._watches.add(watch)
+        return watch
+
+    def watch_jobs(self, watching: JobsWatching) -> AsyncJobsWatch:
+        """Return a watch of many jobs that opens its streams here."""
+
+        def open_stream() -> grpc.aio.UnaryStreamCall[pb.WatchJobsRequest, pb.WatchJobsResponse]:
+            return self.stub.WatchJobs(watching.request, timeout=watching.begin(), metadata=self._metadata)
+
+        watch = AsyncJobsWatch(watching, open_stream)
         self._watches.add(watch)
         return watch
 

@@ -169,7 +169,7 @@ class Reporting:
     def failed(self, step: Step, error: Exception) -> None:
         """Take note that a step failed, and of what follows from that."""
         with self._lock:
-            if _passes(error):
+            if passes(error):
                 self._put_back(step)
                 self._not_before = self._now() + self._backoff.pause_seconds(error)
                 if self.error is None:
@@ -248,7 +248,7 @@ def clean_reason(reason: str) -> str:
     return clean_text(reason, limits.MAX_REASON_BYTES, multiline=True)
 
 
-def _passes(error: Exception) -> bool:
+def passes(error: Exception) -> bool:
     """Tell whether trying again may help."""
     if isinstance(error, ClientClosedError):
         return False

@@ -10,7 +10,13 @@ from collections.abc import Callable
 
 import grpc
 
-from jobstatus_grpc.errors import DeadlineExceededError, JobStatusError, TooManyRequestsError, UnavailableError
+from jobstatus_grpc.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    JobStatusError,
+    TooManyRequestsError,
+    UnavailableError,
+)
 from jobstatus_grpc.wire import status
 
 FIRST_SECONDS = 0.1
@@ -18,6 +24,8 @@ LONGEST_SECONDS = 10.0
 MAX_RETRY_AFTER_SECONDS = 60.0
 """A server that asks for a longer pause than this is not believed."""
 LAST_TRY_SECONDS = 1.0
+
+_REFUSED_AT_THE_DOOR = (DrainingError, TooManyRequestsError)
 
 
 class Backoff:
@@ -56,7 +64,7 @@ class Tries:
     where the server did nothing and says when it may. All else is for the caller to decide.
     """
 
-    __slots__ = ("_backoff", "_deadline", "_is_last", "_last_error", "_now")
+    __slots__ = ("_backoff", "_deadline", "_is_last", "_last_error", "_now", "may_have_taken_effect")
 
     def __init__(self, timeout_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._now = clock
@@ -64,6 +72,8 @@ class Tries:
         self._backoff: Backoff | None = None
         self._last_error: JobStatusError | None = None
         self._is_last = False
+        self.may_have_taken_effect = False
+        """Whether that can be said of a try before the current one."""
 
     @property
     def left_seconds(self) -> float:
@@ -86,13 +96,14 @@ class Tries:
         if not is_worth_it or self._is_last or retry_after_seconds(error) >= longest:
             raise error from rpc_error
         self._last_error = error
+        self.may_have_taken_effect = self.may_have_taken_effect or not isinstance(error, _REFUSED_AT_THE_DOOR)
         self._backoff = self._backoff or Backoff()
         pause = self._backoff.pause_seconds(error)
         self._is_last = pause >= longest
         return min(pause, longest)
 
 
-async def pause(seconds: float, unless: asyncio.Event) -> None:
-    """Wait for `seconds`, or until the event is set."""
+async def pause(seconds: float | None, unless: asyncio.Event) -> None:
+    """Wait for `seconds`, or until the event is set; None: only for that."""
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(unless.wait(), seconds)

@@ -12,9 +12,11 @@ from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
 from jobstatus_grpc.client.channel import ClientClosedError, Endpoint
 from jobstatus_grpc.client.claim import Step
+from jobstatus_grpc.client.follower import Follower, Stream
+from jobstatus_grpc.client.jobs_watching import JobsWatching
 from jobstatus_grpc.client.retry import Tries
 from jobstatus_grpc.client.silence import Watchdog
-from jobstatus_grpc.client.watch import Stream, Watch
+from jobstatus_grpc.client.watch import JobsWatch, Watch
 from jobstatus_grpc.client.watching import Watching
 from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.wire import status
@@ -32,7 +34,7 @@ class Connection:
         self._channel = endpoint.open()
         self._stub = JobStatusServiceStub(self._channel)
         self._closing = threading.Event()
-        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        self._watches: weakref.WeakSet[Follower[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._watchdog = Watchdog()
         _opened.add(self)
@@ -52,7 +54,16 @@ class Connection:
         self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout_seconds: float | None
     ) -> Response:
         """Call `method` until it answers, as `Tries` allows; a timeout of None is the client's."""
-        tries = Tries(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
+        return self.call_within(self.tries(timeout_seconds), method, request)
+
+    def tries(self, timeout_seconds: float | None) -> Tries:
+        """Return the tries of a call that begins now; a timeout of None is the client's."""
+        return Tries(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
+
+    def call_within(
+        self, tries: Tries, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Response:
+        """Call `method` until it answers, as `tries` allows."""
         while True:
             try:
                 return method(request, tries.left_seconds, self._metadata)
@@ -75,6 +86,17 @@ class Connection:
             return self.stub.WatchJob(watching.request, watching.begin(), self._metadata)
 
         watch = Watch(watching, open_stream, self._watchdog)
+        with self._lock:
+            self._watches.add(watch)
+        return watch
+
+    def watch_jobs(self, watching: JobsWatching) -> JobsWatch:
+        """Return a watch of many jobs that opens its streams here."""
+
+        def open_stream() -> Stream:
+            return self.stub.WatchJobs(watching.request, watching.begin(), self._metadata)
+
+        watch = JobsWatch(watching, open_stream, self._watchdog)
         with self._lock:
             self._watches.add(watch)
         return watch

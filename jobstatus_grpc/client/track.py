@@ -1,9 +1,8 @@
-"""A block of work as a job: what `track` returns, and who sends its reports. What to send and when says Reporting."""
+"""A block of work as a job: what `track` returns. What to send and when says Reporting."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from jobstatus_grpc.client.outcome import (
 )
 from jobstatus_grpc.client.reporting import Reporting
 from jobstatus_grpc.client.retry import pause
+from jobstatus_grpc.client.sender import AsyncSender, Sender
 from jobstatus_grpc.errors import DeadlineExceededError, JobStatusError
 from jobstatus_grpc.record import Job
 from jobstatus_grpc.state import JobState
@@ -140,23 +140,21 @@ class AsyncTrackedJob(Tracked):
 
     def __init__(self, reporting: Reporting, send: Callable[[Step, float], Awaitable[Any]]) -> None:
         super().__init__(reporting)
-        self._send = send
-        self._wake = asyncio.Event()
         self._started = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._sender = AsyncSender(reporting, send, self._answered)
+        self._was_entered = False
 
     async def __aenter__(self) -> AsyncTrackedJob:
-        if self._task is not None:
+        if self._was_entered:
             raise RuntimeError("a tracked job is for one block of work")
-        loop = asyncio.get_running_loop()
-        self._reporting.wake = lambda: _set_from_any_thread(self._wake, loop)
-        self._task = loop.create_task(self._send_all())
+        self._was_entered = True
+        self._sender.start()
         try:
             await pause(self._start_seconds(), unless=self._started)
             self._raise_if_strict(is_beginning=True)
         except JobStatusError:
             self._reporting.abandon()
-            await _end(self._task)
+            await self._sender.stop()
             raise
         except BaseException as error:
             await self.__aexit__(type(error), error, None)
@@ -166,45 +164,14 @@ class AsyncTrackedJob(Tracked):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._task is not None
         self._finish(error)
-        try:
-            await asyncio.wait({self._task})
-            # Where the event loop ends, it cancels that task too, and the end is still to be told.
-            await self._send_all()
-        finally:
-            await _end(self._task)
+        await self._sender.finish()
         if error is None:
             self._raise_if_strict()
 
-    async def _send_all(self) -> None:
-        while (due_in_seconds := self._reporting.due_in_seconds()) is not None:
-            if due_in_seconds > 0:
-                await pause(due_in_seconds, unless=self._wake)
-                self._wake.clear()
-                continue
-            step, timeout_seconds = self._reporting.next_step()
-            try:
-                response = await self._send(step, timeout_seconds)
-            except asyncio.CancelledError:
-                self._reporting.put_back(step)
-                raise
-            except Exception as error:
-                self._reporting.failed(step, error)
-            else:
-                self._reporting.succeeded(step, response)
-            if self._is_started():
-                self._started.set()
-
-
-def _set_from_any_thread(event: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
-    with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits
-        loop.call_soon_threadsafe(event.set)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
+    def _answered(self) -> None:
+        if self._is_started():
+            self._started.set()
 
 
 class TrackedJob(Tracked):
@@ -212,20 +179,17 @@ class TrackedJob(Tracked):
 
     def __init__(self, reporting: Reporting, send: Callable[[Step, float], Any]) -> None:
         super().__init__(reporting)
-        self._send = send
-        self._wake = threading.Event()
         self._started = threading.Event()
-        self._thread = threading.Thread(target=self._send_all, name=f"jobstatus-track-{self.id}", daemon=True)
+        self._sender = Sender(reporting, send, self._answered, name=f"jobstatus-track-{self.id}")
 
     def __enter__(self) -> TrackedJob:
-        self._reporting.wake = self._wake.set
-        self._thread.start()
+        self._sender.start()
         try:
             self._started.wait(self._start_seconds())
             self._raise_if_strict(is_beginning=True)
         except JobStatusError:
             self._reporting.abandon()
-            self._thread.join()
+            self._sender.finish()
             raise
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -236,22 +200,10 @@ class TrackedJob(Tracked):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._finish(error)
-        self._thread.join()
+        self._sender.finish()
         if error is None:
             self._raise_if_strict()
 
-    def _send_all(self) -> None:
-        while (due_in_seconds := self._reporting.due_in_seconds()) is not None:
-            if due_in_seconds > 0:
-                self._wake.wait(due_in_seconds)
-                self._wake.clear()
-                continue
-            step, timeout_seconds = self._reporting.next_step()
-            try:
-                response = self._send(step, timeout_seconds)
-            except Exception as error:
-                self._reporting.failed(step, error)
-            else:
-                self._reporting.succeeded(step, response)
-            if self._is_started():
-                self._started.set()
+    def _answered(self) -> None:
+        if self._is_started():
+            self._started.set()

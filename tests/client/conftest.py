@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobstatus_grpc import AsyncJobStatusClient, AsyncTrackedJob, AsyncWatch, Job, JobStatusClient
+from jobstatus_grpc import AsyncJobStatusClient, JobStatusClient
 from tests.processes import ServerProcess
 
 PATIENCE_SECONDS = 20.0
@@ -35,37 +35,57 @@ class Loop:
         self._loop.close()
 
 
-class BlockingWatch:
-    def __init__(self, loop: Loop, watch: AsyncWatch) -> None:
-        self._loop = loop
-        self._watch = watch
+class BlockingIterator:
+    """An asynchronous iterator, in the shape of the other kind."""
 
-    def __iter__(self) -> Iterator[Job]:
+    def __init__(self, loop: Loop, items: Any) -> None:
+        self._loop = loop
+        self._items = items
+
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> Job:
-        async def read() -> Job | None:
-            return await anext(self._watch, None)
+    def __next__(self) -> Any:
+        async def read() -> Any:
+            return await anext(self._items, None)
 
-        job = self._loop.run(read())
-        if job is None:
+        item = self._loop.run(read())
+        if item is None:
             raise StopIteration
-        return job
+        return item
+
+    @property
+    def resume_token(self) -> str:
+        return self._items.resume_token
 
     def close(self) -> None:
-        self._loop.run(self._watch.aclose())
+        self._loop.run(self._items.aclose())
 
 
-class BlockingTrackedJob:
-    def __init__(self, loop: Loop, tracked: AsyncTrackedJob) -> None:
+class BlockingBlock:
+    """An asynchronous context manager, in the shape of the other kind."""
+
+    def __init__(self, loop: Loop, block: Any) -> None:
         self._loop = loop
-        self._tracked = tracked
+        self._block = block
 
-    def __enter__(self) -> AsyncTrackedJob:
-        return self._loop.run(self._tracked.__aenter__())
+    def __enter__(self) -> Any:
+        return self._loop.run(self._block.__aenter__())
 
     def __exit__(self, *error: Any) -> None:
-        self._loop.run(self._tracked.__aexit__(*error))
+        self._loop.run(self._block.__aexit__(*error))
+
+
+class BlockingReporter(BlockingBlock):
+    def __enter__(self) -> Any:
+        super().__enter__()
+        return self
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        self._block.update(*args, **kwargs)
+
+    def flush(self, timeout_seconds: float | None = None) -> None:
+        self._loop.run(self._block.flush(timeout_seconds))
 
 
 class BlockingClient:
@@ -83,11 +103,20 @@ class BlockingClient:
 
         return call
 
-    def watch(self, *args: Any, **kwargs: Any) -> BlockingWatch:
-        return BlockingWatch(self._loop, self._client.watch(*args, **kwargs))
+    def watch(self, *args: Any, **kwargs: Any) -> BlockingIterator:
+        return BlockingIterator(self._loop, self._client.watch(*args, **kwargs))
 
-    def track(self, *args: Any, **kwargs: Any) -> BlockingTrackedJob:
-        return BlockingTrackedJob(self._loop, self._client.track(*args, **kwargs))
+    def watch_jobs(self, *args: Any, **kwargs: Any) -> BlockingIterator:
+        return BlockingIterator(self._loop, self._client.watch_jobs(*args, **kwargs))
+
+    def list_all(self, *args: Any, **kwargs: Any) -> BlockingIterator:
+        return BlockingIterator(self._loop, self._client.list_all(*args, **kwargs))
+
+    def track(self, *args: Any, **kwargs: Any) -> BlockingBlock:
+        return BlockingBlock(self._loop, self._client.track(*args, **kwargs))
+
+    def reporter(self, *args: Any, **kwargs: Any) -> BlockingReporter:
+        return BlockingReporter(self._loop, self._client.reporter(*args, **kwargs))
 
 
 @pytest.fixture(params=["aio", "sync"])

@@ -20,7 +20,7 @@ Answer = Callable[[Any, grpc.ServicerContext], Any]
 def a_job(
     revision: int = 1, state: Any = pb.JobState.JOB_STATE_IN_PROGRESS, created: int = 1, **fields: Any
 ) -> pb.JobStatus:
-    job = pb.JobStatus(id="a", state=state, revision=revision, **fields)
+    job = pb.JobStatus(state=state, revision=revision, **{"id": "a"} | fields)
     job.created_at.seconds = job.updated_at.seconds = created
     return job
 
@@ -31,6 +31,14 @@ def a_done_job(revision: int = 9) -> pb.JobStatus:
 
 def an_event(job: pb.JobStatus, type: Any = pb.JobEventType.JOB_EVENT_TYPE_UPDATED) -> bytes:
     return pb.WatchJobResponse(event=pb.JobEvent(type=type, job=job)).SerializeToString()
+
+
+def some_events(*events: tuple[str, pb.JobStatus | None], token: str = "") -> bytes:
+    """A message of WatchJobs: events as `("UPDATED", job)`, and the token after them."""
+    message = pb.WatchJobsResponse(resume_token=token)
+    for name, job in events:
+        message.events.add(type=pb.JobEventType.Value(f"JOB_EVENT_TYPE_{name}"), job=job)
+    return message.SerializeToString()
 
 
 def a_stream(*messages: bytes, then: Answer | None = None) -> Answer:

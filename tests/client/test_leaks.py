@@ -38,6 +38,17 @@ watch = JobStatusClient("127.0.0.1:1").watch("a")
 threading.Thread(target=read, args=[watch], daemon=True).start()
 """,
     "a tracked job": "tracked = client.track(); tracked.__enter__(); tracked.progress(1)",
+    "a watch of many jobs": "watch = client.watch_jobs(); next(watch)",
+    "a reporter": "reporter = client.reporter(); reporter.__enter__(); reporter.update(job.id, progress=1)",
+    "an asyncio reporter": """
+async def main():
+    global reporter
+    reporter = AsyncJobStatusClient(address).reporter()
+    await reporter.__aenter__()
+    reporter.update(job.id, progress=1)
+    await reporter.flush()
+asyncio.run(main())
+""",
     "an asyncio watch": """
 async def main():
     global watch
@@ -87,21 +98,32 @@ def test_watches_leave_no_thread_behind(memory_address):
         assert threads_of_ours() == []
 
 
+def test_reporters_leave_no_thread_behind(memory_address):
+    with JobStatusClient(memory_address) as client, client.reporter() as reporter:
+        reporter.update("no-such-job")
+        assert "jobstatus-reporter" in threads_of_ours()
+    assert "jobstatus-reporter" not in threads_of_ours()
+
+
 def test_closed_clients_can_be_forgotten(memory_address):
     async def use_aio() -> weakref.ref:
         async with AsyncJobStatusClient(memory_address) as client:
             job = await client.create()
             async for _ in client.watch(job.id):
                 break
-            async with client.track():
-                pass
+            async for _ in client.watch_jobs():
+                break
+            async with client.track(), client.reporter() as reporter:
+                reporter.update(job.id, progress=1)
             return weakref.ref(client._connection)
 
     def use_sync() -> weakref.ref:
         with JobStatusClient(memory_address) as client:
-            next(client.watch(client.create().id))
-            with client.track():
-                pass
+            job = client.create()
+            next(client.watch(job.id))
+            next(client.watch_jobs())
+            with client.track(), client.reporter() as reporter:
+                reporter.update(job.id, progress=1)
             return weakref.ref(client._connection)
 
     left = [asyncio.run(use_aio()), use_sync()]
@@ -109,9 +131,11 @@ def test_closed_clients_can_be_forgotten(memory_address):
     assert [reference() for reference in left] == [None, None]
 
 
-def test_a_watch_that_is_dropped_can_be_forgotten(memory_address):
+@pytest.mark.parametrize("method", ["watch", "watch_jobs"])
+def test_a_watch_that_is_dropped_can_be_forgotten(memory_address, method):
     with JobStatusClient(memory_address) as client:
-        watch = client.watch(client.create().id)
+        job = client.create()
+        watch = client.watch_jobs() if method == "watch_jobs" else client.watch(job.id)
         next(watch)
         left = weakref.ref(watch)
         del watch

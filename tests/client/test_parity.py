@@ -6,7 +6,19 @@ import inspect
 
 import pytest
 
-from jobstatus_grpc import AsyncJobStatusClient, AsyncTrackedJob, AsyncWatch, JobStatusClient, TrackedJob, Watch
+from jobstatus_grpc import (
+    AsyncJobStatusClient,
+    AsyncJobsWatch,
+    AsyncReporter,
+    AsyncTrackedJob,
+    AsyncWatch,
+    JobStatusClient,
+    JobsWatch,
+    JobUpdate,
+    Reporter,
+    TrackedJob,
+    Watch,
+)
 
 
 def public(cls: type) -> dict[str, object]:
@@ -48,5 +60,19 @@ def test_tracked_jobs_are_used_alike():
     assert public(AsyncTrackedJob).keys() == public(TrackedJob).keys()
 
 
-def test_watches_are_used_alike():
-    assert {name.replace("aclose", "close") for name in public(AsyncWatch)} == set(public(Watch))
+@pytest.mark.parametrize(("aio", "sync"), [(AsyncWatch, Watch), (AsyncJobsWatch, JobsWatch)])
+def test_watches_are_used_alike(aio, sync):
+    assert {name.replace("aclose", "close") for name in public(aio)} == set(public(sync))
+
+
+def test_reporters_are_used_alike():
+    assert public(AsyncReporter).keys() == public(Reporter).keys()
+    assert parameters(AsyncReporter.flush) == parameters(Reporter.flush)
+    assert inspect.getdoc(AsyncReporter.flush) == inspect.getdoc(Reporter.flush)
+
+
+@pytest.mark.parametrize("update", [AsyncReporter.update, AsyncJobStatusClient.update], ids=["reporter", "client"])
+def test_an_update_takes_the_same_arguments_everywhere(update):
+    names = [parameter.name for parameter in parameters(JobUpdate)]
+    taken = [parameter.name for parameter in parameters(update)]
+    assert [name for name in taken if name not in ("self", "timeout_seconds")] == names
