@@ -24,12 +24,16 @@ COMMANDS = {
     "serve": "serve:serve",
     "create": "jobs:create",
     "get": "jobs:get",
+    "list": "listing:list_jobs",
     "update": "update:update",
     "cancel": "jobs:cancel",
+    "delete": "delete:delete",
     "watch": "watch:watch",
     "wait": "watch:wait",
+    "history": "history:history",
     "run": "run:run",
     "health": "health:health",
+    "completion": "completion:completion",
 }
 """Where each command is, in the order of the help."""
 
@@ -100,6 +104,10 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     """Run, and return the exit code; whatever went wrong has been said in one line on stderr."""
+    if "_JOBSTATUS_COMPLETE" in os.environ:
+        from jobstatus_grpc.cli import completion
+
+        completion.prepare()
     try:
         code: Any = jobstatus.main(arguments, prog_name="jobstatus", standalone_mode=False)
         return code if isinstance(code, int) else exits.SUCCEEDED

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeAlias
 
 import click
 
 from jobstatus_grpc import limits
-from jobstatus_grpc.cli import values
+from jobstatus_grpc.cli import candidates, values
+from jobstatus_grpc.state import JobState
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -62,12 +63,35 @@ def heartbeat_timeout(*, default: str | None = None) -> Decorator:
     )
 
 
+def state(text: str, *, among: Iterable[JobState] = JobState, **settings: Any) -> Decorator:
+    """Take --state STATE; the states in `among` are offered where it is completed."""
+    return flag("--state STATE", text, type=values.state, shell_complete=candidates.states(among), **settings)
+
+
 def labels(text: str = "May be repeated.") -> Decorator:
     """Take --label KEY=VALUE any number of times, as pairs."""
     return flag("--label KEY=VALUE", text, to="labels", type=values.label, multiple=True)
 
 
-job_id = click.argument("id", metavar="ID", type=values.text)
+def job_ids(*, required: bool = True) -> Decorator:
+    """Take ID any number of times, as ids."""
+    metavar = "ID..." if required else "[ID]..."
+    return click.argument(
+        "ids", metavar=metavar, nargs=-1, required=required, type=values.text, shell_complete=candidates.job_ids
+    )
+
+
+job_id = click.argument("id", metavar="ID", type=values.text, shell_complete=candidates.job_ids)
+parent = flag(
+    "--parent ID", "The job that this one is part of.", to="parent_id", default="", shell_complete=candidates.job_ids
+)
+expected_revision = flag(
+    "--revision --expected-revision N",
+    "Refused unless the job is at this revision; 0: any.",
+    to="expected_revision",
+    type=values.count(2**63 - 1),
+    default=0,
+)
 as_json = flag("--json", "Print JSON, one line a job.", to="as_json")
 request_id = flag("--request-id TEXT", "Makes a retry safe: one effect, however often it is sent.", default="")
 eta = flag("--eta WHEN", "RFC 3339, or a duration from now.", to="estimated_completion", type=values.instant)

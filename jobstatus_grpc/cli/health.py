@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.cli import exits
+from jobstatus_grpc.cli import exits, output
 from jobstatus_grpc.cli.connection import Connection, connected
 from jobstatus_grpc.cli.flags import flag
 
@@ -18,9 +18,10 @@ UNREACHABLE = 2
 
 @click.command()
 @flag("--service NAME", "Such as jobstatus.v1.JobStatusService. Default: the server as a whole.", default="")
+@flag("--json", "Print JSON: the status.", to="as_json")
 @connected
 @click.pass_context
-def health(ctx: click.Context, /, *, connection: Connection, service: str) -> None:
+def health(ctx: click.Context, /, *, connection: Connection, service: str, as_json: bool) -> None:
     """Print the server's health.
 
     Exits with 0 where it serves, 1 where it does not, 2 where it cannot be reached.
@@ -32,7 +33,7 @@ def health(ctx: click.Context, /, *, connection: Connection, service: str) -> No
     except errors.JobStatusError as error:
         exits.say_error(error.message)
         ctx.exit(UNREACHABLE if exits.of_error(error) == exits.UNREACHABLE else NOT_SERVING)
-    click.echo(word)
+    click.echo(output.in_json({"status": word}) if as_json else word)
     ctx.exit(SERVING if word == "serving" else NOT_SERVING)
 
 

@@ -10,15 +10,15 @@ import click
 from jobstatus_grpc.cli import flags, output, values
 from jobstatus_grpc.cli.connection import Connection, connected
 from jobstatus_grpc.cli.flags import flag
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.state import CREATION_STATES, JobState
 
 
 @click.command()
 @flag("--name TEXT", "For people and filters; need not be unique.", default="")
 @flag("--id TEXT", "Default: the service chooses one.", default="")
 @flags.labels()
-@flag("--parent ID", "The job that this one is part of.", to="parent_id", default="")
-@flag("--state STATE", "pending or in_progress.", type=values.state, default="pending")
+@flags.parent
+@flags.state("pending or in_progress.", among=CREATION_STATES, default="pending")
 @flag("--in-progress", "As --state in_progress: attempt 1 begins at once.")
 @flag("--reason TEXT", "Why it is in this state.", default="")
 @flag("--has-progress", "Say that it will report progress.")

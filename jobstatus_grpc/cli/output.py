@@ -2,7 +2,8 @@
 
 The JSON is the canonical one of JobStatus, as grpcurl and Connect print it: lowerCamelCase names, enums by name,
 int64 as strings, times in RFC 3339. It is one line a job, in the order of the field numbers, and every field is in it
-but messages and `progress` where they are unset: a script may rely on `.done`, `.attempt` and `.reason`.
+but messages and `progress` where they are unset: a script may rely on `.done`, `.attempt` and `.reason`. A transition
+is shown in the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from jobstatus_grpc.cli import values
 from jobstatus_grpc.cli.text import one_line
 
 if TYPE_CHECKING:
-    from jobstatus_grpc.record import Job, JobError
+    from google.protobuf.message import Message
+
+    from jobstatus_grpc.record import Job, JobError, Transition
 
 
 def show(job: Job, *, as_json: bool) -> None:
@@ -27,16 +30,38 @@ def show(job: Job, *, as_json: bool) -> None:
 
 def to_json(job: Job) -> str:
     """Return one line of JSON."""
-    from google.protobuf.json_format import MessageToDict
+    return in_json(to_object(job))
+
+
+def to_object(job: Job) -> dict[str, Any]:
+    """Return what JSON says of `job`."""
     from jobstatus.v1 import job_status_pb2 as pb
 
     from jobstatus_grpc.wire import convert
 
     message = pb.JobStatus()
     convert.job_to_wire(job, message)
+    return _to_object(message)
+
+
+def transition_to_json(transition: Transition) -> str:
+    """Return one line of JSON."""
+    from jobstatus_grpc.wire import convert
+
+    return in_json(_to_object(convert.transition_to_wire(transition)))
+
+
+def in_json(value: dict[str, Any]) -> str:
+    """Return one line of JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _to_object(message: Message) -> dict[str, Any]:
+    from google.protobuf.json_format import MessageToDict
+
     fields: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
-    names = [field.json_name for field in pb.JobStatus.DESCRIPTOR.fields]
-    return json.dumps({name: fields[name] for name in names if name in fields}, ensure_ascii=False)
+    names = [field.json_name for field in message.DESCRIPTOR.fields]
+    return {name: fields[name] for name in names if name in fields}
 
 
 def summary(job: Job) -> str:
@@ -50,13 +75,13 @@ def summary(job: Job) -> str:
         "error": error_words(job.error) if job.error else "",
         "labels": " ".join(f"{key}={value}" for key, value in sorted(job.labels.items())),
         "parent": job.parent_id,
-        "created": _instant(job.created_at),
-        "started": _instant(job.started_at),
-        "updated": _instant(job.updated_at),
-        "finished": _instant(job.finished_at),
-        "estimated": _instant(job.estimated_completion),
-        "projected": _instant(job.projected_completion),
-        "expires": _instant(job.expires_at),
+        "created": instant(job.created_at),
+        "started": instant(job.started_at),
+        "updated": instant(job.updated_at),
+        "finished": instant(job.finished_at),
+        "estimated": instant(job.estimated_completion),
+        "projected": instant(job.projected_completion),
+        "expires": instant(job.expires_at),
         "heartbeat": values.spell(job.heartbeat_timeout) if job.heartbeat_timeout else "",
         "revision": str(job.revision),
         "result": json.dumps(job.result, ensure_ascii=False) if job.result is not None else "",
@@ -67,7 +92,7 @@ def summary(job: Job) -> str:
 def line(job: Job) -> str:
     """Return the news of `job` in one line: when, which, state, percent, why."""
     parts = [
-        _instant(job.updated_at),
+        instant(job.updated_at),
         job.id,
         job.name,
         state_words(job),
@@ -76,6 +101,17 @@ def line(job: Job) -> str:
         f"error: {error_words(job.error)}" if job.error else "",
     ]
     return "  ".join(part for part in map(one_line, parts) if part)
+
+
+def record(*fields: str) -> str:
+    """Return fields in one line, with a tab between: each is there, if only empty."""
+    return "\t".join(map(one_line, fields))
+
+
+def job_record(job: Job) -> str:
+    """Return the record of `job`: id, name, state, percent, time of creation, why."""
+    progress = percent(job.progress) if job.progress is not None else ""
+    return record(job.id, job.name, state_words(job), progress, instant(job.created_at), why(job))
 
 
 def state_words(job: Job) -> str:
@@ -92,6 +128,11 @@ def notes(job: Job) -> str:
         "stalled" if job.stalled else "",
     ]
     return ", ".join(note for note in special if note)
+
+
+def why(job: Job) -> str:
+    """Return what went wrong, else why the job is in its state."""
+    return job.error.message if job.error and job.error.message else job.reason
 
 
 def error_words(error: JobError) -> str:
@@ -117,5 +158,15 @@ def remaining(job: Job) -> timedelta | None:
     return max(end - datetime.now(timezone.utc), timedelta(0)) if end else None
 
 
-def _instant(value: datetime | None) -> str:
+def age(job: Job) -> str:
+    """Return how long ago `job` was created, in the largest unit of which it is one or more: `3m`, `12d`."""
+    seconds = max(int((datetime.now(timezone.utc) - job.created_at).total_seconds()), 0)
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def instant(value: datetime | None) -> str:
+    """Return `value` to the second in RFC 3339; empty where there is none."""
     return f"{value:%Y-%m-%dT%H:%M:%SZ}" if value else ""

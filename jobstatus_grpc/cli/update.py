@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 UNKNOWN_CODE = 2
 ATTEMPT = values.count(limits.MAX_INT32)
-REVISION = values.count(2**63 - 1)
 CLEARABLE = {
     "reason": "reason",
     "has-progress": "has_progress",
@@ -43,7 +42,7 @@ def _field_to_clear(value: str) -> str:
 
 @click.command()
 @flags.job_id
-@flag("--state STATE", "Such as succeeded, failed or retrying.", type=values.state)
+@flags.state("Such as succeeded, failed or retrying.")
 @flag("--claim", "Begin the next attempt: state in_progress, refused if another worker was faster.")
 @flags.progress
 @flag("--has-progress", "Say that it will report progress.", default=None)
@@ -57,7 +56,7 @@ def _field_to_clear(value: str) -> str:
 @flag("--result JSON", "A JSON object; replaces the result.", type=values.json_object)
 @flag("--clear FIELD", f"May be repeated: {', '.join(CLEARABLE)}.", to="cleared", type=_field_to_clear, multiple=True)
 @flag("--attempt N", "Refused unless this is the job's attempt, or with --claim its next.", type=ATTEMPT, default=0)
-@flag("--expected-revision N", "Refused unless the job is at this revision; 0: any.", type=REVISION, default=0)
+@flags.expected_revision
 @flag("--allow-missing", "Create the job first if its id is unknown.")
 @flag("--name TEXT", "With --allow-missing: the name of the job created.", default="")
 @flag("--parent ID", "With --allow-missing: the parent of the job created.", to="parent_id", default="")

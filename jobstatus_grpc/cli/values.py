@@ -127,10 +127,21 @@ def instant(value: str) -> datetime:
             return datetime.now(timezone.utc) + since_now
         except OverflowError:
             raise click.BadParameter(f"{value} from now is after the year 9999") from None
-    return _rfc3339(value)
+    return _rfc3339(value, "from now")
 
 
-def _rfc3339(value: str) -> datetime:
+def past_instant(value: str) -> datetime:
+    """Return a point in time: RFC 3339, or a duration before now."""
+    until_now = _timedelta(value)
+    if until_now is not None:
+        try:
+            return datetime.now(timezone.utc) - until_now
+        except OverflowError:
+            raise click.BadParameter(f"{value} ago is before the year 1") from None
+    return _rfc3339(value, "ago")
+
+
+def _rfc3339(value: str, direction: str) -> datetime:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     parsed = Timestamp()
@@ -138,7 +149,7 @@ def _rfc3339(value: str) -> datetime:
         parsed.FromJsonString(value)
         return parsed.ToDatetime(timezone.utc)
     except (ValueError, OverflowError):
-        wanted = "write 2026-01-31T12:00:00Z, or a duration from now such as 10m"
+        wanted = f"write 2026-01-31T12:00:00Z, or a duration {direction} such as 10m"
         raise click.BadParameter(f"{value!r} is not a time; {wanted}") from None
 
 

@@ -1,31 +1,29 @@
-"""`jobstatus watch` and `wait`: follow jobs to their end, and exit with their outcome."""
+"""`jobstatus watch` and `wait`: follow jobs to their end, and exit with their outcome; or all that a filter matches."""
 
 from __future__ import annotations
 
 import os
-import queue
 import sys
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
-from jobstatus_grpc.cli import exits, flags, output, values
+from jobstatus_grpc.cli import exits, filters, flags, output, values
 from jobstatus_grpc.cli.connection import Connection, connected, connected_without_timeout
-from jobstatus_grpc.cli.flags import duration_flag
+from jobstatus_grpc.cli.flags import duration_flag, flag
+from jobstatus_grpc.cli.follow import OutOfTimeError, arriving, check_known, follow
 
 if TYPE_CHECKING:
-    from jobstatus_grpc.client import JobStatusClient
+    from jobstatus_grpc.client import JobChange, JobStatusClient
+    from jobstatus_grpc.job_filter import JobFilter
     from jobstatus_grpc.record import Job
 
 LONGEST = timedelta(days=3650)
 SELDOM_SECONDS = 60.0
 """How often `wait` is sent progress, which it does not show."""
 
-_ids = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=values.text)
 _give_up = duration_flag(
     "--give-up DURATION",
     "How long to try again when the server is lost.",
@@ -36,42 +34,46 @@ _give_up = duration_flag(
 )
 
 
-class OutOfTimeError(Exception):
-    """The time that `wait` was given is over."""
-
-
 @click.command()
-@_ids
-@flags.as_json
+@flags.job_ids(required=False)
+@filters.filtered
+@flag("--exit-when-done", "Without IDs: end once no job that matches is open, with the outcome of those seen.")
+@flag("--json", "Print JSON, a line a change: the job, or without IDs an event that may hold one.", to="as_json")
 @_give_up
 @connected
 @click.pass_context
 def watch(
-    ctx: click.Context, /, *, connection: Connection, ids: tuple[str, ...], as_json: bool, give_up: timedelta | None
+    ctx: click.Context,
+    /,
+    *,
+    connection: Connection,
+    ids: tuple[str, ...],
+    filter: JobFilter,
+    exit_when_done: bool,
+    as_json: bool,
+    give_up: timedelta | None,
 ) -> None:
     """Follow jobs live until all are done.
 
     Draws bars on a terminal, and elsewhere prints a line for each change. Exits with the outcome: of several, failed
     counts most.
-    """
-    names = list(dict.fromkeys(ids))
-    with connection.open() as client:
-        _check_known(client, names)
-        states = follow(client, names, give_up=give_up)
-        if as_json or not sys.stdout.isatty() or os.environ.get("TERM") in (None, "dumb"):
-            last = _print_lines(states, as_json=as_json)
-        else:
-            from jobstatus_grpc.cli import bars
 
-            try:
-                last = bars.draw(states, names)
-            except KeyboardInterrupt:
-                ctx.exit(exits.INTERRUPTED)  # without a new line: the bars have ended theirs
-    ctx.exit(exits.of_jobs(job.state for job in last))
+    Without IDs it follows all jobs that match the flags, as they come and change and go, until Ctrl-C.
+    """
+    if ids and (given := filters.typed(ctx)):
+        raise click.UsageError(f"Name jobs, or filter them: {given[0]} does not go with IDs.")
+    draws = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "dumb") and not as_json
+    with connection.open() as client:
+        if ids:
+            code = _watch_named(client, list(dict.fromkeys(ids)), give_up, draws=draws, as_json=as_json)
+        else:
+            changes = _changes(client, filter, give_up)
+            code = _watch_matches(changes, draws=draws, as_json=as_json, until_done=exit_when_done)
+    ctx.exit(code)
 
 
 @click.command()
-@_ids
+@flags.job_ids()
 @duration_flag(
     "--timeout DURATION",
     "How long to wait; exits with 124 when it is over.",
@@ -102,7 +104,7 @@ def wait(
     """
     names = list(dict.fromkeys(ids))
     with connection.open() as client:
-        _check_known(client, names)
+        check_known(client, names)
         try:
             states = follow(client, names, give_up=give_up, limit=limit, min_update_interval_seconds=SELDOM_SECONDS)
             last = _print_lines((job for job in states if job.done), as_json=as_json)
@@ -112,55 +114,51 @@ def wait(
     ctx.exit(exits.of_jobs(job.state for job in last))
 
 
-def follow(
-    client: JobStatusClient,
-    ids: Sequence[str],
-    *,
-    give_up: timedelta | None,
-    limit: timedelta | None = None,
-    min_update_interval_seconds: float | None = None,
-) -> Iterator[Job]:
-    """Yield the states of all these jobs as they come; end once all are done.
+def _watch_named(
+    client: JobStatusClient, ids: list[str], give_up: timedelta | None, *, draws: bool, as_json: bool
+) -> int:
+    check_known(client, ids)
+    states = follow(client, ids, give_up=give_up)
+    if draws:
+        from jobstatus_grpc.cli import bars
 
-    Raises:
-        JobStatusError: the first that a watch raised.
-        OutOfTimeError: `limit` is over.
-    """
-    deadline = time.monotonic() + limit.total_seconds() if limit is not None else None
-    news: queue.SimpleQueue[Job | BaseException | None] = queue.SimpleQueue()
-
-    def follow_one(job_id: str) -> None:
-        try:
-            for job in client.watch(
-                job_id,
-                min_update_interval_seconds=min_update_interval_seconds,
-                give_up_seconds=give_up.total_seconds() if give_up else None,
-            ):
-                news.put(job)
-            news.put(None)
-        except BaseException as error:
-            news.put(error)
-
-    for job_id in ids:
-        threading.Thread(target=follow_one, args=(job_id,), name=f"watch {job_id}", daemon=True).start()
-    open_watches = len(ids)
-    while open_watches:
-        try:
-            item = news.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0))
-        except queue.Empty:
-            raise OutOfTimeError from None
-        if isinstance(item, BaseException):
-            raise item
-        if item is None:
-            open_watches -= 1
-        else:
-            yield item
+        last = bars.draw(states, ids)
+    else:
+        last = _print_lines(states, as_json=as_json)
+    return exits.of_jobs(job.state for job in last)
 
 
-def _check_known(client: JobStatusClient, ids: Sequence[str]) -> None:
-    """Find out at once, and not by a watch that tries for ever, that a job or the server is not there."""
-    for job_id in ids:
-        client.get(job_id)
+def _changes(client: JobStatusClient, filter: JobFilter, give_up: timedelta | None) -> Iterator[JobChange]:
+    """Return what happens to the jobs that match, for ever."""
+    client.list(filter, page_size=1)  # finds out at once whether the server is there, and likes the filter
+    give_up_seconds = give_up.total_seconds() if give_up else None
+    return arriving(lambda: client.watch_jobs(filter, give_up_seconds=give_up_seconds))
+
+
+def _watch_matches(changes: Iterator[JobChange], *, draws: bool, as_json: bool, until_done: bool) -> int:
+    from jobstatus_grpc.cli.matches import Matches
+
+    matches = Matches()
+    news = matches.following(changes, until_done=until_done)
+    if draws:
+        from jobstatus_grpc.cli import bars
+
+        bars.draw_matches(news, matches.jobs)
+    else:
+        _print_changes(news, as_json=as_json)
+    return exits.of_jobs(matches.outcomes)
+
+
+def _print_changes(news: Iterable[tuple[JobChange, Job | None]], *, as_json: bool) -> None:
+    from jobstatus_grpc.cli import matches
+    from jobstatus_grpc.client import JobChangeType
+
+    for change, before in news:
+        if change.type is JobChangeType.RESET and not as_json:
+            exits.say("jobstatus: some changes may be missing; all jobs that match now follow")
+        text = matches.to_json(change) if as_json else matches.line(change, before)
+        if text:
+            print(text, flush=True)
 
 
 def _print_lines(states: Iterable[Job], *, as_json: bool) -> list[Job]:

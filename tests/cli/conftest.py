@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc.cli import main
+from tests.cli.pseudo_terminal import PseudoTerminal
 from tests.conftest import Service
 
 COMMAND = (sys.executable, "-W", "error", "-m", "jobstatus_grpc")
@@ -26,7 +27,9 @@ class CommandLine:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("JOBSTATUS_")}
+        # COLUMNS and LINES would count for more than the size of a test's terminal.
+        strange = ("JOBSTATUS_", "COLUMNS", "LINES")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         self.environment = {**clean, "JOBSTATUS_ADDRESS": address, "TERM": "xterm-256color"}
         self.environment.pop("FORCE_COLOR", None)
 
@@ -130,3 +133,17 @@ def start(cli: CommandLine) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         with process:
             process.kill()
+
+
+@pytest.fixture
+def terminal(cli) -> Iterator[Callable[..., PseudoTerminal]]:
+    """A terminal with `jobstatus` in it."""
+    opened: list[PseudoTerminal] = []
+
+    def open_it(*arguments: str, **settings: int) -> PseudoTerminal:
+        opened.append(PseudoTerminal([*COMMAND, *arguments], environment=cli.environment, **settings))
+        return opened[-1]
+
+    yield open_it
+    for each in opened:
+        each.close()

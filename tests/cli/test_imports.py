@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SERVER_PARTS = {"jobstatus_grpc.server.app", "jobstatus_grpc.stores", "jobstatus_grpc.tracker", "sqlite3"}
 
 
@@ -22,7 +24,10 @@ def test_help_loads_neither_grpc_nor_rich():
     assert loaded & {"grpc", "rich", "google.protobuf", *SERVER_PARTS} == set()
 
 
-def test_a_client_command_loads_no_part_of_the_server(service):
-    loaded = loaded_after("get", "x", "--address", service.address)
+@pytest.mark.parametrize(
+    "arguments", [["get", "x"], ["list", "--name", "x"], ["watch", "--name", "x", "--exit-when-done"]]
+)
+def test_a_client_command_loads_no_part_of_the_server(service, arguments):
+    loaded = loaded_after(*arguments, "--address", service.address)
     assert "grpc" in loaded
     assert loaded & {"rich", "prometheus_client", *SERVER_PARTS} == set()

@@ -8,7 +8,10 @@ import pytest
 from google.protobuf import json_format
 from jobstatus.v1 import job_status_pb2 as pb
 
-ALL_COMMANDS = ("serve", "create", "get", "update", "cancel", "watch", "wait", "run", "health")
+ALL_COMMANDS = (
+    "serve", "create", "get", "list", "update", "cancel", "delete", "watch", "wait", "history", "run", "health",
+    "completion",
+)  # fmt: skip
 
 
 def test_a_job_is_created_as_it_was_described(here):
@@ -143,6 +146,18 @@ def test_cancel_asks_the_worker_of_a_job_that_has_one(here, service):
         (["get", "x", "--cert", __file__], 2),
         (["get", "x", "--ca", "/no/such/file"], 2),
         (["get", "x", "--token", "two words"], 2),
+        (["list", "--state", "stuck"], 2),
+        (["list", "--limit", "0"], 2),
+        (["list", "--limit", "1", "--all"], 2),
+        (["list", "--label", "a=b", "--label", "a=c"], 2),
+        (["list", "--created-after", "yesterday"], 2),
+        (["list", "--parent", "not an id"], 2),
+        (["delete", "no-such-job"], 1),
+        (["delete", "not an id"], 2),
+        (["history", "no-such-job"], 1),
+        (["watch", "x", "--state", "failed"], 2),
+        (["watch", "--parent", "not an id"], 2),
+        (["completion", "tcsh"], 2),
         (["get"], 2),
         (["fetch"], 2),
     ],
@@ -153,9 +168,11 @@ def test_what_is_refused_is_one_line_and_its_exit_code(here, arguments, code):
     assert done.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("command", ["get", "watch"])
-def test_a_server_that_is_not_there_is_exit_4(lonely, command):
-    done = lonely(command, "x", "--timeout", "0.1")
+@pytest.mark.parametrize(
+    "arguments", [["get", "x"], ["watch", "x"], ["watch"], ["list"], ["history", "x"], ["delete", "x", "y"]]
+)
+def test_a_server_that_is_not_there_is_exit_4(lonely, arguments):
+    done = lonely(*arguments, "--timeout", "0.1")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
     assert lonely.address in done.stderr
 
@@ -181,6 +198,10 @@ def test_a_closed_pipe_is_a_quiet_end(cli, service, new_id, start):
 def test_health_is_printed_and_an_exit_code(here, flags, says):
     done = here("health", *flags)
     assert (done.stdout, done.returncode) == (f"{says}\n", 0 if says == "serving" else 1)
+
+
+def test_health_is_printed_as_json_where_that_is_asked_for(here):
+    assert here.json("health") == {"status": "serving"}
 
 
 def test_the_health_of_a_server_that_is_not_there_is_exit_2(lonely):

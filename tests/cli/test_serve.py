@@ -37,6 +37,9 @@ def one_error_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--listen", "50051"], "write HOST:PORT or unix:/path"),
         (["--listen", "127.0.0.1:65536"], "write HOST:PORT or unix:/path"),
         (["--listen", "0.0.0.0:0"], "--insecure"),
+        (["--metrics", "9464"], "write HOST:PORT"),
+        (["--metrics", "unix:/metrics"], "write HOST:PORT"),
+        (["--metrics", "no.such.host.invalid:0"], "choose another --metrics"),
         (["--store", "mongodb://x"], "mongodb"),
         (["--store", "jobs.db"], "jobs.db"),
         (["--store", b"\xff"], "UTF-8"),
@@ -56,6 +59,26 @@ def test_a_port_in_use_is_one_line_and_exit_2(lonely_cli):
         done = lonely_cli("serve", "--store", "memory:", "--listen", address)
     assert done.returncode == 2
     assert address in one_error_line(done)
+
+
+def test_a_port_for_metrics_in_use_is_one_line_and_exit_2(lonely_cli):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = lonely_cli(
+            "serve", "--store", "memory:", "--listen", "127.0.0.1:0", "--metrics", address, "--log-level", "error"
+        )
+    assert done.returncode == 2
+    assert f"cannot serve metrics on {address}: Address already in use" in one_error_line(done)
+
+
+def test_where_the_metrics_are_is_told_in_the_log_alone(start):
+    server = start("serve", "--store", "memory:", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    assert server.stdout.readline().startswith(READY)
+    server.send_signal(signal.SIGTERM)
+    told, log = server.communicate()
+    assert (told, server.returncode) == ("", 0)
+    messages = [json.loads(line)["message"] for line in log.splitlines()]
+    assert [message.partition(":")[0] for message in messages] == ["metrics on http", "draining"]
 
 
 def test_a_store_in_no_folder_is_one_line_and_exit_2(lonely_cli, tmp_path):

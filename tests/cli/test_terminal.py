@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
@@ -12,20 +12,6 @@ from tests.cli.conftest import COMMAND
 from tests.cli.pseudo_terminal import PseudoTerminal
 
 CTRL_C, CTRL_Z = "\x03", "\x1a"
-
-
-@pytest.fixture
-def terminal(cli) -> Iterator[Callable[..., PseudoTerminal]]:
-    """A terminal with `jobstatus` in it."""
-    opened: list[PseudoTerminal] = []
-
-    def open_it(*arguments: str) -> PseudoTerminal:
-        opened.append(PseudoTerminal([*COMMAND, *arguments], environment=cli.environment))
-        return opened[-1]
-
-    yield open_it
-    for each in opened:
-        each.close()
 
 
 @pytest.fixture

@@ -97,6 +97,18 @@ def test_an_instant_is_a_duration_from_now():
     assert timedelta(minutes=9) < values.instant("10m") - now < timedelta(minutes=11)
 
 
+def test_a_past_instant_is_a_duration_before_now():
+    now = datetime.now(timezone.utc)
+    assert timedelta(minutes=9) < now - values.past_instant("10m") < timedelta(minutes=11)
+    assert values.past_instant("2026-01-31T12:30:00Z") == values.instant("2026-01-31T12:30:00Z")
+
+
+@pytest.mark.parametrize("typed", ["", "yesterday", "2026-01-31", "9999999d"])
+def test_what_is_no_past_instant_is_refused(typed):
+    with pytest.raises(click.BadParameter, match=r"such as 10m|year 1"):
+        values.past_instant(typed)
+
+
 @pytest.mark.parametrize("typed", ["tomorrow", "2026-01-31", "2026-01-31T12:30:00", "99999999d", "off"])
 def test_what_is_no_instant_is_refused(typed):
     with pytest.raises(click.BadParameter):
