@@ -18,6 +18,8 @@ BASELINE := tests/project/api_baseline.binpb
 PROTOS = $(shell find protos -name '*.proto' | sort)
 # More for the tool, such as: make test ARGS="-k watch"
 ARGS ?=
+# Most tests wait for a process more than they compute. One process, for a debugger: make test WORKERS=
+WORKERS ?= --numprocesses 3 --dist worksteal
 
 export PATH := $(abspath $(VENV)/bin):$(abspath $(PROTO_VENV)/bin):$(PATH)
 
@@ -36,14 +38,14 @@ setup: $(VENV)/.dev $(PROTO_VENV)/.tools ## everything that developing needs, in
 
 .PHONY: test
 test: $(VENV)/.dev ## the tests, without those that are slow or build (under 5 minutes)
-	$(PYTHON) -m pytest -m 'not slow and not proto and not wheel and not interop' $(ARGS)
+	$(PYTHON) -m pytest $(WORKERS) -m 'not slow and not proto and not wheel and not interop' $(ARGS)
 
 .PHONY: check
 check: lint types imports test-all ## all that CI asks for (under 12 minutes)
 
 .PHONY: test-all
 test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node ## every test, but for make interop's
-	$(PYTHON) -m pytest -m 'not interop' $(ARGS)
+	$(PYTHON) -m pytest $(WORKERS) -m 'not interop' $(ARGS)
 
 # What the examples in other languages need stands in examples/Makefile.
 INTEROP_PACKAGES = $(shell $(MAKE) --silent --no-print-directory -C examples packages)

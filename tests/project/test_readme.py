@@ -37,19 +37,42 @@ def run(command, server):
     return done.stdout
 
 
+def run_until_synced(command, server):
+    """Run what goes on until Ctrl-C, up to where it has shown all that is there."""
+    command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    arguments = [part.replace(ADDRESS, server.address) for part in command]
+    said = ""
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "JOB_EVENT_TYPE_SYNCED" not in said:
+            said += process.stdout.readline()
+        process.terminate()
+    return said
+
+
 def test_the_python_in_the_readme_runs(readme, server):
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     said = [run(["python", "-W", "error", "-c", block], server) for block in blocks]
-    assert len(said) == 2
+    assert len(said) == 3
     assert said[0] == "succeeded\n"
     assert said[1].splitlines()[-1].startswith("succeeded")
+    assert said[2].splitlines() == ["0 open", "100 in all", "SYNCED"]
 
 
 def test_the_grpcurl_in_the_readme_runs(readme, server):
     commands = [shlex.split(line) for line in re.findall(r"^\$ (grpcurl .*)$", readme, re.MULTILINE)]
-    said = [run(command, server) for command in commands]
-    assert "rpc WatchJob" in said[0]
-    assert json.loads(said[-1])["event"]["job"]["done"]
+    said = {
+        command[-1].rpartition("/")[2]: run_until_synced(command, server)
+        if command[-1].endswith("/WatchJobs")
+        else run(command, server)
+        for command in commands
+    }
+    assert "rpc WatchJobs" in said["jobstatus.v1.JobStatusService"]
+    assert json.loads(said["WatchJob"])["event"]["job"]["done"]
+    assert "video-17" in [job["id"] for job in json.loads(said["ListJobs"])["jobs"]]
+    assert len(json.loads(said["ListJobTransitions"])["transitions"]) == 3
+    assert json.loads(said["DeleteJob"]) == {}
+    assert '"id": "video-17"' in said["WatchJobs"]
 
 
 def test_every_command_and_flag_in_the_readme_exists(readme, server):
