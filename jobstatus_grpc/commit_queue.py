@@ -35,7 +35,8 @@ class CommitQueue:
         self._around_commit = around_commit
         self._observe_commit = observe_commit
         self._waiting: deque[tuple[Sequence[Command], asyncio.Future[list[Outcome]]]] = deque()
-        self._committer: asyncio.Task[None] | None = None
+        self._committers: set[asyncio.Task[None]] = set()
+        self._held: set[asyncio.Task[None]] = set()
 
     async def submit(self, commands: Sequence[Command]) -> list[Outcome]:
         """Commit `commands`, in one transaction with whatever else waits.
@@ -50,14 +51,14 @@ class CommitQueue:
         """
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         self._waiting.append((commands, done))
-        if self._committer is None:
-            self._committer = asyncio.create_task(self._commit_all())
+        if len(self._committers) < self._store.commits_at_once:
+            self._committers.add(asyncio.create_task(self._commit_all()))
         return await done
 
     async def close(self) -> None:
         """Wait until everything that was submitted is committed."""
-        if self._committer is not None:
-            await self._committer
+        while self._committers or self._held:
+            await asyncio.wait(self._committers | self._held)
 
     async def _commit_all(self) -> None:
         try:
@@ -65,7 +66,9 @@ class CommitQueue:
                 await self._commit_group()
                 await self._gather()
         finally:
-            self._committer = None
+            task = asyncio.current_task()
+            assert task is not None
+            self._committers.discard(task)  # at once: what is submitted from now on needs another
 
     async def _gather(self) -> None:
         """Let what has arrived already join the group: while each commit is quick, groups would stay small and dear."""
@@ -99,11 +102,29 @@ class CommitQueue:
         start = 0
         for submitted, done in group:
             end = start + len(submitted)
-            if not done.done():
-                done.set_result(outcomes[start:end])
+            self._answer(done, outcomes[start:end])
             start = end
 
-    async def _commit(self, commands: Sequence[Command]) -> list[Outcome]:
+    def _answer(
+        self, done: asyncio.Future[list[Outcome]], outcomes: Sequence[Outcome | asyncio.Future[Outcome]]
+    ) -> None:
+        known = [outcome for outcome in outcomes if not isinstance(outcome, asyncio.Future)]
+        if len(known) < len(outcomes):
+            answer = asyncio.create_task(self._answer_later(done, outcomes))
+            self._held.add(answer)
+            answer.add_done_callback(self._held.discard)
+        elif not done.done():
+            done.set_result(known)
+
+    async def _answer_later(
+        self, done: asyncio.Future[list[Outcome]], outcomes: Sequence[Outcome | asyncio.Future[Outcome]]
+    ) -> None:
+        """Wait for jobs that others hold, apart from all who need not."""
+        known = [await outcome if isinstance(outcome, asyncio.Future) else outcome for outcome in outcomes]
+        if not done.done():
+            done.set_result(known)
+
+    async def _commit(self, commands: Sequence[Command]) -> Sequence[Outcome | asyncio.Future[Outcome]]:
         if self._observe_commit is None:
             return await self._store.commit(commands)
         began_at = time.perf_counter()

@@ -103,7 +103,7 @@ class RequestIdReusedError(InvalidArgumentError):
 
 
 class InvalidTokenError(InvalidArgumentError):
-    """The token is malformed, or belongs to another filter. Begin again without one."""
+    """The token is malformed, or belongs to another filter or job. Begin again without one."""
 
     reason = "INVALID_TOKEN"
 

@@ -100,9 +100,12 @@ def _check_transition(job: Job, command: Update) -> None:
     state = command.changes.get("state", job.state)
     cancelled = job.cancel_requested and (_begins_attempt(job, command) or state is JobState.RETRYING)
     if state not in TRANSITIONS[job.state] or cancelled:
-        why = "; a cancel was requested" if cancelled else "; a done job never changes" if job.done else ""
+        why = "; a cancel was requested" if cancelled else ""
+        what = f"cannot go from {job.state.word} to {state.word}{why}"
+        if job.done:
+            what = f"is {job.state.word}; a done job never changes"
         raise errors.IllegalTransitionError(
-            f"job {job.id!r} cannot go from {job.state.word} to {state.word}{why}",
+            f"job {job.id!r} {what}",
             **{"id": job.id, "from": f"JOB_STATE_{job.state.name}", "to": f"JOB_STATE_{state.name}"},
         )
     if command.changes.get("error") is not None and state not in ERROR_STATES:

@@ -15,6 +15,11 @@ from grpc_status import rpc_status
 from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
+from tests.postgres_fixtures import new_postgres as new_postgres
+from tests.postgres_fixtures import postgres as postgres
+from tests.postgres_fixtures import postgres_home as postgres_home
+from tests.postgres_fixtures import postgres_shared as postgres_shared
+from tests.postgres_fixtures import postgres_url as postgres_url
 from tests.processes import ServerProcess
 
 DEADLINE_SECONDS = 20.0

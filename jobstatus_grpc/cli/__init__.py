@@ -33,6 +33,7 @@ COMMANDS = {
     "history": "history:history",
     "run": "run:run",
     "health": "health:health",
+    "migrate": "migrate:migrate",
     "completion": "completion:completion",
 }
 """Where each command is, in the order of the help."""
@@ -71,8 +72,8 @@ class LazyGroup(click.Group):
 def jobstatus(ctx: click.Context, version: bool) -> None:
     """Report the status of jobs, and follow them to the end.
 
-    Every flag --SOME-FLAG can also be set as the variable JOBSTATUS_SOME_FLAG; the flag wins. Durations are written
-    250ms, 90s, 10m, 1h, 7d.
+    Every flag --SOME-FLAG can also be set as the variable JOBSTATUS_SOME_FLAG, one that may be repeated with a value a
+    line; the flag wins. Durations are written 250ms, 90s, 10m, 1h, 7d.
 
     \b
     Exit codes:

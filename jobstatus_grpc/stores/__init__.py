@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
@@ -11,7 +12,11 @@ from jobstatus_grpc.stores.clock import utc_now
 from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, Clock, JobStore
 
 ENTRY_POINT_GROUP = "jobstatus_grpc.stores"
-"""A store is a function `open_store(url, *, clock, retention)` that returns an awaitable JobStore, named by scheme."""
+"""A store is a function `open_store(url, *, clock, retention)` that returns an awaitable JobStore, named by scheme.
+
+Its module has a constant `IS_SHARED = True` if any number of processes may have the same store open at once, and may
+have a function `migrate(url)` that returns an awaitable number: the version of the schema, which it brought up to date.
+"""
 
 _EXTRAS = {"postgresql": "postgres"}
 
@@ -26,6 +31,31 @@ async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta =
             the URL, which may hold a password.
     """
     return await _opener(url.partition(":")[0])(url, clock=clock, retention=retention)
+
+
+async def migrate_store(url: str) -> int:
+    """Create what `url` names, or bring it up to date, and return the version of its schema; 0: it tells none.
+
+    Raises:
+        CannotStartError: as `open_store`.
+    """
+    opener = _opener(url.partition(":")[0])
+    migrate: Callable[[str], Awaitable[int]] | None = getattr(sys.modules[opener.__module__], "migrate", None)
+    if migrate is not None:
+        return await migrate(url)
+    store = await opener(url)
+    await store.close()
+    return 0
+
+
+def is_shared(url: str) -> bool:
+    """Tell whether any number of processes may have the store open at once.
+
+    Raises:
+        CannotStartError: as `open_store`, of the scheme.
+    """
+    opener = _opener(url.partition(":")[0])
+    return bool(getattr(sys.modules[opener.__module__], "IS_SHARED", False))
 
 
 def _opener(scheme: str) -> Opener:

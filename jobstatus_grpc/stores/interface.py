@@ -6,6 +6,7 @@ query holds the tenant.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -58,7 +59,12 @@ class Page:
 class JobStore(Protocol):
     """Keeps jobs, their history and the feed of their changes. All methods are for one event loop."""
 
-    async def commit(self, commands: Sequence[Command]) -> list[Outcome]:
+    @property
+    def commits_at_once(self) -> int:
+        """How many commits may run side by side."""
+        ...
+
+    async def commit(self, commands: Sequence[Command]) -> Sequence[Outcome | asyncio.Future[Outcome]]:
         """Apply `commands` in order, in one durable transaction.
 
         Each succeeds or fails by itself: a refused command leaves no trace and does not stop the next. Commands on
@@ -67,7 +73,8 @@ class JobStore(Protocol):
 
         Returns:
             One outcome per command, in order: the job as stored, or the error that refused it. Of a deleted job: as
-            it last was.
+            it last was. In place of an outcome there may be a future of it, where another process holds the job: the
+            others need not wait for that.
 
         Raises:
             StoreFullError: nothing was written, and nothing will be until there is room.

@@ -37,6 +37,8 @@ def _new_history() -> deque[Transition]:
 class MemoryStore:
     """A JobStore that forgets everything when its process ends."""
 
+    commits_at_once = 1
+
     def __init__(
         self,
         *,

@@ -18,13 +18,13 @@ from jobstatus_grpc.stores.clock import utc_now
 from jobstatus_grpc.stores.feed import Feed
 from jobstatus_grpc.stores.found import Key
 from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, ChangeBatch, Clock, Page, Position
+from jobstatus_grpc.stores.rows import StoredJob
 from jobstatus_grpc.stores.sqlite_cache import JobCache
 from jobstatus_grpc.stores.sqlite_condition import Condition
 from jobstatus_grpc.stores.sqlite_file import path_of
 from jobstatus_grpc.stores.sqlite_pages import read_page
 from jobstatus_grpc.stores.sqlite_queries import read_changes, read_jobs, read_one, read_tombstones, read_transitions
 from jobstatus_grpc.stores.sqlite_readers import Readers
-from jobstatus_grpc.stores.sqlite_rows import StoredJob
 from jobstatus_grpc.stores.sqlite_time import Trimmer
 from jobstatus_grpc.stores.sqlite_upkeep import Upkeep
 from jobstatus_grpc.stores.sqlite_writer import Writer
@@ -55,6 +55,8 @@ class SqliteStore:
     Commits run in the thread that owns the writing connection, reads in others. What a commit wrote is published on
     the event loop once it is durable: to the cache that answers most reads, then to the feed.
     """
+
+    commits_at_once = 1
 
     def __init__(
         self,

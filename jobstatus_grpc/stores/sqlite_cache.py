@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 from jobstatus_grpc.stores.found import Key, is_large
-from jobstatus_grpc.stores.sqlite_rows import StoredJob
+from jobstatus_grpc.stores.rows import StoredJob
 
 
 class JobCache:

@@ -11,10 +11,10 @@ from typing import Any
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.record import Job
+from jobstatus_grpc.stores.criteria import ANY_JOB, Criterion, criteria_of, parameters_of
 from jobstatus_grpc.stores.found import MAX_EXAMINED_ROWS
 from jobstatus_grpc.stores.interface import Page
-from jobstatus_grpc.stores.sqlite_criteria import ANY_JOB, Criterion, criteria_of, parameters_of
-from jobstatus_grpc.stores.sqlite_rows import JOB_COLUMNS, read_job
+from jobstatus_grpc.stores.rows import JOB_COLUMNS, read_job
 
 MAX_COUNTED_ROWS = 1000
 """What has more jobs than this is no better than another that has."""

@@ -14,7 +14,7 @@ from jobstatus_grpc.job import JobState, Tombstone, Transition, require_job
 from jobstatus_grpc.stores.feed import MAX_BATCH_CHANGES, TOO_OLD
 from jobstatus_grpc.stores.found import TOMBSTONE_RETENTION, Key
 from jobstatus_grpc.stores.interface import Change
-from jobstatus_grpc.stores.sqlite_rows import (
+from jobstatus_grpc.stores.rows import (
     JOB_COLUMNS,
     TRANSITION_COLUMNS,
     StoredJob,

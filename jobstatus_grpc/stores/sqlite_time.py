@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from jobstatus_grpc.stores.found import FEED_RETENTION, TOMBSTONE_RETENTION, Key
-from jobstatus_grpc.stores.sqlite_rows import from_instant, to_duration
+from jobstatus_grpc.stores.rows import from_instant, to_duration
 
 MAX_SILENT_ROWS = 5000
 MARK_INTERVAL = timedelta(minutes=1)

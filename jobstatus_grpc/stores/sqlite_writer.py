@@ -12,9 +12,7 @@ from itertools import chain
 from jobstatus_grpc.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch
 from jobstatus_grpc.stores.found import Key
-from jobstatus_grpc.stores.sqlite_file import SqliteFile
-from jobstatus_grpc.stores.sqlite_queries import MAX_ROWS, keys_in, read_head
-from jobstatus_grpc.stores.sqlite_rows import (
+from jobstatus_grpc.stores.rows import (
     CONSTANT_COLUMNS,
     JOB_COLUMNS,
     LABEL_COLUMNS,
@@ -30,6 +28,8 @@ from jobstatus_grpc.stores.sqlite_rows import (
     store_job,
     transition_row,
 )
+from jobstatus_grpc.stores.sqlite_file import SqliteFile
+from jobstatus_grpc.stores.sqlite_queries import MAX_ROWS, keys_in, read_head
 
 CHECKPOINT_ROWS = 4000
 """How many job rows are written between checkpoints: enough for each page to be copied once for many commits."""

@@ -149,7 +149,10 @@ def job_from_wire(message: pb.JobStatus) -> Job:
 
 def instant_to_wire(instant: datetime, message: timestamp_pb2.Timestamp) -> None:
     """Write an aware datetime into `message`, exactly."""
-    since = instant - EPOCH
+    try:
+        since = instant - EPOCH
+    except TypeError:
+        raise TypeError(f"{instant!r} must be aware: write datetime.now(timezone.utc), not datetime.now()") from None
     message.seconds = since.days * _SECONDS_PER_DAY + since.seconds
     if since.microseconds:
         message.nanos = since.microseconds * 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 
 from google.protobuf import timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
@@ -17,6 +17,7 @@ from jobstatus_grpc.state import JobState
 from jobstatus_grpc.wire import convert
 
 _MICROSECOND = timedelta(microseconds=1)
+_LAST_MICROSECOND = datetime.max.replace(tzinfo=timezone.utc)
 _STATE_WORDS = ", ".join(state.name for state in JobState)
 
 
@@ -102,7 +103,8 @@ def _bound(message: timestamp_pb2.Timestamp, field: str, violations: Violations)
     """Return the first whole microsecond from the instant on: jobs are created at such, and are compared with it."""
     try:
         instant = convert.instant_from_wire(message)
-        return instant + _MICROSECOND if message.nanos % 1000 else instant
+        # Java's greatest Timestamp, by which callers say "ever", lies within the last one there is.
+        return instant + _MICROSECOND if message.nanos % 1000 and instant < _LAST_MICROSECOND else instant
     except (ValueError, OverflowError):
         violations.append(FieldViolation(field, "must be in the years 1 to 9999, with nanos of 0 to 999,999,999"))
         return None

@@ -74,6 +74,15 @@ async def until_answered(call: Any, request: Any) -> Any:
             await asyncio.sleep(0.01)
 
 
+async def require_kept(stub: Any, acknowledged: dict[str, int]) -> None:
+    """Require that each job is there, at the last report that was acknowledged or a later one."""
+    requests = [pb.GetJobRequest(id=job_id) for job_id in acknowledged]
+    replies = await asyncio.gather(*(until_answered(stub.GetJob, request) for request in requests))
+    for reply, (job_id, number) in zip(replies, acknowledged.items(), strict=True):
+        assert reply.job.revision >= number + 1, f"{job_id}: an acknowledged write was lost"
+        assert int(reply.job.labels.get("number", "0")) == reply.job.revision - 1
+
+
 async def follow(client: AsyncJobStatusClient, job_id: str) -> list[Job]:
     """Watch a job to its end, and return what was seen; revisions rise."""
     jobs = [job async for job in client.watch(job_id)]

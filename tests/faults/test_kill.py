@@ -6,22 +6,13 @@ import asyncio
 import random
 
 import pytest
-from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobState
-from tests.faults.load import Load, connected, crowd, follow
+from tests.faults.load import Load, connected, crowd, follow, require_kept
 from tests.processes import ServerProcess
 
 KILLS, KILLS_IN_FULL = 3, 20
 WATCHERS_OF_EACH = 3
-
-
-async def require_kept(stub, acknowledged):
-    """Require that each job is there, at the last report that was acknowledged or a later one."""
-    replies = await asyncio.gather(*(stub.GetJob(pb.GetJobRequest(id=job_id)) for job_id in acknowledged))
-    for reply, (job_id, number) in zip(replies, acknowledged.items(), strict=True):
-        assert reply.job.revision >= number + 1, f"{job_id}: an acknowledged write was lost"
-        assert int(reply.job.labels.get("number", "0")) == reply.job.revision - 1
 
 
 @pytest.mark.timeout(300)

@@ -100,8 +100,8 @@ class StoreContract:
     @on_store
     async def test_commits_at_the_same_time_take_turns(self, store):
         await done(store, Create(id="a"))
-        updates = [store.commit([Update(id="a", changes={"reason": f"{n}"})]) for n in range(20)]
-        outcomes = await asyncio.gather(*updates, store.commit([Create(id="b")]))
+        updates = [done(store, Update(id="a", changes={"reason": f"{n}"})) for n in range(20)]
+        outcomes = await asyncio.gather(*updates, done(store, Create(id="b")))
         assert sorted(job.revision for (job,) in outcomes[:-1]) == list(range(2, 22))
 
     @on_store

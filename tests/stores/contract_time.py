@@ -148,6 +148,14 @@ class TimeContract:
         assert await due(store) == [("Stall", "a")]
 
     @on_store
+    async def test_silence_before_clocks_were_restarted_fails_nobody(self, store, clock):
+        await start(store, "a")
+        clock.advance(hours=1)
+        store.restart_stall_clocks()
+        clock.advance(seconds=30)
+        assert [job.state for job in await sweep(store, TIMEOUT)] == [S.IN_PROGRESS]
+
+    @on_store
     async def test_a_job_that_stays_stalled_fails_if_the_server_is_told_so(self, store, clock):
         await start(store, "a")
         clock.advance(seconds=30)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from jobstatus_grpc.job import Command, Job, JobState, Update
+from jobstatus_grpc.job import Command, Job, JobState, Outcome, Update
 from jobstatus_grpc.stores.interface import Change, JobStore
 
 RETENTION = timedelta(days=7)
@@ -55,10 +55,15 @@ def on_store(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 async def done(store: JobStore, *commands: Command) -> list[Job]:
     """Commit `commands`, none of which may be refused."""
-    outcomes = await store.commit(commands)
+    outcomes = await settled(store.commit(commands))
     refusals = [outcome for outcome in outcomes if not isinstance(outcome, Job)]
     assert not refusals, refusals
     return [outcome for outcome in outcomes if isinstance(outcome, Job)]
+
+
+async def settled(commit: Awaitable[Sequence[Any]]) -> list[Outcome]:
+    """Return the outcomes of a commit, those too that come later because somebody else held a job."""
+    return [await outcome if isinstance(outcome, asyncio.Future) else outcome for outcome in await commit]
 
 
 async def following(store: JobStore, after: str) -> list[Change]:

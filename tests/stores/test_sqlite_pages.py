@@ -13,9 +13,9 @@ import pytest
 from jobstatus_grpc.job import Create, Delete, JobState, Update
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.limits import MAX_RESPONSE_BYTES
+from jobstatus_grpc.stores.rows import JOB_COLUMNS, REPORT_COLUMNS
 from jobstatus_grpc.stores.sqlite import SqliteStore
 from jobstatus_grpc.stores.sqlite_pages import MAX_COUNTED_ROWS, read_page
-from jobstatus_grpc.stores.sqlite_rows import JOB_COLUMNS, REPORT_COLUMNS
 from jobstatus_grpc.stores.sqlite_writer import _write_jobs, _write_reports
 from tests.stores.contract_lists import ALL, FILTERS, farm, ids_of, pages_of
 from tests.stores.sqlite_support import on_file, raw

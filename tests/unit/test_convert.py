@@ -166,6 +166,11 @@ def test_a_state_of_a_later_version_is_read_as_the_nearest(done, state):
     assert (job.state, job.done) == (state, done)
 
 
+def test_an_instant_without_a_time_zone_is_refused_with_what_to_do():
+    with pytest.raises(TypeError, match=r"must be aware: write datetime\.now\(timezone\.utc\)"):
+        convert.instant_to_wire(START.replace(tzinfo=None), pb.JobStatus().created_at)
+
+
 def test_a_value_without_a_kind_is_null():
     struct = struct_pb2.Struct()
     struct.fields["a"].SetInParent()

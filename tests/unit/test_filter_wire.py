@@ -51,7 +51,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an instant beyond the years": ({"created_after": TOO_LARGE}, "filter.created_after"),
     "bad nanos": ({"created_before": timestamp_pb2.Timestamp(nanos=-1)}, "filter.created_before"),
     "after all years": (
-        {"created_before": timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_999_999)},
+        {"created_before": timestamp_pb2.Timestamp(seconds=253_402_300_800)},
         "filter.created_before",
     ),
 }
@@ -100,6 +100,11 @@ def test_a_bound_between_two_microseconds_leaves_out_what_was_before_it():
     job_filter, _ = read(pb.JobFilter(created_after=instant, created_before=instant))
     expected = datetime(1970, 1, 1, 0, 0, 1, 2, tzinfo=timezone.utc)
     assert (job_filter.created_after, job_filter.created_before) == (expected, expected)
+
+
+def test_the_last_nanosecond_of_all_years_is_a_bound():
+    message = pb.JobFilter(created_before=timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_999_999))
+    assert read(message) == (JobFilter(created_before=datetime.max.replace(tzinfo=timezone.utc)), [])
 
 
 def test_bounds_at_the_epoch_are_bounds():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.state import JobState
 from jobstatus_grpc.stores.found import read_cursor
-from jobstatus_grpc.stores.sqlite_rows import from_instant
+from jobstatus_grpc.stores.rows import from_instant
 
 MAX_ARMS = 100
 """So many names are read side by side; SQLite merges at most 500."""
@@ -35,8 +35,12 @@ class Criterion(NamedTuple):
 
     def selects(self) -> str:
         """Return the query of created_at and key of the jobs within the bounds, in no order."""
+        return " UNION ALL ".join(self.selects_of_arms())
+
+    def selects_of_arms(self) -> list[str]:
+        """Return the queries that make up that one."""
         bounds = f"created_at >= :since AND (created_at, {self.key}) < (:until, :until_key)"
-        return " UNION ALL ".join(f"{self._select(arm)} AND {bounds}" for arm in self.arms)
+        return [f"{self._select(arm)} AND {bounds}" for arm in self.arms]
 
     def examined(self) -> str:
         """Return the query of what has to be looked at for that."""

@@ -1,9 +1,12 @@
-"""Jobs and their history as rows of the SQLite store, and back. The columns and their encodings stand here alone."""
+"""Jobs and their history as rows of a database, and back. The columns and their encodings stand here alone.
+
+Instants and durations are whole microseconds, instants since 1970; texts of several values are JSON.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from operator import itemgetter
@@ -165,7 +168,7 @@ def label_rows(stored: StoredJob) -> list[Row]:
     return [(job.tenant, name, value, created_at, key) for name, value in job.labels.items()]
 
 
-def read_job(row: Row) -> StoredJob:
+def read_job(row: Sequence[Any]) -> StoredJob:
     """Return the job of a row that holds the key, then JOB_COLUMNS."""
     key, *values = row
     job = object.__new__(Job)  # see record.evolve: the generated __init__ is slow

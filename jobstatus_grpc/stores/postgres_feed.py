@@ -1,0 +1,193 @@
+"""The PostgreSQL store's change feed: what one snapshot sees and an earlier one did not.
+
+A position is a snapshot. Each change names its transaction, and whether a snapshot sees that is PostgreSQL's own
+bookkeeping: no change is lost because its transaction took long, none comes twice, and nobody waits for the slowest.
+https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
+from jobstatus_grpc.stores.feed import MAX_BATCH_CHANGES, TOO_OLD
+from jobstatus_grpc.stores.found import Key
+from jobstatus_grpc.stores.interface import Change, ChangeBatch, Position
+from jobstatus_grpc.stores.postgres_database import Connection, Database
+from jobstatus_grpc.stores.postgres_known import KnownJobs
+from jobstatus_grpc.stores.rows import JOB_COLUMNS
+
+POLL_SECONDS = 0.2
+"""How long a change can stay unseen where the doorbell was not heard."""
+
+# The control file learns of a promotion late; the name of the log's newest file tells at once.
+INCARNATION = """
+    (SELECT system_identifier FROM pg_control_system()) || '.' || (
+        SELECT oid FROM pg_database WHERE datname = current_database()
+    ) || '.' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+"""
+_NEWEST = """
+    greatest(
+        (SELECT xid FROM jobstatus.changes ORDER BY xid DESC LIMIT 1), (SELECT forgotten_xid FROM jobstatus.store)
+    )::text
+"""
+_HEAD = f"SELECT {INCARNATION} AS incarnation, pg_current_snapshot()::text AS snapshot, {_NEWEST} AS newest"
+_JOB = ", ".join(f"j.{name}" for name in JOB_COLUMNS)
+_UNSEEN = f"""
+        c.xid >= $2::text::xid8 AND (c.xid > $2::text::xid8 OR c.number > $3::integer)
+        AND ($4::text IS NULL OR pg_visible_in_snapshot(c.xid, $4::text::pg_snapshot))
+    ORDER BY c.xid, c.number LIMIT {MAX_BATCH_CHANGES}
+"""
+# A snapshot did not see what began after it, nor what was running: two ranges of the index. To look through all since
+# the oldest that was running would cost more with each change while somebody takes long. LIMIT 1 keeps the planner from
+# reading all jobs where it expects many changes.
+_CHANGES = f"""
+    SELECT s.incarnation, s.snapshot, s.newest, s.forgotten, r.* FROM (
+        {_HEAD}, (SELECT forgotten_xid >= pg_snapshot_xmin($1::text::pg_snapshot) FROM jobstatus.store) AS forgotten
+    ) AS s LEFT JOIN (
+        SELECT c.xid::text, c.number, c.tenant, c.id, c.revision, c.removed, j.key, {_JOB}
+        FROM (
+            (SELECT * FROM jobstatus.changes AS c WHERE c.xid >= pg_snapshot_xmax($1::text::pg_snapshot) AND {_UNSEEN})
+            UNION ALL (
+                SELECT * FROM jobstatus.changes AS c
+                WHERE c.xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))) AND {_UNSEEN}
+            )
+            ORDER BY xid, number LIMIT {MAX_BATCH_CHANGES}
+        ) AS c LEFT JOIN LATERAL (
+            SELECT * FROM jobstatus.jobs AS j
+            WHERE j.tenant = c.tenant AND j.id = c.id AND j.revision = c.revision AND NOT c.removed LIMIT 1
+        ) AS j ON true
+        ORDER BY c.xid, c.number
+    ) AS r ON true
+"""
+_SNAPSHOT = re.compile(r"\d{1,20}:\d{1,20}:(\d{1,20}(,\d{1,20})*)?", re.ASCII)
+_POSITION = re.compile(r"(\d+\.\d+\.[0-9A-F]{8})~([\d:,]+)(?:~([\d:,]+)~(\d{1,20})~(\d{1,9}))?", re.ASCII)
+
+
+class Place(NamedTuple):
+    """A position, read: all that `snapshot` sees has been told, and of what `next_snapshot` sees some."""
+
+    incarnation: str
+    snapshot: str
+    next_snapshot: str | None = None
+    xid: str = "0"
+    number: str = "0"
+
+    @classmethod
+    def read(cls, position: Position) -> Place:
+        """Return the place that a text names.
+
+        Raises:
+            StoreChangedError: it names none.
+        """
+        found = _POSITION.fullmatch(position)
+        snapshots = [] if found is None else [text for text in found.group(2, 3) if text is not None]
+        if found is None or not all(_SNAPSHOT.fullmatch(text) for text in snapshots):
+            raise StoreChangedError
+        return cls(*(found.groups() if found[3] is not None else found.group(1, 2)))
+
+    def write(self) -> Position:
+        """Return the text."""
+        head = f"{self.incarnation}~{self.snapshot}"
+        return head if self.next_snapshot is None else "~".join((head, *map(str, self[2:])))
+
+
+class PostgresFeed:
+    """Reads the feed. One reader may wait in it, for which the doorbell rings."""
+
+    def __init__(self, database: Database, bell: asyncio.Event, known: KnownJobs) -> None:
+        """Take the database, what is set when something may have changed, and what saves the decoding of rows."""
+        self._database = database
+        self._known = known
+        self._bell = bell
+        self._told: Position | None = None
+        self.incarnation = ""
+        """Of the server that the feed was read from last."""
+
+    async def position(self) -> Position:
+        """See JobStore. While nothing has changed it is where the waiting reader stands, however time passes."""
+        if self._told is not None:
+            with contextlib.suppress(StoreChangedError):
+                batch = await self._read(Place.read(self._told), None)
+                if not batch.changes:
+                    return self._told
+        async with self._database.connection() as connection:
+            incarnation, snapshot, newest = await connection.fetchrow(_HEAD)
+        self.incarnation = incarnation
+        position = Place(incarnation, _durable(snapshot, newest)).write()
+        if self._told is None:
+            self._told = position
+        return position
+
+    async def wait(self, after: Position) -> ChangeBatch:
+        """Wait for changes, and return them. See JobStore.changes."""
+        place = Place.read(after)
+        while True:
+            self._bell.clear()
+            batch = await self._read(place, None)
+            if batch.changes:
+                self._told = batch.position
+                return batch
+            place = Place.read(batch.position)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._bell.wait(), POLL_SECONDS)
+
+    async def read(self, after: Position, up_to: Position) -> ChangeBatch:
+        """Return changes between two positions, without waiting. See JobStore.changes."""
+        until = Place.read(up_to)
+        return await self._read(Place.read(after), until)
+
+    async def _read(self, place: Place, until: Place | None) -> ChangeBatch:
+        seen = place.next_snapshot or (until.snapshot if until else None)
+        async with self._database.connection() as connection:
+            rows = await self._fetch(connection, place, seen)
+        incarnation, snapshot, newest, is_forgotten = rows[0][:4]
+        self.incarnation = incarnation
+        if incarnation != place.incarnation or (until is not None and until.incarnation != incarnation):
+            raise StoreChangedError
+        if is_forgotten:
+            raise StoreChangedError(TOO_OLD)
+        snapshot = _durable(snapshot, newest)
+        found = [row[4:] for row in rows if row[4] is not None]
+        if len(found) == MAX_BATCH_CHANGES:
+            after = place._replace(next_snapshot=seen or snapshot, xid=found[-1][0], number=str(found[-1][1]))
+        else:
+            after = Place(incarnation, seen or snapshot)
+        return ChangeBatch(after.write(), _newest(found, self._known))
+
+    async def _fetch(self, connection: Connection, place: Place, seen: str | None) -> list[Any]:
+        try:
+            return list(await connection.fetch(_CHANGES, place.snapshot, place.xid, int(place.number), seen))
+        except (asyncpg.DataError, asyncpg.UndefinedFileError) as error:
+            raise StoreChangedError from error
+        except asyncpg.ObjectNotInPrerequisiteStateError as error:  # a standby has no log of its own to name
+            raise StoreUnavailableError("the database is a standby") from error
+
+
+def _durable(snapshot: str, newest: str) -> str:
+    """Return a snapshot that sees the same changes, and nothing that a crash could undo.
+
+    After a crash the numbers of transactions that left nothing durable are given out again: whoever took those as seen
+    would miss what is written under them. The newest change is durable, and so are all numbers up to its own.
+    """
+    end = int(newest) + 1
+    running = [xid for xid in snapshot.rpartition(":")[2].split(",") if xid and int(xid) < end]
+    return f"{running[0] if running else end}:{end}:{','.join(running)}"
+
+
+def _newest(rows: list[Any], known: KnownJobs) -> list[Change]:
+    """Return each job's newest change; one that a later change has made old is left to that."""
+    changes: dict[Key, Change] = {}
+    for _, _, tenant, job_id, revision, removed, *columns in rows:
+        key = (tenant, job_id)
+        if columns[0] is not None:
+            changes.pop(key, None)
+            changes[key] = Change(tenant, job_id, revision, known.read(columns).job)
+        elif removed and (key not in changes or changes[key].job is None):
+            changes[key] = Change(tenant, job_id, revision, None)
+    return list(changes.values())

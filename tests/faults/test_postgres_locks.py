@@ -1,0 +1,61 @@
+"""Somebody holds a job's row: only that job waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import asyncpg
+import pytest
+
+from jobstatus_grpc import JobState
+from tests.faults.load import crowd, follow
+from tests.faults.replicas import connected_to, replicas
+
+HOLD_SECONDS, HOLD_SECONDS_IN_FULL = 3, 10
+OTHERS = 16
+_HOLD = "SELECT FROM jobstatus.jobs WHERE id = $1 FOR UPDATE"
+
+
+async def report_until(is_over, client, job):
+    """Report as fast as it goes; return how long the slowest report took, in seconds."""
+    slowest = 0.0
+    while not is_over.is_set():
+        began_at = time.perf_counter()
+        await client.update(job.id, attempt=1, labels={"at": str(began_at)})
+        slowest = max(slowest, time.perf_counter() - began_at)
+    return slowest
+
+
+@pytest.mark.timeout(120)
+def test_who_holds_one_job_holds_up_no_other(postgres_url, is_full):
+    hold_seconds = HOLD_SECONDS_IN_FULL if is_full else HOLD_SECONDS
+
+    async def scenario(servers):
+        async with connected_to(servers) as (_, clients), crowd() as start:
+            jobs = [await clients[0].create(state=JobState.IN_PROGRESS) for _ in range(OTHERS)]
+            held = await clients[0].create(state=JobState.IN_PROGRESS)
+            watch = start(follow(clients[1], held.id))
+            holder = await asyncpg.connect(postgres_url)
+            async with holder.transaction():
+                await holder.execute(_HOLD, held.id)
+                is_over = asyncio.Event()
+                reports = [start(report_until(is_over, clients[n % len(clients)], job)) for n, job in enumerate(jobs)]
+                waiting = [
+                    start(client.update(held.id, labels={str(n): ""}, timeout_seconds=hold_seconds + 20))
+                    for n, client in enumerate(clients * 2)
+                ]
+                await asyncio.wait(waiting, timeout=hold_seconds)
+                assert not any(update.done() for update in waiting)
+                is_over.set()
+                slowest = max(await asyncio.gather(*reports))
+            replies = await asyncio.gather(*waiting)
+            print(f"the slowest of the others' updates took {slowest * 1000:.0f} ms")
+            assert slowest < hold_seconds / 2
+            assert sorted(reply.revision for reply in replies) == list(range(2, 2 + len(waiting)))
+            await clients[0].update(held.id, state=JobState.SUCCEEDED)
+            await watch
+            await holder.close()
+
+    with replicas(postgres_url) as servers:
+        asyncio.run(asyncio.wait_for(scenario(servers), 100))

@@ -1,0 +1,34 @@
+"""A package with a store that says it can be shared, so that workers can be tried without a database.
+
+Each process has jobs of its own. A file in the package's folder makes the next openings fail: `crash`, or `refuse`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODULE = """
+import os, pathlib
+from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.stores import memory
+
+IS_SHARED = True
+HERE = pathlib.Path(__file__).parent
+
+async def open_store(url, **settings):
+    if (HERE / "crash").exists():
+        os._exit(3)
+    if (HERE / "refuse").exists():
+        raise CannotStartError("the store is away; bring it back")
+    return await memory.open_store("memory:", **settings)
+"""
+
+
+def install(folder: Path) -> None:
+    """Install the package into a folder for PYTHONPATH; `shared:` is its scheme."""
+    (folder / "shared_store_of_tests.py").write_text(MODULE)
+    distribution = folder / "shared_store_of_tests-1.0.dist-info"
+    distribution.mkdir()
+    (distribution / "METADATA").write_text("Name: shared-store-of-tests\nVersion: 1.0\n")
+    entry_point = "[jobstatus_grpc.stores]\nshared = shared_store_of_tests:open_store\n"
+    (distribution / "entry_points.txt").write_text(entry_point)

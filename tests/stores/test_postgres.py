@@ -1,0 +1,27 @@
+"""PostgresStore keeps the contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobstatus_grpc.stores.postgres import PostgresStore
+from tests.stores.contract import StoreContract
+from tests.stores.contract_lists import ListsContract
+from tests.stores.contract_time import TimeContract
+from tests.stores.support import RETENTION
+
+
+class TestPostgresStore(StoreContract, TimeContract, ListsContract):
+    @pytest.fixture(autouse=True)
+    def _on(self, postgres):
+        self._postgres = postgres
+        self._databases: dict[object, str] = {}
+        yield
+        for database in self._databases.values():
+            postgres.drop_database(database)
+
+    async def open(self, directory, clock):
+        if directory not in self._databases:
+            self._databases[directory] = self._postgres.create_database()
+        url = self._postgres.url(self._databases[directory])
+        return await PostgresStore.open(url, clock=clock, retention=RETENTION, seconds=clock.seconds)
