@@ -18,13 +18,14 @@ from jobstatus_grpc.server.config import ServerConfig
 DEFAULTS = ServerConfig()
 LOG_LEVELS = ("debug", "info", "warning", "error")
 COUNT = values.count(2**31 - 1, smallest=1)
+WORKERS = values.count(256, smallest=1)
 COUNT_OR_OFF = values.count(2**31 - 1, smallest=1, or_off=True)
 YEAR = timedelta(days=365)
 
 
 @click.command()
 @flag("--listen HOST:PORT", "Or unix:/path; port 0 picks one. May be repeated.", multiple=True, default=DEFAULTS.listen)
-@flag("--store URL", "sqlite:///FILE, or memory: which forgets.", default=DEFAULTS.store)
+@flag("--store URL", "sqlite:///FILE, postgresql://USER@HOST/NAME, or memory: which forgets.", default=DEFAULTS.store)
 @duration_flag(
     "--retention DURATION", "How long a done job is kept.", default=values.spell(DEFAULTS.retention), longest=100 * YEAR
 )
@@ -52,6 +53,13 @@ YEAR = timedelta(days=365)
     longest=timedelta(days=20),
 )
 @flag("--metrics HOST:PORT", "Serve Prometheus metrics over HTTP there, and nothing else; port 0 picks one.")
+@flag(
+    "--workers N",
+    "Server processes on the same port, with a store that they share. Limits and metrics are each one's own: --metrics "
+    "is the first one's port, and the others have the next ones.",
+    type=WORKERS,
+    default=DEFAULTS.workers,
+)
 @flag("--insecure", "Allow --listen beyond this machine, though nothing is encrypted.")
 @flag(
     "--log-format FORMAT", "text or json. Default: text on a terminal, else json.", type=click.Choice(["text", "json"])
@@ -67,9 +75,16 @@ def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, **se
     config.check()
     # grpc's C core tells stderr of every odd byte that anybody sends, past our log and its format.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from jobstatus_grpc.server import app, logs
+    from jobstatus_grpc.server import logs
 
-    request_log = logs.configure(log_format or ("text" if sys.stderr.isatty() else "json"), log_level)
+    log_format = log_format or ("text" if sys.stderr.isatty() else "json")
+    request_log = logs.configure(log_format, log_level)
+    if config.workers > 1:
+        from jobstatus_grpc.server import supervisor
+
+        ctx.exit(supervisor.run(config, ready=_announce, log_format=log_format, log_level=log_level))
+    from jobstatus_grpc.server import app
+
     ctx.exit(app.run(config, ready=_announce, request_log=request_log))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Callable, Sequence
@@ -14,9 +15,10 @@ from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError
 from jobstatus_grpc.filter_hub import FilterHub
 from jobstatus_grpc.server import health, reflection
+from jobstatus_grpc.server.addresses import CannotListenError
 from jobstatus_grpc.server.config import ServerConfig, channel_options
 from jobstatus_grpc.server.interceptors import CallInterceptor, CallLimits
-from jobstatus_grpc.server.listener import CannotListenError, Listener
+from jobstatus_grpc.server.listener import Listener
 from jobstatus_grpc.server.request_log import RequestLog
 from jobstatus_grpc.server.servicer import SERVICE_NAME, JobStatusServicer, handlers
 from jobstatus_grpc.stores import open_store
@@ -41,18 +43,19 @@ EXIT_OK = 0
 EXIT_BROKEN = 1
 
 
-def run(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None) -> int:
+def run(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None, private: str = "") -> int:
     """Serve until SIGTERM or SIGINT; return the process's exit code.
 
-    `ready` is called once, with the bound addresses, when the server answers.
+    `ready` is called once, with the bound addresses, when the server answers. A worker, which shares them with others,
+    has a `private` one too: see Listener.
 
     Raises:
         CannotStartError: the message says what to do.
     """
-    return asyncio.run(serve(config, ready=ready, request_log=request_log))
+    return asyncio.run(serve(config, ready=ready, request_log=request_log, private=private))
 
 
-async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None) -> int:
+async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None, private: str = "") -> int:
     """As `run`, in a running event loop."""
     config.check()
     stopping = asyncio.Event()
@@ -61,7 +64,7 @@ async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog |
         loop.add_signal_handler(number, stopping.set)
     store = await open_store(config.store, clock=utc_now, retention=config.retention)
     try:
-        async with _Server(config, store, request_log) as server:
+        async with _Server(config, store, request_log, private) as server:
             ready(server.addresses)
             return await _serve_until(stopping, store)
     finally:
@@ -86,7 +89,9 @@ async def _serve_until(stopping: asyncio.Event, store: JobStore) -> int:
 class _Server:
     """Everything between the store and the port; serves for the length of a block, and drains at its end."""
 
-    def __init__(self, config: ServerConfig, store: JobStore, request_log: RequestLog | None) -> None:
+    def __init__(
+        self, config: ServerConfig, store: JobStore, request_log: RequestLog | None, private: str = ""
+    ) -> None:
         self._config = config
         self._request_log = request_log
         self._store = store
@@ -106,8 +111,10 @@ class _Server:
         )
         metrics, endpoint = _metrics_of(config, store)
         self._metrics, self._endpoint = metrics, endpoint
+        # A store that commits one group at a time does so in this process, and gets the interpreter while it does.
+        pause = self._hub.wakes.paused if store.commits_at_once == 1 else contextlib.nullcontext
         self._queue = CommitQueue(
-            store, around_commit=self._hub.wakes.paused, observe_commit=metrics.observe_commit if metrics else None
+            store, around_commit=pause, observe_commit=metrics.observe_commit if metrics else None
         )
         self._servicer = JobStatusServicer(
             Tracker(store=store, queue=self._queue, hub=self._hub, filter_hub=filter_hub, clock=utc_now),
@@ -120,7 +127,7 @@ class _Server:
         self._sweeper = Sweeper(store=store, queue=self._queue, fail_stalled_after=config.fail_stalled_after)
         self._health = health.HealthServicer([health.SERVICE, health.WRITE])
         self._draining = asyncio.Event()
-        self._listener = Listener(self._build, config.listen)
+        self._listener = Listener(self._build, config.listen, private=private)
         self._background: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> _Server:

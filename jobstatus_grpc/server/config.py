@@ -31,6 +31,8 @@ class ServerConfig:
     """Allow a listener beyond loopback though nothing is encrypted and nobody is authenticated."""
     metrics: str | None = None
     """`host:port` to serve metrics on, beyond loopback too: they tell nothing of any one job. None: nowhere."""
+    workers: int = 1
+    """So many processes share the addresses and the store; what else is set, each has for itself. See supervisor.py."""
 
     def check(self) -> None:
         """Raise CannotStartError where the settings do not fit together."""
@@ -85,8 +87,9 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
     """Return the options of the server's channel; the comments say what goes wrong without each."""
     age_ms = round(config.max_connection_age.total_seconds() * 1000)
     return [
-        # A second process on our port must be refused, not share our connections. See listener.py.
-        ("grpc.so_reuseport", 0),
+        # A second process on our port must be refused, not share our connections. See listener.py. Workers share them;
+        # their supervisor refuses others. See addresses.py.
+        ("grpc.so_reuseport", int(config.workers > 1)),
         # Every watch is a stream: the default of 100 would make watchers behind one connection wait for ever.
         ("grpc.max_concurrent_streams", 2**31 - 1),
         # A body larger than this is refused by the core before it is read whole.

@@ -11,23 +11,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import socket
 import time
 from collections.abc import Callable, Sequence
 
 import grpc
 
+from jobstatus_grpc.server.addresses import CannotListenError, reach, require_free, unix_path
+
 _log = logging.getLogger("jobstatus_grpc.server")
-
-
-class CannotListenError(OSError):
-    """An address cannot be listened on: it is taken, forbidden, or not of this machine. `errno` says which."""
-
-    def __init__(self, address: str, number: int | None, why: str) -> None:
-        super().__init__(number, f"cannot listen on {address}: {why}")
-
-    def __str__(self) -> str:
-        return str(self.strerror)
 
 
 def open_probe_channel(address: str) -> grpc.aio.Channel:
@@ -41,7 +32,8 @@ class Listener:
 
     `build` makes a server with its handlers and interceptors, and is called again for each replacement. In it
 
-    * the options hold `("grpc.so_reuseport", 0)`, else two processes that start at once could share a port;
+    * the options hold `("grpc.so_reuseport", 0)`, else two processes that start at once could share a port; 1 only
+      with `private`;
     * handlers are added with `add_generic_rpc_handlers` only. Methods registered by name, as the generated
       `add_…Servicer_to_server` does, are freed while the core still writes to them when the accept loop ends.
 
@@ -49,6 +41,9 @@ class Listener:
     connections, twice running; and when connections are taken, but a health check is unanswered after `silence_ticks`
     ticks, though the same server answered one before. Any status is an answer, and an event loop that stands still has
     no ticks: being busy is no reason.
+
+    Where other processes listen on `addresses` too, pass `private`, a `unix:/path` of this process alone: on the shared
+    ones anybody may answer a probe, so it is listened on beside them, and probed instead of them.
 
     With `credentials`, pass an `open_probe` whose channels trust them, or None to go without health checks.
     """
@@ -58,6 +53,7 @@ class Listener:
         build: Callable[[], grpc.aio.Server],
         addresses: Sequence[str],
         *,
+        private: str = "",
         credentials: grpc.ServerCredentials | None = None,
         open_probe: Callable[[str], grpc.aio.Channel] | None = open_probe_channel,
         retire_seconds: float = 3600.0,
@@ -65,7 +61,8 @@ class Listener:
         silence_ticks: int = 40,
     ) -> None:
         self._build = build
-        self._addresses = list(addresses)
+        self._addresses = [*addresses, *filter(None, [private])]
+        self._private = private
         self._credentials = credentials
         self._open_probe = open_probe
         self._retire_seconds = retire_seconds
@@ -87,11 +84,11 @@ class Listener:
             CannotListenError: nothing listens.
             RuntimeError: `build` registers methods by name; nothing listens.
         """
-        for address in self._addresses:
-            await _require_free(address)
+        for address in self._own_addresses():
+            await require_free(address)
         await self._serve()
         self._supervisor = asyncio.create_task(self._supervise())
-        return list(self._addresses)
+        return [address for address in self._addresses if address != self._private]
 
     async def stop(self, grace_seconds: float) -> None:
         """Take no more calls, give the running ones `grace_seconds`, then cancel them.
@@ -108,6 +105,9 @@ class Listener:
             _log.warning("%d of %d servers have not stopped within their grace", len(unfinished), len(servers))
         for task in (*unfinished, *self._retired.values()):
             task.cancel()
+
+    def _own_addresses(self) -> list[str]:
+        return [self._private] if self._private else self._addresses
 
     async def _serve(self) -> None:
         server = self._server = self._build()
@@ -135,7 +135,7 @@ class Listener:
             port = server.add_secure_port(address, secure) if secure else server.add_insecure_port(address)
         except RuntimeError as error:
             raise CannotListenError(address, errno.EADDRNOTAVAIL, str(error)) from None
-        return address if _unix_path(address) else f"{address.rpartition(':')[0]}:{port}"
+        return address if unix_path(address) else f"{address.rpartition(':')[0]}:{port}"
 
     async def _supervise(self) -> None:
         while True:
@@ -166,8 +166,8 @@ class Listener:
             await asyncio.sleep(pause_seconds)  # the old server still has its sockets to close
         while True:
             try:
-                for address in filter(_unix_path, self._addresses):
-                    await _require_free(address)  # the old server unlinks its path, which must not be our new one
+                for address in filter(unix_path, self._addresses):
+                    await require_free(address)  # the old server unlinks its path, which must not be our new one
                 return await self._serve()
             except Exception as error:
                 if pause_seconds > 0.3:
@@ -177,16 +177,16 @@ class Listener:
 
     async def _probe(self) -> str:
         """Look from outside once a tick, until the server is certainly deaf, and return how that shows."""
-        check = _HealthCheck(self._open_probe, self._addresses[0]) if self._open_probe else None
+        check = _HealthCheck(self._open_probe, self._own_addresses()[0]) if self._open_probe else None
         try:
             while True:
-                for address in self._addresses:
-                    reached = await _reach(address)
+                for address in self._own_addresses():
+                    reached = await reach(address)
                     if reached:
                         self._reached.add(address)
                     elif reached is False and address in self._reached:
                         await asyncio.sleep(0.05)
-                        if await _reach(address) is False:
+                        if await reach(address) is False:
                             return f"{address} refuses connections"
                     if check is not None and address == check.address and reached:
                         check.tick()
@@ -248,52 +248,3 @@ def _how_it_ended(accept_loop: asyncio.Task[object]) -> str:
     if error is None:
         return "its accept loop was stopped"
     return f"its accept loop failed with {type(error).__name__}: {error}"[:300]
-
-
-def _unix_path(address: str) -> str:
-    return address.removeprefix("unix:") if address.startswith("unix:") else ""
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"not an address: {address!r}; host:port or unix:/path is")
-    return host.strip("[]"), int(port)
-
-
-async def _reach(address: str) -> bool | None:
-    """Return whether a connection is taken, or None where that cannot be told (no file descriptors, no route)."""
-    path = _unix_path(address)
-    opening = asyncio.open_unix_connection(path) if path else asyncio.open_connection(*_host_and_port(address))
-    try:
-        _, writer = await asyncio.wait_for(opening, timeout=1.0)
-    except (ConnectionRefusedError, FileNotFoundError):
-        return False
-    except (OSError, asyncio.TimeoutError):
-        return None
-    writer.close()
-    return True
-
-
-async def _require_free(address: str) -> None:
-    """Raise CannotListenError where somebody listens: grpcio says little of ports, and takes a living unix socket."""
-    if _unix_path(address):
-        if await _reach(address) is not False:
-            raise CannotListenError(address, errno.EADDRINUSE, "another server listens there")
-        return
-    try:
-        loop = asyncio.get_running_loop()
-        places = await loop.getaddrinfo(*_host_and_port(address), type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise CannotListenError(address, error.errno, str(error.strerror)) from None
-    for family, kind, protocol, _, place in places:
-        try:
-            with socket.socket(family, kind, protocol) as trial:
-                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                trial.bind(place)
-        except OSError as error:
-            # One of several may be missing, such as ::1 of localhost where there is no IPv6.
-            if error.errno in (errno.EADDRINUSE, errno.EACCES) or len(places) == 1:
-                taken = error.errno == errno.EADDRINUSE
-                why = "another server listens there" if taken else str(error.strerror)
-                raise CannotListenError(address, error.errno, why) from None

@@ -12,7 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from jobstatus_grpc.server.listener import CannotListenError, Listener
+from jobstatus_grpc.server.addresses import CannotListenError
+from jobstatus_grpc.server.listener import Listener
 
 ECHO = "/test.Echo/Unary"
 TICK = "/test.Echo/Stream"

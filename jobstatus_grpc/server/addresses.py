@@ -1,0 +1,144 @@
+"""The places that a server listens on: whether anybody is there, and how several processes come by one together."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from jobstatus_grpc.server.config import host_and_port
+
+_Place: TypeAlias = tuple[socket.AddressFamily, tuple[object, ...]]
+"""A socket's family, and what it is bound to: host, port and, for IPv6, two more."""
+
+_PORT_TRIES = 20
+"""A port that is free on one of a name's hosts may be taken on another; then the next one is tried."""
+
+
+class CannotListenError(OSError):
+    """An address cannot be listened on: it is taken, forbidden, or not of this machine. `errno` says which."""
+
+    def __init__(self, address: str, number: int | None, why: str) -> None:
+        super().__init__(number, f"cannot listen on {address}: {why}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def unix_path(address: str) -> str:
+    """Return the path of `unix:/path`, empty for `host:port`."""
+    return address.removeprefix("unix:") if address.startswith("unix:") else ""
+
+
+async def reach(address: str) -> bool | None:
+    """Return whether a connection is taken, or None where that cannot be told (no file descriptors, no route)."""
+    path = unix_path(address)
+    opening = asyncio.open_unix_connection(path) if path else asyncio.open_connection(*host_and_port(address))
+    try:
+        _, writer = await asyncio.wait_for(opening, timeout=1.0)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except (OSError, asyncio.TimeoutError):
+        return None
+    writer.close()
+    return True
+
+
+async def require_free(address: str) -> None:
+    """Raise CannotListenError where somebody listens: grpcio says little of ports, and takes a living unix socket."""
+    if unix_path(address):
+        if await reach(address) is not False:
+            raise CannotListenError(address, errno.EADDRINUSE, "another server listens there")
+        return
+    for trial in await _bind(address):
+        trial.close()
+
+
+class Reservation:
+    """Holds `host:port` addresses for the processes of one user that listen there with SO_REUSEPORT.
+
+    Its sockets take no connections. They are bound alone, which finds everybody who is there, and shared only then.
+    It does not find who binds in the same few microseconds, nor whom the same user starts later with SO_REUSEPORT on:
+    such a program gets a part of the connections.
+    """
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._sockets: list[socket.socket] = []
+
+    async def add(self, address: str) -> str:
+        """Hold `address`, and return it with the port that port 0 became.
+
+        Raises:
+            CannotListenError: somebody else has it, or it is not of this machine.
+        """
+        sockets = await _bind(address)
+        self._sockets += sockets
+        for each in sockets:
+            # Our own trial, and another supervisor's, allow addresses that are in use and not listened on.
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return f"{address.rpartition(':')[0]}:{sockets[0].getsockname()[1]}"
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        for each in self._sockets:
+            each.close()
+        self._sockets.clear()
+
+
+async def _bind(address: str) -> list[socket.socket]:
+    """Return sockets on all places that `address` names, with one port; they do not listen."""
+    host, port = host_and_port(address)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "no host has this name"
+        raise CannotListenError(address, getattr(error, "errno", None), str(why)) from None
+    places = [(family, place) for family, _, _, _, place in found]
+    for _ in range(0 if port else _PORT_TRIES):
+        try:
+            return _bind_all(address, places)
+        except CannotListenError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _bind_all(address, places)
+
+
+def _bind_all(address: str, places: Sequence[_Place]) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, (host, port, *more) in places:
+            try:
+                sockets.append(_bind_one(family, (host, port or _port_of(sockets), *more)))
+            except OSError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+                missing = error  # one of several may be, such as ::1 of localhost where there is no IPv6
+        if missing is not None and not sockets:
+            raise missing
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        why = "another server listens there" if error.errno == errno.EADDRINUSE else str(error.strerror)
+        raise CannotListenError(address, error.errno, why) from None
+    return sockets
+
+
+def _bind_one(family: socket.AddressFamily, place: tuple[object, ...]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(place)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _port_of(sockets: Sequence[socket.socket]) -> int:
+    """Return the port that the first got, 0 before there is one."""
+    return int(sockets[0].getsockname()[1]) if sockets else 0

@@ -1,0 +1,175 @@
+"""`jobstatus serve --workers N`: keeps N servers on the same addresses, each a process of its own.
+
+The supervisor serves nothing itself: it holds the ports, starts workers, starts a dead one again, and ends them all.
+It never loads gRPC, and workers are started, not forked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.server.addresses import CannotListenError, Reservation, unix_path
+from jobstatus_grpc.server.config import ServerConfig, host_and_port
+from jobstatus_grpc.server.worker_process import Assignment, WorkerProcess
+from jobstatus_grpc.stores import is_shared
+
+log = logging.getLogger("jobstatus_grpc.server")
+
+Ready = Callable[[Sequence[str]], None]
+
+EXIT_OK = 0
+STEADY_SECONDS = 10.0
+"""A worker that ran for so long is started again at once."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
+
+
+def run(config: ServerConfig, *, ready: Ready, log_format: str, log_level: str) -> int:
+    """Serve with `config.workers` processes until SIGTERM or SIGINT; return the process's exit code.
+
+    `ready` is called once, with the bound addresses, when all answer. A worker that ends later is started again.
+
+    Raises:
+        CannotStartError: a worker cannot start, or the workers cannot share what they are told to; none is left.
+    """
+    return asyncio.run(supervise(config, ready=ready, log_format=log_format, log_level=log_level))
+
+
+async def supervise(config: ServerConfig, *, ready: Ready, log_format: str, log_level: str) -> int:
+    """As `run`, in a running event loop."""
+    _check(config)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with _reserved(config.listen) as addresses:
+        with tempfile.TemporaryDirectory(prefix="jobstatus-", ignore_cleanup_errors=True) as folder:
+            assignments = [
+                Assignment(
+                    index=index,
+                    config=dataclasses.replace(config, listen=addresses, metrics=metrics_of(config, index)),
+                    private=f"unix:{folder}/{index}",
+                    log_format=log_format,
+                    log_level=log_level,
+                )
+                for index in range(config.workers)
+            ]
+            workers = [Worker(WorkerProcess(assignment)) for assignment in assignments]
+            await _keep(workers, stopping, lambda: ready(addresses))
+    return EXIT_OK
+
+
+async def _keep(workers: Sequence[Worker], stopping: asyncio.Event, ready: Callable[[], None]) -> None:
+    """Start all, keep them until they are to stop, and stop them."""
+    keepers = [asyncio.create_task(worker.keep()) for worker in workers]
+    told: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
+    answers = asyncio.create_task(_all_answer(workers))
+    try:
+        await asyncio.wait((told, answers, *keepers), return_when=asyncio.FIRST_COMPLETED)
+        if answers.done():
+            for worker in workers:
+                log.info("worker %d is process %d", worker.process.index, worker.process.pid)
+            ready()
+        await asyncio.wait((told, *keepers), return_when=asyncio.FIRST_COMPLETED)
+        for keeper in keepers:
+            if keeper.done():
+                keeper.result()
+        log.info("draining %d workers", len(workers))
+    except CannotStartError:
+        # Nobody was told of them, and the reason is the only thing to say.
+        for worker in workers:
+            worker.process.kill()
+        raise
+    finally:
+        for task in (told, answers, *keepers):
+            task.cancel()
+        await asyncio.gather(told, answers, *keepers, return_exceptions=True)
+        await asyncio.gather(*(worker.process.end() for worker in workers))
+
+
+async def _all_answer(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        await worker.answers.wait()
+
+
+class Worker:
+    """One place among the workers: a process, and its successors."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self.process = process
+        self.answers = asyncio.Event()
+        """Set once the first process does."""
+
+    async def keep(self) -> None:
+        """Start it, and again whenever it ends: at once, and later each time if it ends again within seconds.
+
+        Raises:
+            CannotStartError: the first process cannot start.
+        """
+        loop = asyncio.get_running_loop()
+        pause_seconds = 0.0
+        while True:
+            began = loop.time()
+            try:
+                await self.process.start()
+                if self.answers.is_set():
+                    log.info("worker %d serves again, as process %d", self.process.index, self.process.pid)
+                self.answers.set()
+                end = await self.process.wait()
+            except CannotStartError as error:
+                if not self.answers.is_set():
+                    raise
+                end = f"cannot start: {error}"
+            if loop.time() - began >= STEADY_SECONDS:
+                pause_seconds = 0.0
+            when = f"in {pause_seconds:g} s" if pause_seconds else "at once"
+            log.error("worker %d %s; it is started again %s", self.process.index, end, when)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(max(2 * pause_seconds, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def _reserved(addresses: Sequence[str]) -> AsyncIterator[tuple[str, ...]]:
+    """Hold addresses for the length of a block, and yield them with the ports that they got."""
+    reservation = Reservation()
+    try:
+        yield tuple([await reservation.add(address) for address in addresses])
+    except CannotListenError as error:
+        raise CannotStartError(str(error)) from None
+    finally:
+        reservation.close()
+
+
+def _check(config: ServerConfig) -> None:
+    config.check()
+    if not is_shared(config.store):
+        raise CannotStartError("--workers needs a store that several processes can share; use --store postgresql://…")
+    for address in filter(unix_path, config.listen):
+        raise CannotStartError(
+            f"--listen {address} cannot be shared by several processes; listen on HOST:PORT, or leave out --workers"
+        )
+    metrics_of(config, config.workers - 1)
+
+
+def metrics_of(config: ServerConfig, index: int) -> str | None:
+    """Return where the worker with this number, from 0, serves its metrics: on the port after the one before it.
+
+    Raises:
+        CannotStartError: there is no such port.
+    """
+    if config.metrics is None:
+        return None
+    port = host_and_port(config.metrics)[1]
+    if port and port + index > 65535:
+        raise CannotStartError(
+            f"--metrics {config.metrics} leaves no port for worker {index}, whose is {index} above; "
+            f"with --workers {config.workers} choose one up to {65536 - config.workers}"
+        )
+    return f"{config.metrics.rpartition(':')[0]}:{port + index if port else 0}"

@@ -1,0 +1,64 @@
+"""What runs in each process of a server with several: a whole server, which ends with its supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.server import app, logs
+from jobstatus_grpc.server.addresses import unix_path
+from jobstatus_grpc.server.worker_process import END_SECONDS, Assignment, tell_start
+
+EXIT_CANNOT_START = 2
+
+
+def main() -> None:
+    """Serve as the assignment on stdin says, and exit with the server's code."""
+    report = os.dup(1)
+    os.dup2(2, 1)  # what anything prints is no report
+    try:
+        assignment: Assignment = pickle.load(sys.stdin.buffer)
+    except EOFError:
+        sys.exit(EXIT_CANNOT_START)  # the supervisor is gone already
+    is_alone = threading.Event()
+    threading.Thread(target=_end_with_supervisor, args=(assignment, is_alone), name="supervisor", daemon=True).start()
+    request_log = logs.configure(assignment.log_format, assignment.log_level, worker=assignment.index)
+
+    def tell(error: str | None) -> None:
+        with contextlib.suppress(OSError):
+            os.write(report, tell_start(error))
+
+    try:
+        code = app.run(
+            assignment.config, ready=lambda _: tell(None), request_log=request_log, private=assignment.private
+        )
+    except CannotStartError as error:
+        tell(str(error))
+        code = EXIT_CANNOT_START
+    if is_alone.is_set():
+        _tidy_up(assignment)
+    sys.exit(code)
+
+
+def _end_with_supervisor(assignment: Assignment, is_alone: threading.Event) -> None:
+    """Drain when the supervisor is gone, however it went; nobody else would end a drain that takes too long."""
+    os.read(0, 1)  # nothing more is sent, so this returns at the pipe's end
+    is_alone.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(assignment.config.drain_grace.total_seconds() + END_SECONDS)
+    os._exit(app.EXIT_BROKEN)
+
+
+def _tidy_up(assignment: Assignment) -> None:
+    """Remove what the supervisor would have removed; the last worker finds the folder empty."""
+    path = Path(unix_path(assignment.private))
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()

@@ -1,0 +1,147 @@
+"""The database stands still, is gone, or starts late: calls fail soon, watches stay, all recovers by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc.server.health import WRITE
+from tests.conftest import Service, update_of
+from tests.postgres import PostgresCluster
+from tests.processes import ServerProcess
+
+ANSWER_SECONDS = 3.0
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@contextlib.contextmanager
+def standing_still(cluster: PostgresCluster) -> Iterator[None]:
+    """Stop all processes of a server for the length of a block: who connects is not refused, and gets no answer."""
+    assert cluster._process is not None
+    postmaster = psutil.Process(cluster._process.pid)
+    processes = [postmaster, *postmaster.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+@contextlib.contextmanager
+def gone(cluster: PostgresCluster) -> Iterator[None]:
+    cluster.kill()
+    yield
+    cluster.start()
+
+
+OUTAGES = [standing_still, gone]
+
+
+@pytest.fixture
+def database(new_postgres):
+    return new_postgres.url(new_postgres.create_database())
+
+
+@pytest.fixture
+def server(database, tmp_path) -> Iterator[Service]:
+    with ServerProcess(store=database, log=tmp_path / "log") as process:
+        service = Service(process.address, process)
+        yield service
+        service.close()
+
+
+def calls_on(service: Service) -> dict[str, Callable[[], object]]:
+    return {
+        "create": lambda: service.create(id="b"),
+        "update": lambda: service.update("a", reason="r"),
+        "cancel": lambda: service.cancel("c"),
+        "get": lambda: service.get("a"),
+        "list": lambda: service.stub.ListJobs(pb.ListJobsRequest(), timeout=20),
+        "history": lambda: service.stub.ListJobTransitions(pb.ListJobTransitionsRequest(id="a"), timeout=20),
+        **{f"update {number}": lambda: service.update("a", reason="r") for number in range(20)},
+    }
+
+
+def refusals_of(service: Service, read: Callable[[grpc.RpcError], object]) -> dict[str, tuple[object, bool]]:
+    """Make all calls at once; return what refused each, and whether it came in time."""
+
+    def refused(call: Callable[[], object]) -> tuple[object, bool]:
+        began_at = time.monotonic()
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        return read(caught.value), time.monotonic() - began_at < ANSWER_SECONDS
+
+    calls = calls_on(service)
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return dict(zip(calls, pool.map(refused, calls.values()), strict=True))
+
+
+def read_into(events: queue.SimpleQueue[pb.JobEvent], watch: Any) -> None:
+    for response in watch:
+        events.put(response.event)
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_calls_fail_within_3_s_watches_stay_open_and_all_recovers(new_postgres, server, outage, refusal):
+    stub: Any = health_pb2_grpc.HealthStub(server.channel)
+    health = stub.Watch(health_pb2.HealthCheckRequest(service=WRITE))
+    assert next(health).status == SERVING
+    server.create(id="a")
+    events: queue.SimpleQueue[pb.JobEvent] = queue.SimpleQueue()
+    reading = threading.Thread(target=read_into, args=(events, server.watch("a", heartbeat_interval={"seconds": 1})))
+    reading.start()
+    assert events.get().job.id == "a"
+    with outage(new_postgres):
+        for _ in range(2):
+            refusals = refusals_of(server, lambda error: refusal(error).kind)
+            assert refusals == dict.fromkeys(refusals, (("UNAVAILABLE", "STORE_UNAVAILABLE"), True))
+        assert next(health).status == NOT_SERVING
+        while not events.empty():
+            events.get()
+        assert events.get(timeout=5).type == pb.JOB_EVENT_TYPE_HEARTBEAT
+    assert next(health).status == SERVING
+    server.job_in("SUCCEEDED", id="later")
+    server.stub.UpdateJob(update_of("a", state="JOB_STATE_SUCCEEDED"), timeout=20)
+    reading.join(20)
+    assert not reading.is_alive()
+
+
+def test_a_server_that_starts_while_its_database_recovers_waits_for_it(new_postgres, refused):
+    database = new_postgres.url(new_postgres.create_database())
+    with ServerProcess(store=database) as first:
+        Service(first.address).create(id="a")
+    standby = new_postgres.standby()
+    new_postgres.kill()
+    where = database.replace(f":{new_postgres.port}", f":{standby.port}")
+    command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--listen", "127.0.0.1:0", "--store", where]
+    environment = {**os.environ, "JOBSTATUS_LOG_FORMAT": "text"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        assert "waiting for the database" in server.stderr.readline()
+        standby.promote()
+        service = Service(server.stdout.readline().removeprefix("listening on ").strip())
+        assert service.get("a").id == "a"
+        service.close()
+        server.send_signal(signal.SIGTERM)
+        server.communicate()
