@@ -33,7 +33,7 @@ def main() -> None:
     figures: list[Figure] = []
     for name in options.only or ROWS:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        figures.extend(ROWS[name](Workplace(cores, options.directory), plan))
+        figures.extend(ROWS[name](Workplace(cores, options.directory, options.store), plan))
     print("\n".join([*about, "", table(figures), ""]))
     missed = sum(figure.is_missed for figure in figures)
     print(f"targets missed: {missed}" if missed else "every target reached")
@@ -48,6 +48,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3, help="medians are of so many (%(default)s)")
     parser.add_argument("--duration", type=float, default=5.0, metavar="SECONDS", help="of each load (%(default)s)")
     parser.add_argument("--directory", type=Path, default=Path(), help="where the databases go, briefly (here)")
+    parser.add_argument(
+        "--store", metavar="URL", help="what our server keeps its jobs in (a new SQLite file each time)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, with every repetition")
     return parser.parse_args()
 

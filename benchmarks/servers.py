@@ -40,12 +40,14 @@ class Workplace:
 
     cores: Cores
     directory: Path
+    store: str | None = None
+    """The URL of a store to measure; None: a new SQLite file each time."""
 
     @contextlib.contextmanager
     def ours(self) -> Iterator[Server]:
         """Run our server as users do, on an empty database, for the length of a block."""
         with tempfile.TemporaryDirectory(dir=self.directory, prefix="jobstatus-bench-") as directory:
-            store = f"sqlite:///{Path(directory).resolve()}/jobs.db"
+            store = self.store or f"sqlite:///{Path(directory).resolve()}/jobs.db"
             command = ["-m", "jobstatus_grpc", "serve", "--listen", "127.0.0.1:0", "--store", store]
             with self._run("ours", command, Path(directory) / "log") as server:
                 yield server

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WIDE = 150
 """So many columns have room for ids too."""
 TAIL = 4
-"""How much of its id tells a job from others of the same name."""
+"""How much of its id tells a job from others whose names look the same."""
 LONGEST_MARK = 36
 """A UUID."""
 
@@ -122,8 +122,16 @@ class Board:
         """Return what tells jobs apart beside their names: the id where that has room, or the end of it."""
         if self.shows_ids and self._console.width >= WIDE:
             return [job.id for job in jobs]
-        times = Counter(job.name for job in jobs)
-        return [job.id[-TAIL:] if job.name and times[job.name] > 1 else "" for job in jobs]
+        names = [cells.name(job) for job in jobs]
+        for name in names:
+            name.truncate(_name_width(self._console.width), overflow="ellipsis")
+        times = Counter(name.plain for name in names)
+        return [job.id[-TAIL:] if times[name.plain] > 1 else "" for job, name in zip(jobs, names, strict=True)]
+
+
+def _name_width(width: int) -> int:
+    """Return how much of a name has room."""
+    return max(width // 5, 10)
 
 
 def _columns(width: int, bar_width: int, *, marked: bool, steady: bool) -> list[Column]:
@@ -136,7 +144,7 @@ def _columns(width: int, bar_width: int, *, marked: bool, steady: bool) -> list[
     remaining = [Column(no_wrap=True, justify="right", min_width=7 * steady)] if width >= 80 else []
     return [
         *marks,
-        Column(no_wrap=True, overflow="ellipsis", max_width=max(width // 5, 10)),
+        Column(no_wrap=True, overflow="ellipsis", max_width=_name_width(width)),
         Column(no_wrap=True, min_width=len(JobState.IN_PROGRESS.word) * steady),
         Column(no_wrap=True, width=bar_width),
         Column(no_wrap=True, justify="right", min_width=5 * steady),

@@ -20,7 +20,13 @@ _FLAGS: Sequence[Decorator] = (
         "--id ID", "A job. May be repeated: any of them.", to="any_id", multiple=True, shell_complete=candidates.job_ids
     ),
     flags.state("Such as failed. May be repeated: any of them.", to="any_state", multiple=True),
-    flag("--name TEXT", "The whole name. May be repeated: any of them.", to="any_name", multiple=True),
+    flag(
+        "--name TEXT",
+        "The whole name. May be repeated: any of them.",
+        to="any_name",
+        multiple=True,
+        cls=flags.OneALine,
+    ),
     flag("--name-prefix TEXT", "How the name begins.", default=""),
     flags.labels("May be repeated: all of them."),
     flag("--parent ID", "The parts of this job.", to="parent_id", default="", shell_complete=candidates.job_ids),

@@ -15,6 +15,15 @@ from jobstatus_grpc.state import JobState
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class OneALine(click.Option):
+    """A repeated flag whose values may hold spaces, at which click would break its variable: that has one a line."""
+
+    def value_from_envvar(self, ctx: click.Context) -> list[str] | None:
+        """Return the values in the variable; None where it is unset."""
+        value = self.resolve_envvar_value(ctx)
+        return None if value is None else [line for line in value.split("\n") if line]
+
+
 def flag(spelling: str, text: str, *, to: str = "", **settings: Any) -> Decorator:
     """Declare an option as click.option does.
 
@@ -70,7 +79,7 @@ def state(text: str, *, among: Iterable[JobState] = JobState, **settings: Any) -
 
 def labels(text: str = "May be repeated.") -> Decorator:
     """Take --label KEY=VALUE any number of times, as pairs."""
-    return flag("--label KEY=VALUE", text, to="labels", type=values.label, multiple=True)
+    return flag("--label KEY=VALUE", text, to="labels", type=values.label, multiple=True, cls=OneALine)
 
 
 def job_ids(*, required: bool = True) -> Decorator:

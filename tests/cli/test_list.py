@@ -135,6 +135,13 @@ def test_filters_may_be_variables(here, service, label):
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ids
 
 
+def test_a_variable_holds_one_name_or_label_a_line(here, service, new_id):
+    name, key = f"nightly backup {new_id()}", new_id()
+    job = service.create(name=name, labels={key: "two words"})
+    done = here("list", "--json", env={"JOBSTATUS_NAME": f"another\n{name}", "JOBSTATUS_LABEL": f"{key}=two words"})
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [job.id]
+
+
 def test_a_table_is_drawn_on_a_terminal(terminal, service, label):
     failed = service.job_in("FAILED", name="unpack", labels=dict([label]))
     long = service.create(name="a name that is much too long for its column", labels=dict([label]), reason="[b]why[/b]")

@@ -124,12 +124,15 @@ def test_a_watch_by_filter_goes_on_across_a_restart_of_the_server(start, cli_of,
     with ServerProcess(store=f"sqlite:///{tmp_path}/jobs.db") as server:
         cli = cli_of(server.address)
         job_id = cli("create", "--in-progress", "--name", "backup", "--quiet").stdout.strip()
-        watch = start("watch", "--name", "backup", "--exit-when-done", by=cli)
-        assert "in_progress" in watch.stdout.readline()
+        watch = start("watch", "--name", "backup", "--exit-when-done", "--json", by=cli)
+        # Cut before it is synced, it would begin anew.
+        assert [next_event(watch) for _ in range(2)] == [("snapshot", job_id), ("synced", None)]
         server.kill()
         server.start()
         cli("update", job_id, "--state", "succeeded")
-        assert "succeeded" in watch.stdout.readline()
+        events = [json.loads(line)["event"] for line in watch.stdout]
+        assert set(events) <= {"synced", "updated"}
+        assert events.count("updated") == 1
         assert watch.wait() == 0
 
 
@@ -162,10 +165,11 @@ def test_a_table_is_no_higher_than_the_terminal_and_shows_open_jobs_first(termin
     assert last[1].startswith("done 29")
 
 
-def test_jobs_of_one_name_are_told_apart(terminal, service, flags, label):
-    ids = {service.create(name="backup", labels=label).id[-4:] for _ in range(2)}
+@pytest.mark.parametrize("names", [["backup", "backup"], ["import of customers 1", "import of customers 2"]])
+def test_jobs_whose_names_look_alike_are_told_apart(terminal, service, flags, label, names):
+    older, newer = (service.create(name=name, labels=label).id[-4:] for name in names)
     screen = terminal("watch", *flags)
-    assert {screen.read_until("pending").split()[-3] for _ in ids} == ids
+    assert f"{newer} " in screen.read_until(f"{older} ")
 
 
 def test_ctrl_c_ends_the_table_without_a_word(terminal, service, flags, label):

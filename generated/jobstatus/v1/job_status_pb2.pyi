@@ -373,7 +373,7 @@ class JobFilter(_message.Message):
     """Stalled, or not stalled."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Any of these ids."""
+        """Any of these ids. At most 1,000."""
 
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
@@ -381,7 +381,7 @@ class JobFilter(_message.Message):
 
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Any of these names."""
+        """Any of these names. At most 100."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
