@@ -127,7 +127,7 @@ $(VENV)/.base: pyproject.toml | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.created
-	$(PYTHON) $(PIP_INSTALL) --editable . --group dev
+	$(PYTHON) $(PIP_INSTALL) --editable '.[all]' --group dev
 	$(PYTHON) $(PIP_INSTALL) --no-build-isolation --group grpcurl
 	@touch $(VENV)/.base $@
 

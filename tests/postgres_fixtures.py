@@ -10,6 +10,9 @@ import pytest
 
 from tests.postgres import VERSIONS, PostgresCluster, PostgresHome
 
+FIRST, *OTHERS = VERSIONS
+EACH_VERSION = [FIRST, *(pytest.param(version, marks=pytest.mark.slow) for version in OTHERS)]
+
 
 @pytest.fixture(scope="session")
 def postgres_home() -> Iterator[PostgresHome]:
@@ -42,7 +45,7 @@ def log_shown(cluster: PostgresCluster) -> Iterator[None]:
         sys.stderr.write(cluster.log.read_text(errors="replace")[start:])
 
 
-@pytest.fixture(params=list(VERSIONS))
+@pytest.fixture(params=EACH_VERSION)
 def postgres(
     request: pytest.FixtureRequest, postgres_shared: Callable[[int], PostgresCluster]
 ) -> Iterator[PostgresCluster]:
@@ -60,7 +63,7 @@ def postgres_url(postgres: PostgresCluster) -> Iterator[str]:
     postgres.drop_database(name)
 
 
-@pytest.fixture(params=list(VERSIONS))
+@pytest.fixture(params=EACH_VERSION)
 def new_postgres(request: pytest.FixtureRequest, postgres_home: PostgresHome) -> Iterator[PostgresCluster]:
     """A running cluster of this test's own, of each version."""
     with PostgresCluster(request.param, postgres_home) as cluster, log_shown(cluster):
