@@ -20,6 +20,8 @@ from tests.postgres import PostgresCluster
 from tests.reader import Reader
 from tests.stores.support import claim, settled
 
+pytestmark = pytest.mark.slow
+
 FAILOVERS, FAILOVERS_IN_FULL = 1, 5
 LAST = "the-last"
 

@@ -12,6 +12,8 @@ from jobstatus_grpc.stores.postgres import PostgresStore
 from tests.faults.load import crowd
 from tests.stores.support import claim, done, following
 
+pytestmark = pytest.mark.slow
+
 ROWS, ROWS_IN_FULL = 10_000, 500_000
 WRITERS = 8
 ROWS_AT_ONCE = 50

@@ -10,6 +10,8 @@ import pytest
 
 from tests.faults.replicas import CUT_ALL, CUT_LISTENERS, harmed_under_load, replicas
 
+pytestmark = pytest.mark.slow
+
 REPLICA_KILLS, REPLICA_KILLS_IN_FULL = 2, 30
 DATABASE_KILLS, DATABASE_KILLS_IN_FULL = 1, 10
 CUTS, CUTS_IN_FULL = 1, 20

@@ -12,6 +12,8 @@ from jobstatus_grpc import JobState
 from tests.faults.load import crowd, follow
 from tests.faults.replicas import connected_to, replicas
 
+pytestmark = pytest.mark.slow
+
 HOLD_SECONDS, HOLD_SECONDS_IN_FULL = 3, 10
 OTHERS = 16
 _HOLD = "SELECT FROM jobstatus.jobs WHERE id = $1 FOR UPDATE"

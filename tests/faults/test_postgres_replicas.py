@@ -16,6 +16,8 @@ from tests.conftest import read_refusal
 from tests.faults.load import Worker, crowd, follow
 from tests.faults.replicas import CUT_LISTENERS, Spread, connected_to, replicas
 
+pytestmark = pytest.mark.slow
+
 UPDATES, UPDATES_IN_FULL = 2_000, 20_000
 WATCHERS, WATCHERS_IN_FULL = 60, 300
 WRITERS = 8

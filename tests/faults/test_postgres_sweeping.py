@@ -15,6 +15,8 @@ from tests.faults.load import crowd
 from tests.faults.replicas import connected_to, replicas
 from tests.reader import REMOVED, Reader
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = timedelta(seconds=2)
 KILLS, KILLS_IN_FULL = 1, 10
 EXPIRING = 40

@@ -25,6 +25,8 @@ from tests.conftest import Service, update_of
 from tests.postgres import PostgresCluster
 from tests.processes import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 ANSWER_SECONDS = 3.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import Service
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def callers(serve, postgres_url):

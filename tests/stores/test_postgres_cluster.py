@@ -13,6 +13,8 @@ import pytest
 from tests.postgres import ROLE, PostgresCluster, PostgresHome
 from tests.postgres_guard import servers
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
