@@ -7,10 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import Command, Outcome
 from jobstatus_grpc.stores.interface import JobStore
+
+Submission: TypeAlias = tuple[Sequence[Command], asyncio.Future[list[Outcome]]]
 
 MAX_GROUP_COMMANDS = 1000
 """A group is as large as what waits, up to this; a single submission may exceed it."""
@@ -34,7 +37,7 @@ class CommitQueue:
         self._store = store
         self._around_commit = around_commit
         self._observe_commit = observe_commit
-        self._waiting: deque[tuple[Sequence[Command], asyncio.Future[list[Outcome]]]] = deque()
+        self._waiting: deque[Submission] = deque()
         self._committers: set[asyncio.Task[None]] = set()
         self._held: set[asyncio.Task[None]] = set()
 
@@ -89,40 +92,28 @@ class CommitQueue:
         try:
             with self._around_commit():
                 outcomes = await self._commit(commands)
-        except Exception as error:
+        except BaseException as error:
+            is_ours = isinstance(error, Exception)
             for _, done in group:
                 if not done.done():
-                    done.set_exception(error)
-            return
-        except BaseException:
-            for _, done in group:
-                if not done.done():
-                    done.set_exception(StoreUnavailableError())
+                    done.set_exception(error if is_ours else StoreUnavailableError())
+            if is_ours:
+                return
             raise
+        self._answer(group, outcomes)
+
+    def _answer(self, group: Sequence[Submission], outcomes: Sequence[Outcome | asyncio.Future[Outcome]]) -> None:
+        is_known = not any(isinstance(outcome, asyncio.Future) for outcome in outcomes)
         start = 0
         for submitted, done in group:
             end = start + len(submitted)
-            self._answer(done, outcomes[start:end])
-            start = end
-
-    def _answer(
-        self, done: asyncio.Future[list[Outcome]], outcomes: Sequence[Outcome | asyncio.Future[Outcome]]
-    ) -> None:
-        known = [outcome for outcome in outcomes if not isinstance(outcome, asyncio.Future)]
-        if len(known) < len(outcomes):
-            answer = asyncio.create_task(self._answer_later(done, outcomes))
-            self._held.add(answer)
-            answer.add_done_callback(self._held.discard)
-        elif not done.done():
-            done.set_result(known)
-
-    async def _answer_later(
-        self, done: asyncio.Future[list[Outcome]], outcomes: Sequence[Outcome | asyncio.Future[Outcome]]
-    ) -> None:
-        """Wait for jobs that others hold, apart from all who need not."""
-        known = [await outcome if isinstance(outcome, asyncio.Future) else outcome for outcome in outcomes]
-        if not done.done():
-            done.set_result(known)
+            of_these, start = outcomes[start:end], end
+            if is_known:
+                _resolve(done, of_these)
+            else:
+                answer = asyncio.create_task(_answer_later(done, of_these))
+                self._held.add(answer)
+                answer.add_done_callback(self._held.discard)
 
     async def _commit(self, commands: Sequence[Command]) -> Sequence[Outcome | asyncio.Future[Outcome]]:
         if self._observe_commit is None:
@@ -131,3 +122,15 @@ class CommitQueue:
         outcomes = await self._store.commit(commands)
         self._observe_commit(len(commands), time.perf_counter() - began_at)
         return outcomes
+
+
+async def _answer_later(
+    done: asyncio.Future[list[Outcome]], outcomes: Sequence[Outcome | asyncio.Future[Outcome]]
+) -> None:
+    """Wait for jobs that others hold, apart from all who need not."""
+    _resolve(done, [await outcome if isinstance(outcome, asyncio.Future) else outcome for outcome in outcomes])
+
+
+def _resolve(done: asyncio.Future[list[Outcome]], outcomes: Sequence[Any]) -> None:
+    if not done.done():
+        done.set_result(list(outcomes))

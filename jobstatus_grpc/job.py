@@ -6,9 +6,8 @@ exported from here too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.commands import Cancel, Command, Create, Delete, Expire, RequestId, Stall, Update
@@ -49,8 +48,7 @@ Outcome: TypeAlias = Job | errors.JobStatusError
 Found: TypeAlias = Job | Tombstone | None
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """What a store has to write: `job` if it is not the one found, a change if its revision rose, the transition."""
 
     job: Job
@@ -70,8 +68,8 @@ def apply(found: Found, command: Command, *, now: datetime, retention: timedelta
     Raises:
         errors.JobStatusError: the command is refused; nothing is to be written.
     """
-    if isinstance(found, Job):
-        now = max(now, found.updated_at)
+    if isinstance(found, Job) and now < found.updated_at:
+        now = found.updated_at
     match command:
         case Update():
             return _update(found, command, now, retention)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 from jobstatus_grpc.commands import DEFAULT_TENANT, RequestId
 from jobstatus_grpc.state import TERMINAL_STATES, JobState
@@ -55,6 +55,10 @@ class Job:
     requests: tuple[RequestId, ...] = field(default=(), repr=False)
     """The newest 16 that took effect after the creation, oldest first; never sent."""
 
+    rendering: ClassVar[bytes | None] = None
+    """No fields: room for what wire.render has made of the job, and of all its fields but REPORT_FIELDS."""
+    lasting_rendering: ClassVar[bytes | None] = None
+
     @property
     def done(self) -> bool:
         """Whether the job has ended."""
@@ -73,17 +77,37 @@ class Job:
         return self.started_at + (self.updated_at - self.started_at) * (100 / self.progress)
 
 
-JOB_FIELDS = tuple(Job.__dataclass_fields__)
+JOB_FIELDS = tuple(field.name for field in fields(Job))
+
+
+REPORT_FIELDS = (
+    "revision", "updated_at", "has_progress", "progress", "reason", "estimated_completion", "requests",
+)  # fmt: skip
+"""What a report of progress changes."""
+_report_fields = frozenset(REPORT_FIELDS)
 
 
 def evolve(job: Job, changes: Mapping[str, Any]) -> Job:
     """Return `job` with some fields changed: `dataclasses.replace` at a sixth of its time."""
     after = object.__new__(Job)
-    after.__dict__.update(job.__dict__)
-    after.__dict__.update(changes)
+    values = after.__dict__
+    values.update(job.__dict__)
+    values.update(changes)
+    values["rendering"] = None
+    if not _report_fields.issuperset(changes):
+        values["lasting_rendering"] = None
     return after
 
 
+def is_report(before: Job, after: Job) -> bool:
+    """Tell whether REPORT_FIELDS are all that changed."""
+    lasting = after.lasting_rendering
+    if lasting is not None and lasting is before.lasting_rendering:
+        return True
+    return bool(_lasting_values_of(before) == _lasting_values_of(after))
+
+
+_lasting_values_of = attrgetter(*(name for name in JOB_FIELDS if name not in _report_fields))
 _URGENT_FIELDS = (
     "state", "error", "started_at", "finished_at", "attempt", "cancel_requested", "stalled",
     "heartbeat_timeout", "labels", "result", "expires_at",
@@ -93,6 +117,9 @@ _urgent_values_of = attrgetter(*_URGENT_FIELDS)
 
 def is_urgent(before: Job, after: Job) -> bool:
     """Tell whether more changed than progress, reason, estimated_completion and what follows from them."""
+    lasting = after.lasting_rendering
+    if lasting is not None and lasting is before.lasting_rendering:
+        return False
     return bool(_urgent_values_of(before) != _urgent_values_of(after))
 
 

@@ -43,7 +43,6 @@ def check_update(job: Job, command: Update) -> None:
 def effect(job: Job, command: Update, now: datetime, retention: timedelta) -> dict[str, Any]:
     """Return the fields that the update really changes."""
     changes = dict(command.changes)
-    state = changes.get("state", job.state)
     progress_before = job.progress
     if _begins_attempt(job, command):
         progress_before = None
@@ -58,13 +57,21 @@ def effect(job: Job, command: Update, now: datetime, retention: timedelta) -> di
         changes["progress"] = None
     if job.stalled:
         changes["stalled"] = False
+    if "state" in changes:
+        _add_end(changes, job, now, retention)
+    values = vars(job)
+    return {name: value for name, value in changes.items() if value != values[name]}
+
+
+def _add_end(changes: dict[str, Any], job: Job, now: datetime, retention: timedelta) -> None:
+    """Add what a job gets at its end, where `changes` bring it there."""
+    state = changes["state"]
     if state in TERMINAL_STATES:
         changes.update(end_times(now, retention))
         if state is JobState.SUCCEEDED and changes.get("has_progress", job.has_progress):
             changes["progress"] = 100.0
         if state is JobState.FAILED:
             changes["error"] = _end_error(job, changes)
-    return {name: value for name, value in changes.items() if value != getattr(job, name)}
 
 
 def _check_attempt(job: Job, command: Update) -> None:

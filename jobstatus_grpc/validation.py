@@ -27,7 +27,7 @@ def check_create(command: Create, violations: Violations) -> None:
     _check_identity(command.name, command.parent_id, violations)
     limits.check_labels(command.labels, "job.labels", violations)
     for name in ("reason", "progress", "heartbeat_timeout", "result"):
-        _check_value(name, getattr(command, name), violations)
+        _CHECKS[name](getattr(command, name), violations)
 
 
 def check_update(command: Update, violations: Violations) -> None:
@@ -44,7 +44,12 @@ def check_update(command: Update, violations: Violations) -> None:
         if command.labels_if_missing != command.changes.get("labels"):
             limits.check_labels(command.labels_if_missing, "job.labels", violations)
     for name, value in command.changes.items():
-        _check_value(name, value, violations)
+        check = _CHECKS.get(name)
+        if check is not None:
+            check(value, violations)
+        elif name not in WRITABLE_FIELDS:
+            what = f"{name[:100]!r} cannot be written; writable are: {_WRITABLE_WORDS}"
+            violations.append(FieldViolation("update_mask", what))
     if command.changes.get("error") is not None:
         state = command.changes.get("state")
         if isinstance(state, JobState) and state not in ERROR_STATES:
@@ -71,15 +76,6 @@ def _check_identity(name: str, parent_id: str, violations: Violations) -> None:
     limits.check_text(name, limits.MAX_NAME_BYTES, "job.name", violations)
     if parent_id:
         limits.check_id(parent_id, "job.parent_id", violations)
-
-
-def _check_value(name: str, value: Any, violations: Violations) -> None:
-    check = _CHECKS.get(name)
-    if check is not None:
-        check(value, violations)
-    elif name not in WRITABLE_FIELDS:
-        what = f"{name[:100]!r} cannot be written; writable are: {_WRITABLE_WORDS}"
-        violations.append(FieldViolation("update_mask", what))
 
 
 def _check_state(value: Any, violations: Violations) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from jobstatus_grpc.job import Command, Job, JobState, Outcome, Transition
 from jobstatus_grpc.job_filter import JobFilter
@@ -24,8 +24,7 @@ Clock: TypeAlias = Callable[[], datetime]
 DEFAULT_RETENTION = timedelta(days=7)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One job's newest state within a batch of changes."""
 
     tenant: str

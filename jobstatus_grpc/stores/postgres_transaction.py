@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jobstatus_grpc.commands import Create, Stall, Update
 from jobstatus_grpc.job import Command, Found, Job, Tombstone
 from jobstatus_grpc.limits import TRANSITIONS_KEPT
+from jobstatus_grpc.record import is_report
 from jobstatus_grpc.stores import postgres_sql as sql
 from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.found import TOMBSTONE_RETENTION, Key
@@ -17,9 +18,8 @@ from jobstatus_grpc.stores.rows import (
     Row,
     StoredJob,
     from_instant,
-    is_report,
     job_row,
-    label_rows,
+    label_changes,
     report_row,
     store_job,
     to_instant,
@@ -166,9 +166,10 @@ async def _write(
         job = batch.jobs.get(key)
         if job is not None:
             written[key] = after = store_job(stored.key, job, stored)
-            part, row = ("reports", report_row(after)) if is_report(job, stored.job) else ("jobs", job_row(after))
+            part, row = ("reports", report_row(after)) if is_report(stored.job, job) else ("jobs", job_row(after))
             parts[part].append((*row, heard_at[key]))
-    _add_labels(parts, batch, loaded.jobs, written)
+    old_labels, parts["new_labels"] = label_changes(loaded.jobs, written, batch.removed)
+    parts["old_labels"] = [(job_key, name, value) for _, name, value, _, job_key in old_labels]
     parts["changes"] = [
         (number, change.tenant, change.id, change.revision, change.job is None, now)
         for number, change in enumerate(batch.changes.values(), start=1)
@@ -198,21 +199,3 @@ async def _insert(
     if len(keys) < len(new):
         raise HeldError(set(new) - set(keys))
     return {key: store_job(keys[key], job, None) for key, job in new.items()}
-
-
-def _add_labels(
-    parts: dict[str, list[Row]], batch: Batch, before: Mapping[Key, StoredJob], written: Mapping[Key, StoredJob]
-) -> None:
-    old: set[Row] = set()
-    new: set[Row] = set()
-    for key, stored in written.items():
-        earlier = before.get(key)
-        if earlier is None:
-            new.update(label_rows(stored))
-        elif earlier.job.labels is not stored.job.labels:
-            old.update(label_rows(earlier))
-            new.update(label_rows(stored))
-    for key in batch.removed.keys() & before.keys():
-        old.update(label_rows(before[key]))
-    parts["old_labels"] = [(job_key, name, value) for _, name, value, _, job_key in sorted(old - new)]
-    parts["new_labels"] = sorted(new - old)

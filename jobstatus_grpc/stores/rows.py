@@ -6,14 +6,14 @@ Instants and durations are whole microseconds, instants since 1970; texts of sev
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from jobstatus_grpc.job import Job, JobError, JobState, RequestId, Transition
-from jobstatus_grpc.record import JOB_FIELDS
+from jobstatus_grpc.record import JOB_FIELDS, REPORT_FIELDS
 from jobstatus_grpc.stores.found import Key
 
 Row: TypeAlias = tuple[Any, ...]
@@ -97,10 +97,7 @@ _CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
 JOB_COLUMNS = (*(name for name in JOB_FIELDS if name != "result"), "result")
 """What follows the key, the largest last. Each column is named as its field."""
 CONSTANT_COLUMNS = frozenset({"tenant", "id", "name", "created_at", "parent_id", "creation_request"})
-REPORT_COLUMNS = (
-    "tenant", "id", "revision", "updated_at", "has_progress", "progress", "reason", "estimated_completion",
-    "requests",
-)  # fmt: skip
+REPORT_COLUMNS = ("tenant", "id", *REPORT_FIELDS)
 """What a report of progress changes, after what every row must have. No index holds any: naming one would write it."""
 LABEL_COLUMNS = ("tenant", "name", "value", "created_at", "job_key")
 TRANSITION_COLUMNS = (
@@ -111,7 +108,6 @@ _ENCODERS = tuple(_CODECS[name][0] for name in JOB_COLUMNS)
 _DECODERS = tuple(_CODECS[name][1] for name in JOB_COLUMNS)
 _REQUESTS = JOB_COLUMNS.index("requests")
 _fields_of = itemgetter(*JOB_COLUMNS)
-_unreported_fields_of = itemgetter(*(name for name in JOB_COLUMNS if name not in REPORT_COLUMNS))
 
 
 class StoredJob(NamedTuple):
@@ -130,11 +126,6 @@ def store_job(key: int, job: Job, before: StoredJob | None) -> StoredJob:
     if job.requests is before.job.requests:
         return StoredJob(key, job, before.requests)
     return StoredJob(key, job, _next_requests(job.requests, before))
-
-
-def is_report(job: Job, before: Job) -> bool:
-    """Tell whether REPORT_COLUMNS are all that changed."""
-    return bool(_unreported_fields_of(vars(job)) == _unreported_fields_of(vars(before)))
 
 
 def report_row(stored: StoredJob) -> Row:
@@ -161,8 +152,26 @@ def job_row(stored: StoredJob) -> Row:
     return (stored.key, *values)
 
 
-def label_rows(stored: StoredJob) -> list[Row]:
-    """Return the values of LABEL_COLUMNS, for each label."""
+def label_changes(
+    before: Mapping[Key, StoredJob], written: Mapping[Key, StoredJob], removed: Iterable[Key]
+) -> tuple[list[Row], list[Row]]:
+    """Return the values of LABEL_COLUMNS that a transaction makes obsolete, and those that it brings, in order."""
+    old: set[Row] = set()
+    new: set[Row] = set()
+    for key, stored in written.items():
+        earlier = before.get(key)
+        if earlier is None:
+            new.update(_label_rows(stored))
+        elif earlier.job.labels is not stored.job.labels:
+            old.update(_label_rows(earlier))
+            new.update(_label_rows(stored))
+    for key in removed:
+        if key in before:
+            old.update(_label_rows(before[key]))
+    return sorted(old - new), sorted(new - old)
+
+
+def _label_rows(stored: StoredJob) -> list[Row]:
     key, job, _ = stored
     created_at = from_instant(job.created_at)
     return [(job.tenant, name, value, created_at, key) for name, value in job.labels.items()]

@@ -10,6 +10,7 @@ from functools import cache
 from itertools import chain
 
 from jobstatus_grpc.limits import TRANSITIONS_KEPT
+from jobstatus_grpc.record import is_report
 from jobstatus_grpc.stores.batch import Batch
 from jobstatus_grpc.stores.found import Key
 from jobstatus_grpc.stores.rows import (
@@ -21,9 +22,8 @@ from jobstatus_grpc.stores.rows import (
     Row,
     StoredJob,
     from_instant,
-    is_report,
     job_row,
-    label_rows,
+    label_changes,
     report_row,
     store_job,
     transition_row,
@@ -179,7 +179,7 @@ class Writer:
             if stored is None:
                 last_key += 1
             written[key] = next_stored = store_job(stored.key if stored else last_key, job, stored)
-            if stored is not None and is_report(job, stored.job):
+            if stored is not None and is_report(stored.job, job):
                 reports.append(report_row(next_stored))
             else:
                 rows.append(job_row(next_stored))
@@ -192,7 +192,9 @@ class Writer:
             # In the order of keys, neighbours share pages.
             self._execute(_write_reports, sorted(reports))
             self._execute(_write_jobs, sorted(rows))
-            self._write_labels(batch, before, written)
+            old_labels, new_labels = label_changes(before, written, batch.removed)
+            self._execute(_delete_labels, old_labels)
+            self._execute(_write_labels, new_labels)
             self._execute(_write_counts, counts)
             self._execute(_write_changes, _change_rows(batch, sequence))
             if batch.transitions:
@@ -228,21 +230,6 @@ class Writer:
         removed_at = from_instant(now)
         tombstones = [(*key, tombstone.revision, removed_at) for key, tombstone in batch.removed.items()]
         self._execute(_write_tombstones, tombstones)
-
-    def _write_labels(self, batch: Batch, before: Mapping[Key, StoredJob], written: Mapping[Key, StoredJob]) -> None:
-        old: set[Row] = set()
-        new: set[Row] = set()
-        for key, stored in written.items():
-            earlier = before.get(key)
-            if earlier is None:
-                new.update(label_rows(stored))
-            elif earlier.job.labels is not stored.job.labels:
-                old.update(label_rows(earlier))
-                new.update(label_rows(stored))
-        for key in batch.removed.keys() & before.keys():
-            old.update(label_rows(before[key]))
-        self._execute(_delete_labels, sorted(old - new))
-        self._execute(_write_labels, sorted(new - old))
 
     def _write_history(self, batch: Batch) -> None:
         self._execute(_write_transitions, [transition_row(key, entry) for key, entry in batch.transitions])

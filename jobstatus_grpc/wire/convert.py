@@ -16,8 +16,6 @@ from jobstatus_grpc.job import Job, JobError, JobState, Transition
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _STATES = {int(state): state for state in JobState}
 _SECONDS_PER_DAY = 86400
-RENDERED_KEPT = 4096
-MAX_KEPT_BYTES = 2048
 
 
 def to_state(number: int) -> JobState | int:
@@ -25,52 +23,16 @@ def to_state(number: int) -> JobState | int:
     return _STATES.get(number, number)
 
 
-_rendered: dict[int, tuple[Job, bytes]] = {}
-
-
-def render_job(job: Job) -> bytes:
-    """Return `job` as the bytes of a JobStatus; a small one is rendered once for all the replies that it goes to."""
-    known = _rendered.get(id(job))
-    if known is not None and known[0] is job:
-        return known[1]
-    message = pb.JobStatus()
-    job_to_wire(job, message)
-    data = message.SerializeToString()
-    if len(data) <= MAX_KEPT_BYTES and job.result is None:
-        if len(_rendered) >= RENDERED_KEPT:
-            _rendered.clear()
-        # The job is kept beside its bytes: as long as it lives, no other has its id().
-        _rendered[id(job)] = (job, data)
-    return data
-
-
-def field_1(message: bytes) -> bytes:
-    """Return a message whose field 1 is the message in `message`, and which has no other.
-
-    A tag, the length as a base-128 varint, the bytes: https://protobuf.dev/programming-guides/encoding/#length-types
-    """
-    size = len(message)
-    if size < 0x80:
-        return b"\x0a%c%b" % (size, message)
-    if size < 0x4000:
-        return b"\x0a%c%c%b" % (size & 0x7F | 0x80, size >> 7, message)
-    length = bytearray(b"\x0a")
-    while size >= 0x80:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    length.append(size)
-    return bytes(length) + message
-
-
 def job_to_wire(job: Job, message: pb.JobStatus) -> None:
     """Write `job` into `message`, which must be empty."""
-    message.id = job.id
-    message.state = job.state  # type: ignore[assignment]  # the numbers are the enum's
-    message.revision = job.revision
-    instant_to_wire(job.created_at, message.created_at)
+    lasting_to_wire(job, message)
+    report_to_wire(job, message)
     instant_to_wire(job.updated_at, message.updated_at)
-    if job.name:
-        message.name = job.name
+
+
+def report_to_wire(job: Job, message: pb.JobStatus) -> None:
+    """Write what a report of progress changes, and what follows from it: `record.REPORT_FIELDS` but for updated_at."""
+    message.revision = job.revision
     if job.reason:
         message.reason = job.reason
     if job.has_progress:
@@ -80,6 +42,17 @@ def job_to_wire(job: Job, message: pb.JobStatus) -> None:
             projected = job.projected_completion
             if projected is not None:
                 instant_to_wire(projected, message.projected_completion)
+    if job.estimated_completion is not None:
+        instant_to_wire(job.estimated_completion, message.estimated_completion)
+
+
+def lasting_to_wire(job: Job, message: pb.JobStatus) -> None:
+    """Write all other fields."""
+    message.id = job.id
+    message.state = job.state  # type: ignore[assignment]  # the numbers are the enum's
+    instant_to_wire(job.created_at, message.created_at)
+    if job.name:
+        message.name = job.name
     if job.started_at is not None:
         message.attempt = job.attempt
         instant_to_wire(job.started_at, message.started_at)
@@ -102,8 +75,6 @@ def _rarer_fields_to_wire(job: Job, message: pb.JobStatus) -> None:
         message.stalled = True
     if job.heartbeat_timeout is not None:
         message.heartbeat_timeout.CopyFrom(duration_to_wire(job.heartbeat_timeout))
-    if job.estimated_completion is not None:
-        instant_to_wire(job.estimated_completion, message.estimated_completion)
     if job.expires_at is not None:
         instant_to_wire(job.expires_at, message.expires_at)
     if job.error is not None:

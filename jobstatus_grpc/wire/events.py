@@ -8,14 +8,12 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.record import Job
 from jobstatus_grpc.wire import convert
+from jobstatus_grpc.wire.render import job_event, render_job
 
 
 def render_job_event(event_type: int, job: Job) -> bytes:
     """Return a WatchJobResponse that lacks its server_time."""
-    response = pb.WatchJobResponse()
-    response.event.type = event_type  # type: ignore[assignment]  # the numbers are the enum's
-    convert.job_to_wire(job, response.event.job)
-    return response.SerializeToString()
+    return job_event(event_type, render_job(job))
 
 
 def stamp(now: datetime) -> bytes:

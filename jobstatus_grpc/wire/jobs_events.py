@@ -14,6 +14,7 @@ from jobstatus_grpc.limits import Violations
 from jobstatus_grpc.stores.interface import Change, Position
 from jobstatus_grpc.wire import convert
 from jobstatus_grpc.wire.filters import filter_from_wire
+from jobstatus_grpc.wire.render import job_event, render_job
 from jobstatus_grpc.wire.requests import Caller, watch_intervals
 from jobstatus_grpc.wire.tokens import Scope, filter_scope, read_token, write_token
 
@@ -57,10 +58,7 @@ def to_jobs_watch(request: pb.WatchJobsRequest, caller: Caller) -> JobsWatch:
 
 def render_event(event_type: int, change: Change | None) -> bytes:
     """Return a WatchJobsResponse with one event; those of a message with several are put one behind the other."""
-    event = b"\x08%c" % event_type  # JobEvent.type, a varint
-    if change is not None:
-        event += b"\x12" + convert.field_1(_job_of(change))[1:]  # JobEvent.job is field 2
-    return convert.field_1(event)
+    return job_event(event_type, None if change is None else _job_of(change))
 
 
 def stamp(now: datetime) -> bytes:
@@ -93,4 +91,4 @@ def _token_field(token: str) -> bytes:
 def _job_of(change: Change) -> bytes:
     if change.job is None:
         return pb.JobStatus(id=change.id, revision=change.revision).SerializeToString()
-    return convert.render_job(change.job)
+    return render_job(change.job)

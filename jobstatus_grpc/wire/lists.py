@@ -17,6 +17,7 @@ from jobstatus_grpc.record import Transition
 from jobstatus_grpc.stores.interface import Page, Position
 from jobstatus_grpc.wire import convert
 from jobstatus_grpc.wire.filters import filter_from_wire
+from jobstatus_grpc.wire.render import field_1, render_job
 from jobstatus_grpc.wire.requests import Caller
 from jobstatus_grpc.wire.tokens import Scope, filter_scope, job_scope, read_token, write_token
 
@@ -70,7 +71,7 @@ async def jobs_reply(query: JobsQuery, position: Position, page: Page) -> bytes:
     parts: list[bytes] = []
     size, next_cursor = 0, page.next_cursor
     for number, (job, cursor) in enumerate(zip(page.jobs, page.cursors, strict=True), start=1):
-        parts.append(convert.field_1(convert.render_job(job)))
+        parts.append(field_1(render_job(job)))
         size += len(parts[-1])
         if size >= limits.MAX_RESPONSE_BYTES and number < len(page.jobs):
             next_cursor = cursor

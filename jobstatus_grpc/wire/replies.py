@@ -14,7 +14,8 @@ from jobstatus_grpc import limits
 from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.job import Outcome
 from jobstatus_grpc.record import Job, evolve
-from jobstatus_grpc.wire import convert, status
+from jobstatus_grpc.wire import status
+from jobstatus_grpc.wire.render import field_1, render_job
 
 MAX_CUT_RESULT_BYTES = 320
 _WORDY_FIELDS: Mapping[str, Any] = {"name": "", "reason": "", "error": None, "labels": {}, "parent_id": ""}
@@ -22,7 +23,7 @@ _WORDY_FIELDS: Mapping[str, Any] = {"name": "", "reason": "", "error": None, "la
 
 def job_reply(job: Job) -> bytes:
     """Return a CreateJobResponse, GetJobResponse, UpdateJobResponse or CancelJobResponse: `job` is field 1 of each."""
-    return convert.field_1(convert.render_job(job))
+    return field_1(render_job(job))
 
 
 def batch_reply(outcomes: Sequence[Outcome]) -> bytes:
@@ -34,7 +35,7 @@ def batch_reply(outcomes: Sequence[Outcome]) -> bytes:
     results: list[bytes] = []
     size = 0
     for outcome in outcomes:
-        result = convert.field_1(_result(outcome, is_cut=size >= room))
+        result = field_1(_result(outcome, is_cut=size >= room))
         size += len(result)
         results.append(result)
     return b"".join(results)
@@ -51,4 +52,4 @@ def _result(outcome: Outcome, *, is_cut: bool) -> bytes:
         outcome = evolve(outcome, _WORDY_FIELDS)
     if outcome.result is not None:
         outcome = evolve(outcome, {"result": None})
-    return convert.field_1(convert.render_job(outcome))
+    return field_1(render_job(outcome))

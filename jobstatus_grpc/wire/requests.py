@@ -91,20 +91,19 @@ def to_update(request: pb.UpdateJobRequest, caller: Caller) -> Update:
     violations: Violations = []
     job = request.job
     changes = _masked_fields(request, violations) if request.HasField("update_mask") else _set_fields(job, violations)
-    missing = request.allow_missing
+    request_id = request.request_id
     command = Update(
         id=job.id,
         changes=changes,
         attempt=request.attempt,
         expected_revision=request.expected_revision,
-        request=_request_id(request.request_id, request) if request.request_id else None,
-        allow_missing=missing,
-        name=job.name if missing else "",
-        parent_id=job.parent_id if missing else "",
-        labels_if_missing=(changes.get("labels") or _labels(job)) if missing else {},
+        request=_request_id(request_id, request) if request_id else None,
         tenant=caller.tenant,
         actor=caller.actor,
     )
+    if request.allow_missing:
+        labels = changes.get("labels") or _labels(job)
+        command = command._replace(allow_missing=True, name=job.name, parent_id=job.parent_id, labels_if_missing=labels)
     validation.check_update(command, violations)
     if violations:
         _raise_if_any(violations)
@@ -182,19 +181,12 @@ def _request_id(value: str, request: Message) -> RequestId | None:
 
 def _set_fields(job: pb.JobStatus, violations: Violations) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    if job.state:
-        changes["state"] = convert.to_state(job.state)
-    if job.reason:
-        changes["reason"] = job.reason
-    if job.has_progress:
-        changes["has_progress"] = True
-    if job.HasField("progress"):
-        changes["progress"] = job.progress
-    for name, read in _RARER_FIELDS.items():
-        if job.HasField(name):  # type: ignore[arg-type]
-            changes[name] = read(job, violations)
-    if job.labels:
-        changes["labels"] = _labels(job)
+    for field, value in job.ListFields():
+        name = field.name
+        if name in _PLAIN_FIELDS:
+            changes[name] = value
+        elif name in WRITABLE_FIELDS:
+            changes[name] = _masked(job, name, violations)
     return changes
 
 
@@ -262,6 +254,7 @@ def _result(job: pb.JobStatus, violations: Violations) -> dict[str, Any] | None:
     return convert.result_from_wire(result)
 
 
+_PLAIN_FIELDS = frozenset({"reason", "has_progress", "progress"})
 _RARER_FIELDS: dict[str, Callable[[pb.JobStatus, Violations], Any]] = {
     "estimated_completion": _estimated_completion,
     "error": _error,

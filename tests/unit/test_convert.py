@@ -15,6 +15,7 @@ from jobstatus_grpc import limits
 from jobstatus_grpc.record import Job, JobError, evolve
 from jobstatus_grpc.state import TERMINAL_STATES, JobState
 from jobstatus_grpc.wire import convert
+from jobstatus_grpc.wire.render import field_1, render_job
 
 UTC = timezone.utc
 FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
@@ -64,7 +65,7 @@ def jobs(draw):
 
 
 def to_wire(job):
-    return pb.JobStatus.FromString(convert.render_job(job))
+    return pb.JobStatus.FromString(render_job(job))
 
 
 def close(job):
@@ -89,12 +90,12 @@ def test_what_is_derived_is_on_the_wire_too(job):
 @pytest.mark.parametrize("size", [0, 1, 0x7F, 0x80, 0x3FFF, 0x4000, 0x1F_FFFF, 0x20_0000])
 def test_a_message_around_a_job_is_what_protobuf_makes_of_it(size):
     whole = pb.GetJobResponse(job=pb.JobStatus(reason="x" * size))
-    assert convert.field_1(whole.job.SerializeToString()) == whole.SerializeToString()
+    assert field_1(whole.job.SerializeToString()) == whole.SerializeToString()
 
 
 def test_a_job_that_changed_is_rendered_anew():
     job = Job(id="a", state=JobState.PENDING, created_at=START, updated_at=START)
-    assert convert.render_job(job) is convert.render_job(job)
+    assert render_job(job) is render_job(job)
     assert to_wire(evolve(job, {"reason": "r"})).reason == "r"
 
 
