@@ -11,7 +11,8 @@ from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.record import Job, urgent_mark
 from jobstatus_grpc.stores.interface import Change, Position
-from jobstatus_grpc.watcher import CLOCK_RESOLUTION_SECONDS, EventType
+from jobstatus_grpc.timed_watcher import CLOCK_RESOLUTION_SECONDS
+from jobstatus_grpc.watcher import EventType
 
 if TYPE_CHECKING:
     from jobstatus_grpc.filter_watcher import FilterWatcher

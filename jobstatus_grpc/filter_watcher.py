@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import TYPE_CHECKING, Any
 
 from jobstatus_grpc.errors import JobStatusError, StoreChangedError, StreamAgeError
 from jobstatus_grpc.filter_backlog import Backlog, News
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.stores.interface import Position
-from jobstatus_grpc.watcher import CLOCK_RESOLUTION_SECONDS, EventType
+from jobstatus_grpc.timed_watcher import CLOCK_RESOLUTION_SECONDS, TimedWatcher
+from jobstatus_grpc.watcher import EventType
 
 if TYPE_CHECKING:
     from jobstatus_grpc.filter_hub import FilterHub
 
 
-class FilterWatcher:
+class FilterWatcher(TimedWatcher):
     """Hands out, message by message, what its backlog holds. For one task at a time."""
 
-    __slots__ = (
-        "_beat_timer", "_ends_at", "_error", "_gathered", "_heartbeat_seconds", "_hub", "_is_queued",
-        "_is_turn_wanted", "_loop", "_sent_at", "_throttle_timer", "_waiter", "backlog",
-    )  # fmt: skip
+    __slots__ = ("_error", "_gathered", "_hub", "_is_turn_wanted", "_waiter", "backlog")
 
     def __init__(
         self,
@@ -34,21 +31,13 @@ class FilterWatcher:
         min_update_seconds: float,
         max_age_seconds: float | None,
     ) -> None:
+        super().__init__(hub.wakes, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
         self.backlog = Backlog(self, tenant, job_filter, hub.held, min_update_seconds=min_update_seconds)
         self._hub = hub
-        self._loop = asyncio.get_running_loop()
-        self._heartbeat_seconds = heartbeat_seconds
-        now = self._loop.time()
-        self._ends_at = now + max_age_seconds * random.uniform(0.9, 1.1) if max_age_seconds else float("inf")
-        self._sent_at = now
         self._error: type[JobStatusError] | None = None
         self._gathered: dict[str, News] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._is_turn_wanted = False
-        self._is_queued = False
-        self._throttle_timer: asyncio.TimerHandle | None = None
-        self._beat_timer: asyncio.TimerHandle | None = None
-        self._arm_beat()
 
     def offer(self, news: News) -> None:
         """Take what the hub has for it: at once, or while it gathers, when that is over."""
@@ -88,7 +77,7 @@ class FilterWatcher:
             await self._woken()
             now = self._loop.time()
             events = self.backlog.take(now, self._hub.render)
-            if not events and self._is_beat_due(now):
+            if not events and self._is_heartbeat_due(now):
                 events = [self._hub.render(EventType.HEARTBEAT, None)]
             if events:
                 self.note_sent()
@@ -105,30 +94,26 @@ class FilterWatcher:
     async def beside(self, task: asyncio.Future[Any]) -> bool:
         """Wait for `task`, at most until the next heartbeat; tell whether one is due. Raises as `next`."""
         self._waiter = self._loop.create_future()
-        seconds = max(min(self._sent_at + self._heartbeat_seconds, self._ends_at) - self._loop.time(), 0)
+        seconds = max(self._heartbeat_due_at() - self._loop.time(), 0)
         try:
             await asyncio.wait((task, self._waiter), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._waiter = None
         self.check()
-        return self._is_beat_due(self._loop.time())
-
-    def note_sent(self) -> None:
-        """Count the silence from now on."""
-        self._sent_at = self._loop.time()
+        return self._is_heartbeat_due(self._loop.time())
 
     def check(self) -> None:
         """Raise what ends the watch, if anything does."""
         if self._error is not None:
             raise self._error()
-        if self._loop.time() + CLOCK_RESOLUTION_SECONDS >= self._ends_at:
+        if self._is_too_old(self._loop.time()):
             raise StreamAgeError
 
     def end(self, error: type[JobStatusError]) -> None:
         """End the watch with `error`."""
         if self._error is None or error is not StoreChangedError:  # who is to go does not begin again
             self._error = error
-        self._wake_soon()
+        self.wake_soon()
 
     def restart(self) -> None:
         """Forget what the reader holds and what waits, to begin again."""
@@ -139,10 +124,13 @@ class FilterWatcher:
 
     def close(self) -> None:
         """Stop the timers, and forget."""
-        for timer in (self._beat_timer, self._throttle_timer):
-            if timer is not None:
-                timer.cancel()
+        super().close()
         self.backlog.clear()
+
+    def wake_soon(self) -> None:
+        """Look, in its turn, whether there is something to do; not while nobody waits."""
+        if self._waiter is not None:
+            super().wake_soon()
 
     def step(self) -> bool:
         """Look, in its turn; see WakeQueue."""
@@ -155,7 +143,7 @@ class FilterWatcher:
     async def _woken(self) -> None:
         self._waiter = self._loop.create_future()
         if self._has_work():
-            self._wake_soon()
+            self.wake_soon()
         try:
             await self._waiter
         finally:
@@ -167,40 +155,11 @@ class FilterWatcher:
             return True
         now = self._loop.time()
         due_at = self.backlog.next_due_at
-        return self._is_beat_due(now) or (due_at is not None and due_at <= now + CLOCK_RESOLUTION_SECONDS)
-
-    def _is_beat_due(self, now: float) -> bool:
-        return now + CLOCK_RESOLUTION_SECONDS >= min(self._sent_at + self._heartbeat_seconds, self._ends_at)
+        return self._is_heartbeat_due(now) or (due_at is not None and due_at <= now + CLOCK_RESOLUTION_SECONDS)
 
     def _look_at(self, due_at: float) -> None:
         """Wake the watcher then, or now where that is past."""
         if due_at <= self._loop.time() + CLOCK_RESOLUTION_SECONDS:
-            self._wake_soon()
-        elif self._throttle_timer is None:
-            self._throttle_timer = self._loop.call_at(due_at, self._on_throttle_end)
-        elif due_at < self._throttle_timer.when():
-            self._throttle_timer.cancel()
-            self._throttle_timer = self._loop.call_at(due_at, self._on_throttle_end)
-
-    def _on_throttle_end(self) -> None:
-        self._throttle_timer = None
-        self._wake_soon()
-
-    def _on_beat(self) -> None:
-        """Wake the watcher if it has been silent; messages do not move the timer, it looks when it fires."""
-        if self._is_beat_due(self._loop.time()):
-            self._wake_soon()
-            self._arm_beat(self._loop.time() + self._heartbeat_seconds)
+            self.wake_soon()
         else:
-            self._arm_beat(self._sent_at + self._heartbeat_seconds)
-
-    def _arm_beat(self, next_at: float | None = None) -> None:
-        next_at = self._sent_at + self._heartbeat_seconds if next_at is None else next_at
-        if self._loop.time() < self._ends_at < next_at:
-            next_at = self._ends_at
-        self._beat_timer = self._loop.call_at(next_at, self._on_beat)
-
-    def _wake_soon(self) -> None:
-        if self._waiter is not None and not self._is_queued:
-            self._is_queued = True
-            self._hub.wakes.enqueue(self)
+            self._wake_at(due_at)

@@ -89,13 +89,13 @@ _report_fields = frozenset(REPORT_FIELDS)
 
 def evolve(job: Job, changes: Mapping[str, Any]) -> Job:
     """Return `job` with some fields changed: `dataclasses.replace` at a sixth of its time."""
-    after = object.__new__(Job)
-    values = after.__dict__
-    values.update(job.__dict__)
+    values = job.__dict__.copy()
     values.update(changes)
     values["rendering"] = None
     if not _report_fields.issuperset(changes):
         values["lasting_rendering"] = None
+    after = object.__new__(Job)
+    object.__setattr__(after, "__dict__", values)  # frozen, for others
     return after
 
 

@@ -73,7 +73,7 @@ class Tracker:
         For the next page give both back: the page's next_cursor and the position.
         """
         # What the hub has published is in every page read from now on; what is newer may not be.
-        position = position or self._hub.position
+        position = position or self._filter_hub.position
         return position, await self._store.page(tenant, job_filter, limit=limit, cursor=cursor)
 
     async def transitions(self, tenant: str, job_id: str, *, after_revision: int, limit: int) -> Sequence[Transition]:

@@ -37,9 +37,7 @@ class WakeQueue:
     def enqueue(self, item: Wakeable) -> None:
         """Let `item` step in its turn. It may stand in the queue more than once; better it does not."""
         self._items.append(item)
-        if not self._is_turning and not self._is_paused:
-            self._is_turning = True
-            self._loop.call_soon(self._turn)
+        self._turn_soon()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -58,18 +56,17 @@ class WakeQueue:
             self._is_paused = False
             now = self._loop.time()
             self._may_pause_at = now + (now - began_at)
-            if self._items and not self._is_turning:
-                self._is_turning = True
-                self._loop.call_soon(self._turn)
+            self._turn_soon()
+
+    def _turn_soon(self) -> None:
+        if self._items and not self._is_turning and not self._is_paused:
+            self._is_turning = True
+            self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        if self._is_paused:
-            self._is_turning = False
-            return
-        for _ in range(min(STEPS_PER_TURN, len(self._items))):
-            if self._items.popleft().step():
-                break
-        if self._items:
-            self._loop.call_soon(self._turn)
-        else:
-            self._is_turning = False
+        if not self._is_paused:
+            for _ in range(min(STEPS_PER_TURN, len(self._items))):
+                if self._items.popleft().step():
+                    break
+        self._is_turning = False
+        self._turn_soon()

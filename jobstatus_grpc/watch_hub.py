@@ -11,11 +11,11 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from jobstatus_grpc.errors import JobStatusError, StoreChangedError, UnavailableError
+from jobstatus_grpc.errors import JobStatusError, StoreChangedError
 from jobstatus_grpc.filter_hub import FilterHub
+from jobstatus_grpc.outage_log import OutageLog
 from jobstatus_grpc.record import Job
 from jobstatus_grpc.stores.interface import Change, ChangeBatch, JobStore, Position
-from jobstatus_grpc.wake_queue import WakeQueue
 from jobstatus_grpc.watcher import EventType, Render, Topic, Watcher
 
 log = logging.getLogger("jobstatus_grpc.watch_hub")
@@ -31,26 +31,24 @@ class WatchHub:
         *,
         render: Render,
         stamp: Callable[[], bytes],
+        filters: FilterHub,
         max_age_seconds: float | None = None,
-        filters: FilterHub | None = None,
     ) -> None:
         """Take how to render events.
 
         Args:
             render: returns an event's bytes; called once for all watchers of a job.
             stamp: returns the bytes to append to each message as it is sent: the server's time.
-            max_age_seconds: how long a watch may last, ± 10 %; None: for ever.
             filters: the watchers of many jobs, who are told of the same changes and stand in the same queue.
+            max_age_seconds: how long a watch may last, ± 10 %; None: for ever.
         """
         self._filters = filters
         self._render = render
         self._stamp = stamp
         self._max_age_seconds = max_age_seconds
         self._topics: dict[tuple[str, str], Topic] = {}
-        self.wakes = WakeQueue() if filters is None else filters.wakes
+        self.wakes = filters.wakes
         self._ending: type[JobStatusError] | None = None
-        self.position: Position = ""
-        """Up to where changes have been published."""
 
     @contextlib.contextmanager
     def watcher(
@@ -95,38 +93,33 @@ class WatchHub:
 
         Get the position before the first watcher registers: then nothing falls between its reading and its following.
         """
-        self._begin(position)
+        self._filters.begin(position)
         is_lost = False
+        outage = OutageLog(log, "the change feed")
         while True:
             try:
                 if is_lost:
                     position = await store.position()
-                    self._begin(position)
+                    self._filters.begin(position)
                     self.end_all(StoreChangedError)
                     is_lost = False
+                if outage.lasts:
+                    await store.position()  # `changes` says nothing until something changes
+                    outage.end()
                 batch = await store.changes(position)
             except StoreChangedError:
                 log.warning("the store was replaced by another incarnation; watches end and resume")
                 is_lost = True
-            except UnavailableError as error:
-                log.warning("the change feed is interrupted: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
-            except Exception:
-                log.exception("the change feed is interrupted")
+            except Exception as error:
+                outage.note(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 for change in batch.changes:
                     self.publish(change)
-                if self._filters is not None:
-                    await self._filters.publish(batch.changes, before=position, after=batch.position)
-                self.position = position = batch.position
+                await self._filters.publish(batch.changes, before=position, after=batch.position)
+                position = batch.position
                 if observe_batch is not None:
                     observe_batch(batch)
-
-    def _begin(self, position: Position) -> None:
-        self.position = position
-        if self._filters is not None:
-            self._filters.begin(position)
 
     def publish(self, change: Change) -> None:
         """Tell the watchers of a job, if it has any."""
@@ -145,27 +138,19 @@ class WatchHub:
             return
         topic.begin_round()
 
-    def wake_soon(self, watcher: Watcher) -> None:
-        """Let `watcher` look, in its turn, whether it has something to send."""
-        if not watcher.is_queued:
-            watcher.is_queued = True
-            self.wakes.enqueue(watcher)
-
     def end_all(self, error: type[JobStatusError]) -> None:
         """End every open watch with `error`, one whose job is done after sending that; forget what jobs were like."""
         topics, self._topics = self._topics, {}
         for topic in topics.values():
             for watcher in topic.watchers:
                 watcher.error = error
-                self.wake_soon(watcher)
-        if self._filters is not None:
-            self._filters.end_all(error)
+                watcher.wake_soon()
+        self._filters.end_all(error)
 
     def close(self, error: type[JobStatusError]) -> None:
         """End every open watch with `error`, and refuse new ones with it."""
         self._ending = error
-        if self._filters is not None:
-            self._filters.close(error)
+        self._filters.close(error)
         self.end_all(error)
 
     def message(self, topic: Topic, event_type: EventType, job: Job) -> bytes:

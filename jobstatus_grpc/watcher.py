@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from jobstatus_grpc.errors import JobExpiredError, JobStatusError, StreamAgeError
 from jobstatus_grpc.record import Job, is_urgent
+from jobstatus_grpc.timed_watcher import CLOCK_RESOLUTION_SECONDS, TimedWatcher
 from jobstatus_grpc.wake_queue import WakeQueue
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ class EventType(enum.IntEnum):
 
 
 Render: TypeAlias = Callable[[EventType, Job], bytes]
-
-# A timer may fire a little before its time.
-CLOCK_RESOLUTION_SECONDS = 0.002
 
 
 class Topic:
@@ -90,16 +87,13 @@ class Topic:
         return known[1]
 
 
-class Watcher:
+class Watcher(TimedWatcher):
     """Yields the events of one job to one stream. For one task at a time.
 
     It holds no queue: one pending wake-up, and through its topic the newest job.
     """
 
-    __slots__ = (
-        "_beat_timer", "_ends_at", "_heartbeat_seconds", "_hub", "_loop", "_min_update_seconds", "_sent", "_sent_at",
-        "_throttle_timer", "_updated_at", "_waiting", "error", "is_queued", "topic",
-    )  # fmt: skip
+    __slots__ = ("_hub", "_min_update_seconds", "_sent", "_updated_at", "_waiting", "error", "topic")
 
     def __init__(
         self,
@@ -110,22 +104,15 @@ class Watcher:
         min_update_seconds: float,
         max_age_seconds: float | None,
     ) -> None:
+        super().__init__(hub.wakes, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
         self.topic = topic
         self.error: type[JobStatusError] | None = None
         """Set by the hub to end the watch with it."""
-        self.is_queued = False
         self._hub = hub
-        self._loop = asyncio.get_running_loop()
-        self._heartbeat_seconds = heartbeat_seconds
         self._min_update_seconds = min_update_seconds
-        now = self._loop.time()
-        self._ends_at = now + max_age_seconds * random.uniform(0.9, 1.1) if max_age_seconds else float("inf")
         self._sent: Job | None = None
-        self._sent_at = now
         self._updated_at = float("-inf")
         self._waiting: asyncio.Future[None] | None = None
-        self._throttle_timer: asyncio.TimerHandle | None = None
-        self._beat_timer: asyncio.TimerHandle | None = None
 
     async def next(self) -> bytes | None:
         """Wait for the next event and return its message; None once a done state has been returned.
@@ -139,12 +126,11 @@ class Watcher:
         sent, newest = self._sent, self.topic.newest
         assert newest is not None
         if sent is None:
-            self._arm_beat(self._loop.time() + self._heartbeat_seconds)
             return self._send(EventType.SNAPSHOT, newest)
         if sent.done:
             return None
         if newest.revision > sent.revision or self.error or self.topic.removed:
-            self._hub.wake_soon(self)
+            self.wake_soon()
         while True:
             self._waiting = self._loop.create_future()
             try:
@@ -161,7 +147,7 @@ class Watcher:
         if waiting is None or waiting.done():
             return False
         now = self._loop.time()
-        if self._is_over() or self._is_beat_due(now):
+        if self.error is not None or self.topic.removed or self._is_heartbeat_due(now):
             waiting.set_result(None)
             return True
         due_at = self._news_due_at()
@@ -170,20 +156,13 @@ class Watcher:
         if due_at <= now + CLOCK_RESOLUTION_SECONDS:
             waiting.set_result(None)
             return True
-        if self._throttle_timer is None:
-            self._throttle_timer = self._loop.call_at(due_at, self._on_throttle_end)
+        self._wake_at(due_at)
         return False
 
     def step(self) -> bool:
         """Look, in its turn; see WakeQueue."""
-        self.is_queued = False
+        self._is_queued = False
         return self.poke()
-
-    def close(self) -> None:
-        """Stop the timers."""
-        for timer in (self._beat_timer, self._throttle_timer):
-            if timer is not None:
-                timer.cancel()
 
     def _take(self) -> bytes | None:
         """Return what is due now, if anything is."""
@@ -196,19 +175,19 @@ class Watcher:
                 raise self.error()
             if self.topic.removed:
                 raise JobExpiredError(f"job {newest.id!r} was deleted or has expired", id=newest.id)
-            if now + CLOCK_RESOLUTION_SECONDS >= self._ends_at:
+            if self._is_too_old(now):
                 raise StreamAgeError
         if due_at is not None and (due_at <= now + CLOCK_RESOLUTION_SECONDS or newest.done):
             self._updated_at = now
             return self._send(EventType.UPDATED, newest)
-        if self._is_beat_due(now):
+        if self._is_heartbeat_due(now):
             assert self._sent is not None
             return self._send(EventType.HEARTBEAT, self._sent)
         return None
 
     def _send(self, event_type: EventType, job: Job) -> bytes:
         self._sent = job
-        self._sent_at = self._loop.time()
+        self.note_sent()
         return self._hub.message(self.topic, event_type, job)
 
     def _news_due_at(self) -> float | None:
@@ -221,28 +200,3 @@ class Watcher:
         if topic.urgent_revision > sent.revision:
             return 0.0
         return self._updated_at + self._min_update_seconds
-
-    def _is_over(self) -> bool:
-        return self.error is not None or self.topic.removed
-
-    def _is_beat_due(self, now: float) -> bool:
-        now += CLOCK_RESOLUTION_SECONDS
-        return now >= min(self._sent_at + self._heartbeat_seconds, self._ends_at)
-
-    def _on_throttle_end(self) -> None:
-        self._throttle_timer = None
-        self._hub.wake_soon(self)
-
-    def _on_beat(self) -> None:
-        """Wake the watcher if it has been silent; messages do not move the timer, it looks when it fires."""
-        now = self._loop.time()
-        next_at = self._sent_at + self._heartbeat_seconds
-        if self._is_beat_due(now):
-            self._hub.wake_soon(self)
-            next_at = now + self._heartbeat_seconds
-        self._arm_beat(next_at)
-
-    def _arm_beat(self, next_at: float) -> None:
-        if self._loop.time() < self._ends_at < next_at:
-            next_at = self._ends_at
-        self._beat_timer = self._loop.call_at(next_at, self._on_beat)

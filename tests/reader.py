@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from jobstatus.v1 import job_status_pb2 as pb
+
+if TYPE_CHECKING:
+    from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceAsyncStub
 
 SNAPSHOT, UPDATED, REMOVED = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_UPDATED, pb.JOB_EVENT_TYPE_REMOVED
 SYNCED, HEARTBEAT, RESET = pb.JOB_EVENT_TYPE_SYNCED, pb.JOB_EVENT_TYPE_HEARTBEAT, pb.JOB_EVENT_TYPE_RESET
@@ -66,6 +71,24 @@ class Reader:
             self.jobs[job.id] = job
         else:
             assert event == pb.JobEvent(type=pb.JOB_EVENT_TYPE_HEARTBEAT)
+
+
+async def listed(stub: JobStatusServiceAsyncStub, job_filter: pb.JobFilter) -> dict[str, int]:
+    """The revisions of the jobs that match."""
+    request = pb.ListJobsRequest(filter=job_filter)
+    revisions: dict[str, int] = {}
+    while True:
+        page = await stub.ListJobs(request)
+        revisions |= {job.id: job.revision for job in page.jobs}
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            return revisions
+
+
+def pauses(messages: Sequence[Any]) -> list[float]:
+    """How many seconds lie between the sending of one message and of the next."""
+    sent_at = [message.server_time.ToNanoseconds() / 1e9 for message in messages]
+    return [later - earlier for earlier, later in itertools.pairwise(sent_at)]
 
 
 def told(message: Any) -> list[tuple[int, str]]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache
+import math
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.state import JobState
-from jobstatus_grpc.stores.found import read_cursor
+from jobstatus_grpc.stores.found import MAX_EXAMINED_ROWS, read_cursor
 from jobstatus_grpc.stores.rows import from_instant
 
 MAX_ARMS = 100
 """So many names are read side by side; SQLite merges at most 500."""
+MAX_COUNTED_ROWS = 1000
+"""What has more jobs than this is no better than another that has."""
 
 _MAX_INTEGER = 2**63 - 1
 _AFTER_ALL_TEXTS = b""  # SQLite's order
@@ -46,12 +50,17 @@ class Criterion(NamedTuple):
         """Return the query of what has to be looked at for that."""
         return self.selects() if self.is_ordered else " UNION ALL ".join(self._select(arm) for arm in self.arms)
 
+    @property
+    def max_counted(self) -> int:
+        """How many jobs are counted at most. If it has more, all that is known of it is that it has."""
+        return MAX_COUNTED_ROWS if self.is_ordered else MAX_EXAMINED_ROWS
+
     def _select(self, arm: str) -> str:
         return f"SELECT created_at, {self.key} AS key FROM {self.source} WHERE tenant = :tenant AND {arm}"
 
 
-def parameters_of(tenant: str, job_filter: JobFilter, cursor: str) -> dict[str, Any]:
-    """Return the values of all parameters that the criteria of a filter have.
+def parameters_of(tenant: str, job_filter: JobFilter, *, limit: int, cursor: str) -> dict[str, Any]:
+    """Return the values of all parameters that the queries for a page have; they read one job more than its `limit`.
 
     Raises:
         InvalidTokenError: `cursor` is none.
@@ -62,6 +71,10 @@ def parameters_of(tenant: str, job_filter: JobFilter, cursor: str) -> dict[str, 
         until = min(until, read_cursor(cursor))
     parameters = {
         "tenant": tenant,
+        "limit": limit + 1,
+        "examined": MAX_EXAMINED_ROWS,
+        "skipped": MAX_EXAMINED_ROWS - 1,
+        "counted": MAX_COUNTED_ROWS,
         "since": -_MAX_INTEGER if since is None else from_instant(since),
         "until": until[0],
         "until_key": until[1],
@@ -93,6 +106,40 @@ def criteria_of(job_filter: JobFilter) -> list[Criterion]:
     if job_filter.states or job_filter.done is not None or job_filter.stalled is not None:
         criteria.append(_by_states(len(_pairs(job_filter))))
     return criteria
+
+
+def counts_of(criteria: Sequence[Criterion]) -> str:
+    """Return the query of the numbers that `choose` needs, in one row; empty where it needs none."""
+    candidates = _candidates(criteria)
+    is_clear = not candidates or (len(candidates) == 1 and (candidates[0].is_best or candidates[0].is_ordered))
+    return "" if is_clear else _counts(candidates)
+
+
+def choose(criteria: Sequence[Criterion], counts: Sequence[int]) -> Criterion:
+    """Return the criterion whose index has the fewest jobs to look at, as the query `counts_of` has counted them."""
+    candidates = _candidates(criteria)
+    if not counts:
+        return candidates[0] if candidates else ANY_JOB
+    known = zip(counts, candidates, strict=True)
+    sizes = [(count if count <= each.max_counted else math.inf, each) for count, each in known]
+    # Of what has too many jobs to be sorted, no page can be made.
+    usable = [(size, each) for size, each in sizes if each.is_ordered or size < math.inf]
+    return min(usable, key=lambda entry: entry[0], default=(0, ANY_JOB))[1]
+
+
+def _candidates(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
+    candidates = tuple(criterion for criterion in criteria if criterion.arms)
+    return candidates[:1] if candidates and candidates[0].is_best else candidates
+
+
+@lru_cache(maxsize=1024)
+def _counts(criteria: tuple[Criterion, ...]) -> str:
+    counts = (
+        f"(SELECT count(*) FROM (SELECT 1 FROM ({criterion.examined()}) AS arms LIMIT {limit} + 1) AS found)"
+        for criterion in criteria
+        for limit in [":counted" if criterion.is_ordered else ":examined"]
+    )
+    return f"SELECT {', '.join(counts)}"
 
 
 def _pairs(job_filter: JobFilter) -> list[tuple[JobState, int]]:

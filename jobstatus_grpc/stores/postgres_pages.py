@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -10,19 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.limits import MAX_RESPONSE_BYTES
-from jobstatus_grpc.stores.criteria import ANY_JOB, Criterion, criteria_of, parameters_of
-from jobstatus_grpc.stores.found import MAX_EXAMINED_ROWS, write_cursor
+from jobstatus_grpc.stores.criteria import Criterion, choose, counts_of, criteria_of, parameters_of
+from jobstatus_grpc.stores.found import write_cursor
 from jobstatus_grpc.stores.interface import Page
 from jobstatus_grpc.stores.rows import JOB_COLUMNS, read_job
 
 if TYPE_CHECKING:
     from jobstatus_grpc.stores.postgres_database import Connection
 
-MAX_COUNTED_ROWS = 1000
-"""What has more jobs than this is no better than another that has."""
-
 _ORDER = "ORDER BY created_at DESC, key DESC"
-_NUMBERS = {"since", "until", "until_key", "limit", "examined", "skipped", "count"}
+_NUMBERS = {"since", "until", "until_key", "limit", "examined", "skipped", "counted"}
 # A name has at most 64 characters of four bytes.
 _AFTER_ALL_NAMES = "\U0010ffff" * 65
 
@@ -33,15 +29,16 @@ async def read_page(connection: Connection, tenant: str, job_filter: JobFilter, 
     Raises:
         InvalidTokenError: `cursor` is none.
     """
-    parameters = parameters_of(tenant, job_filter, cursor)
+    parameters = parameters_of(tenant, job_filter, limit=limit, cursor=cursor)
     if isinstance(parameters["prefix_end"], bytes):
         parameters["prefix_end"] = _AFTER_ALL_NAMES
     if not job_filter.possible_states:
         return Page((), (), "")
-    parameters |= {"limit": limit + 1, "examined": MAX_EXAMINED_ROWS, "skipped": MAX_EXAMINED_ROWS - 1}
+    criteria = criteria_of(job_filter)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        chosen = await _choose(connection, criteria_of(job_filter), parameters)
-        residuals = tuple(each.residual for each in criteria_of(job_filter) if each is not chosen)
+        counting = counts_of(criteria)
+        chosen = choose(criteria, (await _fetch(connection, counting, parameters))[0] if counting else ())
+        residuals = tuple(each.residual for each in criteria if each is not chosen)
         rows = await _fetch(connection, _matching(chosen, residuals), parameters)
         end = ""
         if residuals and len(rows) <= limit:
@@ -60,26 +57,6 @@ def _page(rows: Sequence[Any], limit: int, end: str) -> Page:
         if size >= MAX_RESPONSE_BYTES:
             break
     return Page(jobs, cursors, cursors[-1] if len(jobs) < len(rows) else end)
-
-
-async def _choose(connection: Connection, criteria: Sequence[Criterion], parameters: Mapping[str, Any]) -> Criterion:
-    """Return the criterion whose index has the fewest jobs to look at."""
-    candidates = [criterion for criterion in criteria if criterion.arms]
-    if not candidates:
-        return ANY_JOB
-    if candidates[0].is_best or (len(candidates) == 1 and candidates[0].is_ordered):
-        return candidates[0]
-    limits = [MAX_COUNTED_ROWS if candidate.is_ordered else MAX_EXAMINED_ROWS for candidate in candidates]
-    counted = {f"count{number}": limit + 1 for number, limit in enumerate(limits)}
-    (counts,) = await _fetch(connection, _counts(tuple(candidates)), {**parameters, **counted})
-    sizes = [count if count <= limit else math.inf for count, limit in zip(counts, limits, strict=True)]
-    # Of what has too many jobs to be sorted, no page can be made.
-    usable = [
-        (size, candidate)
-        for size, candidate in zip(sizes, candidates, strict=True)
-        if candidate.is_ordered or size < math.inf
-    ]
-    return min(usable, key=lambda entry: entry[0], default=(0, ANY_JOB))[1]
 
 
 async def _fetch(connection: Connection, query: str, parameters: Mapping[str, Any]) -> Sequence[Any]:
@@ -131,12 +108,3 @@ def _matching(criterion: Criterion, residuals: tuple[str, ...]) -> str:
 @lru_cache(maxsize=1024)
 def _last_examined(criterion: Criterion) -> str:
     return f"SELECT created_at, key FROM ({_places(criterion, ':examined')} LIMIT 1 OFFSET :skipped) AS place"
-
-
-@lru_cache(maxsize=1024)
-def _counts(criteria: tuple[Criterion, ...]) -> str:
-    counts = (
-        f"(SELECT count(*) FROM (SELECT 1 FROM ({criterion.examined()}) AS arms LIMIT :count{number}) AS found)"
-        for number, criterion in enumerate(criteria)
-    )
-    return f"SELECT {', '.join(counts)}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from jobstatus_grpc.errors import CannotStartError, StoreUnavailableError
+from jobstatus_grpc.stores.migrations import migrations
 from jobstatus_grpc.stores.postgres_database import Database, describe
 
 if TYPE_CHECKING:
@@ -26,13 +26,6 @@ _HAS_VERSION = """
         WHERE n.nspname = 'jobstatus' AND c.relname = 'schema_version'
     )
 """
-_VERSION_HEADER = "-- version "
-
-
-def migrations() -> list[str]:
-    """Return the SQL that leads from each schema version to the next, the first from nothing."""
-    script = resources.files(__package__).joinpath("postgres.sql").read_text(encoding="utf-8")
-    return [section.partition("\n")[2] for section in script.split(_VERSION_HEADER)[1:]]
 
 
 async def prepare(database: Database, steps: Sequence[str] | None = None) -> int:
@@ -45,7 +38,7 @@ async def prepare(database: Database, steps: Sequence[str] | None = None) -> int
     Raises:
         CannotStartError: it is newer than this code, the role may not, or the server is of no use.
     """
-    steps = migrations() if steps is None else steps
+    steps = migrations("postgres.sql") if steps is None else steps
     try:
         async with database.connection(seconds=MIGRATION_SECONDS) as connection:
             _check_server(connection)

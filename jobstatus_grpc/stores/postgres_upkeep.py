@@ -137,7 +137,7 @@ class Upkeep:
             silent = await connection.fetch(_SILENT, self._since, fail, now, limit + len(self._handed_out))
             commands: list[Command] = [
                 Stall(id=job_id, tenant=tenant, fail_after=fail_after)
-                for tenant, job_id in self._fresh([(row[0], row[1]) for row in silent])[:limit]
+                for tenant, job_id in self._fresh([(row[0], row[1]) for row in silent], limit=limit)
             ]
             if len(commands) < limit:
                 expired = await connection.fetch(_EXPIRED, now, limit - len(commands))
@@ -183,11 +183,11 @@ class Upkeep:
             return from_instant(self._clock())
         return int(await connection.fetchval(f"SELECT {NOW}"))
 
-    def _fresh(self, keys: Sequence[Key]) -> list[Key]:
-        """Leave out what was handed out a moment ago, and is being judged."""
+    def _fresh(self, keys: Sequence[Key], *, limit: int) -> list[Key]:
+        """Return at most `limit`, without what was handed out a moment ago, and is being judged."""
         now = self._seconds()
         self._handed_out = {key: until for key, until in self._handed_out.items() if until > now}
-        fresh = [key for key in keys if key not in self._handed_out]
+        fresh = [key for key in keys if key not in self._handed_out][:limit]
         self._handed_out.update(dict.fromkeys(fresh, now + AGAIN_SECONDS))
         return fresh
 

@@ -7,10 +7,10 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Sequence
-from importlib import resources
 from urllib.parse import quote
 
 from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.stores.migrations import migrations
 from jobstatus_grpc.stores.sqlite_errors import describe
 
 URL_FORMS = "sqlite:///relative/path.db or sqlite:////absolute/path.db"
@@ -18,13 +18,6 @@ APPLICATION_ID = 0x4A6F6253
 """Tells our files from other SQLite databases: "JobS"."""
 PAGE_BYTES = 2048
 CACHED_STATEMENTS = 1024
-_VERSION_HEADER = "-- version "
-
-
-def migrations() -> list[str]:
-    """Return the SQL that leads from each schema version to the next, the first from an empty file."""
-    script = resources.files(__package__).joinpath("sqlite.sql").read_text(encoding="utf-8")
-    return [section.partition("\n")[2] for section in script.split(_VERSION_HEADER)[1:]]
 
 
 def path_of(url: str) -> str:
@@ -73,7 +66,7 @@ class SqliteFile:
         try:
             self._check_application(connection)
             _make_durable(connection, self.path)
-            _migrate(connection, self.path, migrations() if steps is None else steps)
+            _migrate(connection, self.path, migrations("sqlite.sql") if steps is None else steps)
         except sqlite3.Error as error:
             connection.close()
             raise CannotStartError(f"cannot open the store {self.path}: {describe(error)}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
@@ -11,13 +10,10 @@ from typing import Any
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.record import Job
-from jobstatus_grpc.stores.criteria import ANY_JOB, Criterion, criteria_of, parameters_of
-from jobstatus_grpc.stores.found import MAX_EXAMINED_ROWS
+from jobstatus_grpc.stores.criteria import Criterion, choose, counts_of, criteria_of, parameters_of
 from jobstatus_grpc.stores.interface import Page
 from jobstatus_grpc.stores.rows import JOB_COLUMNS, read_job
 
-MAX_COUNTED_ROWS = 1000
-"""What has more jobs than this is no better than another that has."""
 CHUNK_ROWS = 100
 
 _ORDER = "ORDER BY created_at DESC, key DESC"
@@ -29,7 +25,7 @@ def read_page(connection: sqlite3.Connection, tenant: str, job_filter: JobFilter
     Raises:
         InvalidTokenError: `cursor` is none.
     """
-    parameters = parameters_of(tenant, job_filter, cursor)
+    parameters = parameters_of(tenant, job_filter, limit=limit, cursor=cursor)
     if not job_filter.possible_states:
         return Page((), (), "")
     connection.execute("BEGIN")  # what follows sees the file as it is now
@@ -50,36 +46,15 @@ def _read_cursors(
 
     Each is one step: after every row this thread would have to compete for the interpreter again.
     """
-    chosen = _choose(connection, criteria, parameters)
+    counting = counts_of(criteria)
+    chosen = choose(criteria, connection.execute(counting, parameters).fetchone() if counting else ())
     residuals = tuple(criterion.residual for criterion in criteria if criterion is not chosen)
-    limits = {"limit": limit + 1, "examined": MAX_EXAMINED_ROWS}
-    (text,) = connection.execute(_matching(chosen, residuals), {**parameters, **limits}).fetchone()
+    (text,) = connection.execute(_matching(chosen, residuals), parameters).fetchone()
     cursors = text.split(" ") if text else []
     if not residuals or len(cursors) > limit:
         return cursors, ""
-    last = connection.execute(_last_examined(chosen), {**parameters, "skipped": MAX_EXAMINED_ROWS - 1}).fetchone()
+    last = connection.execute(_last_examined(chosen), parameters).fetchone()
     return cursors, last[0] if last else ""
-
-
-def _choose(connection: sqlite3.Connection, criteria: Sequence[Criterion], parameters: Mapping[str, Any]) -> Criterion:
-    """Return the criterion whose index has the fewest jobs to look at."""
-    candidates = [criterion for criterion in criteria if criterion.arms]
-    if not candidates:
-        return ANY_JOB
-    first = candidates[0]
-    if first.is_best or (len(candidates) == 1 and first.is_ordered):
-        return first
-    limits = [MAX_COUNTED_ROWS if candidate.is_ordered else MAX_EXAMINED_ROWS for candidate in candidates]
-    counted = {f"count{number}": limit + 1 for number, limit in enumerate(limits)}
-    counts = connection.execute(_counts(tuple(candidates)), {**parameters, **counted}).fetchone()
-    sizes = [count if count <= limit else math.inf for count, limit in zip(counts, limits, strict=True)]
-    # Of what has too many jobs to be sorted, no page can be made.
-    usable = [
-        (size, candidate)
-        for size, candidate in zip(sizes, candidates, strict=True)
-        if candidate.is_ordered or size < math.inf
-    ]
-    return min(usable, key=lambda entry: entry[0], default=(0, ANY_JOB))[1]
 
 
 # The texts of queries: each shape of a filter has one, which is prepared once.
@@ -106,15 +81,6 @@ def _matching(criterion: Criterion, residuals: tuple[str, ...]) -> str:
 @lru_cache(maxsize=1024)
 def _last_examined(criterion: Criterion) -> str:
     return f"SELECT created_at || '.' || key FROM ({_places(criterion)} LIMIT 1 OFFSET :skipped)"
-
-
-@lru_cache(maxsize=1024)
-def _counts(criteria: tuple[Criterion, ...]) -> str:
-    counts = (
-        f"(SELECT count(*) FROM (SELECT 1 FROM ({criterion.examined()}) LIMIT :count{number}))"
-        for number, criterion in enumerate(criteria)
-    )
-    return f"SELECT {', '.join(counts)}"
 
 
 @cache

@@ -14,6 +14,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc import JobStatusClient, UnavailableError
 from jobstatus_grpc.client.channel import endpoint
 from tests.client.scripted import ScriptedServer, a_job, reply
+from tests.peace import in_peace
 from tests.processes import ServerProcess
 
 GOT = reply(pb.GetJobResponse(job=a_job()))
@@ -103,6 +104,7 @@ def server_credentials(pem: Callable[[str], str], *, mutual: bool) -> grpc.Serve
     return grpc.ssl_server_credentials([(key, cert)], ca if mutual else None, mutual)
 
 
+@in_peace(0.1)
 def test_a_ca_file_means_tls(connect, pem):
     with ScriptedServer(server_credentials(pem, mutual=False), GetJob=[GOT]) as server:
         assert connect(server.address, ca_file=pem("ca.pem"), token="secret").get("a").id == "a"
@@ -110,6 +112,7 @@ def test_a_ca_file_means_tls(connect, pem):
             connect(server.address).get("a", timeout_seconds=0.5)
 
 
+@in_peace(0.1)
 def test_a_certificate_is_shown_to_who_asks(connect, pem):
     with ScriptedServer(server_credentials(pem, mutual=True), GetJob=[GOT]) as server:
         ours = {"ca_file": pem("ca.pem"), "cert_file": pem("cert.pem"), "key_file": pem("key.pem")}

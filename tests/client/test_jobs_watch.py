@@ -22,6 +22,7 @@ from jobstatus_grpc import (
 )
 from jobstatus_grpc.errors import JobStatusError
 from tests.client.scripted import Answer, ScriptedServer, a_job, a_stream, fail, refuse, some_events
+from tests.peace import in_peace
 
 FULL = TooManyWatchersError()
 FULL.retry_after_seconds = 0.05
@@ -134,6 +135,7 @@ def test_a_watch_leaves_a_server_that_says_nothing(connect):
         watch.close()
 
 
+@in_peace(0.1)
 def test_who_takes_long_over_one_message_keeps_the_stream(connect):
     many = [("UPDATED", a_job(revision)) for revision in range(1, 8)]
     with ScriptedServer(WatchJobs=[]) as server:

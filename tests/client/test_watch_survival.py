@@ -14,6 +14,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc import AsyncJobStatusClient, JobState, TooManyWatchersError, UnavailableError
 from jobstatus_grpc.errors import JobStatusError, StreamAgeError
 from tests.client.scripted import ScriptedServer, a_done_job, a_job, a_stream, an_event, fail, refuse
+from tests.peace import in_peace
 
 FULL = TooManyWatchersError()
 FULL.retry_after_seconds = 0.05
@@ -89,6 +90,7 @@ def test_a_watch_leaves_a_server_that_says_nothing(connect):
             assert server.ended.acquire(timeout=10)
 
 
+@in_peace(0.1)
 def test_heartbeats_keep_a_watch_on_its_stream(connect):
     beat = an_event(a_job(1), pb.JobEventType.JOB_EVENT_TYPE_HEARTBEAT)
 
@@ -178,6 +180,7 @@ def test_a_watch_gives_up_on_a_host_that_does_not_answer(connect):
             next(connect(address).watch("a", give_up_seconds=0.5))
 
 
+@in_peace(1)
 def test_a_watch_that_hears_of_its_server_does_not_give_up(connect):
     cut = [a_stream(an_event(a_job(revision)), then=fail(grpc.StatusCode.UNAVAILABLE)) for revision in range(10, 19)]
     with ScriptedServer(WatchJob=[*cut, THE_END]) as server:

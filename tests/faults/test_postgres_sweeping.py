@@ -13,6 +13,7 @@ from jobstatus_grpc import JobState
 from jobstatus_grpc.errors import JobExpiredError
 from tests.faults.load import crowd
 from tests.faults.replicas import connected_to, replicas
+from tests.peace import in_peace
 from tests.reader import REMOVED, Reader
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,7 @@ def database(postgres):
 
 
 @pytest.mark.timeout(300)
+@in_peace(0.5)
 def test_when_the_sweeper_dies_another_takes_over_and_its_clocks_start_anew(postgres, database, is_full):
     async def scenario(servers):
         async with connected_to(servers) as (_, clients), crowd() as start:

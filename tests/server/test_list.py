@@ -124,16 +124,6 @@ def test_every_violation_of_a_request_is_told_at_once(service, refused):
     assert refusal.fields == [*(f"filter.{name}" for name in names), "page_size"]
 
 
-def test_other_calls_go_on_while_a_large_page_is_made(serve):
-    service = serve()
-    ids = [f"{number}" for number in range(500)]
-    service.batch(*(pb.UpdateJobRequest(job=pb.JobStatus(id=job_id), allow_missing=True) for job_id in ids))
-    pages = [service.stub.ListJobs.future(pb.ListJobsRequest(page_size=1000), timeout=20) for _ in range(20)]
-    service.get("1")
-    assert any(not page.done() for page in pages)
-    assert {len(page.result().jobs) for page in pages} == {500}
-
-
 def test_done_and_stalled_are_filters_of_three_values(any_service, new_id):
     parent = new_id()
     states = ("PENDING", "IN_PROGRESS", "SUCCEEDED")

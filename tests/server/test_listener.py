@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -14,126 +13,32 @@ import pytest
 
 from jobstatus_grpc.server.addresses import CannotListenError
 from jobstatus_grpc.server.listener import Listener
-
-ECHO = "/test.Echo/Unary"
-TICK = "/test.Echo/Stream"
-CHECK = "/grpc.health.v1.Health/Check"
-OPTIONS = (("grpc.so_reuseport", 0),)
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-
-
-class Service(grpc.GenericRpcHandler):
-    """Echoes, ticks and answers health checks; remembers the servers that were built for it."""
-
-    def __init__(self) -> None:
-        self.servers: list[grpc.aio.Server] = []
-        self.healthy = asyncio.Event()
-        self.healthy.set()
-        self.checked = asyncio.Event()
-
-    def build(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=OPTIONS)
-        server.add_generic_rpc_handlers([self])
-        self.servers.append(server)
-        return server
-
-    def service(self, details):
-        return {
-            ECHO: grpc.unary_unary_rpc_method_handler(self.echo),
-            CHECK: grpc.unary_unary_rpc_method_handler(self.check),
-            TICK: grpc.unary_stream_rpc_method_handler(self.tick),
-        }.get(details.method)
-
-    async def echo(self, request, context):
-        return request
-
-    async def tick(self, request, context):
-        while True:
-            yield b"tick"
-            await asyncio.sleep(0.01)
-
-    async def check(self, request, context):
-        await self.healthy.wait()
-        self.checked.set()
-        return b""
+from tests.peace import STANDSTILL_SECONDS, in_peace
+from tests.server.listening import (
+    OPTIONS,
+    PREFACE,
+    Service,
+    call,
+    echo,
+    ends,
+    listening,
+    logged,
+    make_the_accept_loop_fail,
+    read_to_the_end,
+    run,
+    send,
+    ticks,
+)
 
 
-@contextlib.asynccontextmanager
-async def listening(*addresses, **settings):
-    service = Service()
-    listener = Listener(service.build, addresses or ["127.0.0.1:0"], **settings)
-    (address, *_) = await listener.start()
-    try:
-        yield service, listener, address
-    finally:
-        await listener.stop(0)
-
-
-async def call(address, timeout_seconds=2.0):
-    """Make one call on a connection of its own, which connects again while it is refused."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        return await echo(channel, timeout_seconds)
-
-
-async def echo(channel, timeout_seconds=2.0):
-    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(ECHO)
-    return await method(b"hello", timeout=timeout_seconds, wait_for_ready=True)
-
-
-def ticks(channel):
-    method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(TICK)
-    return method(b"")
-
-
-async def make_the_accept_loop_fail(address):
-    """Let the accept loop meet an error while it takes a call, as it does with some malformed ones."""
-
-    def refuse(loop, coroutine, **settings):
-        if coroutine.__qualname__ == "_schedule_rpc_coro":
-            loop.set_task_factory(None)
-            coroutine.close()
-            raise RuntimeError("no task for this call")
-        return asyncio.Task(coroutine, loop=loop, **settings)
-
-    asyncio.get_running_loop().set_task_factory(refuse)
-    with contextlib.suppress(grpc.aio.AioRpcError):  # unless a probe came first
-        await call(address, timeout_seconds=0.2)
-
-
-async def send(address, data):
-    _, writer = await asyncio.open_connection(*address.split(":"))
-    writer.write(data)
-    writer.close()
-    with contextlib.suppress(ConnectionError):
-        await writer.wait_closed()
-
-
-async def read_to_the_end(stream):
-    while await stream.read():
-        pass
-
-
-def ends(caplog):
-    return [message for message in caplog.messages if "has ended" in message]
-
-
-async def logged(caplog, count=1):
-    while len(ends(caplog)) < count:  # noqa: ASYNC110 - the log has no event to wait for
-        await asyncio.sleep(0.01)
-
-
-def run(scenario):
-    """Run a coroutine function to its end, within twenty seconds."""
-    asyncio.run(asyncio.wait_for(scenario(), 20))
-
-
+@in_peace(0.5)
 def test_calls_succeed_within_two_seconds_of_the_accept_loops_end_and_the_log_says_why(caplog):
     async def scenario():
         async with listening() as (_, _, address):
             await make_the_accept_loop_fail(address)
-            assert await call(address) == b"hello"
+            assert await call(address, timeout_seconds=2) == b"hello"
 
+    caplog.clear()
     run(scenario)
     assert len(ends(caplog)) == 1
     assert "accept loop failed with RuntimeError: no task for this call" in ends(caplog)[0]
@@ -282,7 +187,7 @@ def test_stop_ends_the_streams_of_replaced_servers_within_its_grace(caplog):
             await stream.read()
             await make_the_accept_loop_fail(address)
             await logged(caplog)
-            await asyncio.wait_for(listener.stop(0.2), 1.2)
+            await asyncio.wait_for(listener.stop(0.2), 0.2 + 1 + STANDSTILL_SECONDS)
             with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
                 await read_to_the_end(stream)
 

@@ -12,6 +12,9 @@ import pytest
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
+from tests.peace import STANDSTILL_SECONDS
+from tests.server.admission import within_a_second
+
 READERS = 20
 LARGE = {"text": "x" * 60_000}
 MIB = 1024 * 1024
@@ -109,24 +112,31 @@ def places(service, job, wanted):
     return len(admitted)
 
 
+def watch_in_the_last_place(service, job):
+    """Watch as soon as the watch that had the place is gone; begin with the second message."""
+    while True:
+        stream = service.watch(job.id, min_update_interval=NONE)
+        try:
+            next(stream)
+            return stream
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
+
+
 def memory(service):
     return psutil.Process(service.process.pid).memory_info().rss
 
 
 def is_free_within_a_second(service, job):
-    deadline = time.monotonic() + 1
-    while places(service, job, READERS + 1) < READERS + 1:
-        if time.monotonic() > deadline:
-            return False
-    return True
+    return within_a_second(lambda: places(service, job, READERS + 1) == READERS + 1)
 
 
 @pytest.mark.parametrize("open_readers", [idle_readers, deaf_readers])
 def test_readers_that_do_not_read_cost_the_others_nothing(service, running, open_readers):
     readers = open_readers(service, running)
     before = memory(service)
-    keen = service.watch(running.id, min_update_interval=NONE)
-    next(keen)
+    keen = watch_in_the_last_place(service, running)
     started = time.monotonic()
     for number in range(150):
         job = service.update(running.id, labels={"n": str(number)})
@@ -163,7 +173,7 @@ def test_readers_that_do_not_read_do_not_hold_up_the_end_of_the_server(serve, ne
         service.update(job.id, labels={"n": str(number)})
     started = time.monotonic()
     assert service.process.terminate() == 0
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 1 + 5 + STANDSTILL_SECONDS
     for reader in readers:
         reader.close()
 
@@ -175,7 +185,7 @@ def test_a_reader_that_stalls_for_ever_is_thrown_out_by_the_age_of_its_connectio
     readers = idle_readers(service, job)
     for number in range(100):
         service.update(job.id, labels={"n": str(number)})
-    deadline = time.monotonic() + 1.1 + 30 + 5
+    deadline = time.monotonic() + 1.1 + 30 + 5 + STANDSTILL_SECONDS
     while places(service, job, READERS + 1) < READERS + 1:
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -14,7 +14,7 @@ from jobstatus_grpc import filter_stream
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.job_writer import Writer
 from tests.processes import serving
-from tests.reader import Reader
+from tests.reader import Reader, listed
 
 READERS, CUTS, WRITERS = 12, 12, 3
 
@@ -56,17 +56,6 @@ def random_filter(chance):
         "stalled": False,
     }
     return pb.JobFilter(**{name: choices[name] for name in chance.sample(list(choices), chance.randrange(3))})
-
-
-async def listed(stub, job_filter):
-    request = pb.ListJobsRequest(filter=job_filter)
-    revisions: dict[str, int] = {}
-    while True:
-        page = await stub.ListJobs(request)
-        revisions |= {job.id: job.revision for job in page.jobs}
-        request.page_token = page.next_page_token
-        if not page.next_page_token:
-            return revisions
 
 
 async def read(stub, job_filter, chance, is_over):

@@ -17,7 +17,7 @@ from jobstatus_grpc.stores.feed import Feed
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.paused_store import PausedStore
 from tests.processes import serving
-from tests.reader import HEARTBEAT, REMOVED, RESET, Reader, told
+from tests.reader import HEARTBEAT, REMOVED, RESET, Reader, listed, told
 
 NONE = duration_pb2.Duration()
 SECOND = duration_pb2.Duration(seconds=1)
@@ -56,24 +56,12 @@ async def read_until(stream, reader, is_there):
         reader.take(await stream.read())
 
 
-async def listed(stub):
-    """The revisions of the jobs that match."""
-    request = pb.ListJobsRequest(filter=OPEN)
-    revisions: dict[str, int] = {}
-    while True:
-        page = await stub.ListJobs(request)
-        revisions |= {job.id: job.revision for job in page.jobs}
-        request.page_token = page.next_page_token
-        if not page.next_page_token:
-            return revisions
-
-
 async def is_right(stub, stream, reader):
     """Read on until the newest is known, and see that the reader's jobs are those that match."""
     await read_until(stream, reader, lambda: reader.is_synced)
     await create(stub, "last")
     await read_until(stream, reader, lambda: "last" in reader.jobs)
-    assert reader.revisions == await listed(stub)
+    assert reader.revisions == await listed(stub, OPEN)
 
 
 async def prepare(stub):
@@ -191,7 +179,7 @@ def test_a_resumed_reader_hears_of_what_it_holds_and_of_nothing_else(monkeypatch
             reader = Reader()
             stream = await resumed(stub, reader)
             await read_until(stream, reader, lambda: reader.is_synced)
-            await listed(stub)
+            await listed(stub, OPEN)
             await update(stub, "other", progress=1)
             await CHANGES["stops matching"](stub)
             message = await stream.read()

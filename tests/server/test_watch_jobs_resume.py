@@ -12,19 +12,6 @@ NONE = duration_pb2.Duration()
 
 
 @pytest.fixture
-def group(new_id):
-    return {"group": new_id()}
-
-
-@pytest.fixture
-def make(any_service, new_id, group):
-    def make(state="IN_PROGRESS", **fields):
-        return any_service.job_in(state, id=new_id(), **{"labels": group, **fields})
-
-    return make
-
-
-@pytest.fixture
 def watch(any_service, group):
     """Read a watch of the test's jobs to SYNCED; return the stream, the events before it, and its token."""
     streams = []

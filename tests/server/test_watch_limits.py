@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 
+from tests.server.admission import admitted_within_a_second
+
 TOO_MANY = ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHERS")
 
 
-def admitted_within_a_second(service, job):
-    """Open a watch, again and again until it is admitted: a second is what one before it may take to be gone."""
-    deadline = time.monotonic() + 1
-    while True:
-        stream = service.watch(job.id)
-        try:
-            next(stream)
-            return stream
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                raise
-            assert time.monotonic() < deadline
+def admitted(service, job):
+    return admitted_within_a_second(lambda: service.watch(job.id))
 
 
 def opened(service, job, count):
-    return [admitted_within_a_second(service, job) for _ in range(count)]
+    return [admitted(service, job) for _ in range(count)]
 
 
 def refused_watch(refused, service, job):
@@ -73,16 +64,16 @@ def test_a_watch_whose_client_has_gone_is_free_within_a_second(limited, running,
                 stream.cancel()
         else:
             leaver.close()
-        streams = [admitted_within_a_second(limited, running) for _ in range(3)]
+        streams = [admitted(limited, running) for _ in range(3)]
         leaver.close()
         for stream in streams:
             stream.cancel()
-        admitted_within_a_second(limited, running).cancel()
+        admitted(limited, running).cancel()
 
 
 def test_a_watch_that_has_ended_or_was_refused_takes_no_place(limited, refused, running, new_id):
     done = limited.job_in("SUCCEEDED", id=new_id())
-    first = admitted_within_a_second(limited, running)
+    first = admitted(limited, running)
     for _ in range(10):
         assert len(list(limited.watch(done.id))) == 1
         assert refused(lambda: list(limited.watch(new_id()))).reason == "JOB_NOT_FOUND"
@@ -103,7 +94,7 @@ def test_a_caller_has_a_limit_of_its_own_over_all_its_connections(serve, refused
         assert refusal.kind == TOO_MANY
         assert refusal.retry_seconds > 0
     streams[0].cancel()
-    streams.append(admitted_within_a_second(other, job))
+    streams.append(admitted(other, job))
     service.update(job.id, state="JOB_STATE_SUCCEEDED")
     assert [len(list(stream)) for stream in streams[1:]] == [1, 1]
     other.close()
@@ -127,4 +118,4 @@ def test_under_a_storm_of_watches_every_call_is_answered(limited, running):
             assert limited.update(running.id, labels={"n": str(number)}).labels["n"] == str(number)
         codes = set().union(*(one.result() for one in storms))
     assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    admitted_within_a_second(limited, running).cancel()
+    admitted(limited, running).cancel()

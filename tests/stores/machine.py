@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -116,9 +115,6 @@ def told(outcome: object) -> object:
 class Stores(RuleBasedStateMachine):
     """The same commands on both, at the same times. `open` says which store is compared."""
 
-    modules: Sequence[str]
-    """Those that know MAX_EXAMINED_ROWS."""
-
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
@@ -182,7 +178,7 @@ class Stores(RuleBasedStateMachine):
     @rule(tenant=tenants, job_filter=filters_of_few_fields, limit=st.integers(1, 4), examined=st.integers(1, 5))
     def list_jobs(self, tenant: str, job_filter: JobFilter, limit: int, examined: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("memory_order", *self.modules):
+            for module in ("memory_order", "criteria"):
                 patch.setattr(f"jobstatus_grpc.stores.{module}.MAX_EXAMINED_ROWS", examined)
             lists = [self.await_(jobs_of(store, job_filter, limit=limit, tenant=tenant)) for store in self.stores()]
         assert lists[1] == lists[0]

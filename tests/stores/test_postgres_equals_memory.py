@@ -15,8 +15,6 @@ TABLES = ("jobs", "labels", "changes", "transitions", "tombstones", "heard", "co
 
 
 class PostgresAndMemory(Stores):
-    modules = ("postgres_pages",)
-
     url: str
 
     async def open(self) -> JobStore:

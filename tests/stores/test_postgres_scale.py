@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -14,11 +12,11 @@ from jobstatus_grpc.job import Update
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.stores.postgres import PostgresStore
 from tests.stores.postgres_farm import fill
+from tests.stores.scale import MEASUREMENTS, ratio
 from tests.stores.support import done
 from tests.stores.test_postgres_pages import FILTERS
 
 FEW, MANY = 20_000, 200_000
-REPEATS = 40
 
 Use = Callable[[PostgresStore, int], Awaitable[object]]
 
@@ -38,11 +36,11 @@ async def page(store: PostgresStore, number: int, *, job_filter: JobFilter) -> o
 
 
 async def get(store: PostgresStore, number: int) -> object:
-    return await store.get("default", f"{number * FEW // REPEATS}")
+    return await store.get("default", f"{number * FEW // MEASUREMENTS}")
 
 
 async def update(store: PostgresStore, number: int) -> object:
-    return await done(store, Update(id=f"{number * FEW // REPEATS + 3}", changes={"progress": 1.0}))
+    return await done(store, Update(id=f"{number * FEW // MEASUREMENTS + 3}", changes={"progress": 1.0}))
 
 
 USES: dict[str, Use] = {
@@ -50,17 +48,6 @@ USES: dict[str, Use] = {
     "update": update,
     **{name: partial(page, job_filter=job_filter) for name, (job_filter, _) in FILTERS.items()},
 }
-
-
-async def ratio(few: PostgresStore, many: PostgresStore, use: Use) -> float:
-    """How many times longer `use(store, number)` takes with many jobs: of medians, taken in turns."""
-    seconds: dict[PostgresStore, list[float]] = {few: [], many: []}
-    for number in range(REPEATS):
-        for store in (few, many):
-            started = time.perf_counter()
-            await use(store, number)
-            seconds[store].append(time.perf_counter() - started)
-    return statistics.median(seconds[many]) / statistics.median(seconds[few])
 
 
 @pytest.mark.slow

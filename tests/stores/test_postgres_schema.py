@@ -9,12 +9,14 @@ import pytest
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.job import Create
 from jobstatus_grpc.stores import postgres_schema
+from jobstatus_grpc.stores.migrations import migrations
 from jobstatus_grpc.stores.postgres import PostgresStore
 from jobstatus_grpc.stores.postgres_database import Database
-from jobstatus_grpc.stores.postgres_schema import migrations, prepare
+from jobstatus_grpc.stores.postgres_schema import prepare
 from tests.stores.support import done
 
-NEWEST = len(migrations())
+STEPS = migrations("postgres.sql")
+NEWEST = len(STEPS)
 ADD = "ALTER TABLE jobstatus.jobs ADD COLUMN later{0} integer; INSERT INTO jobstatus.counts VALUES (9, {0})"
 
 
@@ -48,7 +50,7 @@ def test_stores_that_open_an_empty_database_at_once_make_one_schema(postgres, po
 
 def test_migrations_run_one_after_another_and_each_once(postgres, postgres_url):
     assert prepared(postgres_url) == NEWEST
-    later = [*migrations(), ADD.format(1), ADD.format(2)]
+    later = [*STEPS, ADD.format(1), ADD.format(2)]
     assert prepared(postgres_url, later[:-1]) == NEWEST + 1
     assert [prepared(postgres_url, later) for _ in range(2)] == [NEWEST + 2] * 2
     assert postgres.execute("SELECT jobs FROM jobstatus.counts", name_of(postgres_url)) == [["1"], ["2"]]
@@ -57,13 +59,13 @@ def test_migrations_run_one_after_another_and_each_once(postgres, postgres_url):
 def test_a_migration_that_fails_leaves_the_schema_as_it_was(postgres, postgres_url):
     prepared(postgres_url)
     with pytest.raises(CannotStartError, match='cannot prepare the store\'s schema: relation "nowhere" does not exist'):
-        prepared(postgres_url, [*migrations(), ADD.format(1), "SELECT * FROM nowhere"])
+        prepared(postgres_url, [*STEPS, ADD.format(1), "SELECT * FROM nowhere"])
     assert postgres.execute("SELECT * FROM jobstatus.counts", name_of(postgres_url)) == []
     assert prepared(postgres_url) == NEWEST
 
 
 def test_a_newer_schema_is_refused_and_left_alone(postgres, postgres_url):
-    newest = prepared(postgres_url, [*migrations(), ADD.format(1)])
+    newest = prepared(postgres_url, [*STEPS, ADD.format(1)])
     with pytest.raises(CannotStartError, match=f"version {newest}, newer than .*; run the release that wrote it"):
         asyncio.run(PostgresStore.open(postgres_url))
     assert postgres.execute("SELECT version FROM jobstatus.schema_version", name_of(postgres_url)) == [[f"{newest}"]]

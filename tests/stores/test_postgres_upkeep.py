@@ -32,12 +32,12 @@ async def two_stores(url: str, clock: StandingClock) -> AsyncIterator[tuple[Post
             await store.close()
 
 
-async def due(store: PostgresStore) -> list[str]:
-    return [command.id for command in await store.overdue(limit=10)]
+async def due(store: PostgresStore, *, limit: int = 10) -> list[str]:
+    return [command.id for command in await store.overdue(limit=limit)]
 
 
-async def silent_job(store: PostgresStore, clock: StandingClock) -> None:
-    await done(store, Create(id="a", state=JobState.IN_PROGRESS, heartbeat_timeout=TIMEOUT))
+async def silent_job(store: PostgresStore, clock: StandingClock, job_id: str = "a") -> None:
+    await done(store, Create(id=job_id, state=JobState.IN_PROGRESS, heartbeat_timeout=TIMEOUT))
     await due(store)
     clock.advance(seconds=31)
 
@@ -52,6 +52,17 @@ def test_one_store_at_a_time_tells_what_is_due(postgres_url):
         async with two_stores(postgres_url, clock) as (first, second):
             await silent_job(first, clock)
             assert (await due(second), await due(first)) == ([], ["a"])
+
+    asyncio.run(main())
+
+
+def test_what_was_over_the_limit_is_due_in_the_next_round(postgres_url):
+    async def main() -> None:
+        clock = StandingClock()
+        async with two_stores(postgres_url, clock) as (store, _):
+            await silent_job(store, clock, "a")
+            await silent_job(store, clock, "b")  # by then a was handed out once, and nobody judged it
+            assert [await due(store, limit=1), await due(store, limit=1)] == [["a"], ["b"]]
 
     asyncio.run(main())
 

@@ -14,8 +14,6 @@ from tests.stores.support import RETENTION
 
 
 class SqliteAndMemory(Stores):
-    modules = ("sqlite_pages",)
-
     def __init__(self) -> None:
         self.directory = tempfile.TemporaryDirectory()
         super().__init__()

@@ -16,11 +16,14 @@ import pytest
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, JobState, Update
 from jobstatus_grpc.job_filter import JobFilter
+from jobstatus_grpc.stores.migrations import migrations
 from jobstatus_grpc.stores.sqlite import SqliteStore, open_store
-from jobstatus_grpc.stores.sqlite_file import SqliteFile, migrations, path_of
+from jobstatus_grpc.stores.sqlite_file import SqliteFile, path_of
 from tests.stores.contract_lists import ids_of
 from tests.stores.sqlite_support import on_file, open_at, raw, raw_script
 from tests.stores.support import done
+
+STEPS = migrations("sqlite.sql")
 
 # One process
 
@@ -75,7 +78,7 @@ def make_foreign(path: Path) -> None:
 
 def make_newer(path: Path) -> None:
     on_file(path, SqliteStore.position)
-    raw(path, f"PRAGMA user_version = {len(migrations()) + 1}")
+    raw(path, f"PRAGMA user_version = {len(STEPS) + 1}")
 
 
 def make_unwritable(path: Path) -> None:
@@ -89,7 +92,7 @@ UNUSABLE = {
     make_directory: "Is a directory",
     make_parent_a_file: "Not a directory",
     make_foreign: "it is a database of something else",
-    make_newer: f"newer than the {len(migrations())} known here",
+    make_newer: f"newer than the {len(STEPS)} known here",
     make_unwritable: "Permission denied",
 }
 
@@ -196,7 +199,7 @@ def test_a_file_of_version_1_becomes_what_a_new_one_is(tmp_path):
 def test_a_file_is_migrated_a_version_at_a_time(tmp_path):
     file = SqliteFile(str(tmp_path / "jobs.db"))
     file.connect_writer().close()
-    steps = [*migrations(), "ALTER TABLE jobs ADD COLUMN extra TEXT;", "CREATE INDEX by_extra ON jobs (extra);"]
+    steps = [*STEPS, "ALTER TABLE jobs ADD COLUMN extra TEXT;", "CREATE INDEX by_extra ON jobs (extra);"]
     with closing(file.connect_writer(steps)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(steps),)
         assert connection.execute("SELECT count(extra) FROM jobs").fetchone() == (0,)
@@ -205,7 +208,7 @@ def test_a_file_is_migrated_a_version_at_a_time(tmp_path):
 
 def test_a_migration_that_fails_leaves_the_version_before(tmp_path):
     file = SqliteFile(str(tmp_path / "jobs.db"))
-    steps = [*migrations(), "CREATE TABLE fine (a);", "CREATE TABLE half (a); CREATE TABLE jobs (a);"]
+    steps = [*STEPS, "CREATE TABLE fine (a);", "CREATE TABLE half (a); CREATE TABLE jobs (a);"]
     with pytest.raises(errors.CannotStartError, match="table jobs already exists"):
         file.connect_writer(steps)
     file.unlock()

@@ -105,8 +105,8 @@ def test_a_token_has_one_spelling(text):
 
 def test_garbage_of_any_length_costs_little():
     garbage = "A" * 4_000_000
-    started = time.perf_counter()
+    started = time.thread_time()
     for _ in range(1000):
         with pytest.raises(InvalidTokenError):
             read_token("resume", SCOPE, garbage)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5

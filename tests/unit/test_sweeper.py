@@ -140,10 +140,12 @@ def test_a_server_that_was_away_holds_no_silence_against_anybody(caplog):
             clock.advance(seconds=60)
             await asyncio.sleep(0.05)
             assert not (await store.get("default", "a")).stalled
+            position = await store.position()
             for _ in range(10):
                 clock.advance(seconds=3)
                 await asyncio.sleep(0.05)
-            assert (await store.get("default", "a")).stalled
+            (job,) = await until_changed(store, 1, position)
+            assert job.stalled
 
     run(test)
     assert "stood still for 60.0 s" in caplog.text

@@ -1,92 +1,17 @@
-"""The watch hub on its own, with a store in memory and events rendered as words."""
+"""The watch hub on its own: who hears what, when, and rendered how often."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 from collections import Counter
 
 import pytest
 
-from jobstatus_grpc.commands import Create, Update
-from jobstatus_grpc.errors import DrainingError, JobExpiredError, StoreChangedError, StreamAgeError
+from jobstatus_grpc import watch_hub
 from jobstatus_grpc.record import evolve
 from jobstatus_grpc.state import JobState
 from jobstatus_grpc.stores.interface import Change
-from jobstatus_grpc.stores.memory import MemoryStore
-from jobstatus_grpc.watch_hub import WatchHub
-from jobstatus_grpc.watcher import Watcher
-
-TENANT = "default"
-
-
-class Hub:
-    """A hub that follows a store; it renders an event as its type, its job's revision and the number of rendering."""
-
-    def __init__(self, **settings):
-        self.store = MemoryStore()
-        self.rendered: Counter[tuple[str, str, int]] = Counter()
-        self.hub = WatchHub(render=self._render, stamp=lambda: b"", **settings)
-
-    def _render(self, event_type, job):
-        self.rendered[event_type.name, job.id, job.revision] += 1
-        return f"{event_type.name} {job.revision}".encode()
-
-    @contextlib.asynccontextmanager
-    async def followed(self):
-        following = asyncio.create_task(self.hub.follow(self.store, await self.store.position()))
-        try:
-            yield self
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-
-    async def create(self, job_id="a"):
-        (job,) = await self.store.commit([Create(id=job_id, state=JobState.IN_PROGRESS)])
-        return job
-
-    async def update(self, job_id="a", **changes):
-        (job,) = await self.store.commit([Update(id=job_id, changes=changes)])
-        return job
-
-    @contextlib.asynccontextmanager
-    async def watcher(self, job_id="a", *, heartbeat_seconds=30.0, min_update_seconds=0.0):
-        with self.hub.watcher(
-            TENANT, job_id, heartbeat_seconds=heartbeat_seconds, min_update_seconds=min_update_seconds
-        ) as watcher:
-            self.hub.offer(watcher, await self.store.get(TENANT, job_id))
-            yield watcher
-
-    async def read_all(self, job_id="a", **settings):
-        """Watch to the end, and return the messages."""
-        async with self.watcher(job_id, **settings) as watcher:
-            return [message async for message in until_none(watcher)]
-
-
-async def until_none(watcher):
-    while (message := await watcher.next()) is not None:
-        yield message.decode()
-
-
-def run(scenario, **settings):
-    async def with_hub():
-        async with Hub(**settings).followed() as hub:
-            await hub.create()
-            return await scenario(hub)
-
-    return asyncio.run(asyncio.wait_for(with_hub(), 20))
-
-
-async def registered(hub, count):
-    while hub.hub.watchers < count:  # noqa: ASYNC110 - the hub has no event to wait for
-        await asyncio.sleep(0)
-    await turns(5)
-
-
-async def turns(count):
-    for _ in range(count):
-        await asyncio.sleep(0)
+from tests.unit.hub import TENANT, registered, run, turns
 
 
 def test_a_watcher_gets_snapshot_changes_and_end():
@@ -176,102 +101,6 @@ def test_states_in_between_may_be_skipped_by_who_is_slow_and_the_newest_arrives(
     assert run(scenario) == [b"SNAPSHOT 1", b"UPDATED 51"]
 
 
-def test_nothing_is_left_behind_once_all_watchers_have_gone():
-    async def scenario(hub):
-        async def watch(leave):
-            async with hub.watcher() as watcher:
-                await watcher.next()
-                if not leave:
-                    await watcher.next()
-
-        watches = [asyncio.create_task(watch(leave)) for leave in (True, False) * 50]
-        await turns(20)
-        await hub.update(labels={"a": "b"})
-        for task in watches[1::4]:
-            task.cancel()
-        ends = await asyncio.gather(*watches, return_exceptions=True)
-        assert {type(end) for end in ends} == {type(None), asyncio.CancelledError}
-        await hub.update(labels={"a": "c"})
-        await turns(200)
-        del watches, ends, task
-        gc.collect()
-        return hub.hub.watchers, hub.hub._topics, [each for each in gc.get_objects() if isinstance(each, Watcher)]
-
-    assert run(scenario) == (0, {}, [])
-
-
-def test_a_watcher_that_gives_up_while_waiting_holds_up_nobody():
-    async def scenario(hub):
-        watches = [asyncio.create_task(hub.read_all()) for _ in range(20)]
-        await registered(hub, 20)
-        await hub.update(state=JobState.SUCCEEDED)
-        for task in watches[::2]:
-            task.cancel()
-        return await asyncio.gather(*watches[1::2])
-
-    assert {messages[-1] for messages in run(scenario)} == {"UPDATED 2"}
-
-
-def test_a_watch_ends_at_its_age_though_its_heartbeats_are_rarer():
-    async def scenario(hub):
-        with pytest.raises(StreamAgeError):
-            await asyncio.wait_for(hub.read_all(heartbeat_seconds=30), 5)
-
-    run(scenario, max_age_seconds=0.2)
-
-
-def test_a_watch_of_a_job_that_never_rests_ends_at_its_age_too():
-    async def scenario(hub):
-        watch = asyncio.create_task(hub.read_all())
-        deadline = asyncio.get_running_loop().time() + 5
-        number = 0
-        while not watch.done() and asyncio.get_running_loop().time() < deadline:
-            number += 1
-            await hub.update(labels={"n": str(number)})
-            await asyncio.sleep(0)
-        assert watch.done()
-        with pytest.raises(StreamAgeError):
-            await watch
-
-    run(scenario, max_age_seconds=0.2)
-
-
-@pytest.mark.parametrize("error", [DrainingError, StoreChangedError])
-def test_open_watches_end_with_what_ended_the_hub_and_a_drained_one_takes_no_more(error):
-    async def scenario(hub):
-        watches = [asyncio.create_task(hub.read_all()) for _ in range(10)]
-        await registered(hub, 10)
-        hub.hub.close(error)
-        ends = await asyncio.gather(*watches, return_exceptions=True)
-        assert [type(end) for end in ends] == [error] * 10
-        with pytest.raises(error):
-            await hub.read_all()
-
-    run(scenario)
-
-
-def test_a_done_state_is_sent_before_the_hub_ends():
-    async def scenario(hub):
-        watches = [asyncio.create_task(hub.read_all(min_update_seconds=30)) for _ in range(10)]
-        await registered(hub, 10)
-        hub.hub.publish(Change(TENANT, "a", 2, await hub.update(state=JobState.SUCCEEDED)))
-        hub.hub.close(DrainingError)
-        return await asyncio.gather(*watches)
-
-    assert run(scenario) == [["SNAPSHOT 1", "UPDATED 2"]] * 10
-
-
-def test_a_watch_of_a_job_that_was_removed_says_so():
-    async def scenario(hub):
-        watch = asyncio.create_task(hub.read_all())
-        await registered(hub, 1)
-        hub.hub.publish(Change(TENANT, "a", 2, None))
-        with pytest.raises(JobExpiredError):
-            await watch
-
-    run(scenario)
-
-
 def test_a_change_that_comes_late_does_not_take_the_job_back():
     async def scenario(hub):
         job = await hub.store.get(TENANT, "a")
@@ -285,14 +114,13 @@ def test_a_change_that_comes_late_does_not_take_the_job_back():
     assert run(scenario) == [b"SNAPSHOT 1", b"UPDATED 4"]
 
 
-def test_a_store_that_was_replaced_by_an_older_one_is_believed_though_a_slow_reader_is_left():
-    async def scenario(hub):
-        old = evolve(await hub.store.get(TENANT, "a"), {"revision": 10, "state": JobState.SUCCEEDED})
-        async with hub.watcher() as slow:
-            await slow.next()
-            hub.hub.publish(Change(TENANT, "a", 10, old))
-            hub.hub.end_all(StoreChangedError)
-            async with hub.watcher() as again:
-                return await again.next()
+def test_a_feed_that_is_interrupted_is_told_of_when_it_begins_and_when_it_is_over(monkeypatch, caplog):
+    monkeypatch.setattr(watch_hub, "RETRY_SECONDS", 0)
 
-    assert run(scenario) == b"SNAPSHOT 1"
+    async def scenario(hub):
+        hub.store.failures = 50
+        await hub.update(reason="x")  # lets the hub read again
+        await turns(200)
+
+    run(scenario)
+    assert caplog.messages == ["the change feed is interrupted: the disk is away", "the change feed goes on"]

@@ -1,0 +1,105 @@
+"""A hub of watchers with a store in memory, and events rendered as words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+
+from jobstatus_grpc.commands import Create, Update
+from jobstatus_grpc.errors import StoreUnavailableError
+from jobstatus_grpc.filter_hub import FilterHub
+from jobstatus_grpc.state import JobState
+from jobstatus_grpc.stores.memory import MemoryStore
+from jobstatus_grpc.wake_queue import WakeQueue
+from jobstatus_grpc.watch_hub import WatchHub
+
+TENANT = "default"
+
+
+class FallibleStore(MemoryStore):
+    """Cannot be read for the next so many tries."""
+
+    failures = 0
+
+    def _try(self):
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailableError("the disk is away")
+
+    async def position(self):
+        self._try()
+        return await super().position()
+
+    async def changes(self, after, *, up_to=None):
+        self._try()
+        return await super().changes(after, up_to=up_to)
+
+
+class Hub:
+    """A hub that follows a store; it renders an event as its type, its job's revision and the number of rendering."""
+
+    def __init__(self, **settings):
+        self.store = FallibleStore()
+        self.rendered: Counter[tuple[str, str, int]] = Counter()
+        filters = FilterHub(wakes=WakeQueue(), render=lambda event_type, change: b"", stamp=lambda: b"")
+        self.hub = WatchHub(render=self._render, stamp=lambda: b"", filters=filters, **settings)
+
+    def _render(self, event_type, job):
+        self.rendered[event_type.name, job.id, job.revision] += 1
+        return f"{event_type.name} {job.revision}".encode()
+
+    @contextlib.asynccontextmanager
+    async def followed(self):
+        following = asyncio.create_task(self.hub.follow(self.store, await self.store.position()))
+        try:
+            yield self
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def create(self, job_id="a"):
+        (job,) = await self.store.commit([Create(id=job_id, state=JobState.IN_PROGRESS)])
+        return job
+
+    async def update(self, job_id="a", **changes):
+        (job,) = await self.store.commit([Update(id=job_id, changes=changes)])
+        return job
+
+    @contextlib.asynccontextmanager
+    async def watcher(self, job_id="a", *, heartbeat_seconds=30.0, min_update_seconds=0.0):
+        with self.hub.watcher(
+            TENANT, job_id, heartbeat_seconds=heartbeat_seconds, min_update_seconds=min_update_seconds
+        ) as watcher:
+            self.hub.offer(watcher, await self.store.get(TENANT, job_id))
+            yield watcher
+
+    async def read_all(self, job_id="a", **settings):
+        """Watch to the end, and return the messages."""
+        async with self.watcher(job_id, **settings) as watcher:
+            return [message async for message in until_none(watcher)]
+
+
+async def until_none(watcher):
+    while (message := await watcher.next()) is not None:
+        yield message.decode()
+
+
+def run(scenario, **settings):
+    async def with_hub():
+        async with Hub(**settings).followed() as hub:
+            await hub.create()
+            return await scenario(hub)
+
+    return asyncio.run(asyncio.wait_for(with_hub(), 20))
+
+
+async def registered(hub, count):
+    while hub.hub.watchers < count:  # noqa: ASYNC110 - the hub has no event to wait for
+        await asyncio.sleep(0)
+    await turns(5)
+
+
+async def turns(count):
+    for _ in range(count):
+        await asyncio.sleep(0)
