@@ -63,8 +63,13 @@ node:
 faults: $(VENV)/.dev ## the fault tests at full length
 	$(PYTHON) -m pytest tests/faults --full $(ARGS)
 
+.PHONY: test-native
+test-native: $(VENV)/.dev ## what a server shows of itself, with --transport native (under 10 minutes)
+	JOBSTATUS_TEST_TRANSPORT=native $(PYTHON) -m pytest $(WORKERS) -m 'not slow and not interop' \
+		tests/server tests/client tests/cli tests/interop tests/faults $(ARGS)
+
 .PHONY: bench
-bench: $(VENV)/.dev ## measure beside a bare handler, and print a table
+bench: $(VENV)/.dev ## measure beside etcd and bare handlers, and write BENCHMARKS.md (under 25 minutes)
 	$(PYTHON) -m benchmarks $(ARGS)
 
 # ---- look at the code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from jobstatus_grpc.stores.interface import JobStore
 
 if TYPE_CHECKING:
     from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceAsyncStub
+
+
+TRANSPORT = os.environ.get("JOBSTATUS_TEST_TRANSPORT", "grpcio")
+"""What servers are started with that are not told otherwise."""
 
 
 class ServerProcess:
@@ -58,6 +63,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start it and wait until it answers."""
         command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--listen", self._listen, "--store", self._store]
+        command += ["--transport", TRANSPORT]
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(self._log.open("a")) if self._log else None
             self._process = subprocess.Popen([*command, *self._flags], stdout=subprocess.PIPE, stderr=log, text=True)
@@ -113,6 +119,7 @@ async def serving(
 
     At the end of the block the server drains; calls on the stub that run then see it.
     """
+    settings = {"transport": TRANSPORT, **settings}
     config = ServerConfig(listen=("127.0.0.1:0",), drain_grace=drain_grace, **settings)
     async with contextlib.AsyncExitStack() as after_the_server, _Server(config, store, request_log) as server:
         options = [("grpc.use_local_subchannel_pool", 1)]

@@ -13,7 +13,7 @@ import click
 
 from jobstatus_grpc.cli import values
 from jobstatus_grpc.cli.flags import duration_flag, flag
-from jobstatus_grpc.server.config import ServerConfig
+from jobstatus_grpc.server.config import TRANSPORTS, ServerConfig
 
 DEFAULTS = ServerConfig()
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -26,6 +26,12 @@ YEAR = timedelta(days=365)
 @click.command()
 @flag("--listen HOST:PORT", "Or unix:/path; port 0 picks one. May be repeated.", multiple=True, default=DEFAULTS.listen)
 @flag("--store URL", "sqlite:///FILE, postgresql://USER@HOST/NAME, or memory: which forgets.", default=DEFAULTS.store)
+@flag(
+    "--transport NAME",
+    f"{' or '.join(TRANSPORTS)}: who speaks HTTP/2. native takes less time a call, and needs the extra of that name.",
+    type=click.Choice(TRANSPORTS),
+    default=DEFAULTS.transport,
+)
 @duration_flag(
     "--retention DURATION", "How long a done job is kept.", default=values.spell(DEFAULTS.retention), longest=100 * YEAR
 )

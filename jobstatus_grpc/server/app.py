@@ -9,18 +9,16 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import grpc
-
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError
 from jobstatus_grpc.filter_hub import FilterHub
-from jobstatus_grpc.server import health, reflection
+from jobstatus_grpc.server import event_loop, health
 from jobstatus_grpc.server.addresses import CannotListenError
-from jobstatus_grpc.server.config import ServerConfig, channel_options
+from jobstatus_grpc.server.config import ServerConfig
 from jobstatus_grpc.server.interceptors import CallInterceptor, CallLimits
-from jobstatus_grpc.server.listener import Listener
 from jobstatus_grpc.server.request_log import RequestLog
-from jobstatus_grpc.server.servicer import SERVICE_NAME, JobStatusServicer, handlers
+from jobstatus_grpc.server.servicer import JobStatusServicer
+from jobstatus_grpc.server.transport import Services, open_transport
 from jobstatus_grpc.stores import open_store
 from jobstatus_grpc.stores.clock import utc_now
 from jobstatus_grpc.stores.interface import JobStore
@@ -52,7 +50,7 @@ def run(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = 
     Raises:
         CannotStartError: the message says what to do.
     """
-    return asyncio.run(serve(config, ready=ready, request_log=request_log, private=private))
+    return event_loop.run(serve(config, ready=ready, request_log=request_log, private=private))
 
 
 async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None, private: str = "") -> int:
@@ -116,9 +114,8 @@ class _Server:
         self._queue = CommitQueue(
             store, around_commit=pause, observe_commit=metrics.observe_commit if metrics else None
         )
-        self._servicer = JobStatusServicer(
-            Tracker(store=store, queue=self._queue, hub=self._hub, filter_hub=filter_hub, clock=utc_now),
-        )
+        tracker = Tracker(store=store, queue=self._queue, hub=self._hub, filter_hub=filter_hub, clock=utc_now)
+        servicer = JobStatusServicer(tracker)
         self._calls = CallInterceptor(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
             request_log,
@@ -127,7 +124,8 @@ class _Server:
         self._sweeper = Sweeper(store=store, queue=self._queue, fail_stalled_after=config.fail_stalled_after)
         self._health = health.HealthServicer([health.SERVICE, health.WRITE])
         self._draining = asyncio.Event()
-        self._listener = Listener(self._build, config.listen, private=private)
+        services = Services(servicer=servicer, calls=self._calls, health=self._health, draining=self._draining)
+        self._transport = open_transport(config, services, private=private)
         self._background: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> _Server:
@@ -141,7 +139,7 @@ class _Server:
         try:
             if self._endpoint is not None:
                 await self._endpoint.start()
-            self.addresses = await self._listener.start()
+            self.addresses = await self._transport.start()
         except BaseException as error:
             await self._stop_background()
             if isinstance(error, CannotListenError):
@@ -155,7 +153,7 @@ class _Server:
         self._health.drain()
         self._hub.close(DrainingError)
         await self._calls.drain(min(1.0, grace_seconds))
-        await self._listener.stop(grace_seconds)
+        await self._transport.stop(grace_seconds)
         # Handlers end within a few turns of the loop once their calls are over.
         ends = [asyncio.create_task(self._calls.finished()), asyncio.create_task(self._queue.close())]
         _, unended = await asyncio.wait(ends, timeout=1)
@@ -166,13 +164,6 @@ class _Server:
         await self._stop_background()
         if self._request_log is not None:
             self._request_log.flush()
-
-    def _build(self) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[self._calls], options=channel_options(self._config))
-        server.add_generic_rpc_handlers((handlers(self._servicer),))
-        health.add_health(server, self._health)
-        reflection.add_reflection(server, [SERVICE_NAME, health.SERVICE_NAME], drain=self._draining)
-        return server
 
     async def _report_health(self) -> None:
         """Keep the health of the write path in step with the store."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from jobstatus_grpc import limits
 from jobstatus_grpc.errors import CannotStartError
+
+TRANSPORTS = ("grpcio", "native")
+CONNECTION_AGE_GRACE_SECONDS = 30.0
+"""What calls get beyond `max_connection_age`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +22,8 @@ class ServerConfig:
     listen: tuple[str, ...] = ("127.0.0.1:50051",)
     """`host:port`, where port 0 picks a free one, or `unix:/path`."""
     store: str = "sqlite:///jobstatus.db"
+    transport: str = "grpcio"
+    """`grpcio`, or `native`, which needs the extra of that name; see transport.py."""
     retention: timedelta = timedelta(days=7)
     drain_grace: timedelta = timedelta(seconds=10)
     fail_stalled_after: timedelta | None = None
@@ -111,5 +118,25 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         # The only cure for a reader that stalls for ever, and it rebalances clients over replicas. The core adds ±10 %.
         ("grpc.max_connection_age_ms", age_ms),
-        ("grpc.max_connection_age_grace_ms", 30_000),
+        ("grpc.max_connection_age_grace_ms", round(CONNECTION_AGE_GRACE_SECONDS * 1000)),
     ]
+
+
+def front_options() -> dict[str, Any]:
+    """Return the same for a front of pygrpc-native, as far as it has them."""
+    return {
+        # One thread speaks HTTP/2 faster than Python can answer; a second one only adds switches.
+        "io_threads": 1,
+        # Callers, their metadata, and the end of a unary call that nobody waits for any more.
+        "call_details": True,
+        # Else what is refused at once comes with headers, and clients do not try it again.
+        "delay_stream_headers": True,
+        # Tells when all statuses have been sent.
+        "metrics": True,
+        "max_concurrent_streams": 2**31 - 1,
+        # The most that grpcio takes in any case.
+        "max_metadata_size": 20 * 1024,
+        "keepalive_time_ms": 30_000,
+        "keepalive_timeout_ms": 20_000,
+        "keepalive_permit_without_calls": True,
+    }

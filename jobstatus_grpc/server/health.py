@@ -16,7 +16,17 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-__all__ = ["NOT_SERVING", "OVERALL", "SERVICE", "SERVICE_NAME", "SERVING", "WRITE", "HealthServicer", "add_health"]
+__all__ = [
+    "NOT_SERVING",
+    "OVERALL",
+    "SERVICE",
+    "SERVICE_NAME",
+    "SERVING",
+    "WRITE",
+    "HealthServicer",
+    "add_health",
+    "methods",
+]
 
 SERVICE_NAME = "grpc.health.v1.Health"
 
@@ -129,6 +139,11 @@ class HealthServicer:
 
 def add_health(server: grpc.aio.Server, health: HealthServicer) -> None:
     """Serve `health` on `server`, which has not been started."""
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods(health)),))
+
+
+def methods(health: HealthServicer) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """Return the handlers of `health`, by the method's name."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Check": grpc.unary_unary_rpc_method_handler(health.Check, _parse, HealthCheckResponse.SerializeToString),
         "Watch": grpc.unary_stream_rpc_method_handler(health.Watch, _parse, HealthCheckResponse.SerializeToString),
@@ -137,7 +152,7 @@ def add_health(server: grpc.aio.Server, health: HealthServicer) -> None:
         handlers["List"] = grpc.unary_unary_rpc_method_handler(
             health.List, _ListRequest.FromString, _ListResponse.SerializeToString
         )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+    return handlers
 
 
 def _parse(data: bytes) -> HealthCheckRequest | None:

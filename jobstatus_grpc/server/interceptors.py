@@ -36,6 +36,7 @@ QUIET_SECONDS = 0.05
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
 Behaviour: TypeAlias = Callable[[bytes, Context], Awaitable[bytes | None]]
+Gate: TypeAlias = Callable[[Context], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None or not method.startswith(f"/{SERVICE_NAME}/"):
                 return handler
-            wrapped = self._wrapped[method] = self._wrap(method, handler)
+            wrapped = self._wrapped[method] = self.wrap(method.rpartition("/")[2], handler)
         return wrapped
 
     async def drain(self, at_most_seconds: float) -> None:
@@ -100,59 +101,53 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Wait until no call is running."""
         await self._idle.wait()
 
-    def _wrap(self, method: str, handler: Handler) -> Handler:
-        name = method.rpartition("/")[2]
+    def wrap(self, name: str, handler: Handler) -> Handler:
+        """Return the handler of the method `name` of our service, wrapped, for any transport."""
         if handler.response_streaming:
             behaviour = cast(Behaviour, handler.unary_stream)
             tally = self._tallies.get(name)
             if tally is not None:
                 behaviour = _counting_messages(behaviour, tally)
-            watch = self._around(name, self._admit_watch(behaviour))
+            watch = self._around(name, behaviour, self._admit_watch, self._end_watch)
             return grpc.unary_stream_rpc_method_handler(cast(Any, watch))
-        request = self._around(name, self._admit_request(cast(Behaviour, handler.unary_unary)))
+        behaviour = cast(Behaviour, handler.unary_unary)
+        request = self._around(name, behaviour, self._admit_request, self._end_request)
         return grpc.unary_unary_rpc_method_handler(cast(Any, request))
 
-    def _admit_request(self, behaviour: Behaviour) -> Behaviour:
-        async def admitted(data: bytes, context: Context) -> bytes | None:
-            if self._requests >= self._limits.max_requests:
-                raise TooManyRequestsError
-            self._requests += 1
-            self._idle.clear()
-            try:
-                return await behaviour(data, context)
-            finally:
-                self._requests -= 1
-                self._note_end()
+    def _admit_request(self, context: Context) -> None:
+        if self._requests >= self._limits.max_requests:
+            raise TooManyRequestsError
+        self._requests += 1
+        self._idle.clear()
 
-        return admitted
+    def _end_request(self, context: Context) -> None:
+        self._requests -= 1
+        self._note_end()
 
-    def _admit_watch(self, behaviour: Behaviour) -> Behaviour:
-        async def admitted(data: bytes, context: Context) -> bytes | None:
-            host = context.peer().rpartition(":")[0]
-            if self._watches >= self._limits.max_watchers:
-                raise TooManyWatchersError
-            of_caller = self._limits.max_watchers_per_caller
-            if of_caller is not None and self._watches_of[host] >= of_caller:
-                raise TooManyWatchersError("you have as many open watches as you may; end some, or try again later")
-            self._watches += 1
-            self._watches_of[host] += 1
-            self._idle.clear()
-            try:
-                return await behaviour(data, context)
-            finally:
-                self._watches -= 1
-                self._watches_of[host] -= 1
-                if not self._watches_of[host]:
-                    del self._watches_of[host]
-                self._note_end()
+    def _admit_watch(self, context: Context) -> None:
+        if self._watches >= self._limits.max_watchers:
+            raise TooManyWatchersError
+        host = _host_of(context)
+        of_caller = self._limits.max_watchers_per_caller
+        if of_caller is not None and self._watches_of[host] >= of_caller:
+            raise TooManyWatchersError("you have as many open watches as you may; end some, or try again later")
+        self._watches += 1
+        self._watches_of[host] += 1
+        self._idle.clear()
 
-        return admitted
+    def _end_watch(self, context: Context) -> None:
+        host = _host_of(context)
+        self._watches -= 1
+        self._watches_of[host] -= 1
+        if not self._watches_of[host]:
+            del self._watches_of[host]
+        self._note_end()
 
     def _note_end(self) -> None:
         if not self._requests and not self._watches:
             self._idle.set()
 
-    def _around(self, name: str, behaviour: Behaviour) -> Behaviour:
+    def _around(self, name: str, behaviour: Behaviour, admit: Gate, end: Gate) -> Behaviour:
         tally = self._tallies.get(name)
 
         async def answered(data: bytes, context: Context) -> bytes | None:
@@ -164,7 +159,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if self._is_draining:
                     self._refused += 1
                     raise DrainingError
-                return await behaviour(data, context)
+                admit(context)
+                try:
+                    return await behaviour(data, context)
+                finally:
+                    end(context)
             except JobStatusError as error:
                 code = status.code_of(error).name
                 await _abort(context, error)
@@ -219,6 +218,10 @@ def _masked(name: str, error: Exception) -> InternalError:
     error_id = uuid.uuid4().hex
     log.error("%s failed, error id %s", name, error_id, exc_info=error)
     return InternalError(f"the server failed; its log has the details under the id {error_id}", error_id=error_id)
+
+
+def _host_of(context: Context) -> str:
+    return context.peer().rpartition(":")[0]
 
 
 def _request_id(context: Context) -> str:

@@ -113,12 +113,17 @@ def _caller_at(peer: str) -> Caller:
 
 def handlers(servicer: JobStatusServicer) -> grpc.GenericRpcHandler:
     """Return the service as grpc wants it; an RPC that the servicer lacks is UNIMPLEMENTED."""
-    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    return grpc.method_handlers_generic_handler(SERVICE_NAME, methods(servicer))
+
+
+def methods(servicer: JobStatusServicer) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """Return the handlers of the RPCs that the servicer has, by the method's name."""
+    found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in pb.DESCRIPTOR.services_by_name["JobStatusService"].methods:
         handler = getattr(servicer, method.name, None)
         if handler is not None:
             make = (
                 grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
             )
-            methods[method.name] = make(handler)
-    return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+            found[method.name] = make(handler)
+    return found

@@ -112,9 +112,10 @@ class WorkerProcess:
             await self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+                # The process's own send_signal() looks whether it has ended, and so takes its exit code from asyncio.
+                os.kill(self._process.pid, number)
 
     async def _spawn(self) -> Process:
         # Ctrl-C goes to every process of the terminal. A worker inherits that SIGINT is blocked: it drains when we say.

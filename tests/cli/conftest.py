@@ -15,6 +15,7 @@ import pytest
 from jobstatus_grpc.cli import main
 from tests.cli.pseudo_terminal import PseudoTerminal
 from tests.conftest import Service
+from tests.processes import TRANSPORT
 
 COMMAND = (sys.executable, "-W", "error", "-m", "jobstatus_grpc")
 NOBODY = "127.0.0.1:9"
@@ -31,6 +32,7 @@ class CommandLine:
         strange = ("JOBSTATUS_", "COLUMNS", "LINES")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         self.environment = {**clean, "JOBSTATUS_ADDRESS": address, "TERM": "xterm-256color"}
+        self.environment["JOBSTATUS_TRANSPORT"] = TRANSPORT
         self.environment.pop("FORCE_COLOR", None)
 
     def __call__(self, *arguments: str | bytes, text: bool = True, **settings: Any) -> subprocess.CompletedProcess[Any]:

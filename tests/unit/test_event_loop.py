@@ -1,0 +1,24 @@
+"""The server's event loop: uvloop's where it is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from jobstatus_grpc.server import event_loop
+
+
+async def module_of_the_loop():
+    return type(asyncio.get_running_loop()).__module__
+
+
+def test_the_server_runs_on_uvloop_where_it_is_installed():
+    pytest.importorskip("uvloop")
+    assert event_loop.run(module_of_the_loop()).startswith("uvloop")
+
+
+def test_without_uvloop_it_runs_on_asyncio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert event_loop.run(module_of_the_loop()).startswith("asyncio")
