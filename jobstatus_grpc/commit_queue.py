@@ -41,22 +41,20 @@ class CommitQueue:
         self._committers: set[asyncio.Task[None]] = set()
         self._held: set[asyncio.Task[None]] = set()
 
-    async def submit(self, commands: Sequence[Command]) -> list[Outcome]:
+    def submit(self, commands: Sequence[Command]) -> asyncio.Future[list[Outcome]]:
         """Commit `commands`, in one transaction with whatever else waits.
 
         Cancelling the wait does not withdraw them.
 
         Returns:
-            One outcome per command, in order, once all of them are durable.
-
-        Raises:
-            StoreFullError, StoreUnavailableError: as `JobStore.commit`.
+            What to wait for: one outcome per command, in order, once all of them are durable; or
+            StoreFullError, StoreUnavailableError, as `JobStore.commit`.
         """
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         self._waiting.append((commands, done))
         if len(self._committers) < self._store.commits_at_once:
             self._committers.add(asyncio.create_task(self._commit_all()))
-        return await done
+        return done
 
     async def close(self) -> None:
         """Wait until everything that was submitted is committed."""

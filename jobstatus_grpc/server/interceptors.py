@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 import uuid
 from collections import Counter
@@ -225,8 +224,8 @@ def _host_of(context: Context) -> str:
 
 
 def _request_id(context: Context) -> str:
-    """Return the caller's own id for this call, else one made here."""
+    """Return the caller's own id for this call, if it sent one."""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY:
             return str(value)[:MAX_LOGGED_CHARACTERS]
-    return f"{random.getrandbits(64):016x}"
+    return ""

@@ -10,6 +10,7 @@ import functools
 import json
 import sys
 import time
+from random import getrandbits
 from typing import Protocol
 
 GATHER_SECONDS = 0.1
@@ -40,23 +41,23 @@ class RequestLog:
         self._line = _json_line if is_json else _text_line
         self._worker = "" if worker is None else f'"worker": {worker}, ' if is_json else f"worker={worker} "
         self._stream = stream or sys.stderr
-        self._lines: list[str] = []
+        self._calls: list[tuple[float, str, str, float, str, str]] = []
 
     def write(self, method: str, code: str, seconds: float, caller: str, request_id: str) -> None:
-        """Note a call that has just ended."""
-        lines = self._lines
-        lines.append(self._line(time.time(), self._worker, method, code, seconds * 1000, caller, request_id))
-        if len(lines) == 1:
+        """Note a call that has just ended; without a `request_id` the line gets one of its own."""
+        calls = self._calls
+        calls.append((time.time(), method, code, seconds, caller, request_id))
+        if len(calls) == 1:
             asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
-        elif len(lines) >= MAX_GATHERED_LINES:
+        elif len(calls) >= MAX_GATHERED_LINES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is gathered."""
-        if self._lines:
-            text = "".join(self._lines)
-            self._lines.clear()
-            self._stream.write(text)
+        """Write what is gathered. Lines that are made one behind the other take half the time."""
+        if self._calls:
+            calls, self._calls = self._calls, []
+            line, worker = self._line, self._worker
+            self._stream.write("".join([line(worker, *call) for call in calls]))
             self._stream.flush()
 
 
@@ -68,22 +69,20 @@ def _second(seconds: int) -> str:
 _quoted = functools.lru_cache(maxsize=4096)(json.dumps)
 
 
-def _json_line(
-    now: float, worker: str, method: str, code: str, milliseconds: float, caller: str, request_id: str
-) -> str:
+def _json_line(worker: str, now: float, method: str, code: str, seconds: float, caller: str, request_id: str) -> str:
+    request_id = json.dumps(request_id) if request_id else f'"{getrandbits(64):016x}"'
     return (
         f'{{"time": "{_second(int(now))}.{int(now * 1000) % 1000:03d}Z", "level": "info", {worker}'
         f'"logger": "jobstatus_grpc.requests", "message": "request", "method": "{method}", "code": "{code}", '
-        f'"duration_ms": {milliseconds:.3f}, "caller": {_quoted(caller)}, "request_id": {json.dumps(request_id)}}}\n'
+        f'"duration_ms": {seconds * 1000:.3f}, "caller": {_quoted(caller)}, "request_id": {request_id}}}\n'
     )
 
 
-def _text_line(
-    now: float, worker: str, method: str, code: str, milliseconds: float, caller: str, request_id: str
-) -> str:
+def _text_line(worker: str, now: float, method: str, code: str, seconds: float, caller: str, request_id: str) -> str:
+    request_id = request_id or f"{getrandbits(64):016x}"
     if not request_id.isprintable() or " " in request_id:  # it comes from the caller, and must not look like more
         request_id = json.dumps(request_id)
     return (
         f"{_second(int(now))}.{int(now * 1000) % 1000:03d}Z info    {worker}request method={method} code={code} "
-        f"duration_ms={milliseconds:.3f} caller={caller} request_id={request_id}\n"
+        f"duration_ms={seconds * 1000:.3f} caller={caller} request_id={request_id}\n"
     )

@@ -261,7 +261,8 @@ class SqliteStore:
             batch, stored = written
             outcomes = batch.outcomes
             self._cache.write(stored, batch.removed)
-            self._counts.update(batch.counts)
+            if batch.counts:
+                self._counts.update(batch.counts)
             self._feed.publish(batch.changes)
             self._stall_clocks.note(commands, outcomes)
             if not batch.is_empty:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 
 import pytest
 
 from jobstatus_grpc.server import event_loop
+
+
+@pytest.fixture(autouse=True)
+def _collector():
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
 
 
 async def module_of_the_loop():
@@ -22,3 +31,8 @@ def test_the_server_runs_on_uvloop_where_it_is_installed():
 def test_without_uvloop_it_runs_on_asyncio(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert event_loop.run(module_of_the_loop()).startswith("asyncio")
+
+
+def test_cycles_are_looked_for_seldom():
+    event_loop.run(module_of_the_loop())
+    assert gc.get_threshold() == event_loop.COLLECT_AFTER
