@@ -1,0 +1,71 @@
+"""A long time under load: nobody fails, everybody is told, and memory does not grow."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import psutil
+import pytest
+from jobstatus.v1 import job_status_pb2 as pb
+
+from tests.faults.load import connected, crowd, follow
+from tests.processes import ServerProcess
+
+SECONDS, SECONDS_IN_FULL = 6, 600
+JOBS, WATCHERS_OF_EACH, COMERS = 50, 4, 20
+MAX_GROWTH_BYTES = 16 * 1024 * 1024
+
+
+async def report(stub, job_id, until):
+    """Report as fast as answers come, then the end; return how many reports that were."""
+    sent = 0
+    while time.monotonic() < until:
+        sent += 1
+        job = pb.JobStatus(id=job_id, progress=100 * (1 - 0.999**sent), reason=f"step {sent}")
+        await stub.UpdateJob(pb.UpdateJobRequest(job=job, attempt=1), timeout=30)
+    end = pb.JobStatus(id=job_id, state=pb.JOB_STATE_SUCCEEDED)
+    reply = await stub.UpdateJob(pb.UpdateJobRequest(job=end, attempt=1), timeout=30)
+    assert reply.job.revision == sent + 2
+    return sent
+
+
+async def come_and_go(stub, chance, until):
+    """Open watches, and leave them after a message or two."""
+    while time.monotonic() < until:
+        call = stub.WatchJob(pb.WatchJobRequest(id=f"job-{chance.randrange(JOBS)}"))
+        for _ in range(chance.randrange(1, 3)):
+            await call.read()
+        call.cancel()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_under_load_nobody_fails_and_memory_does_not_grow(tmp_path, is_full, transport):
+    if transport == "native":
+        pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
+    flags = ("--transport", transport, "--log-level", "warning")
+    with ServerProcess(*flags, store=f"sqlite:///{tmp_path}/jobs.db") as server:
+        asyncio.run(_load(server, SECONDS_IN_FULL if is_full else SECONDS))
+
+
+async def _load(server, seconds):
+    process = psutil.Process(server.pid)
+    async with connected(server.address) as (stub, client), crowd() as start:
+        for number in range(JOBS):
+            job = pb.JobStatus(id=f"job-{number}", state=pb.JOB_STATE_IN_PROGRESS)
+            await stub.CreateJob(pb.CreateJobRequest(job=job), timeout=30)
+        began = time.monotonic()
+        watches = [start(follow(client, f"job-{number}")) for number in range(JOBS) for _ in range(WATCHERS_OF_EACH)]
+        workers = [start(report(stub, f"job-{number}", began + seconds)) for number in range(JOBS)]
+        comers = [start(come_and_go(stub, random.Random(seed), began + seconds)) for seed in range(COMERS)]
+        await asyncio.sleep(seconds / 3)
+        before = process.memory_info().rss
+        sent = await asyncio.gather(*workers)
+        grown = process.memory_info().rss - before
+        await asyncio.gather(*comers)
+        for jobs in await asyncio.gather(*watches):
+            assert jobs[-1].done
+    print(f"{sum(sent) / seconds:.0f} updates a second, memory grew by {grown / 1e6:.1f} MB from {before / 1e6:.0f} MB")
+    assert grown < MAX_GROWTH_BYTES
