@@ -261,8 +261,7 @@ class SqliteStore:
             batch, stored = written
             outcomes = batch.outcomes
             self._cache.write(stored, batch.removed)
-            if batch.counts:
-                self._counts.update(batch.counts)
+            self._counts.update(batch.counts)
             self._feed.publish(batch.changes)
             self._stall_clocks.note(commands, outcomes)
             if not batch.is_empty:
