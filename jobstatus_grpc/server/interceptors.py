@@ -21,7 +21,7 @@ from jobstatus_grpc.errors import (
     TooManyWatchersError,
 )
 from jobstatus_grpc.server.request_log import RequestLog
-from jobstatus_grpc.server.servicer import SERVICE_NAME, Context
+from jobstatus_grpc.server.servicer import Context
 from jobstatus_grpc.wire import status
 
 if TYPE_CHECKING:
@@ -47,8 +47,11 @@ class CallLimits:
     max_watchers_per_caller: int | None = None
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Admits calls, turns errors into status, logs, counts. One instance serves all servers of a process."""
+class CallInterceptor:
+    """Admits calls, turns errors into status, logs, counts. One instance serves all servers of a process.
+
+    It wraps handlers before a transport gets them, so that all transports serve the same.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._limits = limits
         self._log = request_log
         self._tallies = tallies or {}
-        self._wrapped: dict[str, Handler] = {}
         self._requests = 0
         self._watches = 0
         self._watches_of: Counter[str] = Counter()
@@ -68,21 +70,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._refused = 0
         self._idle = asyncio.Event()
         self._idle.set()
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """Return the method's handler, wrapped; health checks and reflection pass as they are."""
-        method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            handler = await continuation(handler_call_details)
-            if handler is None or not method.startswith(f"/{SERVICE_NAME}/"):
-                return handler
-            wrapped = self._wrapped[method] = self.wrap(method.rpartition("/")[2], handler)
-        return wrapped
 
     async def drain(self, at_most_seconds: float) -> None:
         """Refuse new calls, with an error that says when to try again, until none has come for a moment.
@@ -101,7 +88,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         await self._idle.wait()
 
     def wrap(self, name: str, handler: Handler) -> Handler:
-        """Return the handler of the method `name` of our service, wrapped, for any transport."""
+        """Return the handler of the method `name` of our service, wrapped."""
         if handler.response_streaming:
             behaviour = cast(Behaviour, handler.unary_stream)
             tally = self._tallies.get(name)

@@ -30,7 +30,7 @@ def open_probe_channel(address: str) -> grpc.aio.Channel:
 class Listener:
     """Serves calls on `addresses` (`host:port` or `unix:/path`) until it is told to stop, whatever bytes arrive there.
 
-    `build` makes a server with its handlers and interceptors, and is called again for each replacement. In it
+    `build` makes a server with its handlers, and is called again for each replacement. In it
 
     * the options hold `("grpc.so_reuseport", 0)`, else two processes that start at once could share a port; 1 only
       with `private`;

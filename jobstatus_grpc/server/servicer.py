@@ -111,13 +111,8 @@ def _caller_at(peer: str) -> Caller:
     return Caller(actor=peer)
 
 
-def handlers(servicer: JobStatusServicer) -> grpc.GenericRpcHandler:
-    """Return the service as grpc wants it; an RPC that the servicer lacks is UNIMPLEMENTED."""
-    return grpc.method_handlers_generic_handler(SERVICE_NAME, methods(servicer))
-
-
 def methods(servicer: JobStatusServicer) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """Return the handlers of the RPCs that the servicer has, by the method's name."""
+    """Return the handlers of the RPCs that the servicer has, by the method's name; others are UNIMPLEMENTED."""
     found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in pb.DESCRIPTOR.services_by_name["JobStatusService"].methods:
         handler = getattr(servicer, method.name, None)

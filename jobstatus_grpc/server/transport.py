@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
@@ -40,6 +40,10 @@ class Services:
     health: HealthServicer
     draining: asyncio.Event
 
+    def methods(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Return the handlers of our service behind its interceptor, by the method's name."""
+        return {name: self.calls.wrap(name, handler) for name, handler in servicer.methods(self.servicer).items()}
+
 
 def open_transport(config: ServerConfig, services: Services, *, private: str = "") -> Transport:
     """Return what `config.transport` names, which listens once it is started; for `private` see Listener.
@@ -53,8 +57,9 @@ def open_transport(config: ServerConfig, services: Services, *, private: str = "
 
 
 def _grpcio(config: ServerConfig, services: Services) -> grpc.aio.Server:
-    server = grpc.aio.server(interceptors=[services.calls], options=channel_options(config))
-    server.add_generic_rpc_handlers((servicer.handlers(services.servicer),))
+    server = grpc.aio.server(options=channel_options(config))
+    ours = grpc.method_handlers_generic_handler(servicer.SERVICE_NAME, services.methods())
+    server.add_generic_rpc_handlers((ours,))
     health.add_health(server, services.health)
     _add_reflection(server, services)
     return server
@@ -68,8 +73,8 @@ def _native(config: ServerConfig, services: Services) -> Transport:
             raise
         raise CannotStartError("--transport native is not installed; pip install 'jobstatus-grpc[native]'") from None
     methods = [
-        native_calls.method_of(f"/{servicer.SERVICE_NAME}/{name}", services.calls.wrap(name, handler))
-        for name, handler in servicer.methods(services.servicer).items()
+        native_calls.method_of(f"/{servicer.SERVICE_NAME}/{name}", handler)
+        for name, handler in services.methods().items()
     ]
     methods += [
         native_calls.method_of(f"/{health.SERVICE_NAME}/{name}", handler)
