@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.server.signals import end_by_signal
+
 SERVICE = "jobstatus.v1.JobStatusService"
 
 
@@ -20,17 +22,7 @@ def end_of(refused, stream):
 @pytest.mark.parametrize("store", ["memory:", "sqlite"])
 def test_a_signal_ends_the_server_with_0_and_tells_its_watchers_to_call_again(serve, refused, tmp_path, number, store):
     service = serve("--drain-grace", "15s", store=store if store == "memory:" else f"sqlite:///{tmp_path}/jobs.db")
-    job = service.job_in("IN_PROGRESS")
-    streams = [service.watch(job.id) for _ in range(20)]
-    for stream in streams:
-        next(stream)
-    started = time.monotonic()
-    service.process.signal(number)
-    refusals = [end_of(refused, stream) for stream in streams]
-    assert service.process.wait() == 0
-    assert time.monotonic() - started < 15
-    assert {refusal.kind for refusal in refusals} == {("UNAVAILABLE", "DRAINING")}
-    assert all(refusal.retry_seconds > 0 for refusal in refusals)
+    assert end_by_signal(service, refused, number) < 15
 
 
 def test_health_says_not_serving_while_the_server_drains(serve):

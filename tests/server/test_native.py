@@ -17,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from jobstatus.v1 import job_status_pb2 as pb
 
+from tests.server.signals import end_by_signal
+
 pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
 
 NATIVE = ("--transport", "native")
@@ -162,17 +164,7 @@ def test_ten_thousand_calls_leave_nothing_behind(service, new_id):
 def test_a_signal_ends_it_with_0_and_tells_watchers_to_call_again(serve, refused, tmp_path, number):
     path = tmp_path / "socket"
     service = serve(*NATIVE, "--listen", f"unix:{path}", "--drain-grace", "5s")
-    job = service.job_in("IN_PROGRESS")
-    streams = [service.watch(job.id) for _ in range(20)]
-    for stream in streams:
-        next(stream)
-    started = time.monotonic()
-    service.process.signal(number)
-    refusals = [refused(list, stream) for stream in streams]
-    assert service.process.wait() == 0
-    assert time.monotonic() - started < 3
-    assert {refusal.kind for refusal in refusals} == {("UNAVAILABLE", "DRAINING")}
-    assert all(refusal.retry_seconds > 0 for refusal in refusals)
+    assert end_by_signal(service, refused, number) < 3
     assert not path.exists()
 
 
