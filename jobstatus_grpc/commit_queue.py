@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 from jobstatus_grpc.errors import StoreUnavailableError
@@ -17,6 +17,9 @@ Submission: TypeAlias = tuple[Sequence[Command], asyncio.Future[list[Outcome]]]
 
 MAX_GROUP_COMMANDS = 1000
 """A group is as large as what waits, up to this; a single submission may exceed it."""
+
+SLOW_COMMIT_SECONDS = 0.05
+"""A commit that takes longer lets another run beside it, where the store can. At once it would make groups small."""
 
 MAX_GATHER_SECONDS = 0.005
 QUIET_TURNS = 16
@@ -39,6 +42,7 @@ class CommitQueue:
         self._observe_commit = observe_commit
         self._waiting: deque[Submission] = deque()
         self._committers: set[asyncio.Task[None]] = set()
+        self._slow_commits = 0
         self._held: set[asyncio.Task[None]] = set()
 
     def submit(self, commands: Sequence[Command]) -> asyncio.Future[list[Outcome]]:
@@ -52,8 +56,7 @@ class CommitQueue:
         """
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         self._waiting.append((commands, done))
-        if len(self._committers) < self._store.commits_at_once:
-            self._committers.add(asyncio.create_task(self._commit_all()))
+        self._begin_if_none_will_soon()
         return done
 
     async def close(self) -> None:
@@ -61,15 +64,42 @@ class CommitQueue:
         while self._committers or self._held:
             await asyncio.wait(self._committers | self._held)
 
+    @property
+    def _quick_committers(self) -> int:
+        return len(self._committers) - self._slow_commits
+
+    def _begin_if_none_will_soon(self) -> None:
+        if self._waiting and not self._quick_committers and len(self._committers) < self._store.commits_at_once:
+            self._committers.add(asyncio.create_task(self._commit_all()))
+
     async def _commit_all(self) -> None:
         try:
-            while self._waiting:
-                await self._commit_group()
+            while self._waiting and self._quick_committers == 1:
+                with self._slowness():
+                    await self._commit_group()
                 await self._gather()
         finally:
             task = asyncio.current_task()
             assert task is not None
             self._committers.discard(task)  # at once: what is submitted from now on needs another
+
+    @contextmanager
+    def _slowness(self) -> Iterator[None]:
+        """Count the commit that the block makes among the slow ones, once it is."""
+        is_slow = False
+
+        def begin_another() -> None:
+            nonlocal is_slow
+            is_slow = True
+            self._slow_commits += 1
+            self._begin_if_none_will_soon()
+
+        timer = asyncio.get_running_loop().call_later(SLOW_COMMIT_SECONDS, begin_another)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._slow_commits -= is_slow
 
     async def _gather(self) -> None:
         """Let what has arrived already join the group: while each commit is quick, groups would stay small and dear."""

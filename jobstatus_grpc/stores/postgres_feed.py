@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import asyncpg
 
 from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
+from jobstatus_grpc.job import Job
 from jobstatus_grpc.stores.feed import MAX_BATCH_CHANGES, TOO_OLD
 from jobstatus_grpc.stores.found import Key
 from jobstatus_grpc.stores.interface import Change, ChangeBatch, Position
 from jobstatus_grpc.stores.postgres_database import Connection, Database
 from jobstatus_grpc.stores.postgres_known import KnownJobs
+from jobstatus_grpc.stores.postgres_sql import columns_of
 from jobstatus_grpc.stores.rows import JOB_COLUMNS
 
 POLL_SECONDS = 0.2
@@ -37,20 +40,19 @@ _NEWEST = """
     )::text
 """
 _HEAD = f"SELECT {INCARNATION} AS incarnation, pg_current_snapshot()::text AS snapshot, {_NEWEST} AS newest"
-_JOB = ", ".join(f"j.{name}" for name in JOB_COLUMNS)
 _UNSEEN = f"""
         c.xid >= $2::text::xid8 AND (c.xid > $2::text::xid8 OR c.number > $3::integer)
         AND ($4::text IS NULL OR pg_visible_in_snapshot(c.xid, $4::text::pg_snapshot))
     ORDER BY c.xid, c.number LIMIT {MAX_BATCH_CHANGES}
 """
 # A snapshot did not see what began after it, nor what was running: two ranges of the index. To look through all since
-# the oldest that was running would cost more with each change while somebody takes long. LIMIT 1 keeps the planner from
-# reading all jobs where it expects many changes.
+# the oldest that was running would cost more with each change while somebody takes long.
 _CHANGES = f"""
-    SELECT s.incarnation, s.snapshot, s.newest, s.forgotten, r.* FROM (
+    SELECT s.*, r.* FROM (
         {_HEAD}, (SELECT forgotten_xid >= pg_snapshot_xmin($1::text::pg_snapshot) FROM jobstatus.store) AS forgotten
-    ) AS s LEFT JOIN (
-        SELECT c.xid::text, c.number, c.tenant, c.id, c.revision, c.removed, j.key, {_JOB}
+    ) AS s, (
+        SELECT array_agg(c.xid::text), array_agg(c.number), array_agg(c.tenant), array_agg(c.id),
+            array_agg(c.revision), array_agg(c.removed), array_agg(c.changed_at)
         FROM (
             (SELECT * FROM jobstatus.changes AS c WHERE c.xid >= pg_snapshot_xmax($1::text::pg_snapshot) AND {_UNSEEN})
             UNION ALL (
@@ -58,12 +60,12 @@ _CHANGES = f"""
                 WHERE c.xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))) AND {_UNSEEN}
             )
             ORDER BY xid, number LIMIT {MAX_BATCH_CHANGES}
-        ) AS c LEFT JOIN LATERAL (
-            SELECT * FROM jobstatus.jobs AS j
-            WHERE j.tenant = c.tenant AND j.id = c.id AND j.revision = c.revision AND NOT c.removed LIMIT 1
-        ) AS j ON true
-        ORDER BY c.xid, c.number
-    ) AS r ON true
+        ) AS c
+    ) AS r
+"""
+_JOBS = f"""
+    SELECT j.key, {", ".join(f"j.{name}" for name in JOB_COLUMNS)} FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
+    JOIN jobstatus.jobs AS j ON j.tenant = w.tenant AND j.id = w.id
 """
 _SNAPSHOT = re.compile(r"\d{1,20}:\d{1,20}:(\d{1,20}(,\d{1,20})*)?", re.ASCII)
 _POSITION = re.compile(r"(\d+\.\d+\.[0-9A-F]{8})~([\d:,]+)(?:~([\d:,]+)~(\d{1,20})~(\d{1,9}))?", re.ASCII)
@@ -95,6 +97,16 @@ class Place(NamedTuple):
         """Return the text."""
         head = f"{self.incarnation}~{self.snapshot}"
         return head if self.next_snapshot is None else "~".join((head, *map(str, self[2:])))
+
+
+class _ChangeRow(NamedTuple):
+    xid: str
+    number: int
+    tenant: str
+    id: str
+    revision: int
+    removed: bool
+    changed_at: int
 
 
 class PostgresFeed:
@@ -134,6 +146,8 @@ class PostgresFeed:
                 self._told = batch.position
                 return batch
             place = Place.read(batch.position)
+            if place.next_snapshot is not None:
+                continue  # there is more, of which this part was out of date
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._bell.wait(), POLL_SECONDS)
 
@@ -145,28 +159,52 @@ class PostgresFeed:
     async def _read(self, place: Place, until: Place | None) -> ChangeBatch:
         seen = place.next_snapshot or (until.snapshot if until else None)
         async with self._database.connection() as connection:
-            rows = await self._fetch(connection, place, seen)
-        incarnation, snapshot, newest, is_forgotten = rows[0][:4]
-        self.incarnation = incarnation
-        if incarnation != place.incarnation or (until is not None and until.incarnation != incarnation):
-            raise StoreChangedError
-        if is_forgotten:
-            raise StoreChangedError(TOO_OLD)
+            incarnation, snapshot, newest, is_forgotten, *columns = await self._fetch(connection, place, seen)
+            self.incarnation = incarnation
+            if incarnation != place.incarnation or (until is not None and until.incarnation != incarnation):
+                raise StoreChangedError
+            if is_forgotten:
+                raise StoreChangedError(TOO_OLD)
+            found = [_ChangeRow(*row) for row in zip(*columns, strict=True)] if columns[0] else []
+            changes = await self._newest(connection, found)
         snapshot = _durable(snapshot, newest)
-        found = [row[4:] for row in rows if row[4] is not None]
         if len(found) == MAX_BATCH_CHANGES:
-            after = place._replace(next_snapshot=seen or snapshot, xid=found[-1][0], number=str(found[-1][1]))
+            after = place._replace(next_snapshot=seen or snapshot, xid=found[-1].xid, number=str(found[-1].number))
         else:
             after = Place(incarnation, seen or snapshot)
-        return ChangeBatch(after.write(), _newest(found, self._known))
+        return ChangeBatch(after.write(), changes)
 
-    async def _fetch(self, connection: Connection, place: Place, seen: str | None) -> list[Any]:
+    async def _fetch(self, connection: Connection, place: Place, seen: str | None) -> Sequence[Any]:
         try:
-            return list(await connection.fetch(_CHANGES, place.snapshot, place.xid, int(place.number), seen))
+            row: Any = await connection.fetchrow(_CHANGES, place.snapshot, place.xid, int(place.number), seen)
         except (asyncpg.DataError, asyncpg.UndefinedFileError) as error:
             raise StoreChangedError from error
         except asyncpg.ObjectNotInPrerequisiteStateError as error:  # a standby has no log of its own to name
             raise StoreUnavailableError("the database is a standby") from error
+        return tuple(row)
+
+    async def _newest(self, connection: Connection, rows: Sequence[_ChangeRow]) -> list[Change]:
+        """Return each job's newest change; one that a later change has made old is left to that."""
+        told: dict[Key, list[_ChangeRow]] = {}
+        for row in rows:
+            key = (row.tenant, row.id)
+            told[key] = [*told.pop(key, ()), row]
+        jobs = {key: job for key, changes in told.items() if (job := self._known_job(key, changes)) is not None}
+        unknown = [key for key, changes in told.items() if key not in jobs and not all(row.removed for row in changes)]
+        if unknown:
+            for row in await connection.fetch(_JOBS, *columns_of(unknown)):
+                job = self._known.read(row).job
+                jobs[job.tenant, job.id] = job
+        newest = (_newest_of(key, changes, jobs.get(key)) for key, changes in told.items())
+        return [change for change in newest if change is not None]
+
+    def _known_job(self, key: Key, changes: Sequence[_ChangeRow]) -> Job | None:
+        """Return the job as the newest of its changes left it, where that is known."""
+        if any(row.removed for row in changes):
+            return None  # made anew, it may have begun at a lower revision
+        newest = max(changes, key=lambda row: row.revision)
+        known = self._known.find(key, newest.revision, newest.changed_at)
+        return None if known is None else known.job
 
 
 def _durable(snapshot: str, newest: str) -> str:
@@ -180,14 +218,9 @@ def _durable(snapshot: str, newest: str) -> str:
     return f"{running[0] if running else end}:{end}:{','.join(running)}"
 
 
-def _newest(rows: list[Any], known: KnownJobs) -> list[Change]:
-    """Return each job's newest change; one that a later change has made old is left to that."""
-    changes: dict[Key, Change] = {}
-    for _, _, tenant, job_id, revision, removed, *columns in rows:
-        key = (tenant, job_id)
-        if columns[0] is not None:
-            changes.pop(key, None)
-            changes[key] = Change(tenant, job_id, revision, known.read(columns).job)
-        elif removed and (key not in changes or changes[key].job is None):
-            changes[key] = Change(tenant, job_id, revision, None)
-    return list(changes.values())
+def _newest_of(key: Key, changes: Sequence[_ChangeRow], job: Job | None) -> Change | None:
+    """Return what the changes of one job come to, which is stored as `job`; None where a later change will tell."""
+    if job is not None and any(row.revision == job.revision and not row.removed for row in changes):
+        return Change(*key, job.revision, job)
+    removals = [row.revision for row in changes if row.removed]
+    return Change(*key, removals[-1], None) if removals else None

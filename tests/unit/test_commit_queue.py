@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from jobstatus_grpc.commands import Create, Update
-from jobstatus_grpc.commit_queue import MAX_GROUP_COMMANDS, CommitQueue
+from jobstatus_grpc.commit_queue import MAX_GROUP_COMMANDS, SLOW_COMMIT_SECONDS, CommitQueue
 from jobstatus_grpc.errors import JobNotFoundError, StoreFullError, StoreUnavailableError
 from jobstatus_grpc.record import Job
 from jobstatus_grpc.stores.memory import MemoryStore
@@ -16,17 +16,20 @@ from jobstatus_grpc.stores.memory import MemoryStore
 class SlowStore(MemoryStore):
     """Begins a commit when it is told to; remembers what was committed together, and how many commits ran at once."""
 
-    def __init__(self):
+    def __init__(self, commits_at_once=1):
         super().__init__()
+        self.commits_at_once = commits_at_once
         self.groups = []
         self.errors = []
         self.may_go_on = asyncio.Semaphore(0)
         self.running = 0
+        self.most_running = 0
 
     async def commit(self, commands):
         self.groups.append([command.id for command in commands])
         self.running += 1
-        assert self.running == 1, "the store sees one group at a time"
+        self.most_running = max(self.most_running, self.running)
+        assert self.running <= self.commits_at_once, "the store never sees more groups at once than it can take"
         try:
             await self.may_go_on.acquire()
             if self.errors:
@@ -41,9 +44,9 @@ class SlowStore(MemoryStore):
             self.may_go_on.release()
 
 
-def run(scenario):
+def run(scenario, commits_at_once=1):
     async def with_queue():
-        store = SlowStore()
+        store = SlowStore(commits_at_once)
         return await scenario(store, CommitQueue(store))
 
     return asyncio.run(asyncio.wait_for(with_queue(), 10))
@@ -142,6 +145,52 @@ def test_all_who_wait_for_a_group_that_fails_are_told():
         assert {type(end) for end in ends} == {StoreFullError}
 
     run(scenario)
+
+
+def test_a_slow_commit_lets_another_run_beside_it():
+    async def scenario(store, queue):
+        tasks = await submitted(queue, ["a"])
+        tasks += await submitted(queue, ["b"])
+        while store.running < 2:
+            await asyncio.sleep(0)
+        tasks += await submitted(queue, ["c"], ["d"])
+        while store.running < 3:
+            await asyncio.sleep(0)
+        tasks += await submitted(queue, ["e"])
+        store.go_on()
+        await asyncio.gather(*tasks)
+        assert store.groups == [["a"], ["b"], ["c", "d"], ["e"]]
+        assert not store.running
+
+    run(scenario, commits_at_once=3)
+
+
+def test_what_comes_while_all_commits_are_slow_begins_another():
+    async def scenario(store, queue):
+        (first,) = await submitted(queue, ["a"])
+        await asyncio.sleep(2 * SLOW_COMMIT_SECONDS)
+        (second,) = await submitted(queue, ["b"])
+        assert store.groups == [["a"], ["b"]]
+        store.go_on()
+        assert [ids_of(await task) for task in (first, second)] == [["a"], ["b"]]
+
+    run(scenario, commits_at_once=2)
+
+
+def test_quick_commits_run_one_after_the_other_also_after_slow_ones(monkeypatch):
+    async def scenario(store, queue):
+        slow = await submitted(queue, ["a"])
+        while len(store.groups) < 3:
+            slow += await submitted(queue, [f"slow-{len(slow)}"])
+        store.go_on()
+        await asyncio.gather(*slow)
+        monkeypatch.setattr("jobstatus_grpc.commit_queue.SLOW_COMMIT_SECONDS", 3600)
+        store.most_running = 0
+        for turn in range(50):
+            await asyncio.gather(*await submitted(queue, *([f"{turn}-{number}"] for number in range(20))))
+        assert store.most_running == 1
+
+    run(scenario, commits_at_once=3)
 
 
 def test_who_does_not_wait_any_more_neither_stops_nor_delays_the_others():
