@@ -10,6 +10,7 @@ from jobstatus_grpc.filter_backlog import Backlog, News
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.stores.interface import Position
 from jobstatus_grpc.timed_watcher import CLOCK_RESOLUTION_SECONDS, TimedWatcher
+from jobstatus_grpc.wake_queue import LOOK, WAKE
 from jobstatus_grpc.watcher import EventType
 
 if TYPE_CHECKING:
@@ -132,13 +133,13 @@ class FilterWatcher(TimedWatcher):
         if self._waiter is not None:
             super().wake_soon()
 
-    def step(self) -> bool:
+    def step(self) -> int:
         """Look, in its turn; see WakeQueue."""
         self._is_queued = False
         if self._waiter is None or self._waiter.done() or not self._has_work():
-            return False
+            return LOOK
         self._waiter.set_result(None)
-        return True
+        return WAKE
 
     async def _woken(self) -> None:
         self._waiter = self._loop.create_future()

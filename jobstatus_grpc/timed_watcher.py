@@ -29,7 +29,7 @@ class TimedWatcher:
         self._throttle_timer: asyncio.TimerHandle | None = None
         self._arm_heartbeat(now + heartbeat_seconds)
 
-    def step(self) -> bool:
+    def step(self) -> int:
         """Look, in its turn; see WakeQueue."""
         raise NotImplementedError
 

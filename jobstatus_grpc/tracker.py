@@ -19,7 +19,7 @@ from jobstatus_grpc.job_id import derived_job_id, new_job_id
 from jobstatus_grpc.record import Job, Transition
 from jobstatus_grpc.stores.interface import Clock, JobStore, Page, Position
 from jobstatus_grpc.watch_hub import WatchHub
-from jobstatus_grpc.watcher import Watcher
+from jobstatus_grpc.watcher import TrySend, Watcher
 
 
 class Tracker:
@@ -82,14 +82,24 @@ class Tracker:
 
     @contextlib.asynccontextmanager
     async def watch(
-        self, tenant: str, job_id: str, *, heartbeat_interval: timedelta, min_update_interval: timedelta
+        self,
+        tenant: str,
+        job_id: str,
+        *,
+        heartbeat_interval: timedelta,
+        min_update_interval: timedelta,
+        try_send: TrySend | None = None,
     ) -> AsyncIterator[Watcher]:
-        """Follow a job for the length of a block; call the watcher's `next` until it returns None."""
+        """Follow a job for the length of a block; call the watcher's `next` until it returns None.
+
+        It returns nothing that `try_send` has taken.
+        """
         with self._hub.watcher(
             tenant,
             job_id,
             heartbeat_seconds=heartbeat_interval.total_seconds(),
             min_update_seconds=min_update_interval.total_seconds(),
+            try_send=try_send,
         ) as watcher:
             # Registered before the job is read: what changes in between arrives through the feed.
             self._hub.offer(watcher, await self._store.get(tenant, job_id))

@@ -1,4 +1,4 @@
-"""Wakes watchers one per turn of the event loop.
+"""Lets watchers have their turns, one or a few in each turn of the event loop.
 
 An update that arrives while a thousand watchers are to be woken waits for one of them, not for all: each wake costs a
 hundred microseconds, most of them in gRPC, and the loop takes what has arrived between two turns.
@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
-# Looking at a watcher that is not due costs a microsecond, waking one costs a hundred.
-STEPS_PER_TURN = 64
+# What a step costs, in microseconds or so.
+LOOK, SEND, WAKE = 1, 8, 64
+TURN = 64
 
 
 class Wakeable(Protocol):
     """What can stand in the queue."""
 
-    def step(self) -> bool:
-        """Look at one watcher; tell whether it was woken. Whoever has more to do enqueues itself again."""
+    def step(self) -> int:
+        """Look at one watcher, send something or wake it; tell which. Whoever has more to do enqueues itself again."""
         ...
 
 
@@ -65,8 +66,10 @@ class WakeQueue:
 
     def _turn(self) -> None:
         if not self._is_paused:
-            for _ in range(min(STEPS_PER_TURN, len(self._items))):
-                if self._items.popleft().step():
+            left = TURN
+            for _ in range(min(TURN, len(self._items))):
+                left -= self._items.popleft().step()
+                if left <= 0:
                     break
         self._is_turning = False
         self._turn_soon()

@@ -16,7 +16,7 @@ from jobstatus_grpc.filter_hub import FilterHub
 from jobstatus_grpc.outage_log import OutageLog
 from jobstatus_grpc.record import Job
 from jobstatus_grpc.stores.interface import Change, ChangeBatch, JobStore, Position
-from jobstatus_grpc.watcher import EventType, Render, Topic, Watcher
+from jobstatus_grpc.watcher import EventType, Render, Topic, TrySend, Watcher
 
 log = logging.getLogger("jobstatus_grpc.watch_hub")
 
@@ -52,9 +52,18 @@ class WatchHub:
 
     @contextlib.contextmanager
     def watcher(
-        self, tenant: str, job_id: str, *, heartbeat_seconds: float, min_update_seconds: float
+        self,
+        tenant: str,
+        job_id: str,
+        *,
+        heartbeat_seconds: float,
+        min_update_seconds: float,
+        try_send: TrySend | None = None,
     ) -> Iterator[Watcher]:
         """Register a watcher for the length of a block. Read the job after that, and `offer` it.
+
+        Args:
+            try_send: sends to its reader, while the watcher's `next` waits.
 
         Raises:
             DrainingError: the hub has ended.
@@ -71,6 +80,7 @@ class WatchHub:
             heartbeat_seconds=heartbeat_seconds,
             min_update_seconds=min_update_seconds,
             max_age_seconds=self._max_age_seconds,
+            try_send=try_send,
         )
         topic.watchers[watcher] = None
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from jobstatus_grpc.errors import JobExpiredError, JobStatusError, StreamAgeError
 from jobstatus_grpc.record import Job, is_urgent
 from jobstatus_grpc.timed_watcher import CLOCK_RESOLUTION_SECONDS, TimedWatcher
-from jobstatus_grpc.wake_queue import WakeQueue
+from jobstatus_grpc.wake_queue import LOOK, SEND, TURN, WAKE, WakeQueue
 
 if TYPE_CHECKING:
     from jobstatus_grpc.watch_hub import WatchHub
@@ -28,19 +28,24 @@ class EventType(enum.IntEnum):
 
 
 Render: TypeAlias = Callable[[EventType, Job], bytes]
+TrySend: TypeAlias = Callable[[bytes], bool]
+"""Sends a message without a wait, or tells that it cannot."""
 
 
 class Topic:
     """A job that is watched: its newest state, and that state rendered once for all its watchers."""
 
     __slots__ = (
-        "_again", "_is_queued", "_rendered", "_round", "_wakes", "newest", "removed", "urgent_revision", "watchers",
+        "_again", "_is_queued", "_rendered", "_round", "_wakes", "is_done", "newest", "removed", "urgent_revision",
+        "watchers",
     )  # fmt: skip
 
     def __init__(self, wakes: WakeQueue) -> None:
         self.newest: Job | None = None
         self.urgent_revision = 0
         """The newest revision that min_update_interval must not hold back."""
+        self.is_done = False
+        """Whether that is done."""
         self.removed = False
         self.watchers: dict[Watcher, None] = {}
         self._wakes = wakes
@@ -57,6 +62,7 @@ class Topic:
         if before is None or is_urgent(before, job):
             self.urgent_revision = job.revision
         self.newest = job
+        self.is_done = job.done
         return True
 
     def begin_round(self) -> None:
@@ -68,16 +74,18 @@ class Topic:
         self._is_queued = True
         self._wakes.enqueue(self)
 
-    def step(self) -> bool:
-        """Look at the round's next watcher, and stand in the queue again, behind other jobs, if there are more."""
-        woken = self._round.pop().poke() if self._round else False
+    def step(self) -> int:
+        """Look at watchers of the round for a turn, then stand in the queue again, behind other jobs, for the rest."""
+        cost = LOOK
+        while self._round and cost < TURN:
+            cost += self._round.pop().poke()
         if not self._round and self._again:
             self._again = False
             self._round = list(self.watchers)
         self._is_queued = bool(self._round)
         if self._is_queued:
             self._wakes.enqueue(self)
-        return woken
+        return cost
 
     def render(self, event_type: EventType, job: Job, render: Render) -> bytes:
         """Return the event's bytes, rendered anew only where the job is another."""
@@ -93,7 +101,7 @@ class Watcher(TimedWatcher):
     It holds no queue: one pending wake-up, and through its topic the newest job.
     """
 
-    __slots__ = ("_hub", "_min_update_seconds", "_sent", "_updated_at", "_waiting", "error", "topic")
+    __slots__ = ("_hub", "_min_update_seconds", "_sent", "_try_send", "_updated_at", "_waiting", "error", "topic")
 
     def __init__(
         self,
@@ -103,6 +111,7 @@ class Watcher(TimedWatcher):
         heartbeat_seconds: float,
         min_update_seconds: float,
         max_age_seconds: float | None,
+        try_send: TrySend | None,
     ) -> None:
         super().__init__(hub.wakes, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
         self.topic = topic
@@ -112,12 +121,14 @@ class Watcher(TimedWatcher):
         self._min_update_seconds = min_update_seconds
         self._sent: Job | None = None
         self._updated_at = float("-inf")
-        self._waiting: asyncio.Future[None] | None = None
+        self._try_send = try_send
+        self._waiting: asyncio.Future[bytes | None] | None = None
 
     async def next(self) -> bytes | None:
-        """Wait for the next event and return its message; None once a done state has been returned.
+        """Wait for the next event and return its message; None once a done state has been told.
 
-        The first is the SNAPSHOT of the topic's newest job, which must be known by then.
+        The first is the SNAPSHOT of the topic's newest job, which must be known by then. What `try_send` takes while
+        this waits is not returned: to wake a task costs more than to send.
 
         Raises:
             DrainingError, StoreChangedError, StreamAgeError: the watch ends here; the caller resumes elsewhere.
@@ -126,77 +137,74 @@ class Watcher(TimedWatcher):
         sent, newest = self._sent, self.topic.newest
         assert newest is not None
         if sent is None:
-            return self._send(EventType.SNAPSHOT, newest)
+            return self._send(EventType.SNAPSHOT, newest, self._loop.time())
         if sent.done:
             return None
         if newest.revision > sent.revision or self.error or self.topic.removed:
             self.wake_soon()
-        while True:
-            self._waiting = self._loop.create_future()
-            try:
-                await self._waiting
-            finally:
-                self._waiting = None
-            message = self._take()
-            if message is not None:
-                return message
+        self._waiting = self._loop.create_future()
+        try:
+            return await self._waiting
+        finally:
+            self._waiting = None
 
-    def poke(self) -> bool:
-        """Wake the waiting task if there is something for it to do now; tell whether it was woken."""
+    def poke(self) -> int:
+        """Send what is due now, if anything is, or hand it to the waiting task; tell which, as WakeQueue wants it."""
         waiting = self._waiting
         if waiting is None or waiting.done():
-            return False
-        now = self._loop.time()
-        if self.error is not None or self.topic.removed or self._is_heartbeat_due(now):
+            return LOOK
+        try:
+            message = self._take(self._loop.time())
+        except JobStatusError as error:
+            waiting.set_exception(error)
+            return WAKE
+        if message is None:
+            return LOOK
+        if self._try_send is None or not self._try_send(message):
+            waiting.set_result(message)
+            return WAKE
+        if self.topic.is_done and self._sent is self.topic.newest:
             waiting.set_result(None)
-            return True
-        due_at = self._news_due_at()
-        if due_at is None:
-            return False
-        if due_at <= now + CLOCK_RESOLUTION_SECONDS:
-            waiting.set_result(None)
-            return True
-        self._wake_at(due_at)
-        return False
+            return WAKE
+        return SEND
 
-    def step(self) -> bool:
+    def step(self) -> int:
         """Look, in its turn; see WakeQueue."""
         self._is_queued = False
         return self.poke()
 
-    def _take(self) -> bytes | None:
-        """Return what is due now, if anything is."""
-        now = self._loop.time()
-        newest = self.topic.newest
+    def _take(self, now: float) -> bytes | None:
+        """Return what is due now, if anything is; where news must wait, wake up then."""
+        topic, sent = self.topic, self._sent
+        newest = topic.newest
         assert newest is not None
-        due_at = self._news_due_at()
-        if due_at is None or not newest.done:  # an end that is known is told first
-            if self.error is not None:
-                raise self.error()
-            if self.topic.removed:
-                raise JobExpiredError(f"job {newest.id!r} was deleted or has expired", id=newest.id)
-            if self._is_too_old(now):
-                raise StreamAgeError
-        if due_at is not None and (due_at <= now + CLOCK_RESOLUTION_SECONDS or newest.done):
+        assert sent is not None
+        is_news = newest.revision > sent.revision
+        is_end = is_news and topic.is_done
+        if not is_end:  # which is told first, where it is known
+            self._check(now)
+        is_urgent = is_end or topic.urgent_revision > sent.revision
+        due_at = 0.0 if is_urgent else self._updated_at + self._min_update_seconds
+        if is_news and due_at <= now + CLOCK_RESOLUTION_SECONDS:
             self._updated_at = now
-            return self._send(EventType.UPDATED, newest)
+            return self._send(EventType.UPDATED, newest, now)
         if self._is_heartbeat_due(now):
-            assert self._sent is not None
-            return self._send(EventType.HEARTBEAT, self._sent)
+            return self._send(EventType.HEARTBEAT, sent, now)
+        if is_news:
+            self._wake_at(due_at)
         return None
 
-    def _send(self, event_type: EventType, job: Job) -> bytes:
-        self._sent = job
-        self.note_sent()
-        return self._hub.message(self.topic, event_type, job)
+    def _check(self, now: float) -> None:
+        """Raise what ends the watch, if anything does."""
+        if self.error is not None:
+            raise self.error()
+        if self.topic.removed and self._sent is not None:
+            job_id = self._sent.id
+            raise JobExpiredError(f"job {job_id!r} was deleted or has expired", id=job_id)
+        if self._is_too_old(now):
+            raise StreamAgeError
 
-    def _news_due_at(self) -> float | None:
-        """Return the loop's time at which the newest job may be sent; None where it has been."""
-        topic, sent = self.topic, self._sent
-        assert topic.newest is not None
-        assert sent is not None
-        if topic.newest.revision <= sent.revision:
-            return None
-        if topic.urgent_revision > sent.revision:
-            return 0.0
-        return self._updated_at + self._min_update_seconds
+    def _send(self, event_type: EventType, job: Job, now: float) -> bytes:
+        self._sent = job
+        self._sent_at = now
+        return self._hub.message(self.topic, event_type, job)

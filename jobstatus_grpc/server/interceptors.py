@@ -22,6 +22,7 @@ from jobstatus_grpc.errors import (
 )
 from jobstatus_grpc.server.request_log import RequestLog
 from jobstatus_grpc.server.servicer import Context
+from jobstatus_grpc.watcher import TrySend
 from jobstatus_grpc.wire import status
 
 if TYPE_CHECKING:
@@ -177,11 +178,13 @@ class CallInterceptor:
 class _CountingContext:
     """A stream's context that counts the messages written."""
 
-    __slots__ = ("_context", "_tally")
+    __slots__ = ("_context", "_tally", "try_send")
 
     def __init__(self, context: Context, tally: CallTally) -> None:
         self._context = context
         self._tally = tally
+        try_send = getattr(context, "try_send", None)
+        self.try_send = None if try_send is None else self._counting(try_send)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -189,6 +192,14 @@ class _CountingContext:
     async def write(self, message: bytes) -> None:
         await self._context.write(message)
         self._tally.sent += 1
+
+    def _counting(self, try_send: TrySend) -> TrySend:
+        def try_and_count(message: bytes) -> bool:
+            is_sent = try_send(message)
+            self._tally.sent += is_sent
+            return is_sent
+
+        return try_and_count
 
 
 def _counting_messages(behaviour: Behaviour, tally: CallTally) -> Behaviour:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import grpc
-from pygrpc_native import STREAM_CLOSED, STREAM_FULL, NativeGrpcFront
+from pygrpc_native import STREAM_CLOSED, STREAM_FULL, STREAM_SENT, NativeGrpcFront
 
 from jobstatus_grpc.errors import StreamAgeError
 
@@ -56,6 +56,10 @@ class StreamContext(CallContext):
     def __init__(self, front: NativeGrpcFront, call_id: int, details: Details, *, max_seconds: float) -> None:
         super().__init__(front, call_id, details)
         self._ends_at = time.monotonic() + max_seconds
+
+    def try_send(self, message: bytes) -> bool:
+        """Send a message if there is room for it, and the client has not left; tell whether it was sent."""
+        return self._front.stream_try_send(self._call_id, message) == STREAM_SENT
 
     async def write(self, message: bytes) -> None:
         """Send a message, or wait until there is room for it.

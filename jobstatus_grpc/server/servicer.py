@@ -83,6 +83,7 @@ class JobStatusServicer:
             watch.id,
             heartbeat_interval=watch.heartbeat_interval,
             min_update_interval=watch.min_update_interval,
+            try_send=getattr(context, "try_send", None),  # not every transport can
         ) as watcher:
             while (message := await watcher.next()) is not None:
                 await context.write(message)

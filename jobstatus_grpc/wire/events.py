@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
 
 from jobstatus.v1 import job_status_pb2 as pb
 
@@ -14,6 +16,21 @@ from jobstatus_grpc.wire.render import job_event, render_job
 def render_job_event(event_type: int, job: Job) -> bytes:
     """Return a WatchJobResponse that lacks its server_time."""
     return job_event(event_type, render_job(job))
+
+
+def each_millisecond(make: Callable[[datetime], bytes]) -> Callable[[], bytes]:
+    """Return what returns the time as `make` renders it: anew each millisecond: many are sent in one."""
+    known_at, known = -1, b""
+
+    def stamp() -> bytes:
+        nonlocal known_at, known
+        now = time.time_ns()
+        if now // 1_000_000 != known_at:
+            known_at = now // 1_000_000
+            known = make(datetime.fromtimestamp(now / 1e9, timezone.utc))
+        return known
+
+    return stamp
 
 
 def stamp(now: datetime) -> bytes:

@@ -67,9 +67,13 @@ class Hub:
         return job
 
     @contextlib.asynccontextmanager
-    async def watcher(self, job_id="a", *, heartbeat_seconds=30.0, min_update_seconds=0.0):
+    async def watcher(self, job_id="a", *, heartbeat_seconds=30.0, min_update_seconds=0.0, try_send=None):
         with self.hub.watcher(
-            TENANT, job_id, heartbeat_seconds=heartbeat_seconds, min_update_seconds=min_update_seconds
+            TENANT,
+            job_id,
+            heartbeat_seconds=heartbeat_seconds,
+            min_update_seconds=min_update_seconds,
+            try_send=try_send,
         ) as watcher:
             self.hub.offer(watcher, await self.store.get(TENANT, job_id))
             yield watcher

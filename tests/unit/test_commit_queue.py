@@ -64,6 +64,11 @@ async def submitted(queue, *submissions):
     return tasks
 
 
+async def until_running(store, commits):
+    while store.running < commits:  # noqa: ASYNC110 - the store has no event to wait for
+        await asyncio.sleep(0)
+
+
 def ids_of(outcomes):
     return [outcome.id for outcome in outcomes]
 
@@ -151,11 +156,9 @@ def test_a_slow_commit_lets_another_run_beside_it():
     async def scenario(store, queue):
         tasks = await submitted(queue, ["a"])
         tasks += await submitted(queue, ["b"])
-        while store.running < 2:
-            await asyncio.sleep(0)
+        await until_running(store, 2)
         tasks += await submitted(queue, ["c"], ["d"])
-        while store.running < 3:
-            await asyncio.sleep(0)
+        await until_running(store, 3)
         tasks += await submitted(queue, ["e"])
         store.go_on()
         await asyncio.gather(*tasks)
