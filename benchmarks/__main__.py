@@ -14,7 +14,7 @@ from benchmarks import document, machine, plot
 from benchmarks.plan import SMALL, Plan
 from benchmarks.report import Figure
 from benchmarks.rows import ROWS
-from benchmarks.servers import Workplace, known_sides
+from benchmarks.servers import CannotMeasureError, Workplace, known_sides
 
 DOCUMENT = Path("BENCHMARKS.md")
 PICTURE = Path("docs/benchmarks.svg")
@@ -35,6 +35,10 @@ def main() -> None:
         print(f"{time.monotonic() - started:5.0f} s: measuring {name} …", file=sys.stderr, flush=True)
         try:
             of_row = list(ROWS[name].measure(workplace, plan))
+        except CannotMeasureError as error:
+            print(f"cannot measure {name}: {error}", file=sys.stderr)
+            failed.append(name)
+            continue
         except Exception:
             traceback.print_exc()
             failed.append(name)
@@ -73,7 +77,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--store",
         metavar="URL",
-        help="an empty store for ours instead of a new SQLite file; with --sides grpcio and a row without growth",
+        help="an empty store for ours instead of a new SQLite file; with --sides grpcio and a row without growth. "
+        "The row postgres makes databases beside it where it is one of PostgreSQL",
     )
     parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT} even if that is not everything")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, with every repetition")

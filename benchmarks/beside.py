@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from benchmarks import messages
@@ -34,6 +34,13 @@ class Samples:
     """The part of its core that the server had; much less than 1 means that something else had it too."""
     load_busy: dict[int, list[float]] = field(default_factory=dict)
     """The part of its core that the load generator used; near 1 it would be what is measured."""
+    database_cpu: dict[int, list[float]] = field(default_factory=dict)
+    """Seconds a call, by callers; empty where the server's store is its own."""
+
+    def load_cpu(self, callers: int) -> list[float]:
+        """Return the load generator's seconds a call."""
+        pairs = zip(self.rates[callers], self.load_busy[callers], strict=True)
+        return [busy / rate for rate, busy in pairs]
 
     def capacity(self, callers: int) -> list[float]:
         """Return how many calls a second the load generator could have made with all of its core."""
@@ -48,29 +55,43 @@ class _Total:
     seconds: float = 0.0
     server_cpu: float = 0.0
     load_cpu: float = 0.0
+    database_cpu: float = 0.0
     latencies: list[float] = field(default_factory=list)
 
 
 class Subject:
     """One server under the load of one method, each of whose callers has jobs of its own."""
 
-    def __init__(self, server: Server, method: str, lanes: Sequence[NextRequest]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        method: str,
+        lanes: Sequence[NextRequest],
+        *,
+        connections: int = CONNECTIONS,
+        database_cpu_seconds: Callable[[], float] | None = None,
+    ) -> None:
+        """Take at most so many connections, and what tells the CPU time of the server's database, if it has one."""
         self.samples = Samples()
+        self._connections = connections
+        self._database_cpu_seconds = database_cpu_seconds
         self._server = server
         self._method = method
         self._lanes = lanes
 
     def measure(self, callers: int, total: _Total) -> None:
         """Let so many callers load the server for a slice."""
-        with Client(self._server.address, connections=min(callers, CONNECTIONS)) as client:
+        with Client(self._server.address, connections=min(callers, self._connections)) as client:
             load = Load(client, self._method, self._lanes[:callers])
             load.start()
             load.measure(WARM_UP_SECONDS)
+            stored = self._stored()  # first and last: to find the database's processes takes milliseconds
             started, served, loaded = time.perf_counter(), self._server.cpu_seconds(), time.process_time()
             tally = load.measure(SLICE_SECONDS)
             total.seconds += time.perf_counter() - started
             total.server_cpu += self._server.cpu_seconds() - served
             total.load_cpu += time.process_time() - loaded
+            total.database_cpu += self._stored() - stored
             total.latencies.extend(tally.latencies)
             load.stop()
 
@@ -91,6 +112,11 @@ class Subject:
         samples.server_cpu.setdefault(callers, []).append(total.server_cpu / calls)
         samples.server_busy.setdefault(callers, []).append(total.server_cpu / total.seconds)
         samples.load_busy.setdefault(callers, []).append(total.load_cpu / total.seconds)
+        if self._database_cpu_seconds:
+            samples.database_cpu.setdefault(callers, []).append(total.database_cpu / calls)
+
+    def _stored(self) -> float:
+        return self._database_cpu_seconds() if self._database_cpu_seconds else 0.0
 
 
 def take_turns(subjects: Sequence[Subject], plan: Plan, *, callers: Sequence[int], judged: int) -> None:

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
+from benchmarks.database import VERSION
 from benchmarks.report import Figure, Verdict, number
 from benchmarks.rows import ROWS
-from benchmarks.servers import GRPCIO, NATIVE, OURS
+from benchmarks.servers import (
+    BARE,
+    BARE_NATIVE,
+    BARE_UVLOOP,
+    ETCD,
+    GRPCIO,
+    NATIVE,
+    OURS,
+    POSTGRESQL,
+    SQLITE,
+    STORES,
+    TWO_WORKERS,
+)
 
 INTRODUCTION = """\
 # Benchmarks
@@ -18,18 +31,24 @@ else the machine does hits all. A cell is the median of the repetitions where no
 
 | column | what runs |
 | --- | --- |
-| grpcio | this service, as `jobstatus serve` starts it, on a SQLite file with `synchronous=FULL` |
-| native | the same with `--transport native` |
-| etcd | etcd with its defaults: each Put is on the disk before it is answered, each Range is linearizable |
-| bare aio | a `grpc.aio` handler that parses the request, keeps nothing, and answers with a message of ours |
-| bare native | the same handler on `pygrpc-native` |
-| bare uvloop | the same handler on `grpc.aio` with uvloop's event loop, where that is installed |
 """
+COLUMNS = {
+    GRPCIO: "this service, as `jobstatus serve` starts it, on a SQLite file with `synchronous=FULL`",
+    NATIVE: "the same with `--transport native`",
+    ETCD: "etcd with its defaults: each Put is on the disk before it is answered, each Range is linearizable",
+    BARE: "a `grpc.aio` handler that parses the request, keeps nothing, and answers with a message of ours",
+    BARE_NATIVE: "the same handler on `pygrpc-native`",
+    BARE_UVLOOP: "the same handler on `grpc.aio` with uvloop's event loop, where that is installed",
+    SQLITE: "what is called grpcio in other tables",
+    POSTGRESQL: f"the same with a database of PostgreSQL {VERSION} that runs with its defaults, on both cores",
+    TWO_WORKERS: "the same with `--workers 2`, on both cores, and a database of its own",
+}
+"""Of those that occur, the document's head says what they are."""
 
 
 def whole(about: Sequence[str], figures: Sequence[Figure], plot: str | None) -> str:
     """Return BENCHMARKS.md; `plot` is the path of the picture, from the document."""
-    parts = [INTRODUCTION, "\n".join(f"* {line}" for line in about), "## Targets", goals(figures)]
+    parts = [_introduction(figures), "\n".join(f"* {line}" for line in about), "## Targets", goals(figures)]
     if plot:
         parts.append(f"![Rate and latency against callers]({plot})")
     for row, of_row in groupby(figures, key=lambda figure: figure.row):
@@ -37,12 +56,18 @@ def whole(about: Sequence[str], figures: Sequence[Figure], plot: str | None) -> 
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def _introduction(figures: Iterable[Figure]) -> str:
+    occur = {column for figure in figures for column in figure.values}
+    return INTRODUCTION + "\n".join(f"| {column} | {what} |" for column, what in COLUMNS.items() if column in occur)
+
+
 def goals(figures: Iterable[Figure]) -> str:
     """Return the targets, and what came of them, on each transport; of several for one goal, the worst."""
     found: dict[str, dict[str, list[Verdict]]] = {}
     for figure in figures:
         for verdict in figure.verdicts():
-            column = GRPCIO if _is_size(verdict.target.column) else verdict.target.column
+            column = verdict.target.column
+            column = GRPCIO if _is_size(column) or column in STORES else column
             found.setdefault(figure.goal or figure.name, {}).setdefault(column, []).append(verdict)
     lines = [["", GRPCIO, NATIVE]]
     for goal, of_goal in found.items():
@@ -72,7 +97,7 @@ def missed(figures: Iterable[Figure]) -> int:
 
 
 def _is_size(column: str) -> bool:
-    return column[:1].isdigit()
+    return column.replace(",", "").isdigit()
 
 
 def _one_table(figures: Sequence[Figure]) -> str:

@@ -26,6 +26,11 @@ class Cores:
     load: int | None
 
     @property
+    def both(self) -> tuple[int | None, ...]:
+        """Return the two, for what shares them."""
+        return (self.server, self.load)
+
+    @property
     def describe(self) -> str:
         """Return who runs where, in words."""
         if self.server is None:
@@ -43,16 +48,16 @@ def choose_cores() -> Cores:
     return Cores(usable[0], usable[min(1, len(usable) - 1)])
 
 
-def pin(core: int | None) -> None:
-    """Keep this process, and the processes that it starts from now on, on `core`."""
-    if core is not None:
-        os.sched_setaffinity(0, {core})
+def pin(*cores: int | None) -> None:
+    """Keep this process, and the processes that it starts from now on, on `cores`."""
+    if usable := [core for core in cores if core is not None]:
+        os.sched_setaffinity(0, usable)
 
 
 @contextlib.contextmanager
-def pinned(core: int | None, *, back_to: int | None) -> Iterator[None]:
-    """Start processes on `core` within a block."""
-    pin(core)
+def pinned(*cores: int | None, back_to: int | None) -> Iterator[None]:
+    """Start processes on `cores` within a block."""
+    pin(*cores)
     try:
         yield
     finally:

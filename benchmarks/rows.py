@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from benchmarks import changes_growth, clients, crowds, fanout, jobs_growth, restart, unary
+from benchmarks import changes_growth, clients, crowds, fanout, jobs_growth, postgres, restart, unary
 from benchmarks.plan import Plan
 from benchmarks.report import Figure
 from benchmarks.servers import Workplace
@@ -38,6 +38,17 @@ ROWS: Mapping[str, Row] = {
         title="BatchUpdateJobs",
         text="8 callers that report progress of a hundred jobs each in one call.",
         measure=unary.batch_update,
+    ),
+    "postgres": Row(
+        title="PostgreSQL, and several workers",
+        text="Updates as above, all served with grpcio: UpdateJob over 16 connections, each of which belongs to one "
+        "worker, BatchUpdateJobs over 8. One server process has one core, and the load the other; the database and two "
+        "workers run on both. So database, load and workers share two cores here, and 1.5 times one worker's rate "
+        "cannot be had where database and load take more than a third of the server's time a call: with S, P and L "
+        "for the CPU time a call of one worker, of PostgreSQL and of the load, two workers whose calls cost the same "
+        "make at most 2·S / (S + P + L) times what one makes that has all of its core. Two workers with cores of their "
+        "own would make twice as many calls, divided by what a call costs them as a multiple of one worker's.",
+        measure=postgres.postgres,
     ),
     "fanout": Row(
         title="A burst to many watchers",

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,13 @@ GRPCIO, NATIVE, ETCD, BARE, BARE_NATIVE, BARE_UVLOOP = (
 )  # fmt: skip
 OURS = (GRPCIO, NATIVE)
 SIDES = (GRPCIO, NATIVE, ETCD, BARE, BARE_NATIVE, BARE_UVLOOP)
+SQLITE, POSTGRESQL, TWO_WORKERS = STORES = ("SQLite", "PostgreSQL", "2 workers")
+"""Columns of what is served with grpcio from one store or another; no sides of their own."""
 START_SECONDS = 60.0
+
+
+class CannotMeasureError(Exception):
+    """A row needs what is not there; the message says what to do."""
 
 
 def known_sides() -> tuple[str, ...]:
@@ -43,15 +49,17 @@ class Server:
     address: str
     process: psutil.Process
     api: Api
+    workers: Sequence[psutil.Process] = ()
+    """The processes that it has for its work, where those are others."""
 
     def cpu_seconds(self) -> float:
-        """Return what it has used of its core since it started, the kernel's share included."""
-        times = self.process.cpu_times()
-        return times.user + times.system
+        """Return what it has used of its cores since it started, the kernel's share included."""
+        times = [each.cpu_times() for each in (self.process, *self.workers)]
+        return sum(each.user + each.system for each in times)
 
     def memory_bytes(self) -> int:
         """Return how much of it is in memory now."""
-        return int(self.process.memory_info().rss)
+        return sum(int(each.memory_info().rss) for each in (self.process, *self.workers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +95,31 @@ class Workplace:
                 for method, reply in (replies or {}).items():
                     (folder / method).write_bytes(reply)
                 command = [sys.executable, "-m", "benchmarks.bare", str(folder), *side.split()[1:]]
-                yield stack.enter_context(self._run(side, command, folder / "log", BareApi()))
+                run = self._run(side, command, folder / "log", BareApi(), [self.cores.server])
+                yield stack.enter_context(run)
 
     @contextlib.contextmanager
     def ours(
-        self, transport: str, *, store: str, log: Path, listen: str = "127.0.0.1:0", flags: Sequence[str] = ()
+        self,
+        transport: str,
+        *,
+        store: str,
+        log: Path,
+        listen: str = "127.0.0.1:0",
+        workers: int = 1,
+        flags: Sequence[str] = (),
     ) -> Iterator[Server]:
-        """Run our server as users do, for the length of a block."""
+        """Run our server as users do, for the length of a block; several workers on both cores."""
         command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--listen", listen, "--store", store, *flags]
         if transport != GRPCIO:
             command += ["--transport", transport]
-        with self._run(transport, command, log, JobsApi()) as server:
-            yield server
+        if workers == 1:
+            with self._run(transport, command, log, JobsApi(), [self.cores.server]) as server:
+                yield server
+        else:
+            command += ["--workers", str(workers)]
+            with self._run(transport, command, log, JobsApi(), self.cores.both) as server:
+                yield replace(server, workers=server.process.children(recursive=True))
 
     @contextlib.contextmanager
     def _etcd(self, folder: Path) -> Iterator[Server]:
@@ -110,12 +131,14 @@ class Workplace:
             "--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}",
             "--initial-cluster", f"default=http://{peer}",
         ]  # fmt: skip
-        with self._process(command, folder / "log") as process:
+        with self._process(command, folder / "log", [self.cores.server]) as process:
             yield _answering(Server(ETCD, client, psutil.Process(process.pid), EtcdApi()), folder / "log")
 
     @contextlib.contextmanager
-    def _run(self, side: str, command: Sequence[str], log: Path, api: Api) -> Iterator[Server]:
-        with self._process(command, log) as process:
+    def _run(
+        self, side: str, command: Sequence[str], log: Path, api: Api, cores: Sequence[int | None]
+    ) -> Iterator[Server]:
+        with self._process(command, log, cores) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line.startswith("listening on "):
@@ -123,8 +146,10 @@ class Workplace:
             yield Server(side, line.removeprefix("listening on ").strip(), psutil.Process(process.pid), api)
 
     @contextlib.contextmanager
-    def _process(self, command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[str]]:
-        with log.open("ab") as stderr, machine.pinned(self.cores.server, back_to=self.cores.load):
+    def _process(
+        self, command: Sequence[str], log: Path, cores: Sequence[int | None]
+    ) -> Iterator[subprocess.Popen[str]]:
+        with log.open("ab") as stderr, machine.pinned(*cores, back_to=self.cores.load):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         with process:
             try:

@@ -19,7 +19,7 @@ BATCH = 100
 
 def get_job(workplace: Workplace, plan: Plan) -> Iterator[Figure]:
     """Measure reading: each caller the same job again and again."""
-    job_ids = _job_ids(max(plan.callers))
+    job_ids = numbered_jobs(max(plan.callers))
     with all_running(workplace, workplace.among(*SIDES), job_ids) as servers:
         subjects = [
             Subject(server, server.api.read, [_repeat(server.api.read_request(job_id)) for job_id in job_ids])
@@ -33,7 +33,7 @@ def get_job(workplace: Workplace, plan: Plan) -> Iterator[Figure]:
 
 def update_job(workplace: Workplace, plan: Plan) -> Iterator[Figure]:
     """Measure durable updates, one a call: each caller is a worker whose job's progress rises with every call."""
-    lanes = [[job_id] for job_id in _job_ids(max(plan.callers))]
+    lanes = [[job_id] for job_id in numbered_jobs(max(plan.callers))]
     samples, changes = _updates(workplace, plan, lanes, callers=plan.callers, judged=JUDGED_CALLERS)
     targets = [Target(column=GRPCIO, beside=BARE, at_least=0.65), Target(column=NATIVE, beside=ETCD, at_least=1.5)]
     yield from _figures("update", samples, targets, "durable UpdateJob, every one a change")
@@ -42,7 +42,7 @@ def update_job(workplace: Workplace, plan: Plan) -> Iterator[Figure]:
 
 def batch_update(workplace: Workplace, plan: Plan) -> Iterator[Figure]:
     """Measure durable updates, a hundred a call: each caller is a worker with a hundred jobs."""
-    job_ids = _job_ids(BATCH_CALLERS * BATCH)
+    job_ids = numbered_jobs(BATCH_CALLERS * BATCH)
     lanes = [job_ids[start : start + BATCH] for start in range(0, len(job_ids), BATCH)]
     samples, changes = _updates(workplace, plan, lanes, callers=(BATCH_CALLERS,), judged=BATCH_CALLERS)
     yield Figure(
@@ -71,13 +71,14 @@ def _updates(
             subjects.append(Subject(server, server.api.batch if is_batch else server.api.update, updates[-1]))
         take_turns(subjects, plan, callers=callers, judged=judged)
         changes = {
-            server.name: _changes_per_update(server, job_ids, of_server)
+            server.name: changes_per_update(server, job_ids, of_server)
             for server, of_server in zip(servers, updates, strict=True)
         }
     return {server.name: subject.samples for server, subject in zip(servers, subjects, strict=True)}, changes
 
 
-def _changes_per_update(server: Server, job_ids: Sequence[str], updates: Sequence[Updates]) -> list[float]:
+def changes_per_update(server: Server, job_ids: Sequence[str], updates: Sequence[Updates]) -> list[float]:
+    """Return how many changes the jobs have seen for each update that was sent; nothing where the server cannot say."""
     with Client(server.address, connections=1) as client:
         changes = server.api.changes_of(client, job_ids)
     sent = sum(each.sent * len(each.job_ids) for each in updates)
@@ -90,7 +91,8 @@ def _every_one_a_change(row: str, changes: Mapping[str, list[float]]) -> Figure:
     return Figure(row=row, name="changes per update", values=values, targets=targets, goal=f"changes per {row}")
 
 
-def _job_ids(count: int) -> list[str]:
+def numbered_jobs(count: int) -> list[str]:
+    """Return so many ids."""
     return [f"job-{number:03}" for number in range(count)]
 
 

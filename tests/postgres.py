@@ -45,8 +45,8 @@ _numbers = itertools.count(1)
 class PostgresHome:
     """A directory for clusters; when it closes, or this process ends in any way, their servers end and it goes."""
 
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="postgres-")).resolve()
+    def __init__(self, inside: Path | None = None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="postgres-", dir=inside)).resolve()
         guard = [sys.executable, str(Path(__file__).with_name("postgres_guard.py")), str(self.path)]
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
         _give(self.path)

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
-from benchmarks import document, messages
+from benchmarks import database, document, messages
 from benchmarks.audience import Audience
 from benchmarks.beside import ready_replies
 from benchmarks.client import CallFailedError, Client, path
 from benchmarks.etcd import field, fields
 from benchmarks.load import Load
 from benchmarks.machine import Cores
+from benchmarks.plan import SMALL
 from benchmarks.report import Figure, Target, growth
-from benchmarks.servers import BARE, BARE_NATIVE, ETCD, GRPCIO, Workplace
+from benchmarks.rows import ROWS
+from benchmarks.servers import (
+    BARE,
+    BARE_NATIVE,
+    ETCD,
+    GRPCIO,
+    POSTGRESQL,
+    SQLITE,
+    STORES,
+    TWO_WORKERS,
+    CannotMeasureError,
+    Workplace,
+)
 
 JOBS = ["job-0", "job-1"]
 
@@ -101,6 +117,49 @@ def test_a_missed_target_is_marked(ours, verdict):
         row="get", name="calls/s", values=values, targets=[Target(column=GRPCIO, beside=ETCD, at_least=0.5)]
     )
     assert verdict in document.whole([], [figure], None)
+
+
+def test_targets_of_two_workers_are_in_the_list_of_all():
+    figure = Figure(
+        row="postgres", name="by one", values={TWO_WORKERS: [1.2]}, targets=[Target(column=TWO_WORKERS, at_least=1.5)]
+    )
+    assert "| by one | 1.2 (≥ 1.5) MISSED |" in document.goals([figure])
+
+
+def test_the_head_explains_the_columns_that_occur():
+    head = document.whole([], [Figure(row="postgres", name="calls/s", values={SQLITE: [2], POSTGRESQL: [1]})], None)
+    assert [column for column in document.COLUMNS if f"\n| {column} | " in head] == [SQLITE, POSTGRESQL]
+
+
+@pytest.mark.slow
+def test_postgresql_is_measured_beside_sqlite_and_with_two_workers(workplace):
+    figures = {figure.name: figure for figure in ROWS["postgres"].measure(workplace, SMALL)}
+    assert tuple(figures["UpdateJob, calls/s, 64 in flight"].values) == STORES
+    for costs in (figures[name] for name in figures if "CPU, µs a call" in name):
+        assert min(min(values) for values in costs.values.values()) > 5
+    assert document.missed(figures[name] for name in figures if name.endswith("changes per update")) == 0
+
+
+def test_the_databases_cpu_includes_processes_that_have_ended(workplace):
+    async def count(url):
+        connection = await asyncpg.connect(url)
+        await connection.execute("SELECT count(*) FROM generate_series(1, 1000000)")
+        await connection.close()
+
+    with database.running(workplace, 1) as store:
+        before = store.cpu_seconds()
+        asyncio.run(count(store.urls[0]))
+        assert store.cpu_seconds() >= before + 0.05
+
+
+def test_without_the_driver_the_row_of_postgresql_says_what_to_do(workplace, monkeypatch):
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(CannotMeasureError, match="asyncpg missing; run make setup"):
+        list(ROWS["postgres"].measure(workplace, SMALL))
+
+
+def test_without_our_transport_the_row_of_postgresql_measures_nothing(workplace):
+    assert list(ROWS["postgres"].measure(replace(workplace, sides=[ETCD]), SMALL)) == []
 
 
 @pytest.mark.parametrize(
