@@ -36,8 +36,8 @@ class Topic:
     """A job that is watched: its newest state, and that state rendered once for all its watchers."""
 
     __slots__ = (
-        "_again", "_is_queued", "_rendered", "_round", "_wakes", "is_done", "newest", "removed", "urgent_revision",
-        "watchers",
+        "_again", "_is_queued", "_rendered", "_round", "_told", "_wakes", "is_done", "newest", "removed",
+        "urgent_revision", "watchers",
     )  # fmt: skip
 
     def __init__(self, wakes: WakeQueue) -> None:
@@ -50,6 +50,7 @@ class Topic:
         self.watchers: dict[Watcher, None] = {}
         self._wakes = wakes
         self._round: list[Watcher] = []
+        self._told: list[asyncio.Future[bytes | None]] = []
         self._again = False
         self._is_queued = False
         self._rendered: dict[EventType, tuple[Job, bytes]] = {}
@@ -82,10 +83,26 @@ class Topic:
         if not self._round and self._again:
             self._again = False
             self._round = list(self.watchers)
-        self._is_queued = bool(self._round)
+        if not self._round and self._told and cost < TURN:
+            cost += self._end_one()
+        self._is_queued = bool(self._round or self._told)
         if self._is_queued:
             self._wakes.enqueue(self)
         return cost
+
+    def end_later(self, waiting: asyncio.Future[bytes | None]) -> None:
+        """Let the task of a watcher end, whose reader has been told the end; first all others are."""
+        self._told.append(waiting)
+        if not self._is_queued:
+            self._is_queued = True
+            self._wakes.enqueue(self)
+
+    def _end_one(self) -> int:
+        waiting = self._told.pop()
+        if waiting.done():  # its reader has left
+            return LOOK
+        waiting.set_result(None)
+        return WAKE
 
     def render(self, event_type: EventType, job: Job, render: Render) -> bytes:
         """Return the event's bytes, rendered anew only where the job is another."""
@@ -164,8 +181,8 @@ class Watcher(TimedWatcher):
             waiting.set_result(message)
             return WAKE
         if self.topic.is_done and self._sent is self.topic.newest:
-            waiting.set_result(None)
-            return WAKE
+            self._waiting = None
+            self.topic.end_later(waiting)
         return SEND
 
     def step(self) -> int:

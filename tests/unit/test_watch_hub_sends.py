@@ -89,6 +89,32 @@ def test_heartbeats_are_sent_without_the_task_too():
     assert run(scenario) == [b"HEARTBEAT 1", *["HEARTBEAT 1"] * 3]
 
 
+def test_a_task_that_comes_back_after_the_end_hears_of_it():
+    async def scenario(hub):
+        reader = Reader()
+        async with hub.watcher(try_send=reader.try_send) as watcher:
+            await watcher.next()
+            await hub.update(state=JobState.SUCCEEDED)
+            await turns(20)  # the task is still writing
+            return await watcher.next(), reader.messages
+
+    assert run(scenario) == (None, ["UPDATED 2"])
+
+
+def test_all_readers_are_told_the_end_before_the_first_task_ends():
+    async def scenario(hub):
+        readers = [Reader() for _ in range(100)]
+        watches = [asyncio.create_task(hub.read_all(try_send=reader.try_send)) for reader in readers]
+        await registered(hub, 100)
+        await hub.update(state=JobState.SUCCEEDED)
+        await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+        told = [reader.messages for reader in readers]
+        await asyncio.gather(*watches)
+        return told
+
+    assert run(scenario) == [["UPDATED 2"]] * 100
+
+
 def test_what_ends_a_watch_ends_one_that_sends_by_itself():
     async def scenario(hub):
         returned = asyncio.create_task(hub.read_all(try_send=Reader().try_send))
