@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from jobstatus_grpc.job import Command, Found, Job, JobState, Outcome, Transition
+from jobstatus_grpc.job import Command, Found, Job, JobState, Outcome, Transition, require_job
 from jobstatus_grpc.job_filter import JobFilter
 from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.clock import utc_now
@@ -22,8 +22,9 @@ from jobstatus_grpc.stores.rows import StoredJob
 from jobstatus_grpc.stores.sqlite_cache import JobCache
 from jobstatus_grpc.stores.sqlite_condition import Condition
 from jobstatus_grpc.stores.sqlite_file import path_of
+from jobstatus_grpc.stores.sqlite_lookup import Lookup
 from jobstatus_grpc.stores.sqlite_pages import read_page
-from jobstatus_grpc.stores.sqlite_queries import read_changes, read_jobs, read_one, read_tombstones, read_transitions
+from jobstatus_grpc.stores.sqlite_queries import read_changes, read_found, read_transitions
 from jobstatus_grpc.stores.sqlite_readers import Readers
 from jobstatus_grpc.stores.sqlite_time import Trimmer
 from jobstatus_grpc.stores.sqlite_upkeep import Upkeep
@@ -85,6 +86,7 @@ class SqliteStore:
             writer.file.path, probe, self._stall_clocks.restart, interval_seconds=probe_interval_seconds
         )
         self._condition.end.add_done_callback(lambda _: self._feed.end())
+        self._lookup = Lookup(self._readers, self._cache, self._condition, clock)
         self._upkeep = Upkeep(
             read=self._read,
             thread=thread,
@@ -157,13 +159,9 @@ class SqliteStore:
         self._condition.check()
         key = (tenant, job_id)
         stored = self._cache.get(key)
-        if stored is None:
-            ticket = self._cache.expect(key)
-            try:
-                stored = await self._read(read_one, key, self._clock())
-            finally:
-                self._cache.fill(key, ticket, stored)
-        return stored.job
+        if stored is not None:
+            return stored.job
+        return require_job(await self._lookup.find(key), job_id)
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
@@ -231,8 +229,8 @@ class SqliteStore:
         self, commands: Sequence[Command], stored: dict[Key, StoredJob], missing: list[Key], now: datetime
     ) -> Written:
         """Judge and write commands on jobs that the cache lacks, in the writer's thread."""
-        stored |= read_jobs(self._writer.connection, missing)
-        tombstones = read_tombstones(self._writer.connection, [key for key in missing if key not in stored], now)
+        jobs, tombstones = read_found(self._writer.connection, missing, now)
+        stored |= jobs
         return self._write(self._apply(commands, stored, tombstones, now), stored, now)
 
     def _write(self, batch: Batch, stored: dict[Key, StoredJob], now: datetime) -> Written:

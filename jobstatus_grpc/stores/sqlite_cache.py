@@ -47,17 +47,23 @@ class JobCache:
             self._expected.pop(key, None)
             self._jobs.pop(key, None)
 
-    def expect(self, key: Key) -> object:
+    def expect(self, keys: Iterable[Key]) -> object:
         """Announce a read from the file, before it starts; `fill` takes the ticket."""
-        ticket = self._expected[key] = object()
+        ticket = object()
+        self._expected.update(dict.fromkeys(keys, ticket))
         return ticket
 
-    def fill(self, key: Key, ticket: object, stored: StoredJob | None) -> None:
-        """Take what was read (None: nothing), unless a commit or another reader has come since the announcement."""
-        if self._expected.get(key) is ticket:
-            del self._expected[key]
-            if stored is not None:
-                self._put(key, stored)
+    def fill(self, ticket: object, keys: Iterable[Key], jobs: Mapping[Key, StoredJob]) -> None:
+        """Take those `jobs` that were read, each unless a commit or another read has come since the announcement.
+
+        Args:
+            keys: those that were announced; what is not among `jobs` was not found.
+        """
+        for key in keys:
+            if self._expected.get(key) is ticket:
+                del self._expected[key]
+                if key in jobs:
+                    self._put(key, jobs[key])
 
     def _put(self, key: Key, stored: StoredJob) -> None:
         if is_large(stored.job):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+from collections import deque
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from jobstatus_grpc.stores.sqlite_file import SqliteFile
-from jobstatus_grpc.stores.worker import Worker
+from jobstatus_grpc.stores.worker import Worker, resolve
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -19,41 +22,60 @@ class Readers:
     def __init__(self, file: SqliteFile, *, count: int) -> None:
         """Start the threads; their connections are opened when they are first needed."""
         self._readers = [_Reader(file, f"jobstatus-reader-{number}") for number in range(1, count + 1)]
+        self._idle = list(reversed(self._readers))
+        self._calls: deque[tuple[Callable[[sqlite3.Connection], Any], Callable[[Any, BaseException | None], None]]]
+        self._calls = deque()
 
     async def call(
         self, query: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Return what `query(connection, …)` returns, run by the reader that has the least to do.
+        """Return what `query(connection, …)` returns. Cancelling the wait does not stop it.
 
         Raises:
             sqlite3.Error: what the query raised.
         """
-        reader = min(self._readers, key=lambda reader: reader.pending)
-        reader.pending += 1
-        try:
-            return await reader.worker.call(lambda: query(reader.connection, *args, **kwargs))
-        finally:
-            reader.pending -= 1
+        waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.submit(lambda connection: query(connection, *args, **kwargs), partial(resolve, waiter))
+        return await waiter
+
+    def submit(self, query: Callable[[sqlite3.Connection], T], done: Callable[[T, BaseException | None], None]) -> None:
+        """Have the first reader that is free run `query`, then call `done(result, error)` on the event loop."""
+        self._calls.append((query, done))
+        self._begin()
 
     async def close(self) -> None:
         """Finish what was called, close the connections and end the threads."""
+        last = asyncio.get_running_loop().create_future()
+        self.submit(lambda _: None, lambda *_: last.set_result(None))
+        await last  # all before it have begun
         for reader in self._readers:
             await reader.worker.call(reader.close)
             await reader.worker.stop()
+
+    def _begin(self) -> None:
+        while self._idle and self._calls:
+            query, done = self._calls.popleft()
+            reader = self._idle.pop()
+            reader.worker.submit(partial(reader.run, query), partial(self._end, reader, done))
+
+    def _end(
+        self, reader: _Reader, done: Callable[[T, BaseException | None], None], result: T, error: BaseException | None
+    ) -> None:
+        self._idle.append(reader)
+        self._begin()
+        done(result, error)
 
 
 class _Reader:
     def __init__(self, file: SqliteFile, name: str) -> None:
         self.worker = Worker(name)
-        self.pending = 0
         self._file = file
         self._connection: sqlite3.Connection | None = None
 
-    @property
-    def connection(self) -> sqlite3.Connection:
+    def run(self, query: Callable[[sqlite3.Connection], T]) -> T:
         if self._connection is None:
             self._connection = self._file.connect_reader()
-        return self._connection
+        return query(self._connection)
 
     def close(self) -> None:
         if self._connection is not None:

@@ -21,31 +21,42 @@ KEY, OTHER = ("default", "a"), ("default", "b")
 
 
 def test_a_read_fills_the_cache():
-    cache = JobCache(1)
-    cache.fill(KEY, cache.expect(KEY), stored())
+    cache = JobCache(2)
+    ticket = cache.expect([KEY, OTHER])
+    cache.fill(ticket, [KEY, OTHER], {KEY: stored(), OTHER: stored("b")})
     assert cache.get(KEY) == stored()
+    assert cache.get(OTHER) == stored("b")
 
 
-def test_a_read_that_a_commit_overtook_is_not_kept():
+def test_of_a_read_what_a_commit_overtook_is_not_kept():
     cache = JobCache(1)
-    ticket = cache.expect(KEY)
+    ticket = cache.expect([KEY, OTHER])
     cache.write({KEY: stored(revision=2)})
-    cache.write({OTHER: stored("b")})
-    cache.fill(KEY, ticket, stored(revision=1))
+    cache.write({("default", "c"): stored("c")})
+    cache.fill(ticket, [KEY, OTHER], {KEY: stored(revision=1), OTHER: stored("b")})
     assert cache.get(KEY) is None
+    assert cache.get(OTHER) == stored("b")
 
 
-def test_a_read_that_a_removal_overtook_is_not_kept():
+def test_of_a_read_what_a_removal_overtook_is_not_kept():
     cache = JobCache(1)
-    ticket = cache.expect(KEY)
+    ticket = cache.expect([KEY])
     cache.write({}, removed=[KEY])
-    cache.fill(KEY, ticket, stored())
+    cache.fill(ticket, [KEY], {KEY: stored()})
     assert cache.get(KEY) is None
+
+
+def test_of_a_read_what_another_read_overtook_is_not_kept():
+    cache = JobCache(1)
+    older, newer = cache.expect([KEY]), cache.expect([KEY])
+    cache.fill(newer, [KEY], {KEY: stored(revision=2)})
+    cache.fill(older, [KEY], {KEY: stored(revision=1)})
+    assert cache.get(KEY) == stored(revision=2)
 
 
 def test_a_read_of_nothing_leaves_nothing():
     cache = JobCache(1)
-    cache.fill(KEY, cache.expect(KEY), None)
+    cache.fill(cache.expect([KEY]), [KEY], {})
     assert cache.get(KEY) is None
     assert not cache._expected
 
