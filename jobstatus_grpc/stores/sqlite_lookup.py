@@ -24,6 +24,9 @@ Group: TypeAlias = Mapping[Key, Sequence[asyncio.Future[Found]]]
 MAX_GROUP_KEYS = 500
 """A group is as large as what waits, up to this."""
 
+GATHER_TURNS = 32
+"""So many turns of the event loop more come to a group, where some have come already: a request takes several."""
+
 MAX_WAIT_SECONDS = 0.02
 """So long a read is waited for; then, for it is on a slow disk or behind a long query, the next begins beside it."""
 
@@ -94,5 +97,13 @@ class Lookup:
         for key, waiters in group.items():
             for waiter in waiters:
                 resolve(waiter, jobs[key].job if key in jobs else tombstones.get(key), error)
-        if self._ticket is ticket:
+        self._gather(ticket, GATHER_TURNS)
+
+    def _gather(self, ticket: object, turns: int) -> None:
+        """Begin the next read, or if somebody waits for one, so many turns later: groups of a few are dear."""
+        if self._ticket is not ticket:
+            return  # others did not want to wait so long
+        if turns and self._waiting:
+            asyncio.get_running_loop().call_soon(self._gather, ticket, turns - 1)
+        else:
             self._begin()

@@ -99,6 +99,23 @@ def test_jobs_asked_for_while_a_read_runs_are_read_together(path, held):
 
 
 @pytest.mark.usefixtures("no_read_is_slow")
+def test_jobs_asked_for_a_few_turns_after_a_read_join_those_that_wait(path, held):
+    async def use(store):
+        with held() as reads:
+            tasks = asked(store, "a")
+            await reads.begun()
+            tasks += asked(store, "b")
+            await asyncio.sleep(0)
+            reads.let_go()
+            await tasks[0]
+            tasks += asked(store, "c")
+            assert await ids_of(tasks) == ["a", "b", "c"]
+        assert reads.ids == [["a"], ["b", "c"]]
+
+    on_file(path, use)
+
+
+@pytest.mark.usefixtures("no_read_is_slow")
 def test_a_group_is_limited(path, held, monkeypatch):
     monkeypatch.setattr("jobstatus_grpc.stores.sqlite_lookup.MAX_GROUP_KEYS", 2)
 
