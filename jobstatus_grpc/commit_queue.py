@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 from jobstatus_grpc.errors import StoreUnavailableError
@@ -33,7 +33,7 @@ class CommitQueue:
         self,
         store: JobStore,
         *,
-        around_commit: Callable[[], AbstractContextManager[None]] = nullcontext,
+        around_commit: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         observe_commit: Callable[[int, float], None] | None = None,
     ) -> None:
         """Take the store, what to hold while it commits, and what to tell of a commit: its commands and seconds."""
@@ -75,8 +75,9 @@ class CommitQueue:
     async def _commit_all(self) -> None:
         try:
             while self._waiting and self._quick_committers == 1:
-                with self._slowness():
-                    await self._commit_group()
+                async with self._around_commit():
+                    with self._slowness():
+                        await self._commit_group()
                 await self._gather()
         finally:
             task = asyncio.current_task()
@@ -118,8 +119,7 @@ class CommitQueue:
             group.append(self._waiting.popleft())
             commands.extend(group[-1][0])
         try:
-            with self._around_commit():
-                outcomes = await self._commit(commands)
+            outcomes = await self._commit(commands)
         except BaseException as error:
             is_ours = isinstance(error, Exception)
             for _, done in group:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 # What a step costs, in microseconds or so.
 LOOK, SEND, WAKE = 1, 8, 64
 TURN = 64
+YIELD_SECONDS = 0.05
+"""So long after a commit met watchers in the queue, threads that carry requests and replies come first on the core."""
+LONGEST_SHARE_SECONDS = 0.02
+"""A commit that waits for watchers waits no longer."""
 
 
 class Wakeable(Protocol):
@@ -34,29 +39,38 @@ class WakeQueue:
         self._is_turning = False
         self._is_paused = False
         self._may_pause_at = 0.0
+        self._is_empty = asyncio.Event()
+        self._yields_until = 0.0
 
     def enqueue(self, item: Wakeable) -> None:
         """Let `item` step in its turn. It may stand in the queue more than once; better it does not."""
         self._items.append(item)
         self._turn_soon()
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
         """Wake nobody while the block runs: a thread that commits gets the interpreter only when this one rests.
 
-        After a pause there is none for as long as it took, so that a stream of commits cannot starve watchers.
+        The block begins when those in the queue have had as long as the last one took, 20 ms at most, or there are
+        none: so a stream of commits cannot starve watchers, nor they it. For one task at a time.
         """
+        if self._items:
+            self._yields_until = self._loop.time() + YIELD_SECONDS
+        if self._items and self._loop.time() < self._may_pause_at:
+            self._is_empty.clear()
+            end = self._loop.call_at(self._may_pause_at, self._is_empty.set)
+            try:
+                await self._is_empty.wait()
+            finally:
+                end.cancel()
         began_at = self._loop.time()
-        if self._is_paused or began_at < self._may_pause_at:
-            yield
-            return
         self._is_paused = True
         try:
             yield
         finally:
             self._is_paused = False
             now = self._loop.time()
-            self._may_pause_at = now + (now - began_at)
+            self._may_pause_at = now + min(now - began_at, LONGEST_SHARE_SECONDS)
             self._turn_soon()
 
     def _turn_soon(self) -> None:
@@ -72,4 +86,13 @@ class WakeQueue:
                 if left <= 0:
                     break
         self._is_turning = False
+        if not self._items:
+            self._is_empty.set()
+        elif self._loop.time() < self._yields_until:
+            _yield_core()
         self._turn_soon()
+
+
+def _yield_core() -> None:
+    if hasattr(os, "sched_yield"):  # Windows has none
+        os.sched_yield()

@@ -1,0 +1,99 @@
+"""The queue of those to be woken, and the commits that it makes room for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from jobstatus_grpc import wake_queue
+from jobstatus_grpc.wake_queue import WAKE, WakeQueue
+
+
+class Crowd:
+    """Stands in the queue for so many turns."""
+
+    def __init__(self, queue, size):
+        self.left = size
+        self._queue = queue
+        queue.enqueue(self)
+
+    def step(self):
+        self.left -= 1
+        if self.left:
+            self._queue.enqueue(self)
+        return WAKE
+
+
+def run(scenario):
+    async def with_queue():
+        await scenario(WakeQueue())
+
+    asyncio.run(asyncio.wait_for(with_queue(), 20))
+
+
+async def turns(count):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_nobody_is_woken_during_a_pause():
+    async def scenario(queue):
+        async with queue.paused():
+            crowd = Crowd(queue, 10)
+            await turns(100)
+            assert crowd.left == 10
+        await turns(20)
+        assert not crowd.left
+
+    run(scenario)
+
+
+def test_a_pause_that_follows_another_waits_until_nobody_stands_in_the_queue():
+    async def scenario(queue):
+        async with queue.paused():
+            crowd = Crowd(queue, 1000)
+        queue._may_pause_at = asyncio.get_running_loop().time() + 3600  # as if it had taken an hour
+        async with queue.paused():
+            assert not crowd.left
+
+    run(scenario)
+
+
+def test_a_pause_waits_no_longer_than_the_one_before_took():
+    async def scenario(queue):
+        async with queue.paused():
+            crowd = Crowd(queue, 10**9)
+            await asyncio.sleep(0.01)
+        async with queue.paused():
+            assert 0 < crowd.left < 10**9
+
+    run(scenario)
+
+
+def test_a_long_pause_makes_the_next_wait_for_a_moment_only(monkeypatch):
+    monkeypatch.setattr(wake_queue, "LONGEST_SHARE_SECONDS", 0)
+
+    async def scenario(queue):
+        async with queue.paused():
+            crowd = Crowd(queue, 10**9)
+            await asyncio.sleep(0.01)
+        async with queue.paused():
+            assert crowd.left == 10**9
+
+    run(scenario)
+
+
+def test_a_pause_begins_at_once_where_nobody_waits():
+    async def scenario(queue):
+        for _ in range(3):
+            async with queue.paused():
+                await asyncio.sleep(0.001)
+            pause = queue.paused()
+            coroutine = pause.__aenter__()
+            try:
+                coroutine.send(None)
+            except StopIteration:
+                await pause.__aexit__(None, None, None)
+            else:
+                raise AssertionError("it waited")
+
+    run(scenario)
