@@ -234,6 +234,8 @@ class Reporting:
         metadata = getattr(error, "metadata", {})
         self.cancel_requested = self.cancel_requested or metadata.get("from") == "JOB_STATE_CANCELLED"
         level = logging.WARNING if self.lost else logging.ERROR
+        if isinstance(error, ClientClosedError):  # the program's own doing, most often at its end
+            level = logging.DEBUG
         log.log(level, "job %s is not reported any more: %s", self.claim.id, error)
 
     def _give_up(self) -> None:

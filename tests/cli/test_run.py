@@ -193,7 +193,7 @@ def test_a_job_that_another_worker_claims_ends_our_command(start, service, new_i
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_and_aborts_the_job(start, service, new_id, number):
     job_id = service.create(id=new_id()).id
-    script = f"trap 'echo got it; exit 1' {number.name}; echo ready; read line"
+    script = f"trap 'echo got it; exit 1' {number.name}; echo ready; while true; do sleep 0.1; done"
     run = start("run", "--id", job_id, "--", "bash", "-c", script, stdin=subprocess.PIPE)
     run.stdout.readline()
     run.send_signal(number)
