@@ -113,13 +113,11 @@ class Workplace:
         command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--listen", listen, "--store", store, *flags]
         if transport != GRPCIO:
             command += ["--transport", transport]
-        if workers == 1:
-            with self._run(transport, command, log, JobsApi(), [self.cores.server]) as server:
-                yield server
-        else:
+        if workers > 1:
             command += ["--workers", str(workers)]
-            with self._run(transport, command, log, JobsApi(), self.cores.both) as server:
-                yield replace(server, workers=server.process.children(recursive=True))
+        cores = [self.cores.server] if workers == 1 else self.cores.both
+        with self._run(transport, command, log, JobsApi(), cores) as server:
+            yield replace(server, workers=server.process.children(recursive=True))
 
     @contextlib.contextmanager
     def _etcd(self, folder: Path) -> Iterator[Server]:

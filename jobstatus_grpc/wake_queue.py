@@ -55,14 +55,7 @@ class WakeQueue:
         none: so a stream of commits cannot starve watchers, nor they it. For one task at a time.
         """
         if self._items:
-            self._yields_until = self._loop.time() + YIELD_SECONDS
-        if self._items and self._loop.time() < self._may_pause_at:
-            self._is_empty.clear()
-            end = self._loop.call_at(self._may_pause_at, self._is_empty.set)
-            try:
-                await self._is_empty.wait()
-            finally:
-                end.cancel()
+            await self._let_them_have_their_share()
         began_at = self._loop.time()
         self._is_paused = True
         try:
@@ -72,6 +65,17 @@ class WakeQueue:
             now = self._loop.time()
             self._may_pause_at = now + min(now - began_at, LONGEST_SHARE_SECONDS)
             self._turn_soon()
+
+    async def _let_them_have_their_share(self) -> None:
+        now = self._loop.time()
+        self._yields_until = now + YIELD_SECONDS
+        if now < self._may_pause_at:
+            self._is_empty.clear()
+            end = self._loop.call_at(self._may_pause_at, self._is_empty.set)
+            try:
+                await self._is_empty.wait()
+            finally:
+                end.cancel()
 
     def _turn_soon(self) -> None:
         if self._items and not self._is_turning and not self._is_paused:

@@ -72,8 +72,7 @@ class Topic:
             self._again = True
             return
         self._round = list(self.watchers)
-        self._is_queued = True
-        self._wakes.enqueue(self)
+        self._enqueue()
 
     def step(self) -> int:
         """Look at watchers of the round for a turn, then stand in the queue again, behind other jobs, for the rest."""
@@ -85,17 +84,20 @@ class Topic:
             self._round = list(self.watchers)
         if not self._round and self._told and cost < TURN:
             cost += self._end_one()
-        self._is_queued = bool(self._round or self._told)
-        if self._is_queued:
-            self._wakes.enqueue(self)
+        self._is_queued = False
+        if self._round or self._told:
+            self._enqueue()
         return cost
 
     def end_later(self, waiting: asyncio.Future[bytes | None]) -> None:
         """Let the task of a watcher end, whose reader has been told the end; first all others are."""
         self._told.append(waiting)
         if not self._is_queued:
-            self._is_queued = True
-            self._wakes.enqueue(self)
+            self._enqueue()
+
+    def _enqueue(self) -> None:
+        self._is_queued = True
+        self._wakes.enqueue(self)
 
     def _end_one(self) -> int:
         waiting = self._told.pop()

@@ -98,12 +98,12 @@ class _Server:
         filter_hub = FilterHub(
             wakes=WakeQueue(),
             render=jobs_events.render_event,
-            stamp=events.each_millisecond(jobs_events.stamp),
+            stamp=events.each_millisecond(lambda: jobs_events.stamp(utc_now())),
             max_age_seconds=max_age_seconds,
         )
         self._hub = WatchHub(
             render=events.render_job_event,
-            stamp=events.each_millisecond(events.stamp),
+            stamp=events.each_millisecond(lambda: events.stamp(utc_now())),
             max_age_seconds=max_age_seconds,
             filters=filter_hub,
         )

@@ -21,11 +21,10 @@ from jobstatus_grpc.stores.postgres_feed import PostgresFeed
 from jobstatus_grpc.stores.postgres_known import KnownJobs
 from jobstatus_grpc.stores.postgres_pages import read_page
 from jobstatus_grpc.stores.postgres_schema import prepare
-from jobstatus_grpc.stores.postgres_sql import NOW
+from jobstatus_grpc.stores.postgres_sql import JOB, NOW
 from jobstatus_grpc.stores.postgres_transaction import Written
 from jobstatus_grpc.stores.postgres_upkeep import Upkeep
 from jobstatus_grpc.stores.rows import (
-    JOB_COLUMNS,
     TRANSITION_COLUMNS,
     from_instant,
     read_transition,
@@ -36,7 +35,7 @@ IS_SHARED = True
 COMMITS_AT_ONCE = 3
 
 _GET = f"""
-    SELECT {NOW}, t.revision, t.removed_at, j.key, {", ".join(f"j.{name}" for name in JOB_COLUMNS)}
+    SELECT {NOW}, t.revision, t.removed_at, {JOB}
     FROM (SELECT $1::text AS tenant, $2::text AS id) AS w
     LEFT JOIN jobstatus.jobs AS j ON j.tenant = w.tenant AND j.id = w.id
     LEFT JOIN jobstatus.tombstones AS t ON t.tenant = w.tenant AND t.id = w.id

@@ -22,8 +22,7 @@ from jobstatus_grpc.stores.found import Key
 from jobstatus_grpc.stores.interface import Change, ChangeBatch, Position
 from jobstatus_grpc.stores.postgres_database import Connection, Database
 from jobstatus_grpc.stores.postgres_known import KnownJobs
-from jobstatus_grpc.stores.postgres_sql import columns_of
-from jobstatus_grpc.stores.rows import JOB_COLUMNS
+from jobstatus_grpc.stores.postgres_sql import JOB, columns_of
 
 POLL_SECONDS = 0.2
 """How long a change can stay unseen where the doorbell was not heard."""
@@ -64,7 +63,7 @@ _CHANGES = f"""
     ) AS r
 """
 _JOBS = f"""
-    SELECT j.key, {", ".join(f"j.{name}" for name in JOB_COLUMNS)} FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
+    SELECT {JOB} FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
     JOIN jobstatus.jobs AS j ON j.tenant = w.tenant AND j.id = w.id
 """
 _SNAPSHOT = re.compile(r"\d{1,20}:\d{1,20}:(\d{1,20}(,\d{1,20})*)?", re.ASCII)

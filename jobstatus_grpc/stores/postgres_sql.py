@@ -30,6 +30,9 @@ COUNT_COLUMNS = ("state", "jobs")
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 """Microseconds since 1970, by the one clock that all share."""
 
+JOB = ", ".join(f"j.{name}" for name in ("key", *JOB_COLUMNS))
+"""What `rows.read_job` reads, of `jobstatus.jobs AS j`."""
+
 _INSERTED_COLUMNS = (*JOB_COLUMNS, "heard_at")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime
 
 from jobstatus.v1 import job_status_pb2 as pb
 
@@ -18,16 +18,15 @@ def render_job_event(event_type: int, job: Job) -> bytes:
     return job_event(event_type, render_job(job))
 
 
-def each_millisecond(make: Callable[[datetime], bytes]) -> Callable[[], bytes]:
-    """Return what returns the time as `make` renders it: anew each millisecond: many are sent in one."""
+def each_millisecond(make: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Return what returns what `make` does, asked once in each millisecond: many messages are sent in one."""
     known_at, known = -1, b""
 
     def stamp() -> bytes:
         nonlocal known_at, known
-        now = time.time_ns()
-        if now // 1_000_000 != known_at:
-            known_at = now // 1_000_000
-            known = make(datetime.fromtimestamp(now / 1e9, timezone.utc))
+        now = time.time_ns() // 1_000_000
+        if now != known_at:
+            known_at, known = now, make()
         return known
 
     return stamp

@@ -43,12 +43,18 @@ async def opened(tmp_path):
         file.unlock()
 
 
+async def all_busy(readers):
+    """Return queries that keep both readers, and calls that wait behind them."""
+    queries = [LongQuery(readers), LongQuery(readers)]
+    calls = [asyncio.create_task(readers.call(answer)) for _ in range(3)]
+    await asyncio.sleep(0)
+    return queries, calls
+
+
 def test_a_call_is_run_by_the_first_reader_that_is_free(tmp_path):
     async def main():
         async with opened(tmp_path) as readers:
-            queries = [LongQuery(readers), LongQuery(readers)]
-            calls = [asyncio.create_task(readers.call(answer)) for _ in range(3)]
-            await asyncio.sleep(0)
+            queries, calls = await all_busy(readers)
             queries[1].let_go()
             assert await asyncio.gather(*calls) == [42, 42, 42]
             assert not queries[0].call.done()
@@ -60,9 +66,7 @@ def test_a_call_is_run_by_the_first_reader_that_is_free(tmp_path):
 def test_closing_finishes_what_was_called(tmp_path):
     async def main():
         async with opened(tmp_path) as readers:
-            queries = [LongQuery(readers), LongQuery(readers)]
-            calls = [asyncio.create_task(readers.call(answer)) for _ in range(3)]
-            await asyncio.sleep(0)
+            queries, calls = await all_busy(readers)
             for query in queries:
                 asyncio.get_running_loop().call_soon(query.let_go)
         assert await asyncio.gather(*calls) == [42, 42, 42]

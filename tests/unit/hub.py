@@ -107,3 +107,19 @@ async def registered(hub, count):
 async def turns(count):
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+class Turns:
+    """Counts the turns of the running loop, from now on."""
+
+    def __init__(self):
+        self.count = 0
+        self._loop = asyncio.get_running_loop()
+        self._next = self._loop.call_soon(self._tick)
+
+    def stop(self):
+        self._next.cancel()
+
+    def _tick(self):
+        self.count += 1
+        self._next = self._loop.call_soon(self._tick)

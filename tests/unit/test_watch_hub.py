@@ -11,7 +11,7 @@ from jobstatus_grpc import watch_hub
 from jobstatus_grpc.record import evolve
 from jobstatus_grpc.state import JobState
 from jobstatus_grpc.stores.interface import Change
-from tests.unit.hub import TENANT, registered, run, turns
+from tests.unit.hub import TENANT, Turns, registered, run, turns
 
 
 def test_a_watcher_gets_snapshot_changes_and_end():
@@ -28,28 +28,20 @@ def test_a_watcher_gets_snapshot_changes_and_end():
 
 def test_one_watcher_is_woken_in_a_turn_of_the_loop():
     async def scenario(hub):
-        turn = 0
         woken_in: Counter[int] = Counter()
-
-        def count_turns():
-            nonlocal turn
-            turn += 1
-            ticking.append(loop.call_soon(count_turns))
-            ticking.pop(0)
 
         async def watch():
             async with hub.watcher() as watcher:
                 await watcher.next()
                 await watcher.next()
-                woken_in[turn] += 1
+                woken_in[passed.count] += 1
 
-        loop = asyncio.get_running_loop()
         watches = [asyncio.create_task(watch()) for _ in range(200)]
         await registered(hub, 200)
-        ticking = [loop.call_soon(count_turns)]
+        passed = Turns()
         await hub.update(labels={"a": "b"})
         await asyncio.gather(*watches)
-        ticking[0].cancel()
+        passed.stop()
         return woken_in
 
     woken_in = run(scenario)

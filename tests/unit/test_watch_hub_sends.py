@@ -9,7 +9,7 @@ import pytest
 
 from jobstatus_grpc.errors import DrainingError
 from jobstatus_grpc.state import JobState
-from tests.unit.hub import registered, run, turns
+from tests.unit.hub import Turns, registered, run, turns
 
 
 class Reader:
@@ -128,30 +128,22 @@ def test_what_ends_a_watch_ends_one_that_sends_by_itself():
 
 def test_a_few_are_sent_in_a_turn_of_the_loop():
     async def scenario(hub):
-        turn = 0
         sent_in: Counter[int] = Counter()
 
-        def count_turns():
-            nonlocal turn
-            turn += 1
-            ticking.append(loop.call_soon(count_turns))
-            ticking.pop(0)
-
         def try_send(message):
-            sent_in[turn] += 1
+            sent_in[passed.count] += 1
             return True
 
-        loop = asyncio.get_running_loop()
         watches = [asyncio.create_task(hub.read_all(try_send=try_send)) for _ in range(200)]
         await registered(hub, 200)
-        ticking = [loop.call_soon(count_turns)]
+        passed = Turns()
         await hub.update(labels={"a": "b"})
         while sent_in.total() < 200:
             await turns(1)
-        ticking[0].cancel()
+        passed.stop()
         await hub.update(state=JobState.SUCCEEDED)
         await asyncio.gather(*watches)
-        return [count for at, count in sent_in.items() if at < turn]
+        return [count for at, count in sent_in.items() if at < passed.count]
 
     counts = run(scenario)
     assert max(counts) <= 10
