@@ -40,9 +40,7 @@ from jobstatus_grpc.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.record import Job, JobError, Transition
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import Job, JobError, JobFilter, JobState, Transition
 
 if TYPE_CHECKING:
     from jobstatus_grpc.client import (

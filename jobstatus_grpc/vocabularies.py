@@ -18,8 +18,7 @@ from datetime import datetime, timezone
 from typing import Any, TypedDict
 
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError
-from jobstatus_grpc.record import Job, JobError
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import Job, JobError, JobState
 
 __all__ = [
     "ContentQueueJob",

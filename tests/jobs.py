@@ -5,15 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from jobstatus_grpc.job import (
-    TERMINAL_STATES,
-    Job,
-    JobError,
-    JobState,
-    Tombstone,
-    Update,
-    apply,
-)
+from jobstatus_grpc.job import Job, JobError, JobState, Tombstone, Update, apply
+from jobstatus_grpc.job.model import TERMINAL_STATES
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LATER = START + timedelta(seconds=10)

@@ -18,7 +18,7 @@ from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
 from jobstatus_grpc.server.app import _Server
 from jobstatus_grpc.server.config import ServerConfig
-from jobstatus_grpc.server.request_log import RequestLog
+from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.stores.interface import JobStore
 
 if TYPE_CHECKING:

@@ -21,20 +21,20 @@ from jobstatus_grpc.errors import CannotStartError, JobStatusError
 __all__ = ["main"]
 
 COMMANDS = {
-    "serve": "serve:serve",
-    "create": "jobs:create",
-    "get": "jobs:get",
-    "list": "listing:list_jobs",
-    "update": "update:update",
-    "cancel": "jobs:cancel",
-    "delete": "delete:delete",
-    "watch": "watch:watch",
-    "wait": "watch:wait",
-    "history": "history:history",
-    "run": "run:run",
-    "health": "health:health",
-    "migrate": "migrate:migrate",
-    "completion": "completion:completion",
+    "serve": "commands.serve:serve",
+    "create": "commands.jobs:create",
+    "get": "commands.jobs:get",
+    "list": "commands.list:list_jobs",
+    "update": "commands.update:update",
+    "cancel": "commands.jobs:cancel",
+    "delete": "commands.jobs:delete",
+    "watch": "commands.watch:watch",
+    "wait": "commands.watch:wait",
+    "history": "commands.history:history",
+    "run": "run.command:run",
+    "health": "commands.health:health",
+    "migrate": "commands.migrate:migrate",
+    "completion": "commands.completion:completion",
 }
 """Where each command is, in the order of the help."""
 
@@ -106,7 +106,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Run, and return the exit code; whatever went wrong has been said in one line on stderr."""
     if "_JOBSTATUS_COMPLETE" in os.environ:
-        from jobstatus_grpc.cli import completion
+        from jobstatus_grpc.cli.commands import completion
 
         completion.prepare()
     try:

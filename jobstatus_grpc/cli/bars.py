@@ -15,16 +15,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from jobstatus_grpc.cli import cells, exits
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.cli import exits, tables
+from jobstatus_grpc.job import JobState
 
 if TYPE_CHECKING:
-    from jobstatus_grpc.record import Job
+    from jobstatus_grpc.job import Job
 
 WIDE = 150
 """So many columns have room for ids too."""
+
 TAIL = 4
 """How much of its id tells a job from others whose names look the same."""
+
 LONGEST_MARK = 36
 """A UUID."""
 
@@ -109,12 +111,12 @@ class Board:
         for job, mark in zip(jobs, marks, strict=True):
             rows.add_row(
                 *([Text(mark, style="dim")] if any(marks) else []),
-                cells.name(job),
-                cells.state(job.state),
+                tables.name(job),
+                tables.state(job.state),
                 _bar(job, bar_width),
-                cells.percent(job),
-                *([cells.remaining(job)] if width >= 80 else []),
-                cells.words(job),
+                tables.percent(job),
+                *([tables.remaining(job)] if width >= 80 else []),
+                tables.words(job),
             )
         return rows
 
@@ -122,7 +124,7 @@ class Board:
         """Return what tells jobs apart beside their names: the id where that has room, or the end of it."""
         if self.shows_ids and self._console.width >= WIDE:
             return [job.id for job in jobs]
-        names = [cells.name(job) for job in jobs]
+        names = [tables.name(job) for job in jobs]
         for name in names:
             name.truncate(_name_width(self._console.width), overflow="ellipsis")
         times = Counter(name.plain for name in names)

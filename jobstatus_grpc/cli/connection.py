@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.cli import exits, values
-from jobstatus_grpc.cli.flags import Decorator, duration_flag, flag
+from jobstatus_grpc.cli import exits, parsers
+from jobstatus_grpc.cli.options import Decorator, duration_flag, flag
 
 if TYPE_CHECKING:
     from jobstatus_grpc.client import JobStatusClient
-    from jobstatus_grpc.client.channel import Endpoint
+    from jobstatus_grpc.client.connection import Endpoint
 
 DEFAULT_TIMEOUT = timedelta(seconds=5)
 
@@ -52,7 +52,7 @@ class Connection:
 
     def endpoint(self) -> Endpoint:
         """Return what opens a bare channel, for services other than ours."""
-        from jobstatus_grpc.client.channel import endpoint
+        from jobstatus_grpc.client.connection import endpoint
 
         try:
             return endpoint(
@@ -67,21 +67,25 @@ class Connection:
 
 
 _PEM = click.Path(exists=True, dir_okay=False, readable=True)
-_ADDRESS = flag("--address HOST:PORT", "The server; or unix:/path.", type=values.address, default="127.0.0.1:50051")
+
+_ADDRESS = flag("--address HOST:PORT", "The server; or unix:/path.", type=parsers.address, default="127.0.0.1:50051")
+
 _TIMEOUT = duration_flag(
     "--timeout DURATION",
     "How long a call may take.",
-    default=values.spell(DEFAULT_TIMEOUT),
+    default=parsers.spell(DEFAULT_TIMEOUT),
     shortest=timedelta(milliseconds=1),
     longest=timedelta(days=365),
     or_seconds=True,
 )
+
 _CREDENTIALS = (
     flag("--token TEXT", "Who you are; better as JOBSTATUS_TOKEN, which other users cannot see."),
     flag("--ca FILE", "Use TLS, and trust this CA (PEM).", to="ca_file", type=_PEM),
     flag("--cert FILE", "The client's certificate (PEM); with --key.", to="cert_file", type=_PEM),
     flag("--key FILE", "The client's private key (PEM); with --cert.", to="key_file", type=_PEM),
 )
+
 _NAMES = ("address", "token", "ca_file", "cert_file", "key_file")
 
 

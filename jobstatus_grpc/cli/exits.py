@@ -9,22 +9,29 @@ from typing import TYPE_CHECKING
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.cli.text import one_line
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SUCCEEDED = 0
+
 FAILED = 1
 """The job failed, or the call was refused."""
+
 USAGE = 2
+
 STOPPED = 3
 """The job was aborted or cancelled."""
+
 UNREACHABLE = 4
+
 TIMED_OUT = 124
 """As timeout(1) has it."""
+
 INTERRUPTED = 130
 """As a shell reports Ctrl-C."""
+
 CLOSED_PIPE = 141
 """As a shell reports SIGPIPE: nobody reads what we print."""
 

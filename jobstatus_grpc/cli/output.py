@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobstatus_grpc.cli import values
+from jobstatus_grpc.cli import parsers
 from jobstatus_grpc.cli.text import one_line
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from jobstatus_grpc.record import Job, JobError, Transition
+    from jobstatus_grpc.job import Job, JobError, Transition
 
 
 def show(job: Job, *, as_json: bool) -> None:
@@ -82,7 +82,7 @@ def summary(job: Job) -> str:
         "estimated": instant(job.estimated_completion),
         "projected": instant(job.projected_completion),
         "expires": instant(job.expires_at),
-        "heartbeat": values.spell(job.heartbeat_timeout) if job.heartbeat_timeout else "",
+        "heartbeat": parsers.spell(job.heartbeat_timeout) if job.heartbeat_timeout else "",
         "revision": str(job.revision),
         "result": json.dumps(job.result, ensure_ascii=False) if job.result is not None else "",
     }

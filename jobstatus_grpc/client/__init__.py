@@ -2,12 +2,10 @@
 
 from jobstatus_grpc.client.aio import AsyncJobStatusClient
 from jobstatus_grpc.client.reporter import AsyncReporter, Reporter
+from jobstatus_grpc.client.requests import UNSET, JobChange, JobChangeType, JobPage, JobUpdate, TransitionPage, Unset
 from jobstatus_grpc.client.sync import JobStatusClient
 from jobstatus_grpc.client.track import AsyncTrackedJob, TrackedJob
 from jobstatus_grpc.client.watch import AsyncJobsWatch, AsyncWatch, JobsWatch, Watch
-from jobstatus_grpc.wire.calls import UNSET, JobUpdate, Unset
-from jobstatus_grpc.wire.changes import JobChange, JobChangeType
-from jobstatus_grpc.wire.pages import JobPage, TransitionPage
 
 __all__ = [
     "UNSET",

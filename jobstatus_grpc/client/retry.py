@@ -20,9 +20,12 @@ from jobstatus_grpc.errors import (
 from jobstatus_grpc.wire import status
 
 FIRST_SECONDS = 0.1
+
 LONGEST_SECONDS = 10.0
+
 MAX_RETRY_AFTER_SECONDS = 60.0
 """A server that asks for a longer pause than this is not believed."""
+
 LAST_TRY_SECONDS = 1.0
 
 _REFUSED_AT_THE_DOOR = (DrainingError, TooManyRequestsError)

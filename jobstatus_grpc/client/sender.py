@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from jobstatus_grpc.client.claim import Step
+from google.protobuf.message import Message
+
 from jobstatus_grpc.client.retry import pause
 
 
@@ -128,3 +130,13 @@ class Sender:
             else:
                 self._reports.succeeded(step, response)
             self._answered()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call to make: the RPC's name, its request, and the changes in it that count as reported once it succeeds."""
+
+    method: str
+    request: Message
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    begun_at: float = 0.0

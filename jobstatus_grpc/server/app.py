@@ -4,40 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError
-from jobstatus_grpc.filter_hub import FilterHub
-from jobstatus_grpc.server import event_loop, health
+from jobstatus_grpc.server import health, responses
 from jobstatus_grpc.server.addresses import CannotListenError
 from jobstatus_grpc.server.config import ServerConfig
-from jobstatus_grpc.server.interceptors import CallInterceptor, CallLimits
-from jobstatus_grpc.server.request_log import RequestLog
+from jobstatus_grpc.server.logs import RequestLog
+from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
 from jobstatus_grpc.server.servicer import JobStatusServicer
-from jobstatus_grpc.server.transport import Services, open_transport
+from jobstatus_grpc.server.transports.interface import Services, open_transport
+from jobstatus_grpc.service import JobService
 from jobstatus_grpc.stores import open_store
-from jobstatus_grpc.stores.clock import utc_now
-from jobstatus_grpc.stores.interface import JobStore
+from jobstatus_grpc.stores.interface import JobStore, utc_now
 from jobstatus_grpc.sweeper import Sweeper
-from jobstatus_grpc.tracker import Tracker
-from jobstatus_grpc.wake_queue import WakeQueue
-from jobstatus_grpc.watch_hub import WatchHub
-from jobstatus_grpc.wire import events, jobs_events
+from jobstatus_grpc.watch.filter_watch import FilterHub
+from jobstatus_grpc.watch.job_watch import WatchHub
+from jobstatus_grpc.watch.watcher import WakeQueue
 
 if TYPE_CHECKING:
-    from jobstatus_grpc.server.metrics import Metrics
-    from jobstatus_grpc.server.metrics_endpoint import MetricsEndpoint
+    from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
+
+T = TypeVar("T")
+
+COLLECT_AFTER = (20_000, 20, 20)
+"""Objects, then collections, between two looks for cycles. Python looks at each 700 objects: a twentieth of a call."""
+
+
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` on a new event loop and return what it returns."""
+    gc.freeze()  # what is there by now stays
+    gc.set_threshold(*COLLECT_AFTER)
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
+
 
 log = logging.getLogger("jobstatus_grpc.server")
 
 Ready = Callable[[Sequence[str]], None]
 
 HEALTH_CHECK_SECONDS = 0.5
+
 EXIT_OK = 0
+
 EXIT_BROKEN = 1
 
 
@@ -50,7 +67,7 @@ def run(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = 
     Raises:
         CannotStartError: the message says what to do.
     """
-    return event_loop.run(serve(config, ready=ready, request_log=request_log, private=private))
+    return run_loop(serve(config, ready=ready, request_log=request_log, private=private))
 
 
 async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None, private: str = "") -> int:
@@ -97,13 +114,13 @@ class _Server:
         max_age_seconds = config.max_connection_age.total_seconds()
         filter_hub = FilterHub(
             wakes=WakeQueue(),
-            render=jobs_events.render_event,
-            stamp=events.each_millisecond(lambda: jobs_events.stamp(utc_now())),
+            render=responses.render_event,
+            stamp=responses.each_millisecond(lambda: responses.stamp_jobs_message(utc_now())),
             max_age_seconds=max_age_seconds,
         )
         self._hub = WatchHub(
-            render=events.render_job_event,
-            stamp=events.each_millisecond(lambda: events.stamp(utc_now())),
+            render=responses.render_job_event,
+            stamp=responses.each_millisecond(lambda: responses.stamp_job_message(utc_now())),
             max_age_seconds=max_age_seconds,
             filters=filter_hub,
         )
@@ -114,9 +131,9 @@ class _Server:
         self._queue = CommitQueue(
             store, around_commit=pause, observe_commit=metrics.observe_commit if metrics else None
         )
-        tracker = Tracker(store=store, queue=self._queue, hub=self._hub, filter_hub=filter_hub, clock=utc_now)
-        servicer = JobStatusServicer(tracker)
-        self._calls = CallInterceptor(
+        service = JobService(store=store, queue=self._queue, hub=self._hub, filter_hub=filter_hub, clock=utc_now)
+        servicer = JobStatusServicer(service)
+        self._calls = CallMiddleware(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
             request_log,
             metrics.calls if metrics else None,
@@ -185,8 +202,7 @@ def _metrics_of(config: ServerConfig, store: JobStore) -> tuple[Metrics, Metrics
     if config.metrics is None:
         return None, None
     # prometheus_client is loaded by those who ask for it.
-    from jobstatus_grpc.server.metrics import Metrics
-    from jobstatus_grpc.server.metrics_endpoint import MetricsEndpoint
+    from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
 
     metrics = Metrics(store, clock=utc_now)
     return metrics, MetricsEndpoint(config.metrics, metrics)

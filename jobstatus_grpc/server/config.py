@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from jobstatus_grpc import limits
 from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.job import limits
 
 TRANSPORTS = ("grpcio", "native")
+
 CONNECTION_AGE_GRACE_SECONDS = 30.0
 """What calls get beyond `max_connection_age`."""
 

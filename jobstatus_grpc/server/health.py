@@ -31,15 +31,20 @@ __all__ = [
 SERVICE_NAME = "grpc.health.v1.Health"
 
 OVERALL = ""
+
 SERVICE = "jobstatus.v1.JobStatusService"
+
 WRITE = f"{SERVICE}/write"
 """Not serving while the store cannot write; reads and watches may go on."""
 
 SERVING = HealthCheckResponse.SERVING
+
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
+
 
 # List came with grpcio-health-checking 1.85; below it has no messages, and the method stays UNIMPLEMENTED.
 _ListRequest: Any = getattr(health_pb2, "HealthListRequest", None)
+
 _ListResponse: Any = getattr(health_pb2, "HealthListResponse", None)
 
 

@@ -1,4 +1,4 @@
-"""request → tracker → reply: each RPC in a few lines.
+"""request → service → reply: each RPC in a few lines.
 
 Handlers take and return bytes: a request that cannot be parsed then gets an error of ours, and one rendering of a job
 serves all its watchers.
@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 import grpc
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.tracker import Tracker
-from jobstatus_grpc.wire import batch, jobs_events, lists, replies, requests
-from jobstatus_grpc.wire.requests import Caller, parse
+from jobstatus_grpc.server import requests, responses
+from jobstatus_grpc.server.requests import Caller, parse
+from jobstatus_grpc.service import JobService
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["JobStatusService"].full_name
 
@@ -22,63 +22,63 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class JobStatusServicer:
-    """Answers jobstatus.v1.JobStatusService; errors of the tree become gRPC status in the interceptors."""
+    """Answers jobstatus.v1.JobStatusService; errors of the tree become gRPC status in the middleware."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
+    def __init__(self, service: JobService) -> None:
+        self._service = service
 
     async def CreateJob(self, data: bytes, context: Context) -> bytes:
         """Create a job."""
         command = requests.to_create(parse(pb.CreateJobRequest, data), caller_of(context))
-        return replies.job_reply(await self._tracker.create(command))
+        return responses.job_reply(await self._service.create(command))
 
     async def GetJob(self, data: bytes, context: Context) -> bytes:
         """Return a job."""
         job_id = requests.to_job_id(parse(pb.GetJobRequest, data))
-        return replies.job_reply(await self._tracker.get(caller_of(context).tenant, job_id))
+        return responses.job_reply(await self._service.get(caller_of(context).tenant, job_id))
 
     async def UpdateJob(self, data: bytes, context: Context) -> bytes:
         """Report on a job."""
         command = requests.to_update(parse(pb.UpdateJobRequest, data), caller_of(context))
-        return replies.job_reply(await self._tracker.update(command))
+        return responses.job_reply(await self._service.update(command))
 
     async def BatchUpdateJobs(self, data: bytes, context: Context) -> bytes:
         """Report on many jobs."""
-        updates = batch.to_updates(data, caller_of(context))
-        return replies.batch_reply(await self._tracker.batch_update(updates))
+        updates = requests.to_updates(data, caller_of(context))
+        return responses.batch_reply(await self._service.batch_update(updates))
 
     async def CancelJob(self, data: bytes, context: Context) -> bytes:
         """Ask for a job's end."""
         command = requests.to_cancel(parse(pb.CancelJobRequest, data), caller_of(context))
-        return replies.job_reply(await self._tracker.cancel(command))
+        return responses.job_reply(await self._service.cancel(command))
 
     async def DeleteJob(self, data: bytes, context: Context) -> bytes:
         """Forget a done job."""
-        await self._tracker.delete(requests.to_delete(parse(pb.DeleteJobRequest, data), caller_of(context)))
+        await self._service.delete(requests.to_delete(parse(pb.DeleteJobRequest, data), caller_of(context)))
         return b""
 
     async def ListJobs(self, data: bytes, context: Context) -> bytes:
         """Return a page of jobs."""
         caller = caller_of(context)
-        query = lists.to_jobs_query(parse(pb.ListJobsRequest, data), caller)
-        position, page = await self._tracker.list(
+        query = requests.to_jobs_query(parse(pb.ListJobsRequest, data), caller)
+        position, page = await self._service.list(
             caller.tenant, query.filter, limit=query.limit, cursor=query.cursor, position=query.position
         )
-        return await lists.jobs_reply(query, position, page)
+        return await responses.jobs_reply(query, position, page)
 
     async def ListJobTransitions(self, data: bytes, context: Context) -> bytes:
         """Return a page of a job's history."""
         caller = caller_of(context)
-        query = lists.to_history_query(parse(pb.ListJobTransitionsRequest, data), caller)
-        transitions = await self._tracker.transitions(
+        query = requests.to_history_query(parse(pb.ListJobTransitionsRequest, data), caller)
+        transitions = await self._service.transitions(
             caller.tenant, query.id, after_revision=query.after_revision, limit=query.limit + 1
         )
-        return lists.history_reply(query, transitions)
+        return responses.history_reply(query, transitions)
 
     async def WatchJob(self, data: bytes, context: Context) -> None:
         """Follow a job to its end."""
         watch = requests.to_watch(parse(pb.WatchJobRequest, data))
-        async with self._tracker.watch(
+        async with self._service.watch(
             caller_of(context).tenant,
             watch.id,
             heartbeat_interval=watch.heartbeat_interval,
@@ -91,14 +91,14 @@ class JobStatusServicer:
     async def WatchJobs(self, data: bytes, context: Context) -> None:
         """Follow all jobs that match a filter."""
         caller = caller_of(context)
-        watch = jobs_events.to_jobs_watch(parse(pb.WatchJobsRequest, data), caller)
-        await self._tracker.watch_jobs(
+        watch = requests.to_jobs_watch(parse(pb.WatchJobsRequest, data), caller)
+        await self._service.watch_jobs(
             caller.tenant,
             watch.filter,
             after=watch.after,
             heartbeat_interval=watch.heartbeat_interval,
             min_update_interval=watch.min_update_interval,
-            send=jobs_events.with_token(context.write, watch),
+            send=responses.with_token(context.write, watch),
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.server import app, logs
 from jobstatus_grpc.server.addresses import unix_path
-from jobstatus_grpc.server.worker_process import END_SECONDS, Assignment, tell_start
+from jobstatus_grpc.server.supervisor import END_SECONDS, Assignment, tell_start
 
 EXIT_CANNOT_START = 2
 

@@ -8,8 +8,7 @@ from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
 
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.stores.clock import utc_now
-from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, Clock, JobStore
+from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, Clock, JobStore, utc_now
 
 ENTRY_POINT_GROUP = "jobstatus_grpc.stores"
 """A store is a function `open_store(url, *, clock, retention)` that returns an awaitable JobStore, named by scheme.

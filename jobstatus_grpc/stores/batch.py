@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from jobstatus_grpc.commands import Stall, Update
 from jobstatus_grpc.errors import JobStatusError
-from jobstatus_grpc.job import Command, Found, Job, JobState, Outcome, Tombstone, Transition, apply
-from jobstatus_grpc.stores.found import Key
-from jobstatus_grpc.stores.interface import Change
+from jobstatus_grpc.job import Command, Found, Job, JobState, Outcome, Stall, Tombstone, Transition, Update, apply
+from jobstatus_grpc.stores.interface import Change, Key
 
 
 class Batch:

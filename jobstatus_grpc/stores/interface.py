@@ -9,11 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import NamedTuple, Protocol, TypeAlias
 
-from jobstatus_grpc.job import Command, Job, JobState, Outcome, Transition
-from jobstatus_grpc.job_filter import JobFilter
+from jobstatus_grpc.job import Command, Job, JobFilter, JobState, Outcome, Transition
+
+
+def utc_now() -> datetime:
+    """Return this machine's time."""
+    return datetime.now(timezone.utc)
+
 
 Position: TypeAlias = str
 """A place in a store's change feed. Opaque to everybody but its store; holds the store's incarnation."""
@@ -180,3 +185,13 @@ class JobStore(Protocol):
     async def close(self) -> None:
         """Finish the running commit, refuse later ones, and release everything. Calling it again does nothing."""
         ...
+
+
+Key: TypeAlias = tuple[str, str]
+"""A job's tenant and id."""
+
+TOMBSTONE_RETENTION = timedelta(hours=24)
+"""A tombstone of this age is not found any more."""
+
+FEED_RETENTION = timedelta(hours=24)
+"""A change of this age may be dropped, unless it is the newest of a job that exists."""

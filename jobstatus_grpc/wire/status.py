@@ -20,11 +20,16 @@ from jobstatus_grpc import errors
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, JobStatusError, RetryableError
 
 DOMAIN = "jobstatus.v1"
+
 DETAILS_KEY = "grpc-status-details-bin"
+
 # Several clients take trailers of 8 KiB at most. The message travels percent-encoded, and in the details, in base64.
 MAX_MESSAGE_BYTES = 1200
+
 MAX_FIELD_BYTES = 150
+
 MAX_DESCRIPTION_BYTES = 300
+
 MAX_VIOLATIONS_BYTES = 2000
 
 _CODE_OF_CLASS: Mapping[type[JobStatusError], grpc.StatusCode] = {
@@ -41,7 +46,9 @@ _CODE_OF_CLASS: Mapping[type[JobStatusError], grpc.StatusCode] = {
     errors.UnimplementedError: grpc.StatusCode.UNIMPLEMENTED,
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
+
 _CLASS_OF_REASON = {cls.reason: cls for cls in errors.error_classes() if cls.reason}
+
 _CLASS_OF_CODE = {code: cls for cls, code in _CODE_OF_CLASS.items()}
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SERVER_PARTS = {"jobstatus_grpc.server.app", "jobstatus_grpc.stores", "jobstatus_grpc.tracker", "sqlite3"}
+SERVER_PARTS = {"jobstatus_grpc.server.app", "jobstatus_grpc.stores", "jobstatus_grpc.service", "sqlite3"}
 
 
 def loaded_after(*arguments: str) -> set[str]:
@@ -20,7 +20,7 @@ def loaded_after(*arguments: str) -> set[str]:
 
 def test_help_loads_neither_grpc_nor_rich():
     loaded = loaded_after("--help")
-    assert "jobstatus_grpc.cli.run" in loaded
+    assert "jobstatus_grpc.cli.run.command" in loaded
     assert loaded & {"grpc", "rich", "google.protobuf", *SERVER_PARTS} == set()
 
 

@@ -7,12 +7,12 @@ from datetime import datetime, timezone
 
 import pytest
 
-from jobstatus_grpc.cli import exits, follow
-from jobstatus_grpc.cli.matches import Matches
+from jobstatus_grpc.cli import exits
+from jobstatus_grpc.cli.commands import watch
+from jobstatus_grpc.cli.commands.watch import Matches
 from jobstatus_grpc.client import JobChange, JobChangeType
 from jobstatus_grpc.errors import JobExpiredError
-from jobstatus_grpc.record import Job
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import Job, JobState
 
 NOW = datetime.now(timezone.utc)
 SYNCED, RESET = JobChange(JobChangeType.SYNCED), JobChange(JobChangeType.RESET)
@@ -28,7 +28,7 @@ def gone(job_id: str) -> JobChange:
 
 
 def states_until_done(ids, *changes: JobChange) -> list[str]:
-    return [job.id for job in follow._until_done(contextlib.nullcontext(changes), ids)]
+    return [job.id for job in watch._until_done(contextlib.nullcontext(changes), ids)]
 
 
 def test_a_reset_forgets_the_jobs_and_their_number_but_no_outcome():

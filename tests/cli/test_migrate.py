@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobstatus_grpc.stores.migrations import migrations
+from jobstatus_grpc.stores.sql.migrations import migrations
 
 NEWEST = len(migrations("postgres.sql"))
 

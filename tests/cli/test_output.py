@@ -8,8 +8,7 @@ import pytest
 
 from jobstatus_grpc.cli import output
 from jobstatus_grpc.cli.text import one_line
-from jobstatus_grpc.record import Job, JobError
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import Job, JobError, JobState
 
 NOW = datetime.now(timezone.utc)
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from jobstatus_grpc.cli.percent import LONGEST_LINE, LastLine, PercentReader, Progress
+from jobstatus_grpc.cli.run.progress import LONGEST_LINE, LastLine, PercentReader, Progress
 
 
 def read(*chunks: bytes) -> list[Progress | None]:

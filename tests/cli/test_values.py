@@ -7,8 +7,8 @@ from datetime import datetime, timedelta, timezone
 import click
 import pytest
 
-from jobstatus_grpc.cli import values
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.cli import parsers
+from jobstatus_grpc.job import JobState
 
 
 @pytest.mark.parametrize(
@@ -16,50 +16,50 @@ from jobstatus_grpc.state import JobState
     [("250ms", 0.25), ("90s", 90), ("10m", 600), ("1h", 3600), ("7d", 604_800), ("1h30m", 5400), ("0.5s", 0.5)],
 )
 def test_a_duration_has_a_unit(typed, seconds):
-    assert values.duration()(typed) == timedelta(seconds=seconds)
+    assert parsers.duration()(typed) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("typed", ["", "10", "-1s", "1 s", "s", "1y", "off", "nan", "1e3s", "١s", "10m junk"])
 def test_what_is_no_duration_is_refused(typed):
     with pytest.raises(click.BadParameter, match="is not a duration"):
-        values.duration()(typed)
+        parsers.duration()(typed)
 
 
 def test_a_number_is_seconds_where_that_is_said():
-    assert values.duration(or_seconds=True)("2.5") == timedelta(seconds=2.5)
+    assert parsers.duration(or_seconds=True)("2.5") == timedelta(seconds=2.5)
 
 
 def test_off_is_understood_where_that_is_said():
-    assert values.duration(or_off=True)("off") is None
+    assert parsers.duration(or_off=True)("off") is None
 
 
 @pytest.mark.parametrize("typed", ["999ms", "8d", "99999999999999d"])
 def test_a_duration_keeps_its_bounds(typed):
     with pytest.raises(click.BadParameter, match="is not within 1s to 7d"):
-        values.duration(shortest=timedelta(seconds=1), longest=timedelta(days=7))(typed)
+        parsers.duration(shortest=timedelta(seconds=1), longest=timedelta(days=7))(typed)
 
 
 @pytest.mark.parametrize("spelled", ["250ms", "0s", "90s", "10m", "1h", "7d", "61m"])
 def test_a_duration_is_spelled_as_it_would_be_typed(spelled):
-    assert values.spell(values.duration()(spelled) or timedelta(0)) == spelled
+    assert parsers.spell(parsers.duration()(spelled) or timedelta(0)) == spelled
 
 
 @pytest.mark.parametrize("typed", ["in_progress", "in-progress", "IN_PROGRESS", "JOB_STATE_IN_PROGRESS"])
 def test_a_state_has_a_short_name(typed):
-    assert values.state(typed) is JobState.IN_PROGRESS
+    assert parsers.state(typed) is JobState.IN_PROGRESS
 
 
 @pytest.mark.parametrize("typed", ["", "done", "2", "unspecified"])
 def test_an_unknown_state_is_refused_with_the_known_ones(typed):
     with pytest.raises(click.BadParameter, match="pending, in_progress, retrying, succeeded"):
-        values.state(typed)
+        parsers.state(typed)
 
 
 @pytest.mark.parametrize(
     "typed", ["localhost:50051", "[::1]:1", "unix:/run/jobs.sock", "unix:jobs.sock", "dns:///jobs:50051"]
 )
 def test_an_address_is_host_and_port_or_a_socket(typed):
-    assert values.address(typed) == typed
+    assert parsers.address(typed) == typed
 
 
 @pytest.mark.parametrize(
@@ -67,66 +67,66 @@ def test_an_address_is_host_and_port_or_a_socket(typed):
 )
 def test_what_is_no_address_is_refused(typed):
     with pytest.raises(click.BadParameter, match="write HOST:PORT or unix:/path"):
-        values.address(typed)
+        parsers.address(typed)
 
 
 def test_a_label_is_split_at_the_first_equals_sign():
-    assert values.label("query=a=b") == ("query", "a=b")
+    assert parsers.label("query=a=b") == ("query", "a=b")
 
 
 @pytest.mark.parametrize("typed", ["", "team", "=core"])
 def test_what_is_no_label_is_refused(typed):
     with pytest.raises(click.BadParameter, match="write KEY=VALUE"):
-        values.label(typed)
+        parsers.label(typed)
 
 
 @pytest.mark.parametrize("typed", ["-1", "101", "nan", "inf", "", "4 2"])
 def test_a_percentage_is_from_0_to_100(typed):
     with pytest.raises(click.BadParameter):
-        values.percent(typed)
+        parsers.percent(typed)
 
 
 def test_an_instant_is_rfc_3339():
     at = datetime(2026, 1, 31, 12, 30, tzinfo=timezone.utc)
-    assert values.instant("2026-01-31T12:30:00Z") == at
-    assert values.instant("2026-01-31T14:30:00.000+02:00") == at
+    assert parsers.instant("2026-01-31T12:30:00Z") == at
+    assert parsers.instant("2026-01-31T14:30:00.000+02:00") == at
 
 
 def test_an_instant_is_a_duration_from_now():
     now = datetime.now(timezone.utc)
-    assert timedelta(minutes=9) < values.instant("10m") - now < timedelta(minutes=11)
+    assert timedelta(minutes=9) < parsers.instant("10m") - now < timedelta(minutes=11)
 
 
 def test_a_past_instant_is_a_duration_before_now():
     now = datetime.now(timezone.utc)
-    assert timedelta(minutes=9) < now - values.past_instant("10m") < timedelta(minutes=11)
-    assert values.past_instant("2026-01-31T12:30:00Z") == values.instant("2026-01-31T12:30:00Z")
+    assert timedelta(minutes=9) < now - parsers.past_instant("10m") < timedelta(minutes=11)
+    assert parsers.past_instant("2026-01-31T12:30:00Z") == parsers.instant("2026-01-31T12:30:00Z")
 
 
 @pytest.mark.parametrize("typed", ["", "yesterday", "2026-01-31", "9999999d"])
 def test_what_is_no_past_instant_is_refused(typed):
     with pytest.raises(click.BadParameter, match=r"such as 10m|year 1"):
-        values.past_instant(typed)
+        parsers.past_instant(typed)
 
 
 @pytest.mark.parametrize("typed", ["tomorrow", "2026-01-31", "2026-01-31T12:30:00", "99999999d", "off"])
 def test_what_is_no_instant_is_refused(typed):
     with pytest.raises(click.BadParameter):
-        values.instant(typed)
+        parsers.instant(typed)
 
 
 @pytest.mark.parametrize(("typed", "number"), [("14", 14), ("unavailable", 14), ("DEADLINE-EXCEEDED", 4)])
 def test_an_error_code_is_a_name_or_a_number(typed, number):
-    assert values.error_code(typed) == number
+    assert parsers.error_code(typed) == number
 
 
 @pytest.mark.parametrize("typed", ["0", "OK", "17", "oops", "-1"])
 def test_what_is_no_error_code_is_refused(typed):
     with pytest.raises(click.BadParameter):
-        values.error_code(typed)
+        parsers.error_code(typed)
 
 
 @pytest.mark.parametrize("typed", ["", "{", "[1]", "3", '{"a": NaN}', '{"a": "\\ud800"}', "[" * 100_000])
 def test_what_is_no_json_object_is_refused(typed):
     with pytest.raises(click.BadParameter, match="is not"):
-        values.json_object(typed)
+        parsers.json_object(typed)

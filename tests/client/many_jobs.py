@@ -7,12 +7,9 @@ from typing import Any
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobUpdate
-from jobstatus_grpc.client.answers import Answers
-from jobstatus_grpc.client.claim import Step
-from jobstatus_grpc.client.gathering import Gathering
-from jobstatus_grpc.errors import (
-    JobStatusError,
-)
+from jobstatus_grpc.client.reporter import Answers, Gathering
+from jobstatus_grpc.client.sender import Step
+from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.wire import status
 from tests.client.scripted import a_job
 

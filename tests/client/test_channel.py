@@ -12,7 +12,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobStatusClient, UnavailableError
-from jobstatus_grpc.client.channel import endpoint
+from jobstatus_grpc.client.connection import endpoint
 from tests.client.scripted import ScriptedServer, a_job, reply
 from tests.peace import in_peace
 from tests.processes import ServerProcess

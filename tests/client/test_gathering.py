@@ -8,8 +8,8 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobState, JobUpdate
-from jobstatus_grpc.client.answers import Answers
-from jobstatus_grpc.client.channel import ClientClosedError
+from jobstatus_grpc.client.connection import ClientClosedError
+from jobstatus_grpc.client.reporter import Answers
 from jobstatus_grpc.errors import (
     IllegalTransitionError,
     InternalError,

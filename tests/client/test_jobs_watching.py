@@ -6,7 +6,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import InternalError, JobChangeType, UnavailableError
-from jobstatus_grpc.client.jobs_watching import JobsWatching
+from jobstatus_grpc.client.watch import JobsWatching
 from tests.client.scripted import a_job, some_events
 
 SYNCED = ("SYNCED", None)

@@ -7,8 +7,9 @@ import concurrent.futures
 
 import pytest
 
-from jobstatus_grpc import JobError, JobState, limits
-from jobstatus_grpc.client.outcome import make_error, outcome_of
+from jobstatus_grpc import JobError, JobState
+from jobstatus_grpc.client.track import make_error, outcome_of
+from jobstatus_grpc.job import limits, validation
 
 # What the block raised, whether a cancel was requested, whether it knew → the end of its job.
 ENDS = [
@@ -64,8 +65,8 @@ def test_an_exception_without_words_is_told_by_its_class():
 def test_any_text_becomes_one_that_the_service_accepts(text):
     error = make_error(text, text)
     violations: list = []
-    limits.check_text(error.message, limits.MAX_ERROR_MESSAGE_BYTES, "message", violations, multiline=True)
-    limits.check_text(error.reason, limits.MAX_ERROR_REASON_BYTES, "reason", violations)
+    validation.check_text(error.message, limits.MAX_ERROR_MESSAGE_BYTES, "message", violations, multiline=True)
+    validation.check_text(error.reason, limits.MAX_ERROR_REASON_BYTES, "reason", violations)
     error.message.encode()
     assert violations == []
 

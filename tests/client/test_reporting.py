@@ -8,9 +8,8 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobError, JobState
-from jobstatus_grpc.client.claim import Claim, Step
-from jobstatus_grpc.client.outcome import SUCCESS, Outcome
-from jobstatus_grpc.client.reporting import Reporting
+from jobstatus_grpc.client.sender import Step
+from jobstatus_grpc.client.track import SUCCESS, Claim, Outcome, Reporting
 from jobstatus_grpc.errors import (
     IllegalTransitionError,
     InvalidArgumentError,

@@ -133,7 +133,7 @@ def test_events_of_other_kinds_are_passed_over(connect):
 
 
 def test_a_done_job_ends_a_watch_whatever_the_server_does(connect, monkeypatch):
-    monkeypatch.setattr("jobstatus_grpc.client.follower.END_SECONDS", 0.1)
+    monkeypatch.setattr("jobstatus_grpc.client.watch.END_SECONDS", 0.1)
     with ScriptedServer(WatchJob=[]) as server:
         server.script("WatchJob", a_stream(an_event(a_done_job()), then=server.silence))
         assert [job.state for job in connect(server.address).watch("a")] == [JobState.SUCCEEDED]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.client.watching import Watching
+from jobstatus_grpc.client.watch import Watching
 from jobstatus_grpc.errors import DeadlineExceededError, InternalError, UnavailableError
 from tests.client.scripted import a_job, an_event
 

@@ -12,7 +12,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import Job
-from jobstatus_grpc.stores.postgres import PostgresStore
+from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.conftest import read_refusal
 from tests.faults.load import crowd
 from tests.faults.replicas import connected_to, harmed_under_load, replicas

@@ -8,7 +8,7 @@ import random
 import asyncpg
 import pytest
 
-from jobstatus_grpc.stores.postgres import PostgresStore
+from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.faults.load import crowd
 from tests.stores.support import claim, done, following
 

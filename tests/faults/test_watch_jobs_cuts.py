@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.stores.sqlite import SqliteStore
+from jobstatus_grpc.stores.sqlite.store import SqliteStore
 from tests.faults.load import connected, crowd
 from tests.job_writer import Writer
 from tests.processes import ServerProcess, serving

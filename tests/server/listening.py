@@ -7,7 +7,7 @@ import contextlib
 
 import grpc
 
-from jobstatus_grpc.server.listener import Listener
+from jobstatus_grpc.server.transports.grpcio import Listener
 
 ECHO = "/test.Echo/Unary"
 TICK = "/test.Echo/Stream"

@@ -16,8 +16,7 @@ import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.server.logs import JsonFormatter, TextFormatter
-from jobstatus_grpc.server.request_log import RequestLog
+from jobstatus_grpc.server.logs import JsonFormatter, RequestLog, TextFormatter
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.processes import serving
 

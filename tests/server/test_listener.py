@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from jobstatus_grpc.server.addresses import CannotListenError
-from jobstatus_grpc.server.listener import Listener
+from jobstatus_grpc.server.transports.grpcio import Listener
 from tests.peace import STANDSTILL_SECONDS, in_peace
 from tests.server.listening import (
     OPTIONS,

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.server.metrics_endpoint import MetricsEndpoint
+from jobstatus_grpc.server.metrics import MetricsEndpoint
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,7 @@ import pytest
 pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
 
 from jobstatus_grpc.errors import StreamAgeError
-from jobstatus_grpc.server.native import NativeServer
-from jobstatus_grpc.server.native_calls import Method
-from jobstatus_grpc.server.native_context import CallContext, StreamContext
+from jobstatus_grpc.server.transports.native import CallContext, Method, NativeServer, StreamContext
 
 Behaviour = Callable[[bytes, Any], Awaitable[bytes | None]]
 LARGE = b"x" * 60_000

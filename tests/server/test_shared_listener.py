@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from jobstatus_grpc.server.addresses import CannotListenError, Reservation, require_free
-from jobstatus_grpc.server.listener import Listener
+from jobstatus_grpc.server.transports.grpcio import Listener
 from tests.server.listening import Service, call, ends, logged, make_the_accept_loop_fail, run
 
 

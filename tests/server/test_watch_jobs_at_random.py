@@ -10,8 +10,8 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import filter_stream
 from jobstatus_grpc.stores.memory import MemoryStore
+from jobstatus_grpc.watch import filter_stream
 from tests.job_writer import Writer
 from tests.processes import serving
 from tests.reader import Reader, listed

@@ -12,9 +12,9 @@ import pytest
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import filter_stream
-from jobstatus_grpc.stores.feed import Feed
+from jobstatus_grpc.stores.embedded import Feed
 from jobstatus_grpc.stores.memory import MemoryStore
+from jobstatus_grpc.watch import filter_stream
 from tests.paused_store import PausedStore
 from tests.processes import serving
 from tests.reader import HEARTBEAT, REMOVED, RESET, Reader, listed, told

@@ -11,7 +11,7 @@ import pytest
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import Command, Create, Delete, Job, JobState, RequestId, Transition, Update
-from jobstatus_grpc.limits import TRANSITIONS_KEPT
+from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.interface import Change, JobStore
 from tests.stores.stored_jobs import REQUESTS, STORED
 from tests.stores.support import RETENTION, StandingClock, claim, done, end, following, on_store

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.commands import Command, Stall
-from jobstatus_grpc.job import Cancel, Create, Delete, Job, JobState, Update
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.stores.found import MAX_EXAMINED_ROWS
+from jobstatus_grpc.job import Cancel, Command, Create, Delete, Job, JobFilter, JobState, Stall, Update
 from jobstatus_grpc.stores.interface import JobStore, Page
+from jobstatus_grpc.stores.paging import MAX_EXAMINED_ROWS
 from tests.stores.support import StandingClock, claim, done, end, on_store
 
 S = JobState

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.commands import Cancel, Expire, Stall
-from jobstatus_grpc.job import Create, Delete, Job, JobState, Update
+from jobstatus_grpc.job import Cancel, Create, Delete, Expire, Job, JobState, Stall, Update
 from jobstatus_grpc.stores.interface import Change, JobStore
 from tests.stores.support import RETENTION, StandingClock, claim, done, end, following, on_store
 

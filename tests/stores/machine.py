@@ -12,8 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from jobstatus_grpc.errors import JobStatusError
-from jobstatus_grpc.job import Cancel, Command, Create, Delete, Expire, JobError, JobState, RequestId, Stall, Update
-from jobstatus_grpc.job_filter import JobFilter
+from jobstatus_grpc.job import (
+    Cancel,
+    Command,
+    Create,
+    Delete,
+    Expire,
+    JobError,
+    JobFilter,
+    JobState,
+    RequestId,
+    Stall,
+    Update,
+)
 from jobstatus_grpc.stores.interface import JobStore
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.stores.contract_lists import jobs_of

@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from jobstatus_grpc.stores.sqlite import SqliteStore
+from jobstatus_grpc.stores.sqlite.store import SqliteStore
 from tests.stores.support import RETENTION, StandingClock
 
 

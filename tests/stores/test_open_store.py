@@ -10,7 +10,7 @@ import pytest
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.stores import open_store
 from jobstatus_grpc.stores.memory import MemoryStore
-from jobstatus_grpc.stores.sqlite import SqliteStore
+from jobstatus_grpc.stores.sqlite.store import SqliteStore
 
 
 def opened(url: str) -> object:
@@ -35,7 +35,7 @@ def test_an_unknown_scheme_is_told_the_known_ones_and_no_password(url):
 
 
 def test_a_missing_driver_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("jobstatus_grpc.stores.postgres")]:
+    for name in [name for name in sys.modules if name.startswith("jobstatus_grpc.stores.postgres.store")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "asyncpg", None)
     with pytest.raises(CannotStartError, match=r"needs asyncpg; pip install 'jobstatus-grpc\[postgres\]'"):

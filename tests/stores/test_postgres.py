@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobstatus_grpc.stores.postgres import PostgresStore
+from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.stores.contract import StoreContract
 from tests.stores.contract_lists import ListsContract
 from tests.stores.contract_time import TimeContract

@@ -11,9 +11,9 @@ import traceback
 import pytest
 
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.stores import postgres_database
-from jobstatus_grpc.stores.postgres import PostgresStore, migrate
-from jobstatus_grpc.stores.postgres_address import read_address
+from jobstatus_grpc.stores.postgres import database as postgres_database
+from jobstatus_grpc.stores.postgres.connect import read_address
+from jobstatus_grpc.stores.postgres.store import PostgresStore, migrate
 
 SECRET = "sEcReT"
 # What the driver says is the same with every server.

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from jobstatus_grpc.stores.interface import JobStore
-from jobstatus_grpc.stores.postgres import PostgresStore
+from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.stores.machine import Stores
 from tests.stores.support import RETENTION
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from jobstatus_grpc.job import JobState, Update
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.stores import postgres_pages
-from jobstatus_grpc.stores.postgres import PostgresStore
+from jobstatus_grpc.job import JobFilter, JobState, Update
+from jobstatus_grpc.stores.postgres import pages
+from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.stores.contract_lists import START
 from tests.stores.postgres_farm import fill
 from tests.stores.support import done
@@ -64,7 +63,7 @@ async def explained(connection: Any, job_filter: JobFilter) -> AsyncIterator[lis
             queries.append((query, values))
             return await fetch(query, *values)
 
-    await postgres_pages.read_page(Listening(), "default", job_filter, limit=LIMIT, cursor="")
+    await pages.read_page(Listening(), "default", job_filter, limit=LIMIT, cursor="")
     for query, values in queries:
         (row,) = await fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", *values)
         yield nodes(json.loads(row[0])[0]["Plan"])

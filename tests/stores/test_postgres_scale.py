@@ -8,9 +8,8 @@ from functools import partial
 
 import pytest
 
-from jobstatus_grpc.job import Update
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.stores.postgres import PostgresStore
+from jobstatus_grpc.job import JobFilter, Update
+from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.stores.postgres_farm import fill
 from tests.stores.scale import MEASUREMENTS, ratio
 from tests.stores.support import done

@@ -8,11 +8,11 @@ import pytest
 
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.job import Create
-from jobstatus_grpc.stores import postgres_schema
-from jobstatus_grpc.stores.migrations import migrations
-from jobstatus_grpc.stores.postgres import PostgresStore
-from jobstatus_grpc.stores.postgres_database import Database
-from jobstatus_grpc.stores.postgres_schema import prepare
+from jobstatus_grpc.stores.postgres import schema
+from jobstatus_grpc.stores.postgres.database import Database
+from jobstatus_grpc.stores.postgres.schema import prepare
+from jobstatus_grpc.stores.postgres.store import PostgresStore
+from jobstatus_grpc.stores.sql.migrations import migrations
 from tests.stores.support import done
 
 STEPS = migrations("postgres.sql")
@@ -72,12 +72,12 @@ def test_a_newer_schema_is_refused_and_left_alone(postgres, postgres_url):
 
 
 def test_whoever_waits_too_long_for_another_to_migrate_is_told(postgres_url, monkeypatch):
-    monkeypatch.setattr(postgres_schema, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(schema, "LOCK_SECONDS", 1.0)
 
     async def main() -> None:
         database = await Database.open(postgres_url)
         async with database.connection() as other:
-            await other.execute("SELECT pg_advisory_lock($1)", postgres_schema.SCHEMA_LOCK)
+            await other.execute("SELECT pg_advisory_lock($1)", schema.SCHEMA_LOCK)
             with pytest.raises(CannotStartError, match="another process has been at it for 1 s; try again"):
                 await prepare(database)
         await database.close()
@@ -135,6 +135,6 @@ def test_a_database_of_another_encoding_is_refused(postgres):
 
 
 def test_a_server_that_is_too_old_is_refused(postgres_url, monkeypatch):
-    monkeypatch.setattr(postgres_schema, "OLDEST_SERVER", (99, 0))
+    monkeypatch.setattr(schema, "OLDEST_SERVER", (99, 0))
     with pytest.raises(CannotStartError, match="needs PostgreSQL 99 or newer, this is 1"):
         prepared(postgres_url)

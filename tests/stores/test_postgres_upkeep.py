@@ -10,8 +10,8 @@ from datetime import timedelta
 import pytest
 
 from jobstatus_grpc.job import Create, JobState
-from jobstatus_grpc.stores.postgres import PostgresStore
-from jobstatus_grpc.stores.postgres_upkeep import UPKEEP_LOCK
+from jobstatus_grpc.stores.postgres.maintenance import UPKEEP_LOCK
+from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.stores.support import RETENTION, StandingClock, done
 
 TIMEOUT = timedelta(seconds=30)

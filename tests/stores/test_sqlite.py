@@ -65,8 +65,8 @@ def test_old_changes_come_in_batches_whole(tmp_path):
 
 
 def test_a_reader_that_is_behind_what_memory_keeps_misses_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.CACHED_CHANGES", 5)
-    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.CACHED_JOBS", 5)
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.store.CACHED_CHANGES", 5)
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.store.CACHED_JOBS", 5)
 
     async def use(store):
         position = await store.position()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from jobstatus_grpc.job import Job, JobState
-from jobstatus_grpc.stores.rows import StoredJob, store_job
-from jobstatus_grpc.stores.sqlite_cache import JobCache
+from jobstatus_grpc.stores.sql.rows import StoredJob, store_job
+from jobstatus_grpc.stores.sqlite.cache import JobCache
 from tests.stores.support import StandingClock
 
 NOW = StandingClock()()

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import settings
 
 from jobstatus_grpc.stores.interface import JobStore
-from jobstatus_grpc.stores.sqlite import SqliteStore
+from jobstatus_grpc.stores.sqlite.store import SqliteStore
 from tests.stores.machine import Stores
 from tests.stores.support import RETENTION
 

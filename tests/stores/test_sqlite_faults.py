@@ -18,7 +18,7 @@ import pytest
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, Job
-from jobstatus_grpc.stores.sqlite import SqliteStore
+from jobstatus_grpc.stores.sqlite.store import SqliteStore
 from tests.stores.contract_time import due, start
 from tests.stores.sqlite_support import on_file, raw
 from tests.stores.support import StandingClock, done, following
@@ -62,7 +62,7 @@ def test_a_killed_process_loses_nothing_that_it_acknowledged(tmp_path):
 
 
 def test_the_write_ahead_log_is_copied_into_the_file_while_it_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr("jobstatus_grpc.stores.sqlite_writer.CHECKPOINT_ROWS", 50)
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.writer.CHECKPOINT_ROWS", 50)
 
     async def use(store):
         for n in range(100):

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Create, JobState, Update
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.stores.migrations import migrations
-from jobstatus_grpc.stores.sqlite import SqliteStore, open_store
-from jobstatus_grpc.stores.sqlite_file import SqliteFile, path_of
+from jobstatus_grpc.job import Create, JobFilter, JobState, Update
+from jobstatus_grpc.stores.sql.migrations import migrations
+from jobstatus_grpc.stores.sqlite.database import SqliteFile, path_of
+from jobstatus_grpc.stores.sqlite.store import SqliteStore, open_store
 from tests.stores.contract_lists import ids_of
 from tests.stores.sqlite_support import on_file, open_at, raw, raw_script
 from tests.stores.support import done

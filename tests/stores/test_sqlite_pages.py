@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from jobstatus_grpc.job import Create, Delete, JobState, Update
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.limits import MAX_RESPONSE_BYTES
-from jobstatus_grpc.stores.criteria import MAX_COUNTED_ROWS
-from jobstatus_grpc.stores.rows import JOB_COLUMNS, REPORT_COLUMNS
-from jobstatus_grpc.stores.sqlite import SqliteStore
-from jobstatus_grpc.stores.sqlite_pages import read_page
-from jobstatus_grpc.stores.sqlite_writer import _write_jobs, _write_reports
+from jobstatus_grpc.job import Create, Delete, JobFilter, JobState, Update
+from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
+from jobstatus_grpc.stores.sql.criteria import MAX_COUNTED_ROWS
+from jobstatus_grpc.stores.sql.rows import JOB_COLUMNS, REPORT_COLUMNS
+from jobstatus_grpc.stores.sqlite.queries import read_page
+from jobstatus_grpc.stores.sqlite.store import SqliteStore
+from jobstatus_grpc.stores.sqlite.writer import _write_jobs, _write_reports
 from tests.stores.contract_lists import ALL, FILTERS, farm, ids_of, pages_of
 from tests.stores.sqlite_support import on_file, raw
 from tests.stores.support import StandingClock, done, end
@@ -104,7 +103,7 @@ def test_of_several_conditions_the_one_with_the_fewest_jobs_is_read(tmp_path):
 
 @pytest.mark.parametrize(("examined", "index"), [(3, "jobs_by_name"), (2, "jobs_by_state")])
 def test_names_with_a_prefix_are_sorted_only_if_they_are_few(farm_path, monkeypatch, examined, index):
-    monkeypatch.setattr("jobstatus_grpc.stores.criteria.MAX_EXAMINED_ROWS", examined)
+    monkeypatch.setattr("jobstatus_grpc.stores.sql.criteria.MAX_EXAMINED_ROWS", examined)
     assert index in queries(farm_path, JobFilter(name_prefix="r"))[1]
 
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from jobstatus_grpc.job import Create
-from jobstatus_grpc.stores.sqlite_file import SqliteFile
-from jobstatus_grpc.stores.sqlite_readers import Readers
+from jobstatus_grpc.stores.sqlite.database import SqliteFile
+from jobstatus_grpc.stores.sqlite.threads import Readers
 from tests.stores.sqlite_support import on_file
 from tests.stores.support import done
 
@@ -79,7 +79,9 @@ def test_a_long_list_does_not_hold_up_reads_of_single_jobs(tmp_path, monkeypatch
     path = tmp_path / "jobs.db"
     go_on = threading.Event()
     was_let_go = []
-    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.read_page", lambda *_, **__: was_let_go.append(go_on.wait(30)))
+    monkeypatch.setattr(
+        "jobstatus_grpc.stores.sqlite.store.read_page", lambda *_, **__: was_let_go.append(go_on.wait(30))
+    )
 
     (created,) = on_file(path, lambda store: done(store, Create(id="a")))
 

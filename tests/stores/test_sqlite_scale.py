@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from jobstatus_grpc.commands import Stall
-from jobstatus_grpc.job import Create, JobState, Update
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.stores.sqlite import SqliteStore
+from jobstatus_grpc.job import Create, JobFilter, JobState, Stall, Update
+from jobstatus_grpc.stores.sqlite.store import SqliteStore
 from tests.stores.scale import MEASUREMENTS, ratio
 from tests.stores.sqlite_support import open_at
 from tests.stores.support import StandingClock, done, end

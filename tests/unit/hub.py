@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 from collections import Counter
 
-from jobstatus_grpc.commands import Create, Update
 from jobstatus_grpc.errors import StoreUnavailableError
-from jobstatus_grpc.filter_hub import FilterHub
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import Create, JobState, Update
 from jobstatus_grpc.stores.memory import MemoryStore
-from jobstatus_grpc.wake_queue import WakeQueue
-from jobstatus_grpc.watch_hub import WatchHub
+from jobstatus_grpc.watch.filter_watch import FilterHub
+from jobstatus_grpc.watch.job_watch import WatchHub
+from jobstatus_grpc.watch.watcher import WakeQueue
 
 TENANT = "default"
 

@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 
-from jobstatus_grpc.commands import Create, Update
 from jobstatus_grpc.commit_queue import MAX_GROUP_COMMANDS, SLOW_COMMIT_SECONDS, CommitQueue
 from jobstatus_grpc.errors import JobNotFoundError, StoreFullError, StoreUnavailableError
-from jobstatus_grpc.record import Job
+from jobstatus_grpc.job import Create, Job, Update
 from jobstatus_grpc.stores.memory import MemoryStore
 
 

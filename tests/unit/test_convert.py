@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import limits
-from jobstatus_grpc.record import Job, JobError, evolve
-from jobstatus_grpc.state import TERMINAL_STATES, JobState
+from jobstatus_grpc.job import Job, JobError, JobState, evolve, limits
+from jobstatus_grpc.job.model import TERMINAL_STATES
+from jobstatus_grpc.server.responses import field_1, render_job
 from jobstatus_grpc.wire import convert
-from jobstatus_grpc.wire.render import field_1, render_job
 
 UTC = timezone.utc
 FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)

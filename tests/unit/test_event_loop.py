@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from jobstatus_grpc.server import event_loop
+from jobstatus_grpc.server import app
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +25,14 @@ async def module_of_the_loop():
 
 def test_the_server_runs_on_uvloop_where_it_is_installed():
     pytest.importorskip("uvloop")
-    assert event_loop.run(module_of_the_loop()).startswith("uvloop")
+    assert app.run_loop(module_of_the_loop()).startswith("uvloop")
 
 
 def test_without_uvloop_it_runs_on_asyncio(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert event_loop.run(module_of_the_loop()).startswith("asyncio")
+    assert app.run_loop(module_of_the_loop()).startswith("asyncio")
 
 
 def test_cycles_are_looked_for_seldom():
-    event_loop.run(module_of_the_loop())
-    assert gc.get_threshold() == event_loop.COLLECT_AFTER
+    app.run_loop(module_of_the_loop())
+    assert gc.get_threshold() == app.COLLECT_AFTER

@@ -8,14 +8,11 @@ import gc
 import pytest
 
 from jobstatus_grpc.errors import DrainingError, StoreChangedError
-from jobstatus_grpc.filter_backlog import Backlog, HeldJob, News
-from jobstatus_grpc.filter_hub import FilterHub
-from jobstatus_grpc.filter_watcher import FilterWatcher
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.record import evolve
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import JobFilter, JobState, evolve
 from jobstatus_grpc.stores.interface import Change
-from jobstatus_grpc.wake_queue import WakeQueue
+from jobstatus_grpc.watch.backlog import Backlog, HeldJob, News
+from jobstatus_grpc.watch.filter_watch import FilterHub, FilterWatcher
+from jobstatus_grpc.watch.watcher import WakeQueue
 from tests.jobs import job_in
 
 TENANT = "default"

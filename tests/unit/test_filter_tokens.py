@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobstatus_grpc.errors import InvalidTokenError
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.state import JobState
-from jobstatus_grpc.wire.tokens import filter_scope, job_scope, read_token, write_token
+from jobstatus_grpc.job import JobFilter, JobState
+from jobstatus_grpc.server.tokens import filter_scope, job_scope, read_token, write_token
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 FILTER = JobFilter(

@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import limits
-from jobstatus_grpc.job_filter import JobFilter
-from jobstatus_grpc.state import JobState
-from jobstatus_grpc.wire.filters import filter_from_wire, filter_to_wire
+from jobstatus_grpc.job import JobFilter, JobState, validation
+from jobstatus_grpc.wire.convert import filter_from_wire, filter_to_wire
 
 ids = st.from_regex(r"[A-Za-z0-9._:-]{1,20}", fullmatch=True)
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
@@ -58,7 +56,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def read(message):
-    violations: limits.Violations = []
+    violations: validation.Violations = []
     return filter_from_wire(message, violations), [violation.field for violation in violations]
 
 

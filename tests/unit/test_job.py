@@ -10,7 +10,7 @@ import pytest
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import (
-    TERMINAL_STATES,
+    CREATION_STATES,
     Cancel,
     Create,
     Delete,
@@ -22,9 +22,10 @@ from jobstatus_grpc.job import (
     Tombstone,
     Update,
     apply,
+    evolve,
+    is_urgent,
 )
-from jobstatus_grpc.record import evolve, is_urgent
-from jobstatus_grpc.state import CREATION_STATES
+from jobstatus_grpc.job.model import TERMINAL_STATES
 from tests.jobs import LATER, RETENTION, START, S, job_in, update
 
 
@@ -186,9 +187,9 @@ def test_only_progress_reason_and_estimates_can_wait() -> None:
 
 
 def test_nan_is_not_equal_to_itself_so_it_must_never_get_in() -> None:
-    from jobstatus_grpc import limits
+    from jobstatus_grpc.job import validation
 
     for value in (math.nan, math.inf, -math.inf, -0.1, 100.1):
         violations: list[errors.FieldViolation] = []
-        limits.check_progress(value, "job.progress", violations)
+        validation.check_progress(value, "job.progress", violations)
         assert len(violations) == 1, value

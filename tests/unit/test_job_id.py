@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobstatus_grpc.job_id import derived_job_id, new_job_id
+from jobstatus_grpc.job.ids import derived_job_id, new_job_id
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 NOW = datetime(2026, 5, 4, 3, 2, 1, 987_654, tzinfo=timezone.utc)

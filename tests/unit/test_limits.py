@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobstatus_grpc import limits
+from jobstatus_grpc.job import limits, validation
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 
 def violations_of(check, *args, **kwargs):
-    violations: limits.Violations = []
+    violations: validation.Violations = []
     check(*args, violations, **kwargs)
     return [violation.description for violation in violations]
 
@@ -28,26 +28,28 @@ def test_a_text_is_measured_in_bytes_and_has_no_control_characters(value, max_by
     is_long = len(value.encode()) > max_bytes
     allowed = "\n\t" if multiline else ""
     has_controls = any(unicodedata.category(character) == "Cc" and character not in allowed for character in value)
-    found = violations_of(limits.check_text, value, max_bytes, "f", multiline=multiline)
+    found = violations_of(validation.check_text, value, max_bytes, "f", multiline=multiline)
     assert len(found) == is_long + has_controls
 
 
 @pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA0)])
 def test_every_control_character_is_found(code):
     text = f"a{chr(code)}b"
-    assert violations_of(limits.check_text, text, 100, "f")
-    assert bool(violations_of(limits.check_text, text, 100, "f", multiline=True)) == (chr(code) not in "\n\t")
+    assert violations_of(validation.check_text, text, 100, "f")
+    assert bool(violations_of(validation.check_text, text, 100, "f", multiline=True)) == (chr(code) not in "\n\t")
 
 
 @given(texts | st.from_regex(r"[A-Za-z0-9._:-]{1,130}", fullmatch=True))
 def test_an_id_is_1_to_128_plain_characters(value):
     is_id = 1 <= len(value) <= 128 and re.sub(r"[A-Za-z0-9._:-]", "", value) == ""
-    assert len(violations_of(limits.check_id, value, "f")) == (not is_id)
+    assert len(violations_of(validation.check_id, value, "f")) == (not is_id)
 
 
 @given(st.floats())
 def test_progress_is_a_percentage(value):
-    assert len(violations_of(limits.check_progress, value, "f")) == (not (math.isfinite(value) and 0 <= value <= 100))
+    assert len(violations_of(validation.check_progress, value, "f")) == (
+        not (math.isfinite(value) and 0 <= value <= 100)
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,12 +65,12 @@ def test_progress_is_a_percentage(value):
     ],
 )
 def test_labels_are_told_one_by_one(value, count):
-    assert len(violations_of(limits.check_labels, value, "job.labels")) == count
+    assert len(violations_of(validation.check_labels, value, "job.labels")) == count
 
 
 def test_a_crowd_of_labels_is_not_told_one_by_one():
     crowd = {f"{number}\n": "\n" for number in range(100_000)}
-    assert len(violations_of(limits.check_labels, crowd, "job.labels")) <= 2 * limits.MAX_LABELS + 1
+    assert len(violations_of(validation.check_labels, crowd, "job.labels")) <= 2 * limits.MAX_LABELS + 1
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_a_crowd_of_labels_is_not_told_one_by_one():
 )
 def test_a_duration_has_both_its_ends(seconds, is_fine):
     bounds = timedelta(seconds=1), timedelta(seconds=10)
-    assert (violations_of(limits.check_duration, timedelta(seconds=seconds), *bounds, "f") == []) == is_fine
+    assert (violations_of(validation.check_duration, timedelta(seconds=seconds), *bounds, "f") == []) == is_fine
 
 
 numbers = st.floats() | st.integers()
@@ -95,7 +97,7 @@ def is_finite(value):
 
 @given(st.dictionaries(st.text(max_size=3), plain, max_size=3))
 def test_a_result_holds_finite_numbers_only(value):
-    assert (violations_of(limits.check_result, value, "f") == []) == is_finite(value)
+    assert (violations_of(validation.check_result, value, "f") == []) == is_finite(value)
 
 
 WRAPS = {
@@ -117,4 +119,4 @@ def test_a_result_is_at_most_32_deep(wrap, over):
         value = {"a": wrap(value)}
     while depth(value) < limits.MAX_RESULT_DEPTH + over:
         value = {"a": value}
-    assert len(violations_of(limits.check_result, value, "f")) == over
+    assert len(violations_of(validation.check_result, value, "f")) == over

@@ -6,10 +6,10 @@ import asyncio
 
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import JobState
+from jobstatus_grpc.server.requests import Caller, to_jobs_query
+from jobstatus_grpc.server.responses import JOBS_PER_TURN, jobs_reply
 from jobstatus_grpc.stores.interface import Page
-from jobstatus_grpc.wire.lists import JOBS_PER_TURN, jobs_reply, to_jobs_query
-from jobstatus_grpc.wire.requests import Caller
 from tests.jobs import job_in
 
 JOBS = 500

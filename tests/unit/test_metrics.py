@@ -10,9 +10,8 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import HistogramMetricFamily
 
-from jobstatus_grpc.commands import Create, Delete, Update
+from jobstatus_grpc.job import Create, Delete, JobState, Update
 from jobstatus_grpc.server.metrics import GO_CODES, SERVICE, Histogram, Metrics
-from jobstatus_grpc.state import JobState
 from jobstatus_grpc.stores.interface import ChangeBatch
 from jobstatus_grpc.stores.memory import MemoryStore
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from jobstatus_grpc.errors import StoreUnavailableError
-from jobstatus_grpc.outage_log import OutageLog
+from jobstatus_grpc.watch.publisher import OutageLog
 from tests.stores.support import StandingClock
 
 AWAY = StoreUnavailableError("the disk is away")
@@ -21,7 +21,7 @@ def clock():
 
 @pytest.fixture
 def outage(clock):
-    return OutageLog(logging.getLogger("jobstatus_grpc.watch_hub"), "the feed", seconds=clock.seconds)
+    return OutageLog(logging.getLogger("jobstatus_grpc.watch.job_watch"), "the feed", seconds=clock.seconds)
 
 
 def test_what_lasts_is_told_of_once_a_minute(outage, clock, caplog):

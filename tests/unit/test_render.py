@@ -7,10 +7,9 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.record import JOB_FIELDS, REPORT_FIELDS, Job, JobError, evolve, is_report, is_urgent
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import JOB_FIELDS, REPORT_FIELDS, Job, JobError, JobState, evolve, is_report, is_urgent
+from jobstatus_grpc.server.responses import MAX_KEPT_BYTES, job_event, render_job
 from jobstatus_grpc.wire import convert
-from jobstatus_grpc.wire.render import MAX_KEPT_BYTES, job_event, render_job
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 JOB = Job(

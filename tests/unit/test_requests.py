@@ -8,12 +8,10 @@ import pytest
 from google.protobuf import duration_pb2, field_mask_pb2, struct_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.commands import WRITABLE_FIELDS, Update
 from jobstatus_grpc.errors import InvalidFieldError
-from jobstatus_grpc.record import JobError
-from jobstatus_grpc.state import JobState
-from jobstatus_grpc.wire import requests
-from jobstatus_grpc.wire.batch import to_updates
+from jobstatus_grpc.job import WRITABLE_FIELDS, JobError, JobState, Update
+from jobstatus_grpc.server import requests
+from jobstatus_grpc.server.requests import to_updates
 
 CALLER = requests.Caller(actor="me", tenant="ours")
 RESULT = struct_pb2.Struct()

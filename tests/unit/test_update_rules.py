@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import (
-    TERMINAL_STATES,
-    TRANSITIONS,
-    Create,
-    JobError,
-    JobState,
-    RequestId,
-    Update,
-    apply,
-)
-from jobstatus_grpc.state import ERROR_STATES
+from jobstatus_grpc.job import Create, JobError, JobState, RequestId, Update, apply
+from jobstatus_grpc.job.model import ERROR_STATES, TERMINAL_STATES, TRANSITIONS
 from tests.jobs import LATER, RETENTION, START, S, job_in, update
 
 # As the README draws it, row by row; a claim names its attempt, so its column stands apart.

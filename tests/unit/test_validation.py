@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 
-from jobstatus_grpc import limits, validation
-from jobstatus_grpc.commands import WRITABLE_FIELDS, Cancel, Create, Delete, RequestId, Update
-from jobstatus_grpc.record import JobError
-from jobstatus_grpc.state import CREATION_STATES, ERROR_STATES, JobState
+from jobstatus_grpc.job import (
+    CREATION_STATES,
+    WRITABLE_FIELDS,
+    Cancel,
+    Create,
+    Delete,
+    JobError,
+    JobState,
+    RequestId,
+    Update,
+    validation,
+)
+from jobstatus_grpc.job.model import ERROR_STATES
 
 BAD_REQUEST = RequestId("\0", "hash")
 BAD: dict[str, Any] = {
@@ -24,7 +33,7 @@ BAD_FIELDS = {"job.reason", "job.progress", "job.heartbeat_timeout", "job.labels
 
 
 def fields_of(check, command):
-    violations: limits.Violations = []
+    violations: validation.Violations = []
     check(command, violations)
     return [violation.field for violation in violations]
 

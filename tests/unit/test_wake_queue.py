@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from jobstatus_grpc import wake_queue
-from jobstatus_grpc.wake_queue import WAKE, WakeQueue
+from jobstatus_grpc.watch import watcher
+from jobstatus_grpc.watch.watcher import WAKE, WakeQueue
 
 
 class Crowd:
@@ -70,7 +70,7 @@ def test_a_pause_waits_no_longer_than_the_one_before_took():
 
 
 def test_a_long_pause_makes_the_next_wait_for_a_moment_only(monkeypatch):
-    monkeypatch.setattr(wake_queue, "LONGEST_SHARE_SECONDS", 0)
+    monkeypatch.setattr(watcher, "LONGEST_SHARE_SECONDS", 0)
 
     async def scenario(queue):
         async with queue.paused():

@@ -7,10 +7,9 @@ from collections import Counter
 
 import pytest
 
-from jobstatus_grpc import watch_hub
-from jobstatus_grpc.record import evolve
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import JobState, evolve
 from jobstatus_grpc.stores.interface import Change
+from jobstatus_grpc.watch import job_watch
 from tests.unit.hub import TENANT, Turns, registered, run, turns
 
 
@@ -107,7 +106,7 @@ def test_a_change_that_comes_late_does_not_take_the_job_back():
 
 
 def test_a_feed_that_is_interrupted_is_told_of_when_it_begins_and_when_it_is_over(monkeypatch, caplog):
-    monkeypatch.setattr(watch_hub, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(job_watch, "RETRY_SECONDS", 0)
 
     async def scenario(hub):
         hub.store.failures = 50

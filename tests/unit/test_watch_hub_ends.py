@@ -8,10 +8,9 @@ import gc
 import pytest
 
 from jobstatus_grpc.errors import DrainingError, JobExpiredError, StoreChangedError, StreamAgeError
-from jobstatus_grpc.record import evolve
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import JobState, evolve
 from jobstatus_grpc.stores.interface import Change
-from jobstatus_grpc.watcher import Watcher
+from jobstatus_grpc.watch.job_watch import Watcher
 from tests.unit.hub import TENANT, registered, run, turns
 
 

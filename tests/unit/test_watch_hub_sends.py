@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from jobstatus_grpc.errors import DrainingError
-from jobstatus_grpc.state import JobState
+from jobstatus_grpc.job import JobState
 from tests.unit.hub import Turns, registered, run, turns
 
 

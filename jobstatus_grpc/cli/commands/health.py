@@ -1,0 +1,61 @@
+"""`jobstatus health`: what grpc.health.v1 says, as an exit code for scripts and container probes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from jobstatus_grpc import errors
+from jobstatus_grpc.cli import exits, output
+from jobstatus_grpc.cli.connection import Connection, connected
+from jobstatus_grpc.cli.options import flag
+
+SERVING = 0
+
+NOT_SERVING = 1
+
+UNREACHABLE = 2
+
+
+@click.command()
+@flag("--service NAME", "Such as jobstatus.v1.JobStatusService. Default: the server as a whole.", default="")
+@flag("--json", "Print JSON: the status.", to="as_json")
+@connected
+@click.pass_context
+def health(ctx: click.Context, /, *, connection: Connection, service: str, as_json: bool) -> None:
+    """Print the server's health.
+
+    Exits with 0 where it serves, 1 where it does not, 2 where it cannot be reached.
+    """
+    try:
+        word = _check(connection, service)
+    except errors.NotFoundError:
+        word = "service_unknown"
+    except errors.JobStatusError as error:
+        exits.say_error(error.message)
+        ctx.exit(UNREACHABLE if exits.of_error(error) == exits.UNREACHABLE else NOT_SERVING)
+    click.echo(output.in_json({"status": word}) if as_json else word)
+    ctx.exit(SERVING if word == "serving" else NOT_SERVING)
+
+
+def _check(connection: Connection, service: str) -> str:
+    """Return the status in lower case; raise the error tree where there is none."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    from jobstatus_grpc.wire import status
+
+    endpoint = connection.endpoint()
+    with endpoint.open() as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            response = stub.Check(
+                health_pb2.HealthCheckRequest(service=service),
+                timeout=connection.timeout_seconds,
+                metadata=endpoint.metadata,
+            )
+        except grpc.RpcError as error:
+            raise status.from_rpc_error(error) from None
+    word: str = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+    return word.lower()

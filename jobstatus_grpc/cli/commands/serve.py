@@ -1,0 +1,109 @@
+"""`jobstatus serve`: flags → ServerConfig → the server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from jobstatus_grpc.cli import parsers
+from jobstatus_grpc.cli.options import duration_flag, flag
+from jobstatus_grpc.server.config import TRANSPORTS, ServerConfig
+
+DEFAULTS = ServerConfig()
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+COUNT = parsers.count(2**31 - 1, smallest=1)
+
+WORKERS = parsers.count(256, smallest=1)
+
+COUNT_OR_OFF = parsers.count(2**31 - 1, smallest=1, or_off=True)
+
+YEAR = timedelta(days=365)
+
+
+@click.command()
+@flag("--listen HOST:PORT", "Or unix:/path; port 0 picks one. May be repeated.", multiple=True, default=DEFAULTS.listen)
+@flag("--store URL", "sqlite:///FILE, postgresql://USER@HOST/NAME, or memory: which forgets.", default=DEFAULTS.store)
+@flag(
+    "--transport NAME",
+    f"{' or '.join(TRANSPORTS)}: who speaks HTTP/2. native takes less time a call, and needs the extra of that name.",
+    type=click.Choice(TRANSPORTS),
+    default=DEFAULTS.transport,
+)
+@duration_flag(
+    "--retention DURATION",
+    "How long a done job is kept.",
+    default=parsers.spell(DEFAULTS.retention),
+    longest=100 * YEAR,
+)
+@duration_flag(
+    "--drain-grace DURATION",
+    "How long running calls may take at the end.",
+    default=parsers.spell(DEFAULTS.drain_grace),
+    longest=YEAR,
+)
+@duration_flag(
+    "--fail-stalled-after DURATION",
+    "Fail jobs that stay stalled for so long.",
+    default="off",
+    longest=YEAR,
+    or_off=True,
+)
+@flag("--max-watchers N", "Open watches.", type=COUNT, default=DEFAULTS.max_watchers)
+@flag("--max-watchers-per-caller N", "Open watches of one caller.", type=COUNT_OR_OFF, default="off")
+@flag("--max-requests N", "Other calls in flight.", type=COUNT, default=DEFAULTS.max_requests)
+@duration_flag(
+    "--max-connection-age DURATION",
+    "Ends connections, ±10 %; clients reconnect.",
+    default=parsers.spell(DEFAULTS.max_connection_age),
+    shortest=timedelta(seconds=1),
+    longest=timedelta(days=20),
+)
+@flag("--metrics HOST:PORT", "Serve Prometheus metrics over HTTP there, and nothing else; port 0 picks one.")
+@flag(
+    "--workers N",
+    "Server processes on the same port, with a store that they share. Limits and metrics are each one's own: --metrics "
+    "is the first one's port, and the others have the next ones.",
+    type=WORKERS,
+    default=DEFAULTS.workers,
+)
+@flag("--insecure", "Allow --listen beyond this machine, though nothing is encrypted.")
+@flag(
+    "--log-format FORMAT", "text or json. Default: text on a terminal, else json.", type=click.Choice(["text", "json"])
+)
+@flag("--log-level LEVEL", f"{', '.join(LOG_LEVELS)}.", type=click.Choice(LOG_LEVELS), default="info")
+@click.pass_context
+def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, **settings: Any) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Prints `listening on HOST:PORT` once it answers. The log goes to stderr.
+    """
+    config = ServerConfig(**settings)
+    config.check()
+    # grpc's C core tells stderr of every odd byte that anybody sends, past our log and its format.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from jobstatus_grpc.server import logs
+
+    log_format = log_format or ("text" if sys.stderr.isatty() else "json")
+    request_log = logs.configure(log_format, log_level)
+    if config.workers > 1:
+        from jobstatus_grpc.server import supervisor
+
+        ctx.exit(supervisor.run(config, ready=_announce, log_format=log_format, log_level=log_level))
+    from jobstatus_grpc.server import app
+
+    ctx.exit(app.run(config, ready=_announce, request_log=request_log))
+
+
+def _announce(addresses: Sequence[str]) -> None:
+    # Whoever started the server may have closed its stdout; the server serves all the same.
+    with contextlib.suppress(OSError):
+        for address in addresses:
+            print(f"listening on {address}", flush=True)

@@ -1,0 +1,124 @@
+"""`jobstatus update`: the worker's one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobstatus_grpc import errors
+from jobstatus_grpc.cli import options, output, parsers
+from jobstatus_grpc.cli.connection import Connection, connected
+from jobstatus_grpc.cli.options import flag
+from jobstatus_grpc.job import JobError, JobState, limits
+
+if TYPE_CHECKING:
+    from jobstatus_grpc.client import JobStatusClient
+
+UNKNOWN_CODE = 2
+
+ATTEMPT = parsers.count(limits.MAX_INT32)
+
+CLEARABLE = {
+    "reason": "reason",
+    "has-progress": "has_progress",
+    "progress": "progress",
+    "eta": "estimated_completion",
+    "error": "error",
+    "heartbeat-timeout": "heartbeat_timeout_seconds",
+    "label": "labels",
+    "result": "result",
+}
+"""What --clear takes, by the names of the flags that set it → the client's names."""
+
+
+def _field_to_clear(value: str) -> str:
+    field = CLEARABLE.get(value.replace("_", "-"))
+    if field is None:
+        raise click.BadParameter(f"{value!r} cannot be cleared; these can: {', '.join(CLEARABLE)}")
+    return field
+
+
+@click.command()
+@options.job_id
+@options.state("Such as succeeded, failed or retrying.")
+@flag("--claim", "Begin the next attempt: state in_progress, refused if another worker was faster.")
+@options.progress
+@flag("--has-progress", "Say that it will report progress.", default=None)
+@flag("--reason TEXT", "Why it is in this state.")
+@options.eta
+@flag("--error-message TEXT", "What went wrong.")
+@flag("--error-code CODE", "A google.rpc.Code: UNAVAILABLE, or 14.", type=parsers.error_code)
+@flag("--error-reason TEXT", "What went wrong, for machines: OUT_OF_MEMORY.")
+@options.heartbeat_timeout()
+@options.labels("May be repeated; these replace all labels.")
+@flag("--result JSON", "A JSON object; replaces the result.", type=parsers.json_object)
+@flag("--clear FIELD", f"May be repeated: {', '.join(CLEARABLE)}.", to="cleared", type=_field_to_clear, multiple=True)
+@flag("--attempt N", "Refused unless this is the job's attempt, or with --claim its next.", type=ATTEMPT, default=0)
+@options.expected_revision
+@flag("--allow-missing", "Create the job first if its id is unknown.")
+@flag("--name TEXT", "With --allow-missing: the name of the job created.", default="")
+@flag("--parent ID", "With --allow-missing: the parent of the job created.", to="parent_id", default="")
+@options.request_id
+@options.as_json
+@connected
+def update(
+    *,
+    connection: Connection,
+    id: str,
+    claim: bool,
+    cleared: tuple[str, ...],
+    attempt: int,
+    request_id: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Report on a job and print it as stored.
+
+    Only what is given is written. Without any flag it is a heartbeat.
+    """
+    how = {name: given.pop(name) for name in ("expected_revision", "allow_missing", "name", "parent_id")}
+    changes = _changes(given, cleared)
+    with connection.open() as client:
+        if claim:
+            if changes.setdefault("state", JobState.IN_PROGRESS) is not JobState.IN_PROGRESS:
+                raise click.UsageError("--claim begins an attempt: leave --state out.")
+            attempt = attempt or _next_attempt(client, id, allow_missing=how["allow_missing"])
+        job = client.update(id, **changes, **how, attempt=attempt, request_id=request_id or None)
+    output.show(job, as_json=as_json)
+
+
+def _changes(given: dict[str, Any], cleared: tuple[str, ...]) -> dict[str, Any]:
+    """Return what to write, as the client takes it: a field left out stays as it is, None clears one."""
+    error = _error(given.pop("error_message"), given.pop("error_code"), given.pop("error_reason"))
+    labels = dict(given.pop("labels"))
+    heartbeat_timeout: timedelta | None = given.pop("heartbeat_timeout")
+    fields: Mapping[str, Any] = {
+        **given,
+        "error": error,
+        "labels": labels or None,
+        "heartbeat_timeout_seconds": heartbeat_timeout.total_seconds() if heartbeat_timeout else None,
+    }
+    changes = {name: value for name, value in fields.items() if value is not None}
+    both = [flag_name for flag_name, field in CLEARABLE.items() if field in changes and field in cleared]
+    if both:
+        raise click.UsageError(f"--clear {both[0]} contradicts the flag that sets it.")
+    return {**changes, **dict.fromkeys(cleared)}
+
+
+def _error(message: str | None, code: int | None, reason: str | None) -> JobError | None:
+    if message is None and code is None and reason is None:
+        return None
+    return JobError(code or UNKNOWN_CODE, message or "", reason or "")
+
+
+def _next_attempt(client: JobStatusClient, job_id: str, *, allow_missing: bool) -> int:
+    """Return the attempt that a claim must name now; another worker may still be faster."""
+    try:
+        return client.get(job_id).attempt + 1
+    except errors.JobNotFoundError:
+        if not allow_missing:
+            raise
+        return 1

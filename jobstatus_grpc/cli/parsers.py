@@ -1,0 +1,201 @@
+"""What people type → values. Each parser raises click.BadParameter, which names the flag and becomes one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any, NoReturn
+
+import click
+
+from jobstatus_grpc.job import JobState
+
+_UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
+
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+", re.ASCII)
+
+_SCHEMES = ("unix", "unix-abstract", "dns", "ipv4", "ipv6", "vsock", "xds")
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+
+
+def text(value: str) -> str:
+    """Return `value`, which must be text that can be sent: bytes that are no UTF-8 reach us as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("is not valid UTF-8") from None
+    return value
+
+
+def duration(
+    *,
+    shortest: timedelta = timedelta(0),
+    longest: timedelta = timedelta(days=36_500),
+    or_off: bool = False,
+    or_seconds: bool = False,
+) -> Callable[[str], timedelta | None]:
+    """Return a parser of durations within these bounds, both included.
+
+    Args:
+        or_off: `off` is understood too, and is None.
+        or_seconds: a number without a unit is seconds.
+    """
+
+    def parse(value: str) -> timedelta | None:
+        if or_off and value == "off":
+            return None
+        parsed = _timedelta(f"{value}s" if or_seconds and _NUMBER.fullmatch(value) else value)
+        if parsed is None:
+            raise click.BadParameter(f"{value!r} is not a duration; write 250ms, 90s, 10m, 1h, 7d{' or off' * or_off}")
+        if not shortest <= parsed <= longest:
+            raise click.BadParameter(f"{value} is not within {spell(shortest)} to {spell(longest)}")
+        return parsed
+
+    return parse
+
+
+def _timedelta(value: str) -> timedelta | None:
+    if not _DURATION.fullmatch(value):
+        return None
+    try:
+        return timedelta(seconds=sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _parts(value)))
+    except OverflowError:
+        return timedelta.max
+
+
+def _parts(value: str) -> list[tuple[str, str]]:
+    return _DURATION_PART.findall(value)
+
+
+def spell(value: timedelta) -> str:
+    """Return `value` as it would be typed, in the largest unit that leaves a whole number."""
+    milliseconds = round(value / timedelta(milliseconds=1))
+    for unit in ("d", "h", "m", "s"):
+        count, rest = divmod(milliseconds, round(_UNIT_SECONDS[unit] * 1000))
+        if not rest and (count or unit == "s"):
+            return f"{count}{unit}"
+    return f"{milliseconds}ms"
+
+
+def state(value: str) -> JobState:
+    """Return the state: `failed`, `in_progress`, `in-progress` or `JOB_STATE_FAILED`, in any case."""
+    word = value.upper().replace("-", "_").removeprefix("JOB_STATE_")
+    if word not in JobState.__members__:
+        raise click.BadParameter(f"{value!r} is not a state; these are: {', '.join(each.word for each in JobState)}")
+    return JobState[word]
+
+
+def label(value: str) -> tuple[str, str]:
+    """Return the key and the value of `key=value`; only the first `=` counts."""
+    key, equals, rest = text(value).partition("=")
+    if not equals or not key:
+        raise click.BadParameter(f"{value!r} is not a label; write KEY=VALUE")
+    return key, rest
+
+
+def address(value: str) -> str:
+    """Return an address that a client can call: HOST:PORT, unix:/path, or with another scheme that gRPC knows."""
+    scheme, _, rest = text(value).partition(":")
+    host, _, port = value.rpartition(":")
+    if scheme in _SCHEMES:
+        good = bool(rest.strip("/"))
+    else:
+        good = bool(host) and "/" not in host and port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535
+    if not good or not value.isprintable() or " " in value:
+        raise click.BadParameter(f"{value!r} is not an address; write HOST:PORT or unix:/path")
+    return value
+
+
+def percent(value: str) -> float:
+    """Return a number from 0 to 100; `42%` is understood too."""
+    try:
+        number = float(value.removesuffix("%"))
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 100:
+        raise click.BadParameter(f"{value!r} is not a number from 0 to 100")
+    return number
+
+
+def instant(value: str) -> datetime:
+    """Return a point in time: RFC 3339, or a duration from now."""
+    since_now = _timedelta(value)
+    if since_now is not None:
+        try:
+            return datetime.now(timezone.utc) + since_now
+        except OverflowError:
+            raise click.BadParameter(f"{value} from now is after the year 9999") from None
+    return _rfc3339(value, "from now")
+
+
+def past_instant(value: str) -> datetime:
+    """Return a point in time: RFC 3339, or a duration before now."""
+    until_now = _timedelta(value)
+    if until_now is not None:
+        try:
+            return datetime.now(timezone.utc) - until_now
+        except OverflowError:
+            raise click.BadParameter(f"{value} ago is before the year 1") from None
+    return _rfc3339(value, "ago")
+
+
+def _rfc3339(value: str, direction: str) -> datetime:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    parsed = Timestamp()
+    try:
+        parsed.FromJsonString(value)
+        return parsed.ToDatetime(timezone.utc)
+    except (ValueError, OverflowError):
+        wanted = f"write 2026-01-31T12:00:00Z, or a duration {direction} such as 10m"
+        raise click.BadParameter(f"{value!r} is not a time; {wanted}") from None
+
+
+def json_object(value: str) -> dict[str, Any]:
+    """Return the JSON object that `value` spells; NaN and infinities are not JSON."""
+    try:
+        parsed = json.loads(text(value), parse_constant=_refuse_constant)
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise click.BadParameter('is not a JSON object, such as {"rows": 12}')
+    return parsed
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
+
+def error_code(value: str) -> int:
+    """Return a google.rpc.Code by its number from 1 to 16 or its name."""
+    from google.rpc.code_pb2 import Code
+
+    codes = dict(Code.items())
+    number = codes.get(value.upper().replace("-", "_"))
+    if number is None and value.isascii() and value.isdigit():
+        number = int(value[:3])
+    if number not in codes.values() or not number:
+        raise click.BadParameter(f"{value!r} is not a google.rpc.Code: a name such as UNAVAILABLE, or 1 to 16")
+    return number
+
+
+def count(largest: int, *, smallest: int = 0, or_off: bool = False) -> Callable[[str | int], int | None]:
+    """Return a parser of whole numbers within these bounds, both included; with `or_off`, `off` is None."""
+
+    def parse(value: str | int) -> int | None:
+        text = str(value)
+        if or_off and text == "off":
+            return None
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+        if not smallest <= number <= largest:
+            raise click.BadParameter(f"{text!r} is not a number from {smallest} to {largest}{', or off' * or_off}")
+        return number
+
+    return parse

@@ -1,0 +1,371 @@
+"""The rules of UpdateJob: whether a worker may write, and what its update changes. Called by `job.apply`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, TypeAlias
+
+from jobstatus_grpc import errors
+from jobstatus_grpc.errors import FieldViolation
+from jobstatus_grpc.job.limits import REQUEST_IDS_KEPT
+from jobstatus_grpc.job.model import (
+    ERROR_STATES,
+    TERMINAL_STATES,
+    TRANSITIONS,
+    Cancel,
+    Command,
+    Create,
+    Delete,
+    Expire,
+    Job,
+    JobError,
+    JobState,
+    RequestId,
+    Stall,
+    Tombstone,
+    Transition,
+    Update,
+    evolve,
+)
+
+__all__ = [
+    "TERMINAL_STATES",
+    "TRANSITIONS",
+    "Applied",
+    "Cancel",
+    "Command",
+    "Create",
+    "Delete",
+    "Expire",
+    "Found",
+    "Job",
+    "JobError",
+    "JobState",
+    "Outcome",
+    "RequestId",
+    "Stall",
+    "Tombstone",
+    "Transition",
+    "Update",
+    "apply",
+    "require_job",
+]
+
+DEADLINE_EXCEEDED_CODE = 4
+"""google.rpc.Code DEADLINE_EXCEEDED."""
+
+Outcome: TypeAlias = Job | errors.JobStatusError
+"""What became of a command: the job as stored, or the error that refused it."""
+
+Found: TypeAlias = Job | Tombstone | None
+
+
+class Applied(NamedTuple):
+    """What a store has to write: `job` if it is not the one found, a change if its revision rose, the transition."""
+
+    job: Job
+    transition: Transition | None = None
+    removed: bool = False
+    """The job is gone; write a tombstone."""
+
+
+def apply(found: Found, command: Command, *, now: datetime, retention: timedelta) -> Applied:
+    """Judge `command` against what is stored under its id.
+
+    Args:
+        found: the job, its tombstone, or None where the id was never used.
+        now: the store's clock.
+        retention: how long a job is kept once it is done.
+
+    Raises:
+        errors.JobStatusError: the command is refused; nothing is to be written.
+    """
+    if isinstance(found, Job) and now < found.updated_at:
+        now = found.updated_at
+    match command:
+        case Update():
+            return _update(found, command, now, retention)
+        case Create():
+            return _create(found, command, now)
+        case Cancel():
+            return _cancel(found, command, now, retention)
+        case Delete():
+            return _delete(found, command)
+        case Stall():
+            return _stall(found, command, now, retention)
+        case Expire():
+            return _expire(found, command, now)
+
+
+def _create(found: Found, command: Create, now: datetime) -> Applied:
+    if isinstance(found, Job) and _is_replay(found, command.request):
+        return Applied(found)
+    if found is not None:
+        raise errors.JobAlreadyExistsError(f"job {command.id!r} exists, or did within the last 24 hours", id=command.id)
+    started = command.state is JobState.IN_PROGRESS
+    job = Job(
+        id=command.id,
+        state=command.state,
+        created_at=now,
+        updated_at=now,
+        name=command.name,
+        reason=command.reason,
+        has_progress=command.has_progress or command.progress is not None,
+        progress=command.progress,
+        estimated_completion=command.estimated_completion,
+        started_at=now if started else None,
+        attempt=1 if started else 0,
+        heartbeat_timeout=command.heartbeat_timeout,
+        labels=command.labels,
+        parent_id=command.parent_id,
+        result=command.result,
+        tenant=command.tenant,
+        creation_request=command.request,
+    )
+    return Applied(job, _transition(None, job, command.reason, command.actor))
+
+
+def _update(found: Found, command: Update, now: datetime, retention: timedelta) -> Applied:
+    if found is None and command.allow_missing:
+        return _create_by_update(command, now, retention)
+    job = require_job(found, command.id)
+    if _is_replay(job, command.request) or is_same_end(job, command):
+        return Applied(job)
+    check_update(job, command)
+    changes = effect(job, command, now, retention)
+    if not changes:
+        return Applied(job)
+    return _changed(job, changes, now, command.request, command.actor, command.changes.get("reason", ""))
+
+
+def _create_by_update(command: Update, now: datetime, retention: timedelta) -> Applied:
+    """As one change: revision 1, one entry in the history."""
+    blank = Job(
+        id=command.id,
+        state=JobState.PENDING,
+        created_at=now,
+        updated_at=now,
+        name=command.name,
+        labels=command.labels_if_missing,
+        parent_id=command.parent_id,
+        tenant=command.tenant,
+        creation_request=command.request,
+    )
+    check_update(evolve(blank, {"revision": 0}), command)
+    job = evolve(blank, effect(blank, command, now, retention))
+    return Applied(job, _transition(None, job, job.reason, command.actor))
+
+
+def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) -> Applied:
+    job = require_job(found, command.id)
+    if _is_replay(job, command.request) or job.done or job.cancel_requested:
+        return Applied(job)
+    if job.state is JobState.IN_PROGRESS:
+        changes: dict[str, Any] = {"cancel_requested": True}
+    else:
+        changes = {"state": JobState.CANCELLED, **end_times(now, retention)}
+        if command.reason:
+            changes["reason"] = command.reason
+    return _changed(job, changes, now, command.request, command.actor, command.reason)
+
+
+def _delete(found: Found, command: Delete) -> Applied:
+    job = require_job(found, command.id)
+    check_revision(job, command.expected_revision)
+    if not job.done:
+        raise errors.JobNotDoneError(f"job {job.id!r} is {job.state.word}; cancel it, or wait for its end", id=job.id)
+    return Applied(job, removed=True)
+
+
+def _stall(found: Found, command: Stall, now: datetime, retention: timedelta) -> Applied:
+    job = require_job(found, command.id)
+    timeout = job.heartbeat_timeout
+    if job.state is not JobState.IN_PROGRESS or timeout is None or command.silent_for < timeout:
+        return Applied(job)
+    changes: dict[str, Any] = {"stalled": True}
+    if command.fail_after is not None and command.silent_for >= timeout + command.fail_after:
+        message = f"no update came for {command.silent_for.total_seconds():.0f} s"
+        error = JobError(DEADLINE_EXCEEDED_CODE, message, "STALLED")
+        changes = {"state": JobState.FAILED, "stalled": False, "error": error, **end_times(now, retention)}
+    elif job.stalled:
+        return Applied(job)
+    return _changed(job, changes, now, None, command.actor, "")
+
+
+def _expire(found: Found, command: Expire, now: datetime) -> Applied:
+    job = require_job(found, command.id)
+    return Applied(job, removed=job.expires_at is not None and job.expires_at <= now)
+
+
+def require_job(found: Found, job_id: str) -> Job:
+    """Return the job that was found.
+
+    Raises:
+        JobNotFoundError: the id was never used, or its tombstone is gone.
+        JobExpiredError: the job was deleted or has expired.
+    """
+    if isinstance(found, Job):
+        return found
+    if found is None:
+        raise errors.JobNotFoundError(f"no job has the id {job_id!r}", id=job_id)
+    raise errors.JobExpiredError(f"job {job_id!r} was deleted or has expired", id=job_id)
+
+
+def _is_replay(job: Job, request: RequestId | None) -> bool:
+    """Tell whether `request` has taken effect on `job` before."""
+    if request is None:
+        return False
+    for known in (job.creation_request, *job.requests):
+        if known is not None and known.value == request.value:
+            if known.payload_hash != request.payload_hash:
+                raise errors.RequestIdReusedError(id=job.id, request_id=request.value)
+            return True
+    return False
+
+
+def _changed(
+    job: Job, changes: dict[str, Any], now: datetime, request: RequestId | None, actor: str, reason: str
+) -> Applied:
+    """Return the next revision of `job`, and the entry in its history where the change deserves one."""
+    changes["revision"] = job.revision + 1
+    changes["updated_at"] = now
+    if request is not None:
+        changes["requests"] = (*job.requests, request)[-REQUEST_IDS_KEPT:]
+    after = evolve(job, changes)
+    if "state" in changes or "attempt" in changes or "cancel_requested" in changes:
+        return Applied(after, _transition(job.state, after, reason, actor))
+    return Applied(after)
+
+
+def _transition(from_state: JobState | None, job: Job, reason: str, actor: str) -> Transition:
+    return Transition(
+        from_state=from_state,
+        to_state=job.state,
+        reason=reason,
+        transitioned_at=job.updated_at,
+        attempt=job.attempt,
+        actor=actor,
+        revision=job.revision,
+    )
+
+
+UNKNOWN_CODE = 2
+"""google.rpc.Code UNKNOWN."""
+
+
+def is_same_end(job: Job, command: Update) -> bool:
+    """Tell whether a done job is given its own end again, with an equal reason, error and result where carried."""
+    changes = command.changes
+    if not job.done or changes.get("state") is not job.state:
+        return False
+    return (
+        changes.get("reason", job.reason) == job.reason
+        and ("error" not in changes or _end_error(job, changes) == job.error)
+        and changes.get("result", job.result) == job.result
+    )
+
+
+def check_update(job: Job, command: Update) -> None:
+    """Check the attempt, the expected revision and the transition, in this order.
+
+    Raises:
+        StaleAttemptError, RevisionMismatchError, IllegalTransitionError: the update is refused.
+        InvalidFieldError: it carries an error, and the job's state has none.
+    """
+    _check_attempt(job, command)
+    check_revision(job, command.expected_revision)
+    _check_transition(job, command)
+
+
+def effect(job: Job, command: Update, now: datetime, retention: timedelta) -> dict[str, Any]:
+    """Return the fields that the update really changes."""
+    changes = dict(command.changes)
+    progress_before = job.progress
+    if _begins_attempt(job, command):
+        progress_before = None
+        fresh = {"progress": None, "error": None, "estimated_completion": None}
+        changes = {**fresh, **changes, "attempt": job.attempt + 1, "started_at": now}
+    progress = changes.get("progress")
+    if progress is not None:
+        changes["has_progress"] = True
+        if progress_before is not None and progress < progress_before:
+            changes["progress"] = progress_before
+    elif changes.get("has_progress") is False:
+        changes["progress"] = None
+    if job.stalled:
+        changes["stalled"] = False
+    if "state" in changes:
+        _add_end(changes, job, now, retention)
+    values = vars(job)
+    return {name: value for name, value in changes.items() if value != values[name]}
+
+
+def _add_end(changes: dict[str, Any], job: Job, now: datetime, retention: timedelta) -> None:
+    """Add what a job gets at its end, where `changes` bring it there."""
+    state = changes["state"]
+    if state in TERMINAL_STATES:
+        changes.update(end_times(now, retention))
+        if state is JobState.SUCCEEDED and changes.get("has_progress", job.has_progress):
+            changes["progress"] = 100.0
+        if state is JobState.FAILED:
+            changes["error"] = _end_error(job, changes)
+
+
+def _check_attempt(job: Job, command: Update) -> None:
+    if not command.attempt:
+        return
+    is_claim = command.changes.get("state") is JobState.IN_PROGRESS
+    if command.attempt != job.attempt + is_claim:
+        wanted = f"a claim must name attempt {job.attempt + 1}" if is_claim else "another worker may own the job now"
+        raise errors.StaleAttemptError(
+            f"job {job.id!r} is at attempt {job.attempt}, the update named {command.attempt}; {wanted}",
+            id=job.id,
+            attempt=str(job.attempt),
+        )
+
+
+def _begins_attempt(job: Job, command: Update) -> bool:
+    """Tell whether this is a claim, or an unfenced start."""
+    starts = command.changes.get("state") is JobState.IN_PROGRESS
+    return starts and (command.attempt > 0 or job.state is not JobState.IN_PROGRESS)
+
+
+def check_revision(job: Job, expected: int) -> None:
+    """Raise RevisionMismatchError unless the job is at the revision expected; 0 expects none."""
+    if expected > 0 and expected != job.revision:
+        raise errors.RevisionMismatchError(
+            f"job {job.id!r} is at revision {job.revision}, not {expected}; read it again",
+            id=job.id,
+            revision=str(job.revision),
+        )
+
+
+def _check_transition(job: Job, command: Update) -> None:
+    state = command.changes.get("state", job.state)
+    cancelled = job.cancel_requested and (_begins_attempt(job, command) or state is JobState.RETRYING)
+    if state not in TRANSITIONS[job.state] or cancelled:
+        why = "; a cancel was requested" if cancelled else ""
+        what = f"cannot go from {job.state.word} to {state.word}{why}"
+        if job.done:
+            what = f"is {job.state.word}; a done job never changes"
+        raise errors.IllegalTransitionError(
+            f"job {job.id!r} {what}",
+            **{"id": job.id, "from": f"JOB_STATE_{job.state.name}", "to": f"JOB_STATE_{state.name}"},
+        )
+    if command.changes.get("error") is not None and state not in ERROR_STATES:
+        allowed = "is allowed in retrying, aborted, failed and cancelled only"
+        raise errors.InvalidFieldError(violations=[FieldViolation("job.error", allowed)])
+
+
+def _end_error(job: Job, changes: Mapping[str, Any]) -> JobError | None:
+    """Return the error of a job at its end: a failed one always has one."""
+    error: JobError | None = changes.get("error", job.error)
+    if error is None and changes["state"] is JobState.FAILED:
+        return JobError(UNKNOWN_CODE, changes.get("reason") or job.reason)
+    return error
+
+
+def end_times(now: datetime, retention: timedelta) -> dict[str, datetime]:
+    """Return the instants that a job gets at its end."""
+    return {"finished_at": now, "expires_at": now + retention}

@@ -1,0 +1,220 @@
+"""Whether a command's values are within the limits, before any job is read. Every violation is reported at once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from jobstatus_grpc.errors import FieldViolation
+from jobstatus_grpc.job import limits
+from jobstatus_grpc.job.model import (
+    CREATION_STATES,
+    ERROR_STATES,
+    WRITABLE_FIELDS,
+    Cancel,
+    Create,
+    Delete,
+    JobError,
+    JobState,
+    Update,
+)
+
+_WRITABLE_WORDS = ", ".join(sorted(WRITABLE_FIELDS))
+
+_STATE_WORDS = ", ".join(state.name for state in JobState)
+
+
+def check_create(command: Create, violations: Violations) -> None:
+    """Add what is wrong with `command`; an empty id is fine, the service chooses one."""
+    if command.id:
+        check_id(command.id, "job.id", violations)
+    if command.request is not None:
+        check_request_id(command.request.value, violations)
+    if command.state not in CREATION_STATES:
+        violations.append(FieldViolation("job.state", "a job is created PENDING (the default) or IN_PROGRESS"))
+    _check_identity(command.name, command.parent_id, violations)
+    check_labels(command.labels, "job.labels", violations)
+    for name in ("reason", "progress", "heartbeat_timeout", "result"):
+        _CHECKS[name](getattr(command, name), violations)
+
+
+def check_update(command: Update, violations: Violations) -> None:
+    """Add what is wrong with `command`; a name in its changes that is not writable is a violation too."""
+    check_id(command.id, "job.id", violations)
+    if command.request is not None:
+        check_request_id(command.request.value, violations)
+    if command.attempt < 0:
+        violations.append(FieldViolation("attempt", "must be 0 (not fenced) or above"))
+    if command.expected_revision < 0:
+        violations.append(FieldViolation("expected_revision", "must be 0 (any) or above"))
+    if command.allow_missing:
+        _check_identity(command.name, command.parent_id, violations)
+        if command.labels_if_missing != command.changes.get("labels"):
+            check_labels(command.labels_if_missing, "job.labels", violations)
+    for name, value in command.changes.items():
+        check = _CHECKS.get(name)
+        if check is not None:
+            check(value, violations)
+        elif name not in WRITABLE_FIELDS:
+            what = f"{name[:100]!r} cannot be written; writable are: {_WRITABLE_WORDS}"
+            violations.append(FieldViolation("update_mask", what))
+    if command.changes.get("error") is not None:
+        state = command.changes.get("state")
+        if isinstance(state, JobState) and state not in ERROR_STATES:
+            allowed = "is allowed in RETRYING, ABORTED, FAILED and CANCELLED only"
+            violations.append(FieldViolation("job.error", allowed))
+
+
+def check_cancel(command: Cancel, violations: Violations) -> None:
+    """Add what is wrong with `command`."""
+    check_id(command.id, "id", violations)
+    check_text(command.reason, limits.MAX_REASON_BYTES, "reason", violations, multiline=True)
+    if command.request is not None:
+        check_request_id(command.request.value, violations)
+
+
+def check_delete(command: Delete, violations: Violations) -> None:
+    """Add what is wrong with `command`."""
+    check_id(command.id, "id", violations)
+    if command.expected_revision < 0:
+        violations.append(FieldViolation("expected_revision", "must be 0 (any) or above"))
+
+
+def _check_identity(name: str, parent_id: str, violations: Violations) -> None:
+    check_text(name, limits.MAX_NAME_BYTES, "job.name", violations)
+    if parent_id:
+        check_id(parent_id, "job.parent_id", violations)
+
+
+def _check_state(value: Any, violations: Violations) -> None:
+    if not isinstance(value, JobState):
+        was = f", is {value}" if value else ""
+        violations.append(FieldViolation("job.state", f"must be one of {_STATE_WORDS}{was}"))
+
+
+def _check_reason(value: str, violations: Violations) -> None:
+    check_text(value, limits.MAX_REASON_BYTES, "job.reason", violations, multiline=True)
+
+
+def _check_progress(value: float | None, violations: Violations) -> None:
+    if value is not None:
+        check_progress(value, "job.progress", violations)
+
+
+def _check_error(value: JobError | None, violations: Violations) -> None:
+    if value is None:
+        return
+    if not 1 <= value.code <= limits.MAX_ERROR_CODE:
+        what = f"must be a google.rpc.Code from 1 to {limits.MAX_ERROR_CODE}, or 0 for UNKNOWN, is {value.code}"
+        violations.append(FieldViolation("job.error.code", what))
+    longest = limits.MAX_ERROR_MESSAGE_BYTES
+    check_text(value.message, longest, "job.error.message", violations, multiline=True)
+    check_text(value.reason, limits.MAX_ERROR_REASON_BYTES, "job.error.reason", violations)
+
+
+def _check_heartbeat_timeout(value: Any, violations: Violations) -> None:
+    if value is not None:
+        shortest, longest = limits.MIN_HEARTBEAT_TIMEOUT, limits.MAX_HEARTBEAT_TIMEOUT
+        check_duration(value, shortest, longest, "job.heartbeat_timeout", violations)
+
+
+def _check_labels(value: Mapping[str, str], violations: Violations) -> None:
+    check_labels(value, "job.labels", violations)
+
+
+def _check_result(value: Mapping[str, Any] | None, violations: Violations) -> None:
+    if value is not None:
+        check_result(value, "job.result", violations)
+
+
+_CHECKS: Mapping[str, Callable[[Any, Violations], None]] = {
+    "state": _check_state,
+    "reason": _check_reason,
+    "progress": _check_progress,
+    "error": _check_error,
+    "heartbeat_timeout": _check_heartbeat_timeout,
+    "labels": _check_labels,
+    "result": _check_result,
+}
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+# Unicode category Cc: C0, DEL and C1. Texts for people may hold newlines and tabs.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+_CONTROL_BUT_WHITESPACE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+Violations = list[FieldViolation]
+
+
+def check_id(value: str, field: str, violations: Violations) -> None:
+    """Add a violation unless `value` can be a job's id."""
+    if not _ID.fullmatch(value):
+        text = "is required: " if not value else "must be "
+        violations.append(FieldViolation(field, f"{text}1 to {limits.MAX_ID_BYTES} characters of A-Z a-z 0-9 . _ : -"))
+
+
+def check_text(value: str, max_bytes: int, field: str, violations: Violations, *, multiline: bool = False) -> None:
+    """Add a violation unless `value` is at most `max_bytes` long and free of control characters.
+
+    With `multiline`, newlines and tabs are allowed.
+    """
+    # A character is at most four bytes: most texts need no encoding to be measured.
+    if len(value) * 4 > max_bytes and len(value.encode("utf-8", "surrogatepass")) > max_bytes:
+        violations.append(FieldViolation(field, f"must be at most {max_bytes} bytes of UTF-8"))
+    # Such texts are all printable, but for those that the patterns look for; isprintable() is much the faster.
+    if not value.isprintable() and (_CONTROL_BUT_WHITESPACE if multiline else _CONTROL).search(value):
+        allowed = " other than newline and tab" if multiline else ""
+        violations.append(FieldViolation(field, f"must hold no control characters{allowed}"))
+
+
+def check_request_id(value: str, violations: Violations) -> None:
+    """Add a violation unless `value` can be a request_id; empty is none."""
+    check_text(value, limits.MAX_REQUEST_ID_BYTES, "request_id", violations)
+
+
+def check_progress(value: float, field: str, violations: Violations) -> None:
+    """Add a violation unless `value` is a percentage; NaN and infinities are none."""
+    if not 0.0 <= value <= 100.0:
+        violations.append(FieldViolation(field, f"must be a number from 0 to 100, is {value}"))
+
+
+def check_labels(labels: Mapping[str, str], field: str, violations: Violations) -> None:
+    """Add a violation for each label that is too large, and one where there are too many."""
+    if len(labels) > limits.MAX_LABELS:
+        violations.append(FieldViolation(field, f"must be at most {limits.MAX_LABELS} labels, are {len(labels)}"))
+    for key, value in itertools.islice(labels.items(), limits.MAX_LABELS):
+        path = f"{field}[{key[: limits.MAX_LABEL_KEY_BYTES]!r}]"
+        if not key:
+            violations.append(FieldViolation(path, f"a key must have 1 to {limits.MAX_LABEL_KEY_BYTES} bytes"))
+        check_text(key, limits.MAX_LABEL_KEY_BYTES, f"{path} key", violations)
+        check_text(value, limits.MAX_LABEL_VALUE_BYTES, path, violations)
+
+
+def check_duration(
+    value: timedelta, shortest: timedelta, longest: timedelta, field: str, violations: Violations
+) -> None:
+    """Add a violation unless `value` is between the two, both included."""
+    if not shortest <= value <= longest:
+        bounds = f"{shortest.total_seconds():g} s to {longest.total_seconds():g} s"
+        violations.append(FieldViolation(field, f"must be {bounds}, is {value.total_seconds():g} s"))
+
+
+def check_result(value: Mapping[str, Any], field: str, violations: Violations) -> None:
+    """Add a violation unless `value` holds finite numbers only, nested at most 32 deep. Its size is the wire's."""
+    deeper: list[tuple[Any, int]] = [(value, 1)]
+    while deeper:
+        item, depth = deeper.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            violations.append(FieldViolation(field, "must hold finite numbers only"))
+            return
+        if isinstance(item, (Mapping, list)):
+            if depth > limits.MAX_RESULT_DEPTH:
+                violations.append(FieldViolation(field, f"must be at most {limits.MAX_RESULT_DEPTH} deep"))
+                return
+            children = item.values() if isinstance(item, Mapping) else item
+            deeper.extend((child, depth + 1) for child in children)

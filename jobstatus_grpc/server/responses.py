@@ -1,0 +1,227 @@
+"""WatchJobs: requests → what to watch, and events as bytes, ready to be sent to many."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc.errors import JobStatusError
+from jobstatus_grpc.job import Job, Outcome, Transition, evolve, limits
+from jobstatus_grpc.server.requests import HistoryQuery, JobsQuery, JobsWatchRequest
+from jobstatus_grpc.server.tokens import write_token
+from jobstatus_grpc.stores.interface import Change, Page, Position
+from jobstatus_grpc.wire import convert, status
+
+MAX_KEPT_BYTES = 2048
+"""Of larger renderings none is kept with its job: memory is for jobs."""
+
+
+def render_job(job: Job) -> bytes:
+    """Return `job` as the bytes of a JobStatus; a small one is rendered once for all that it goes to."""
+    known = job.rendering
+    if known is not None:
+        return known
+    lasting = job.lasting_rendering
+    if lasting is None:
+        message = pb.JobStatus()
+        convert.lasting_to_wire(job, message)
+        lasting = message.SerializeToString()
+    data = lasting + _report(job)
+    if len(data) <= MAX_KEPT_BYTES:
+        # Renderings are no fields: a frozen job may get them later.
+        values = vars(job)
+        values["rendering"] = data
+        values["lasting_rendering"] = lasting
+    return data
+
+
+def field_1(message: bytes) -> bytes:
+    """Return a message whose field 1 is the message in `message`, and which has no other.
+
+    A tag, the length as a base-128 varint, the bytes: https://protobuf.dev/programming-guides/encoding/#length-types
+    """
+    size = len(message)
+    if size < 0x80:
+        return b"\x0a%c%b" % (size, message)
+    if size < 0x4000:
+        return b"\x0a%c%c%b" % (size & 0x7F | 0x80, size >> 7, message)
+    length = bytearray(b"\x0a")
+    while size >= 0x80:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return bytes(length) + message
+
+
+def job_event(event_type: int, job: bytes | None) -> bytes:
+    """Return a WatchJobResponse or WatchJobsResponse with one event: it is field 1 of both."""
+    event = b"\x08%c" % event_type  # JobEvent.type, a varint
+    if job is not None:
+        event += b"\x12" + field_1(job)[1:]  # JobEvent.job is field 2
+    return field_1(event)
+
+
+def _report(job: Job) -> bytes:
+    """Return those of the fields that a report of progress changes."""
+    message = pb.JobStatus()
+    convert.report_to_wire(job, message)
+    return message.SerializeToString() + _updated_at(job.updated_at)
+
+
+@lru_cache(maxsize=64)  # jobs that are committed together share it
+def _updated_at(instant: datetime) -> bytes:
+    message = pb.JobStatus()
+    convert.instant_to_wire(instant, message.updated_at)
+    return message.SerializeToString()
+
+
+MAX_CUT_RESULT_BYTES = 320
+
+_WORDY_FIELDS: Mapping[str, Any] = {"name": "", "reason": "", "error": None, "labels": {}, "parent_id": ""}
+
+
+def job_reply(job: Job) -> bytes:
+    """Return a CreateJobResponse, GetJobResponse, UpdateJobResponse or CancelJobResponse: `job` is field 1 of each."""
+    return field_1(render_job(job))
+
+
+def batch_reply(outcomes: Sequence[Outcome]) -> bytes:
+    """Return a BatchUpdateJobsResponse: one result per outcome, in order; jobs without their results.
+
+    Results that would take the reply beyond 1 MiB are cut to what a worker must know.
+    """
+    room = limits.MAX_RESPONSE_BYTES - MAX_CUT_RESULT_BYTES * len(outcomes)
+    results: list[bytes] = []
+    size = 0
+    for outcome in outcomes:
+        result = field_1(_result(outcome, is_cut=size >= room))
+        size += len(result)
+        results.append(result)
+    return b"".join(results)
+
+
+def _result(outcome: Outcome, *, is_cut: bool) -> bytes:
+    """Return a BatchUpdateJobsResult."""
+    if isinstance(outcome, JobStatusError):
+        error = status.to_job_error(outcome)
+        if is_cut:
+            error.ClearField("message")
+        return pb.BatchUpdateJobsResult(error=error).SerializeToString()
+    if is_cut:
+        outcome = evolve(outcome, _WORDY_FIELDS)
+    if outcome.result is not None:
+        outcome = evolve(outcome, {"result": None})
+    return field_1(render_job(outcome))
+
+
+JOBS_PER_TURN = 64
+"""So many jobs are rendered before other calls get a turn of the event loop."""
+
+
+async def jobs_reply(query: JobsQuery, position: Position, page: Page) -> bytes:
+    """Return a ListJobsResponse with as many of the page's jobs as fit; `position` is the one before the first page."""
+    parts: list[bytes] = []
+    size, next_cursor = 0, page.next_cursor
+    for number, (job, cursor) in enumerate(zip(page.jobs, page.cursors, strict=True), start=1):
+        parts.append(field_1(render_job(job)))
+        size += len(parts[-1])
+        if size >= limits.MAX_RESPONSE_BYTES and number < len(page.jobs):
+            next_cursor = cursor
+            break
+        if number % JOBS_PER_TURN == 0:
+            await asyncio.sleep(0)
+    tokens = pb.ListJobsResponse(resume_token=write_token("resume", query.scope, position))
+    if next_cursor:
+        tokens.next_page_token = write_token("page", query.scope, json.dumps([next_cursor, position]))
+    return b"".join((*parts, tokens.SerializeToString()))
+
+
+def history_reply(query: HistoryQuery, transitions: Sequence[Transition]) -> bytes:
+    """Return a ListJobTransitionsResponse; `transitions` are one more than the page's where others follow."""
+    response = pb.ListJobTransitionsResponse()
+    size = 0
+    for entry in transitions[: query.limit]:
+        if size >= limits.MAX_RESPONSE_BYTES:
+            break
+        message = convert.transition_to_wire(entry)
+        size += message.ByteSize()
+        response.transitions.append(message)
+    sent = len(response.transitions)
+    if sent < len(transitions):
+        response.next_page_token = write_token("history", query.scope, str(transitions[sent - 1].revision))
+    return response.SerializeToString()
+
+
+def render_job_event(event_type: int, job: Job) -> bytes:
+    """Return a WatchJobResponse that lacks its server_time."""
+    return job_event(event_type, render_job(job))
+
+
+def each_millisecond(make: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Return what returns what `make` does, asked once in each millisecond: many messages are sent in one."""
+    known_at, known = -1, b""
+
+    def stamp() -> bytes:
+        nonlocal known_at, known
+        now = time.time_ns() // 1_000_000
+        if now != known_at:
+            known_at, known = now, make()
+        return known
+
+    return stamp
+
+
+def stamp_job_message(now: datetime) -> bytes:
+    """Return a WatchJobResponse with nothing but its server_time.
+
+    Appended to another it completes it: "parsers … merge" the concatenation of two messages
+    (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
+    """
+    response = pb.WatchJobResponse()
+    convert.instant_to_wire(now, response.server_time)
+    return response.SerializeToString()
+
+
+def render_event(event_type: int, change: Change | None) -> bytes:
+    """Return a WatchJobsResponse with one event; those of a message with several are put one behind the other."""
+    return job_event(event_type, None if change is None else _job_of(change))
+
+
+def stamp_jobs_message(now: datetime) -> bytes:
+    """Return a WatchJobsResponse with nothing but its server_time, to append; see events.stamp."""
+    response = pb.WatchJobsResponse()
+    convert.instant_to_wire(now, response.server_time)
+    return response.SerializeToString()
+
+
+def with_token(
+    write: Callable[[bytes], Awaitable[None]], watch: JobsWatchRequest
+) -> Callable[[bytes, Position | None], Awaitable[None]]:
+    """Return what writes messages with the token of their position, and with the token before where they have none."""
+    known: Position | None = None
+    field = _token_field(watch.resume_token)
+
+    async def send(message: bytes, position: Position | None) -> None:
+        nonlocal known, field
+        if position is not None and position != known:
+            known, field = position, _token_field(write_token("resume", watch.scope, position))
+        await write(message + field)
+
+    return send
+
+
+def _token_field(token: str) -> bytes:
+    return pb.WatchJobsResponse(resume_token=token).SerializeToString()
+
+
+def _job_of(change: Change) -> bytes:
+    if change.job is None:
+        return pb.JobStatus(id=change.id, revision=change.revision).SerializeToString()
+    return render_job(change.job)

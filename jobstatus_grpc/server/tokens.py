@@ -1,0 +1,81 @@
+"""The tokens that callers get and give back: opaque texts, each good for one use on behalf of one tenant.
+
+They are no secret: what is behind one is judged by the store again, within the caller's own tenant.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import datetime, timezone
+from typing import Literal, TypeAlias
+
+from jobstatus_grpc.errors import InvalidTokenError
+from jobstatus_grpc.job import JobFilter
+
+TokenKind: TypeAlias = Literal["page", "resume", "history"]
+
+Scope: TypeAlias = bytes
+"""What a token is good for: the digest of a tenant and a filter, or of a tenant and a job's id."""
+
+
+# Far more than a token has: garbage of any length costs no more than this.
+MAX_TOKEN_CHARACTERS = 4096
+
+_VERSION = b"\x01"
+
+_DIGEST_BYTES = 8
+
+
+def filter_scope(tenant: str, job_filter: JobFilter) -> Scope:
+    """Return the scope of tokens for the jobs that match a filter; the order of its values does not matter."""
+    return _scope(
+        tenant,
+        sorted(job_filter.ids),
+        sorted(int(state) for state in job_filter.states),
+        sorted(job_filter.names),
+        job_filter.name_prefix,
+        sorted(job_filter.labels.items()),
+        job_filter.parent_id,
+        _instant(job_filter.created_after),
+        _instant(job_filter.created_before),
+        job_filter.done,
+        job_filter.stalled,
+    )
+
+
+def job_scope(tenant: str, job_id: str) -> Scope:
+    """Return the scope of tokens for one job."""
+    return _scope(tenant, job_id)
+
+
+def write_token(kind: TokenKind, scope: Scope, payload: str) -> str:
+    """Return the text from which `read_token` gets `payload`, given the same kind and scope."""
+    data = payload.encode()
+    digest = hashlib.blake2b(scope + data, digest_size=_DIGEST_BYTES, person=kind.encode()).digest()
+    return base64.urlsafe_b64encode(_VERSION + digest + data).rstrip(b"=").decode()
+
+
+def read_token(kind: TokenKind, scope: Scope, text: str) -> str:
+    """Return the payload of a token.
+
+    Raises:
+        InvalidTokenError: the text was not made for this kind and scope.
+    """
+    if len(text) <= MAX_TOKEN_CHARACTERS:
+        try:
+            data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            payload = data[len(_VERSION) + _DIGEST_BYTES :].decode()
+        except ValueError:  # not base64, or not UTF-8
+            raise InvalidTokenError from None
+        if write_token(kind, scope, payload) == text:
+            return payload
+    raise InvalidTokenError
+
+
+def _scope(*parts: object) -> Scope:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+
+
+def _instant(instant: datetime | None) -> str:
+    return "" if instant is None else instant.astimezone(timezone.utc).isoformat()

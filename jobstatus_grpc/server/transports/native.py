@@ -1,0 +1,387 @@
+"""The native transport: pygrpc-native speaks HTTP/2 in threads of its own, and our calls run on the event loop.
+
+A front for each address takes the calls of our service and of health. All others, reflection among them, it passes on
+to a grpcio server behind it, on a Unix socket of this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias, cast
+
+import grpc
+from pygrpc_native import EVENT_CANCEL, STREAM_CLOSED, STREAM_FULL, STREAM_SENT, NativeGrpcFront
+
+from jobstatus_grpc.errors import DrainingError, InternalError, JobStatusError, StreamAgeError
+from jobstatus_grpc.job import limits
+from jobstatus_grpc.server.addresses import CannotListenError, require_free, unix_path
+from jobstatus_grpc.server.config import front_options
+from jobstatus_grpc.server.transports.grpcio import Listener
+from jobstatus_grpc.wire import status
+
+QUICK_TURNS = 4
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.001, 0.25
+
+Metadata = Sequence[tuple[str, "str | bytes"]]
+
+Details = tuple[Metadata, str, "float | None"]
+"""Metadata, peer, and the seconds left until the deadline when the call came, as the front tells them."""
+
+
+class CallEndedError(Exception):
+    """The call has been given its status; nothing is left to do."""
+
+
+class CallContext:
+    """A unary call; as much of grpc.aio.ServicerContext as our behaviours use."""
+
+    __slots__ = ("_call_id", "_details", "_front")
+
+    def __init__(self, front: NativeGrpcFront, call_id: int, details: Details) -> None:
+        self._front = front
+        self._call_id = call_id
+        self._details = details
+
+    def invocation_metadata(self) -> Metadata:
+        return self._details[0]
+
+    def peer(self) -> str:
+        return self._details[1]
+
+    async def write(self, message: bytes) -> None:
+        raise TypeError("a unary call returns its reply")
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        self._front.fail(self._call_id, code.value[0], details, trailing_metadata)
+        raise CallEndedError
+
+
+class StreamContext(CallContext):
+    """A call that is answered with a stream."""
+
+    __slots__ = ("_ends_at",)
+
+    def __init__(self, front: NativeGrpcFront, call_id: int, details: Details, *, max_seconds: float) -> None:
+        super().__init__(front, call_id, details)
+        self._ends_at = time.monotonic() + max_seconds
+
+    def try_send(self, message: bytes) -> bool:
+        """Send a message if there is room for it, and the client has not left; tell whether it was sent."""
+        return self._front.stream_try_send(self._call_id, message) == STREAM_SENT
+
+    async def write(self, message: bytes) -> None:
+        """Send a message, or wait until there is room for it.
+
+        Raises:
+            CancelledError: the client has left.
+            StreamAgeError: there was no room until the stream reached its greatest age.
+        """
+        sent = self._front.stream_try_send(self._call_id, message)
+        if sent == STREAM_FULL:
+            sent = await self._write_when_there_is_room(message)
+        if sent == STREAM_CLOSED:
+            raise asyncio.CancelledError
+
+    async def _write_when_there_is_room(self, message: bytes) -> int:
+        # The front has no event that tells of room: a quick reader makes it within microseconds, and a slow one is
+        # asked the less often the longer it takes.
+        pause_seconds = FIRST_PAUSE_SECONDS
+        for _ in range(QUICK_TURNS):
+            await asyncio.sleep(0)
+            sent = self._front.stream_try_send(self._call_id, message)
+            if sent != STREAM_FULL:
+                return sent
+        while time.monotonic() < self._ends_at:
+            await asyncio.sleep(pause_seconds)
+            sent = self._front.stream_try_send(self._call_id, message)
+            if sent != STREAM_FULL:
+                return sent
+            pause_seconds = min(pause_seconds * 1.5, LONGEST_PAUSE_SECONDS)
+        raise StreamAgeError
+
+
+_log = logging.getLogger("jobstatus_grpc.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How calls of one method are answered, from bytes to bytes."""
+
+    path: str
+    behaviour: Callable[[bytes, Any], Awaitable[bytes | None]]
+    is_stream: bool
+
+
+_Call: TypeAlias = tuple[int, Method, bytes, Details]
+"""The front's number for it, and what came with it."""
+
+
+def method_of(path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Method:
+    """Return the method that a handler answers; where it wants messages they are parsed, and its own serialised."""
+    is_stream = handler.response_streaming
+    behaviour = cast(Any, handler.unary_stream if is_stream else handler.unary_unary)
+    parse, serialise = handler.request_deserializer, handler.response_serializer
+    if parse is None or serialise is None:
+        return Method(path, behaviour, is_stream)
+
+    async def answer(data: bytes, context: CallContext) -> bytes:
+        return serialise(await behaviour(parse(data), context))
+
+    async def stream(data: bytes, context: StreamContext) -> None:
+        await behaviour(parse(data), _MessageContext(context, serialise))
+
+    return Method(path, stream if is_stream else answer, is_stream)
+
+
+class _MessageContext:
+    """A stream's context that serialises the messages written."""
+
+    def __init__(self, context: StreamContext, serialise: Callable[[Any], bytes]) -> None:
+        self.abort = context.abort
+        self._context = context
+        self._serialise = serialise
+
+    async def write(self, message: Any) -> None:
+        await self._context.write(self._serialise(message))
+
+
+class FrontCalls:
+    """The calls of one front, whose methods are `methods`, in their order. Belongs to one event loop.
+
+    Calls share tasks, and so context variables.
+    """
+
+    def __init__(self, front: NativeGrpcFront, methods: Sequence[Method], *, max_stream_seconds: float) -> None:
+        """Run nothing yet; a stream whose reader does not read ends after `max_stream_seconds`."""
+        self._front = front
+        self._methods = methods
+        self._max_stream_seconds = max_stream_seconds
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[int, asyncio.Task[Any]] = {}
+
+    @property
+    def are_running(self) -> bool:
+        """Whether there are any."""
+        return bool(self._running)
+
+    def begin(self, events: Sequence[Any]) -> None:
+        """Take what the front tells: calls that came, and calls whose clients have left or whose deadlines are over."""
+        calls: list[_Call] = []
+        for kind, call_id, method_id, payload, _, details in events:
+            if kind == EVENT_CANCEL:
+                task = self._running.pop(call_id, None)
+                if task is not None:
+                    task.cancel()
+                continue
+            call = (call_id, self._methods[method_id], payload, details)
+            if call[1].is_stream:
+                self._answer_apart([call])
+            else:
+                calls.append(call)
+        if calls:
+            rest = iter(calls)
+            self._loop.create_task(self._answer_in_turn(rest))
+            self._loop.call_soon(self._answer_apart, rest)
+
+    async def cut_off(self, at_most_seconds: float) -> None:
+        """End all calls, and wait for their ends."""
+        tasks = [*self._running.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=at_most_seconds)
+
+    async def _answer_in_turn(self, calls: Iterator[_Call]) -> None:
+        """Answer one call after another, as long as none has to wait; then this is the task of that one.
+
+        A task for each call costs twice what all else here does. By the time that the one that waits goes on,
+        `_answer_apart` has taken the rest.
+        """
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        for call in calls:
+            self._running[call[0]] = task
+            await self._answer(*call)
+
+    def _answer_apart(self, calls: Iterable[_Call]) -> None:
+        """Answer each call in a task of its own."""
+        for call in calls:
+            self._running[call[0]] = self._loop.create_task(self._answer(*call))
+
+    async def _answer(self, call_id: int, method: Method, payload: bytes, details: Details) -> None:
+        front = self._front
+        try:
+            if len(payload) > limits.MAX_REQUEST_BYTES:
+                await CallContext(front, call_id, details).abort(*_too_large(payload))
+            if method.is_stream:
+                context = StreamContext(front, call_id, details, max_seconds=self._max_stream_seconds)
+                await method.behaviour(payload, context)
+                front.stream_end(call_id)
+            else:
+                reply = await method.behaviour(payload, CallContext(front, call_id, details))
+                front.respond(call_id, reply or b"")
+        except CallEndedError:
+            pass
+        except asyncio.CancelledError:
+            # Nobody hears of it but those whom we cut off.
+            self._fail(call_id, DrainingError())
+            raise
+        except JobStatusError as error:
+            self._fail(call_id, error)
+        except Exception:
+            _log.exception("%s failed", method.path)
+            self._fail(call_id, InternalError("the server failed; its log has the details"))
+        finally:
+            self._running.pop(call_id, None)
+
+    def _fail(self, call_id: int, error: JobStatusError) -> None:
+        self._front.fail(call_id, status.code_number(error), status.short_message(error), status.trailers_of(error))
+
+
+def _too_large(payload: bytes) -> tuple[grpc.StatusCode, str]:
+    """Return what grpcio says, whose core refuses such a request before it is read."""
+    text = f"SERVER: Received message larger than max ({len(payload)} vs. {limits.MAX_REQUEST_BYTES})"
+    return grpc.StatusCode.RESOURCE_EXHAUSTED, text
+
+
+MAX_EVENTS = 64
+"""Taken in one turn of the loop; the rest waits for the next, so that watches and replies have theirs."""
+
+LOOK_SECONDS = 0.01
+
+SEND_SECONDS = 1.0
+
+FLUSH_SECONDS = 0.05
+
+END_SECONDS = 0.5
+
+
+class NativeServer:
+    """Serves `methods` on `addresses` (`host:port` or `unix:/path`), and what the server of `build_rest` serves.
+
+    With `is_shared` other processes listen on the addresses too, and somebody else sees to it that nobody else does.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        methods: Sequence[Method],
+        build_rest: Callable[[], grpc.aio.Server],
+        *,
+        is_shared: bool,
+        max_stream_seconds: float,
+    ) -> None:
+        """Listen nowhere yet; a stream whose reader does not read ends after `max_stream_seconds`."""
+        self._addresses = addresses
+        self._methods = methods
+        self._build_rest = build_rest
+        self._is_shared = is_shared
+        self._max_stream_seconds = max_stream_seconds
+        self._fronts: list[_Front] = []
+        self._undo = contextlib.AsyncExitStack()
+
+    async def start(self) -> list[str]:
+        """Listen, and return the addresses as bound.
+
+        Raises:
+            CannotListenError: nothing listens.
+        """
+        async with contextlib.AsyncExitStack() as undo:
+            rest = undo.enter_context(tempfile.TemporaryDirectory(prefix="jobstatus-", ignore_cleanup_errors=True))
+            rest += "/rest"
+            for address in self._addresses:
+                if not self._is_shared:
+                    await require_free(address)
+                self._fronts.append(self._bind(address, rest))
+                undo.push_async_callback(self._fronts[-1].close)
+            self._rest = Listener(self._build_rest, [f"unix:{rest}"])
+            await self._rest.start()
+            for front in self._fronts:
+                front.start()
+            self._undo = undo.pop_all()
+        return [front.address for front in self._fronts]
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Give the running calls `grace_seconds`, then cut them off. New ones are served until then."""
+        ends_at = time.monotonic() + grace_seconds
+        await asyncio.gather(self._rest.stop(grace_seconds), *(front.finish(ends_at) for front in self._fronts))
+        await self._undo.aclose()
+
+    def _bind(self, address: str, rest: str) -> _Front:
+        paths = [(method.path, method.is_stream) for method in self._methods]
+        try:
+            front = NativeGrpcFront(address, paths, reuse_port=self._is_shared, **front_options())
+        except OSError as error:
+            raise CannotListenError(address, error.errno, str(error.strerror)) from None
+        front.set_fallback(rest)
+        bound = address if unix_path(address) else f"{address.rpartition(':')[0]}:{front.bound_port}"
+        return _Front(bound, front, FrontCalls(front, self._methods, max_stream_seconds=self._max_stream_seconds))
+
+
+class _Front:
+    """A front, and the thread that waits for its calls."""
+
+    def __init__(self, address: str, front: NativeGrpcFront, calls: FrontCalls) -> None:
+        self.address = address
+        self._front = front
+        self._calls = calls
+        self._loop = asyncio.get_running_loop()
+        self._is_quiet = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._wait_for_calls, name=f"native {address}", daemon=True)
+
+    def start(self) -> None:
+        self._front.start()
+        self._thread.start()
+
+    async def finish(self, ends_at: float) -> None:
+        """Wait until the calls that run are answered and have been told so; cut them off when it is too late."""
+        await self._wait_while(lambda: self._calls.are_running, ends_at)
+        # There may always be some: clients whose calls are refused come back at once.
+        await self._wait_while(self._is_sending, min(ends_at, time.monotonic() + SEND_SECONDS))
+        await self._calls.cut_off(END_SECONDS)
+        # What has been written is on its way to the sockets; closing would throw it away.
+        await asyncio.sleep(FLUSH_SECONDS)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._front.close)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    async def _wait_while(self, condition: Callable[[], bool], until: float) -> None:
+        while condition() and time.monotonic() < until:  # noqa: ASYNC110 - the front has no event for it
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _is_sending(self) -> bool:
+        """Return whether there are calls whose status has not been sent."""
+        metrics: Any = self._front.metrics()
+        methods = metrics["methods"].values()
+        return any(of["started"] > sum(ends["count"] for ends in of["status"].values()) for of in methods)
+
+    def _wait_for_calls(self) -> None:
+        while (events := self._front.recv_batch_details(MAX_EVENTS)) is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._take, events)
+            except RuntimeError:
+                return  # the loop is closed
+            self._is_quiet.acquire()
+
+    def _take(self, events: Sequence[Any]) -> None:
+        try:
+            self._calls.begin(events)
+        finally:
+            self._loop.call_soon(self._take_more)
+
+    def _take_more(self) -> None:
+        """Take what has come meanwhile. The thread waits again only when nothing has: its turns cost two switches."""
+        events = self._front.recv_batch_details(MAX_EVENTS, 0)
+        if events:
+            self._take(events)
+        else:
+            self._is_quiet.release()

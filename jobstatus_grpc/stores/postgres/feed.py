@@ -1,0 +1,233 @@
+"""The PostgreSQL store's change feed: what one snapshot sees and an earlier one did not.
+
+A position is a snapshot. Each change names its transaction, and whether a snapshot sees that is PostgreSQL's own
+bookkeeping: no change is lost because its transaction took long, none comes twice, and nobody waits for the slowest.
+https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
+from jobstatus_grpc.job import Job
+from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD
+from jobstatus_grpc.stores.interface import Change, ChangeBatch, Key, Position
+from jobstatus_grpc.stores.postgres.cache import KnownJobs
+from jobstatus_grpc.stores.postgres.database import Connection, Database
+from jobstatus_grpc.stores.postgres.statements import JOB, columns_of
+
+POLL_SECONDS = 0.2
+"""How long a change can stay unseen where the doorbell was not heard."""
+
+
+# The control file learns of a promotion late; the name of the log's newest file tells at once.
+INCARNATION = """
+    (SELECT system_identifier FROM pg_control_system()) || '.' || (
+        SELECT oid FROM pg_database WHERE datname = current_database()
+    ) || '.' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+"""
+
+_NEWEST = """
+    greatest(
+        (SELECT xid FROM jobstatus.changes ORDER BY xid DESC LIMIT 1), (SELECT forgotten_xid FROM jobstatus.store)
+    )::text
+"""
+
+_HEAD = f"SELECT {INCARNATION} AS incarnation, pg_current_snapshot()::text AS snapshot, {_NEWEST} AS newest"
+
+_UNSEEN = f"""
+        c.xid >= $2::text::xid8 AND (c.xid > $2::text::xid8 OR c.number > $3::integer)
+        AND ($4::text IS NULL OR pg_visible_in_snapshot(c.xid, $4::text::pg_snapshot))
+    ORDER BY c.xid, c.number LIMIT {MAX_BATCH_CHANGES}
+"""
+
+
+# A snapshot did not see what began after it, nor what was running: two ranges of the index. To look through all since
+# the oldest that was running would cost more with each change while somebody takes long.
+_CHANGES = f"""
+    SELECT s.*, r.* FROM (
+        {_HEAD}, (SELECT forgotten_xid >= pg_snapshot_xmin($1::text::pg_snapshot) FROM jobstatus.store) AS forgotten
+    ) AS s, (
+        SELECT array_agg(c.xid::text), array_agg(c.number), array_agg(c.tenant), array_agg(c.id),
+            array_agg(c.revision), array_agg(c.removed), array_agg(c.changed_at)
+        FROM (
+            (SELECT * FROM jobstatus.changes AS c WHERE c.xid >= pg_snapshot_xmax($1::text::pg_snapshot) AND {_UNSEEN})
+            UNION ALL (
+                SELECT * FROM jobstatus.changes AS c
+                WHERE c.xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))) AND {_UNSEEN}
+            )
+            ORDER BY xid, number LIMIT {MAX_BATCH_CHANGES}
+        ) AS c
+    ) AS r
+"""
+
+_JOBS = f"""
+    SELECT {JOB} FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
+    JOIN jobstatus.jobs AS j ON j.tenant = w.tenant AND j.id = w.id
+"""
+
+_SNAPSHOT = re.compile(r"\d{1,20}:\d{1,20}:(\d{1,20}(,\d{1,20})*)?", re.ASCII)
+
+_POSITION = re.compile(r"(\d+\.\d+\.[0-9A-F]{8})~([\d:,]+)(?:~([\d:,]+)~(\d{1,20})~(\d{1,9}))?", re.ASCII)
+
+
+class Place(NamedTuple):
+    """A position, read: all that `snapshot` sees has been told, and of what `next_snapshot` sees some."""
+
+    incarnation: str
+    snapshot: str
+    next_snapshot: str | None = None
+    xid: str = "0"
+    number: str = "0"
+
+    @classmethod
+    def read(cls, position: Position) -> Place:
+        """Return the place that a text names.
+
+        Raises:
+            StoreChangedError: it names none.
+        """
+        found = _POSITION.fullmatch(position)
+        snapshots = [] if found is None else [text for text in found.group(2, 3) if text is not None]
+        if found is None or not all(_SNAPSHOT.fullmatch(text) for text in snapshots):
+            raise StoreChangedError
+        return cls(*(found.groups() if found[3] is not None else found.group(1, 2)))
+
+    def write(self) -> Position:
+        """Return the text."""
+        head = f"{self.incarnation}~{self.snapshot}"
+        return head if self.next_snapshot is None else "~".join((head, *map(str, self[2:])))
+
+
+class _ChangeRow(NamedTuple):
+    xid: str
+    number: int
+    tenant: str
+    id: str
+    revision: int
+    removed: bool
+    changed_at: int
+
+
+class PostgresFeed:
+    """Reads the feed. One reader may wait in it, for which the doorbell rings."""
+
+    def __init__(self, database: Database, bell: asyncio.Event, known: KnownJobs) -> None:
+        """Take the database, what is set when something may have changed, and what saves the decoding of rows."""
+        self._database = database
+        self._known = known
+        self._bell = bell
+        self._told: Position | None = None
+        self.incarnation = ""
+        """Of the server that the feed was read from last."""
+
+    async def position(self) -> Position:
+        """See JobStore. While nothing has changed it is where the waiting reader stands, however time passes."""
+        if self._told is not None:
+            with contextlib.suppress(StoreChangedError):
+                batch = await self._read(Place.read(self._told), None)
+                if not batch.changes:
+                    return self._told
+        async with self._database.connection() as connection:
+            incarnation, snapshot, newest = await connection.fetchrow(_HEAD)
+        self.incarnation = incarnation
+        position = Place(incarnation, _durable(snapshot, newest)).write()
+        if self._told is None:
+            self._told = position
+        return position
+
+    async def wait(self, after: Position) -> ChangeBatch:
+        """Wait for changes, and return them. See JobStore.changes."""
+        place = Place.read(after)
+        while True:
+            self._bell.clear()
+            batch = await self._read(place, None)
+            if batch.changes:
+                self._told = batch.position
+                return batch
+            place = Place.read(batch.position)
+            if place.next_snapshot is not None:
+                continue  # there is more, of which this part was out of date
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._bell.wait(), POLL_SECONDS)
+
+    async def read(self, after: Position, up_to: Position) -> ChangeBatch:
+        """Return changes between two positions, without waiting. See JobStore.changes."""
+        until = Place.read(up_to)
+        return await self._read(Place.read(after), until)
+
+    async def _read(self, place: Place, until: Place | None) -> ChangeBatch:
+        seen = place.next_snapshot or (until.snapshot if until else None)
+        async with self._database.connection() as connection:
+            incarnation, snapshot, newest, is_forgotten, *columns = await self._fetch(connection, place, seen)
+            self.incarnation = incarnation
+            if incarnation != place.incarnation or (until is not None and until.incarnation != incarnation):
+                raise StoreChangedError
+            if is_forgotten:
+                raise StoreChangedError(TOO_OLD)
+            found = [_ChangeRow(*row) for row in zip(*columns, strict=True)] if columns[0] else []
+            changes = await self._newest(connection, found)
+        snapshot = _durable(snapshot, newest)
+        if len(found) == MAX_BATCH_CHANGES:
+            after = place._replace(next_snapshot=seen or snapshot, xid=found[-1].xid, number=str(found[-1].number))
+        else:
+            after = Place(incarnation, seen or snapshot)
+        return ChangeBatch(after.write(), changes)
+
+    async def _fetch(self, connection: Connection, place: Place, seen: str | None) -> Sequence[Any]:
+        try:
+            row: Any = await connection.fetchrow(_CHANGES, place.snapshot, place.xid, int(place.number), seen)
+        except (asyncpg.DataError, asyncpg.UndefinedFileError) as error:
+            raise StoreChangedError from error
+        except asyncpg.ObjectNotInPrerequisiteStateError as error:  # a standby has no log of its own to name
+            raise StoreUnavailableError("the database is a standby") from error
+        return tuple(row)
+
+    async def _newest(self, connection: Connection, rows: Sequence[_ChangeRow]) -> list[Change]:
+        """Return each job's newest change; one that a later change has made old is left to that."""
+        told: dict[Key, list[_ChangeRow]] = {}
+        for row in rows:
+            key = (row.tenant, row.id)
+            told[key] = [*told.pop(key, ()), row]
+        jobs = {key: job for key, changes in told.items() if (job := self._known_job(key, changes)) is not None}
+        unknown = [key for key, changes in told.items() if key not in jobs and not all(row.removed for row in changes)]
+        if unknown:
+            for row in await connection.fetch(_JOBS, *columns_of(unknown)):
+                job = self._known.read(row).job
+                jobs[job.tenant, job.id] = job
+        newest = (_newest_of(key, changes, jobs.get(key)) for key, changes in told.items())
+        return [change for change in newest if change is not None]
+
+    def _known_job(self, key: Key, changes: Sequence[_ChangeRow]) -> Job | None:
+        """Return the job as the newest of its changes left it, where that is known."""
+        if any(row.removed for row in changes):
+            return None  # made anew, it may have begun at a lower revision
+        newest = max(changes, key=lambda row: row.revision)
+        known = self._known.find(key, newest.revision, newest.changed_at)
+        return None if known is None else known.job
+
+
+def _durable(snapshot: str, newest: str) -> str:
+    """Return a snapshot that sees the same changes, and nothing that a crash could undo.
+
+    After a crash the numbers of transactions that left nothing durable are given out again: whoever took those as seen
+    would miss what is written under them. The newest change is durable, and so are all numbers up to its own.
+    """
+    end = int(newest) + 1
+    running = [xid for xid in snapshot.rpartition(":")[2].split(",") if xid and int(xid) < end]
+    return f"{running[0] if running else end}:{end}:{','.join(running)}"
+
+
+def _newest_of(key: Key, changes: Sequence[_ChangeRow], job: Job | None) -> Change | None:
+    """Return what the changes of one job come to, which is stored as `job`; None where a later change will tell."""
+    if job is not None and any(row.revision == job.revision and not row.removed for row in changes):
+        return Change(*key, job.revision, job)
+    removals = [row.revision for row in changes if row.removed]
+    return Change(*key, removals[-1], None) if removals else None

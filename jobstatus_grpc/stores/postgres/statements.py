@@ -1,0 +1,148 @@
+"""The statements of the PostgreSQL store's transactions. What is written travels as one array per column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import count
+from typing import Any
+
+from jobstatus_grpc.stores.sql.rows import (
+    CONSTANT_COLUMNS,
+    JOB_COLUMNS,
+    LABEL_COLUMNS,
+    REPORT_COLUMNS,
+    TRANSITION_COLUMNS,
+    Row,
+)
+
+_SMALL = {"state", "has_progress", "cancel_requested", "stalled", "from_state", "to_state"}
+
+_TEXTS = {
+    "tenant", "id", "name", "parent_id", "reason", "error", "labels", "creation_request", "requests", "result", "actor",
+    "value",
+}  # fmt: skip
+
+_RARER_TYPES = {"progress": "double precision", "attempt": "integer", "number": "integer", "removed": "boolean"}
+
+CHANGE_COLUMNS = ("number", "tenant", "id", "revision", "removed", "changed_at")
+
+TOMBSTONE_COLUMNS = ("tenant", "id", "revision", "removed_at")
+
+OLD_LABEL_COLUMNS = ("job_key", "name", "value")
+
+COUNT_COLUMNS = ("state", "jobs")
+
+NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+"""Microseconds since 1970, by the one clock that all share."""
+
+JOB = ", ".join(f"j.{name}" for name in ("key", *JOB_COLUMNS))
+"""What `rows.read_job` reads, of `jobstatus.jobs AS j`."""
+
+_INSERTED_COLUMNS = (*JOB_COLUMNS, "heard_at")
+
+
+def _type_of(column: str) -> str:
+    if column in _TEXTS:
+        return "text"
+    if column in _SMALL:
+        return "smallint"
+    return _RARER_TYPES.get(column, "bigint")
+
+
+def load(*, waits: bool) -> str:
+    """Return the query of what is stored under the keys in arrays $1 and $2, which locks the jobs, in their order.
+
+    A row has tenant, id, the time, whether there is a job, its tombstone's revision and removed_at, and its heard_at,
+    key and JOB_COLUMNS, where it could be locked. Where it `waits`, it waits for whoever holds one.
+    """
+    skip = "" if waits else "SKIP LOCKED"
+    return f"""
+        SELECT w.tenant, w.id, {NOW},
+            EXISTS (SELECT 1 FROM jobstatus.jobs AS x WHERE x.tenant = w.tenant AND x.id = w.id),
+            t.revision, t.removed_at, locked.heard_at, locked.key, {", ".join(f"locked.{name}" for name in JOB_COLUMNS)}
+        FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
+        LEFT JOIN (
+            SELECT j.* FROM unnest($1::text[], $2::text[]) AS v (tenant, id)
+            JOIN jobstatus.jobs AS j ON j.tenant = v.tenant AND j.id = v.id
+            ORDER BY j.tenant, j.id FOR UPDATE OF j {skip}
+        ) AS locked ON locked.tenant = w.tenant AND locked.id = w.id
+        LEFT JOIN jobstatus.tombstones AS t ON t.tenant = w.tenant AND t.id = w.id
+    """
+
+
+LOAD_FREE, LOAD_WAITING = load(waits=False), load(waits=True)
+
+_INSERTED = ", ".join(_INSERTED_COLUMNS)
+
+# Keys rise in the order of the arrays; rows are inserted in the order of ids, so that nobody waits in a ring.
+INSERT_JOBS = f"""
+    INSERT INTO jobstatus.jobs (key, {_INSERTED}) SELECT key, {_INSERTED} FROM (
+        SELECT nextval('jobstatus.jobs_key_seq') AS key, {_INSERTED} FROM unnest(
+            {", ".join(f"${number}::{_type_of(name)}[]" for number, name in enumerate(_INSERTED_COLUMNS, 1))}
+        ) WITH ORDINALITY AS n ({_INSERTED}, place) ORDER BY place
+    ) AS numbered ORDER BY tenant, id
+    ON CONFLICT (tenant, id) DO NOTHING RETURNING tenant, id, key
+"""
+
+
+def _unnest(columns: Sequence[str], numbers: count[int]) -> str:
+    arrays = ", ".join(f"${next(numbers)}::{_type_of(name)}[]" for name in columns)
+    return f"unnest({arrays}) AS n ({', '.join(columns)})"
+
+
+def _insert(table: str, columns: Sequence[str], numbers: count[int], then: str = "") -> str:
+    names = ", ".join(columns)
+    return f"INSERT INTO jobstatus.{table} ({names}) SELECT {names} FROM {_unnest(columns, numbers)} {then}"
+
+
+def _update(columns: Sequence[str], numbers: count[int]) -> str:
+    changed = ", ".join(f"{name} = n.{name}" for name in columns if name not in CONSTANT_COLUMNS)
+    return f"UPDATE jobstatus.jobs AS j SET {changed} FROM {_unnest(('key', *columns), numbers)} WHERE j.key = n.key"
+
+
+def _old_labels(numbers: count[int]) -> str:
+    return f"""
+        DELETE FROM jobstatus.labels AS l USING {_unnest(OLD_LABEL_COLUMNS, numbers)}
+        WHERE l.job_key = n.job_key AND l.name = n.name AND l.value = n.value
+    """
+
+
+def _tombstones(numbers: count[int]) -> str:
+    replace = "ON CONFLICT (tenant, id) DO UPDATE SET revision = excluded.revision, removed_at = excluded.removed_at"
+    return _insert("tombstones", TOMBSTONE_COLUMNS, numbers, replace)
+
+
+def _delete(table: str, numbers: count[int]) -> str:
+    key = "t.tenant = n.tenant AND t.id = n.id"
+    return f"DELETE FROM jobstatus.{table} AS t USING {_unnest(('tenant', 'id'), numbers)} WHERE {key}"
+
+
+_PARTS: dict[str, Any] = {
+    "reports": lambda numbers: _update((*REPORT_COLUMNS, "heard_at"), numbers),
+    "jobs": lambda numbers: _update((*JOB_COLUMNS, "heard_at"), numbers),
+    "removed": lambda numbers: _delete("jobs", numbers),
+    "removed_histories": lambda numbers: _delete("transitions", numbers),
+    "old_labels": _old_labels,
+    "new_labels": lambda numbers: _insert("labels", LABEL_COLUMNS, numbers),
+    "tombstones": _tombstones,
+    "changes": lambda numbers: _insert("changes", CHANGE_COLUMNS, numbers),
+    "transitions": lambda numbers: _insert("transitions", TRANSITION_COLUMNS, numbers),
+    "counts": lambda numbers: _insert("counts", COUNT_COLUMNS, numbers),
+}
+
+PARTS = tuple(_PARTS)
+"""What a transaction may write, by name; each a list of rows."""
+
+
+@cache
+def write(parts: tuple[str, ...]) -> str:
+    """Return one statement that writes all `parts`, their columns as arrays in this order; it tells the transaction."""
+    numbers = count(1)
+    steps = ", ".join(f"{part} AS ({_PARTS[part](numbers)})" for part in parts)
+    return f"WITH {steps} SELECT pg_current_xact_id()::text"
+
+
+def columns_of(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+    """Return rows as columns."""
+    return list(zip(*rows, strict=True))

@@ -1,0 +1,239 @@
+"""Pages of lists: each is read from one index of the SQLite store, in the order of creation."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cache, lru_cache
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+from jobstatus_grpc.errors import StoreChangedError
+from jobstatus_grpc.job import Job, JobFilter, JobState, Tombstone, Transition, require_job
+from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
+from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD
+from jobstatus_grpc.stores.interface import TOMBSTONE_RETENTION, Change, Key, Page
+from jobstatus_grpc.stores.sql.criteria import Criterion, choose, counts_of, criteria_of, parameters_of
+from jobstatus_grpc.stores.sql.rows import (
+    JOB_COLUMNS,
+    TRANSITION_COLUMNS,
+    StoredJob,
+    read_job,
+    read_transition,
+    to_instant,
+)
+
+MAX_ROWS = 100
+"""How many rows one statement takes. Each number up to it makes a statement of its own, prepared once."""
+
+_COLUMNS = ", ".join(("key", *JOB_COLUMNS))
+
+_TRANSITIONS = f"""
+    SELECT {", ".join(TRANSITION_COLUMNS)} FROM transitions
+    WHERE tenant = ? AND id = ? AND revision > ? ORDER BY revision LIMIT ?
+"""
+
+# A change that a later one of the same job has made old is left to that one.
+_CHANGES = f"""
+    SELECT c.sequence, c.tenant, c.id, c.revision, c.removed, {", ".join(f"j.{name}" for name in ("key", *JOB_COLUMNS))}
+    FROM changes AS c
+    LEFT JOIN jobs AS j ON j.tenant = c.tenant AND j.id = c.id AND j.revision = c.revision AND NOT c.removed
+    WHERE c.sequence > ? AND c.sequence <= ? ORDER BY c.sequence LIMIT {MAX_BATCH_CHANGES}
+"""
+
+
+class Head(NamedTuple):
+    """Where a file stands when it is opened."""
+
+    incarnation: str
+    sequence: int
+    forgotten_sequence: int
+    last_key: int
+    counts: Mapping[JobState, int]
+    """How many jobs there are in each state that ever had one."""
+
+
+def read_head(connection: sqlite3.Connection) -> Head:
+    """Return the store's own row, and the newest numbers given out."""
+    query = """
+        SELECT incarnation, max(forgotten_sequence, coalesce((SELECT max(sequence) FROM changes), 0)),
+            forgotten_sequence, coalesce((SELECT max(key) FROM jobs), 0)
+        FROM store
+    """
+    counts = connection.execute("SELECT state, jobs FROM counts").fetchall()
+    row = connection.execute(query).fetchone()
+    return Head._make((*row, {JobState(state): jobs for state, jobs in counts}))
+
+
+@cache
+def keys_in(count: int) -> str:
+    """Return the condition that a row has one of `count` keys."""
+    if count == 1:
+        return "(tenant, id) = (?, ?)"  # takes a fifth less time
+    # Without the outer SELECT, SQLite would go through the whole table for more than one.
+    return f"(tenant, id) IN (SELECT * FROM (VALUES {', '.join(['(?, ?)'] * count)}))"
+
+
+@cache
+def _select_jobs(count: int) -> str:
+    return f"SELECT {_COLUMNS} FROM jobs WHERE {keys_in(count)}"
+
+
+@cache
+def _select_tombstones(count: int) -> str:
+    return f"SELECT tenant, id, revision, removed_at FROM tombstones WHERE {keys_in(count)}"
+
+
+def read_jobs(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, StoredJob]:
+    """Return those of the jobs that exist."""
+    found: dict[Key, StoredJob] = {}
+    remaining = iter(keys)
+    while chunk := list(islice(remaining, MAX_ROWS)):
+        for row in connection.execute(_select_jobs(len(chunk)), list(chain.from_iterable(chunk))).fetchall():
+            stored = read_job(row)
+            found[stored.job.tenant, stored.job.id] = stored
+    return found
+
+
+def read_tombstones(connection: sqlite3.Connection, keys: Iterable[Key], now: datetime) -> dict[Key, Tombstone]:
+    """Return those of the tombstones that exist and are not too old to count."""
+    found: dict[Key, Tombstone] = {}
+    remaining = iter(keys)
+    while chunk := list(islice(remaining, MAX_ROWS)):
+        rows = connection.execute(_select_tombstones(len(chunk)), list(chain.from_iterable(chunk))).fetchall()
+        for tenant, job_id, revision, removed_at in rows:
+            if now - to_instant(removed_at) < TOMBSTONE_RETENTION:
+                found[tenant, job_id] = Tombstone(tenant, job_id, revision)
+    return found
+
+
+def read_found(
+    connection: sqlite3.Connection, keys: Sequence[Key], now: datetime
+) -> tuple[dict[Key, StoredJob], dict[Key, Tombstone]]:
+    """Return those of the jobs that exist, and the tombstones of the others."""
+    jobs = read_jobs(connection, keys)
+    missing = [key for key in keys if key not in jobs]
+    return jobs, read_tombstones(connection, missing, now) if missing else {}
+
+
+def read_transitions(
+    connection: sqlite3.Connection, key: Key, now: datetime, after_revision: int, limit: int
+) -> list[Transition]:
+    """Return a page of the history of the job under `key`.
+
+    Raises:
+        JobNotFoundError, JobExpiredError: see JobStore.get.
+    """
+    rows = connection.execute(_TRANSITIONS, (*key, after_revision, limit)).fetchall()
+    if not rows:
+        jobs, tombstones = read_found(connection, [key], now)
+        if key not in jobs:
+            require_job(tombstones.get(key), key[1])
+    return [read_transition(row) for row in rows]
+
+
+def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple[int, list[Change]]:
+    """Return changes with numbers above `after` and up to `last`, and the number that they reach.
+
+    Raises:
+        StoreChangedError: some that were wanted have been dropped.
+    """
+    rows = connection.execute(_CHANGES, (after, last)).fetchall()
+    if after < connection.execute("SELECT forgotten_sequence FROM store").fetchone()[0]:
+        raise StoreChangedError(TOO_OLD)
+    changes: dict[Key, Change] = {}
+    for _, tenant, job_id, revision, removed, *columns in rows:
+        if removed or columns[0] is not None:
+            job = None if removed else read_job(columns).job
+            changes.pop((tenant, job_id), None)
+            changes[tenant, job_id] = Change(tenant, job_id, revision, job)
+    return (rows[-1][0] if len(rows) == MAX_BATCH_CHANGES else last), list(changes.values())
+
+
+CHUNK_ROWS = 100
+
+_ORDER = "ORDER BY created_at DESC, key DESC"
+
+
+def read_page(connection: sqlite3.Connection, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str) -> Page:
+    """Return a page; see JobStore. It is also cut short where its jobs have more text than a response may.
+
+    Raises:
+        InvalidTokenError: `cursor` is none.
+    """
+    parameters = parameters_of(tenant, job_filter, limit=limit, cursor=cursor)
+    if not job_filter.possible_states:
+        return Page((), (), "")
+    connection.execute("BEGIN")  # what follows sees the file as it is now
+    try:
+        cursors, end = _read_cursors(connection, criteria_of(job_filter), parameters, limit)
+        jobs = _read_jobs(connection, [int(place.partition(".")[2]) for place in cursors[:limit]])
+    finally:
+        if connection.in_transaction:  # some errors end it
+            connection.execute("ROLLBACK")
+    count = len(jobs)
+    return Page(jobs, cursors[:count], cursors[count - 1] if count < len(cursors) else end)
+
+
+def _read_cursors(
+    connection: sqlite3.Connection, criteria: Sequence[Criterion], parameters: Mapping[str, Any], limit: int
+) -> tuple[list[str], str]:
+    """Return the cursors of the first jobs that match, one more than `limit`; and what was examined last, if not all.
+
+    Each is one step: after every row this thread would have to compete for the interpreter again.
+    """
+    counting = counts_of(criteria)
+    chosen = choose(criteria, connection.execute(counting, parameters).fetchone() if counting else ())
+    residuals = tuple(criterion.residual for criterion in criteria if criterion is not chosen)
+    (text,) = connection.execute(_matching(chosen, residuals), parameters).fetchone()
+    cursors = text.split(" ") if text else []
+    if not residuals or len(cursors) > limit:
+        return cursors, ""
+    last = connection.execute(_last_examined(chosen), parameters).fetchone()
+    return cursors, last[0] if last else ""
+
+
+# The texts of queries: each shape of a filter has one, which is prepared once.
+
+
+@lru_cache(maxsize=1024)
+def _places(criterion: Criterion) -> str:
+    """Return the query of a criterion's jobs. Its arms are each in order: SQLite merges them and sorts nothing."""
+    return f"{criterion.selects()} {_ORDER}"
+
+
+@lru_cache(maxsize=1024)
+def _matching(criterion: Criterion, residuals: tuple[str, ...]) -> str:
+    """Return the query of all cursors of a page, in their order: nested loops and group_concat keep it."""
+    places = f"{_places(criterion)} LIMIT :limit"
+    if residuals:
+        places = f"""
+            SELECT place.created_at, place.key FROM ({_places(criterion)} LIMIT :examined) AS place
+            CROSS JOIN jobs ON jobs.key = place.key WHERE {" AND ".join(residuals)} LIMIT :limit
+        """
+    return f"SELECT group_concat(created_at || '.' || key, ' ') FROM ({places})"
+
+
+@lru_cache(maxsize=1024)
+def _last_examined(criterion: Criterion) -> str:
+    return f"SELECT created_at || '.' || key FROM ({_places(criterion)} LIMIT 1 OFFSET :skipped)"
+
+
+@cache
+def _select_by_key(count: int) -> str:
+    return f"SELECT {', '.join(('key', *JOB_COLUMNS))} FROM jobs WHERE key IN ({', '.join('?' * count)})"
+
+
+def _read_jobs(connection: sqlite3.Connection, keys: Sequence[int]) -> list[Job]:
+    """Return the jobs under `keys`, in their order; the first of them, where they are large."""
+    jobs: list[Job] = []
+    size = 0
+    for start in range(0, len(keys), CHUNK_ROWS):
+        chunk = keys[start : start + CHUNK_ROWS]
+        rows = {row[0]: row for row in connection.execute(_select_by_key(len(chunk)), chunk).fetchall()}
+        jobs.extend(read_job(rows[key]).job for key in chunk)
+        size += sum(len(value) for row in rows.values() for value in row if isinstance(value, str))
+        if size >= MAX_RESPONSE_BYTES:
+            break
+    return jobs
