@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks import machine
 from benchmarks.servers import CannotMeasureError, Workplace
-from tests.postgres import PostgresCluster, PostgresHome
+from tests.support.postgres import PostgresCluster, PostgresHome
 
 VERSION = 16
 # Of the path of a cluster's socket, which the system limits to 107 bytes, some 45 come after this.

@@ -1,4 +1,4 @@
-"""The contract between the service and whatever keeps its jobs. `tests/stores/contract.py` says it again, as tests.
+"""The contract between the service and whatever keeps its jobs. `tests/stores/contract/` says it again, as tests.
 
 A store never decides: it loads what is under an id, calls `job.apply`, and writes what comes back. Every key and every
 query holds the tenant.

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc.cli import main
-from tests.cli.pseudo_terminal import PseudoTerminal
-from tests.conftest import Service
-from tests.processes import TRANSPORT
+from tests.support.pseudo_terminal import PseudoTerminal
+from tests.support.servers import TRANSPORT
+from tests.support.service import Service
 
 COMMAND = (sys.executable, "-W", "error", "-m", "jobstatus_grpc")
 NOBODY = "127.0.0.1:9"

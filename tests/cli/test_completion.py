@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.pseudo_terminal import PseudoTerminal
+from tests.support.pseudo_terminal import PseudoTerminal
 
 SCRIPTS = Path(sys.executable).parent
 SHELLS = ("bash", "zsh", "fish")

@@ -13,7 +13,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from tests.cli.conftest import COMMAND
-from tests.processes import ServerProcess
+from tests.support.servers import ServerProcess
 
 READ_STDERR = re.compile(r"^job (\S+)$", re.MULTILINE)
 

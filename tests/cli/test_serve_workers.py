@@ -11,8 +11,8 @@ import urllib.request
 import psutil
 import pytest
 
-from tests import shared_store
-from tests.processes import ServerProcess
+from tests.support import shared_store
+from tests.support.servers import ServerProcess
 
 READY = "listening on "
 ANYWHERE = "127.0.0.1:0"

@@ -9,7 +9,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from tests.cli.conftest import COMMAND
-from tests.cli.pseudo_terminal import PseudoTerminal
+from tests.support.pseudo_terminal import PseudoTerminal
 
 CTRL_C, CTRL_Z = "\x03", "\x1a"
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.processes import ServerProcess
+from tests.support.servers import ServerProcess
 
 CODE_OF_STATE = {"SUCCEEDED": 0, "FAILED": 1, "ABORTED": 3, "CANCELLED": 3}
 

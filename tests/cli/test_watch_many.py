@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.processes import ServerProcess
+from tests.support.servers import ServerProcess
 
 
 @pytest.fixture

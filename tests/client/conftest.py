@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc import AsyncJobStatusClient, JobStatusClient
-from tests.processes import ServerProcess
+from tests.support.servers import ServerProcess
 
 PATIENCE_SECONDS = 20.0
 

@@ -20,7 +20,7 @@ from jobstatus_grpc import (
     StaleAttemptError,
 )
 from jobstatus_grpc.errors import error_classes
-from tests.client.scripted import ScriptedServer, a_job, refuse, reply
+from tests.support.scripted_server import ScriptedServer, a_job, refuse, reply
 
 ETA = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 EVERYTHING = {

@@ -13,9 +13,9 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobStatusClient, UnavailableError
 from jobstatus_grpc.client.connection import endpoint
-from tests.client.scripted import ScriptedServer, a_job, reply
-from tests.peace import in_peace
-from tests.processes import ServerProcess
+from tests.support.scripted_server import ScriptedServer, a_job, reply
+from tests.support.servers import ServerProcess
+from tests.support.timing import in_peace
 
 GOT = reply(pb.GetJobResponse(job=a_job()))
 

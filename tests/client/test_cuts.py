@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc import JobChange, JobFilter, JobState, JobStatusClient, JobUpdate
-from tests.client.cut_line import CutLine
+from tests.support.tcp_proxy import CutLine
 
 CUTS = 25
 

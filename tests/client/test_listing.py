@@ -19,7 +19,7 @@ from jobstatus_grpc import (
     RevisionMismatchError,
 )
 from jobstatus_grpc.errors import DrainingError, TooManyRequestsError
-from tests.client.scripted import ScriptedServer, a_job, fail, refuse, reply
+from tests.support.scripted_server import ScriptedServer, a_job, fail, refuse, reply
 
 SINCE = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 AWAY = fail(grpc.StatusCode.UNAVAILABLE)

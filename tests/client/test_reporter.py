@@ -12,8 +12,8 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import AsyncJobStatusClient, DeadlineExceededError, Job, JobState, JobStatusClient
-from tests.client.scripted import ScriptedServer, a_job, fail
-from tests.peace import STANDSTILL_SECONDS
+from tests.support.scripted_server import ScriptedServer, a_job, fail
+from tests.support.timing import STANDSTILL_SECONDS
 
 AWAY = fail(grpc.StatusCode.UNAVAILABLE)
 

@@ -25,8 +25,8 @@ from jobstatus_grpc.errors import (
     UnavailableError,
 )
 from jobstatus_grpc.wire import status
-from tests.client.scripted import ScriptedServer, a_job, fail, refuse, reply
-from tests.peace import STANDSTILL_SECONDS, in_peace
+from tests.support.scripted_server import ScriptedServer, a_job, fail, refuse, reply
+from tests.support.timing import STANDSTILL_SECONDS, in_peace
 
 AWAY = fail(grpc.StatusCode.UNAVAILABLE)
 WRITES: dict[str, Any] = {

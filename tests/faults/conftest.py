@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.postgres import VERSIONS
+from tests.support.postgres import VERSIONS
 
 
 @pytest.fixture

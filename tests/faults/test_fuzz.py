@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from jobstatus_grpc import AsyncJobStatusClient, JobState
-from tests.processes import ServerProcess
+from tests.support.servers import ServerProcess
 
 ROUNDS, ROUNDS_IN_FULL = 6, 100
 CONNECTIONS = 30

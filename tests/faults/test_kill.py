@@ -8,8 +8,8 @@ import random
 import pytest
 
 from jobstatus_grpc import JobState
-from tests.faults.load import Load, connected, crowd, follow, require_kept
-from tests.processes import ServerProcess
+from tests.support.load import Load, connected, crowd, follow, require_kept
+from tests.support.servers import ServerProcess
 
 KILLS, KILLS_IN_FULL = 3, 20
 WATCHERS_OF_EACH = 3

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from tests.faults.load import connected, crowd, follow
-from tests.processes import ServerProcess
+from tests.support.load import connected, crowd, follow
+from tests.support.servers import ServerProcess
 
 SECONDS, SECONDS_IN_FULL = 6, 600
 JOBS, WATCHERS_OF_EACH, COMERS = 50, 4, 20

@@ -13,12 +13,11 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import Job
 from jobstatus_grpc.stores.postgres.store import PostgresStore
-from tests.conftest import read_refusal
-from tests.faults.load import crowd
-from tests.faults.replicas import connected_to, harmed_under_load, replicas
-from tests.postgres import PostgresCluster
-from tests.reader import Reader
-from tests.stores.support import claim, settled
+from tests.support.load import connected_to, crowd, harmed_under_load, replicas
+from tests.support.postgres import PostgresCluster
+from tests.support.service import read_refusal
+from tests.support.stores import claim, settled
+from tests.support.watch_jobs import Reader
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 
 from jobstatus_grpc.stores.postgres.store import PostgresStore
-from tests.faults.load import crowd
-from tests.stores.support import claim, done, following
+from tests.support.load import crowd
+from tests.support.stores import claim, done, following
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from tests.faults.replicas import CUT_ALL, CUT_LISTENERS, harmed_under_load, replicas
+from tests.support.load import CUT_ALL, CUT_LISTENERS, harmed_under_load, replicas
 
 pytestmark = pytest.mark.slow
 

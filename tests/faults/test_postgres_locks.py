@@ -9,8 +9,7 @@ import asyncpg
 import pytest
 
 from jobstatus_grpc import JobState
-from tests.faults.load import crowd, follow
-from tests.faults.replicas import connected_to, replicas
+from tests.support.load import connected_to, crowd, follow, replicas
 
 pytestmark = pytest.mark.slow
 

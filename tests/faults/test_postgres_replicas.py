@@ -12,9 +12,8 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobState
-from tests.conftest import read_refusal
-from tests.faults.load import Worker, crowd, follow
-from tests.faults.replicas import CUT_LISTENERS, Spread, connected_to, replicas
+from tests.support.load import CUT_LISTENERS, Spread, Worker, connected_to, crowd, follow, replicas
+from tests.support.service import read_refusal
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,9 @@ import pytest
 
 from jobstatus_grpc import JobState
 from jobstatus_grpc.errors import JobExpiredError
-from tests.faults.load import crowd
-from tests.faults.replicas import connected_to, replicas
-from tests.peace import in_peace
-from tests.reader import REMOVED, Reader
+from tests.support.load import connected_to, crowd, replicas
+from tests.support.timing import in_peace
+from tests.support.watch_jobs import REMOVED, Reader
 
 pytestmark = pytest.mark.slow
 

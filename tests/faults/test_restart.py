@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from jobstatus_grpc import AsyncJobStatusClient, JobState
-from tests.faults.load import crowd, follow
-from tests.processes import ServerProcess
+from tests.support.load import crowd, follow
+from tests.support.servers import ServerProcess
 
 RESTARTS = 3
 CROWD = 300

@@ -13,10 +13,9 @@ from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.stores.sqlite.store import SqliteStore
-from tests.faults.load import connected, crowd
-from tests.job_writer import Writer
-from tests.processes import ServerProcess, serving
-from tests.reader import Reader
+from tests.support.load import connected, crowd
+from tests.support.servers import ServerProcess, serving
+from tests.support.watch_jobs import Reader, Writer
 
 CUTS, CUTS_IN_FULL = 20, 200
 WRITERS = 4

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ServerProcess
+from tests.support.servers import ServerProcess
 
 ADDRESS = "127.0.0.1:50051"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from tests.conftest import Service
+from tests.support.service import Service
 
 
 @pytest.fixture

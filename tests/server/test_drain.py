@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.server.signals import end_by_signal
+from tests.support.service import end_by_signal
 
 SERVICE = "jobstatus.v1.JobStatusService"
 

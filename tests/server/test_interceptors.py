@@ -18,7 +18,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.server.logs import JsonFormatter, RequestLog, TextFormatter
 from jobstatus_grpc.stores.memory import MemoryStore
-from tests.processes import serving
+from tests.support.servers import serving
 
 
 class OddStore(MemoryStore):

@@ -13,8 +13,7 @@ import pytest
 
 from jobstatus_grpc.server.addresses import CannotListenError
 from jobstatus_grpc.server.transports.grpcio import Listener
-from tests.peace import STANDSTILL_SECONDS, in_peace
-from tests.server.listening import (
+from tests.support.listener import (
     OPTIONS,
     PREFACE,
     Service,
@@ -29,6 +28,7 @@ from tests.server.listening import (
     send,
     ticks,
 )
+from tests.support.timing import STANDSTILL_SECONDS, in_peace
 
 
 @in_peace(0.5)

@@ -1,157 +1,115 @@
-"""`serve --metrics`, read as Prometheus reads it."""
+"""What is counted, and how it is told: without a server."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
-import urllib.request
+import asyncio
+from datetime import datetime, timedelta, timezone
 
+import grpc
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import HistogramMetricFamily
 
-UNARY = {"grpc_type": "unary", "grpc_service": "jobstatus.v1.JobStatusService"}
-STREAM = {**UNARY, "grpc_type": "server_stream"}
-OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.3"
+from jobstatus_grpc.job import Create, Delete, JobState, Update
+from jobstatus_grpc.server.metrics import GO_CODES, SERVICE, Histogram, Metrics
+from jobstatus_grpc.stores.interface import ChangeBatch
+from jobstatus_grpc.stores.memory import MemoryStore
 
-OURS = {
-    "grpc_server_started", "grpc_server_handled", "grpc_server_msg_received", "grpc_server_msg_sent",
-    "grpc_server_handling_seconds", "jobstatus_build_info", "jobstatus_commit_commands", "jobstatus_commit_seconds",
-    "jobstatus_feed_lag_seconds", "jobstatus_jobs", "jobstatus_store_writable", "jobstatus_watchers",
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+
+# As google.golang.org/grpc/codes writes them.
+CODES_OF_GO = {
+    "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
+    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
+    "DataLoss", "Unauthenticated",
 }  # fmt: skip
 
 
-class Metered:
-    """A server that tells its metrics."""
+class FullStore(MemoryStore):
+    """Cannot write."""
 
-    def __init__(self, service, log):
-        self.service = service
-        told = [json.loads(line)["message"] for line in log.read_text().splitlines()]
-        (self.url,) = [line.removeprefix("metrics on ") for line in told if line.startswith("metrics on ")]
-
-    def scrape(self, accept=""):
-        request = urllib.request.Request(self.url, headers={"Accept": accept} if accept else {})
-        with urllib.request.urlopen(request, timeout=20) as response:
-            return response.headers["Content-Type"], response.read().decode()
-
-    def values(self):
-        families = parse_text(self.scrape()[1])
-        samples = [sample for family in families for sample in family.samples]
-        return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
-
-    def value(self, name, **labels):
-        return self.values()[name, frozenset(labels.items())]
-
-    def wait_for(self, wanted, name, **labels):
-        ends_at = time.monotonic() + 20
-        while (value := self.value(name, **labels)) != wanted:
-            assert time.monotonic() < ends_at, f"{name} {labels} is {value}, not {wanted}"
+    writable = False
 
 
-@pytest.fixture
-def meter(serve, tmp_path):
-    def start(store="memory:"):
-        log = tmp_path / "log"
-        log.unlink(missing_ok=True)
-        return Metered(serve("--metrics", "127.0.0.1:0", "--log-format", "json", store=store, log=log), log)
-
-    return start
+def reader_of(metrics):
+    """Return what returns a value by its name and the values of its labels."""
+    samples = [sample for family in metrics.collect() for sample in family.samples]
+    values = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
+    return lambda *key: values[key]
 
 
-@pytest.mark.parametrize(
-    ("accept", "kind", "parse"),
-    [("", "text/plain; version=0.0.4", parse_text), (OPENMETRICS, "application/openmetrics-text", parse_openmetrics)],
-)
-def test_each_format_holds_every_metric_and_parses(meter, accept, kind, parse):
-    content_type, text = meter().scrape(accept)
-    names = {family.name for family in parse(text)}
-    assert content_type.startswith(kind)
-    assert {name for name in names if name.startswith(("grpc", "jobstatus"))} == OURS
-    assert {"process_resident_memory_bytes", "process_cpu_seconds", "process_open_fds", "python_info"} <= names
+def buckets_of(histogram):
+    family = HistogramMetricFamily("h", "", labels=())
+    histogram.add_to(family)
+    return {sample.labels.get("le", sample.name): sample.value for sample in family.samples}
 
 
-def test_calls_are_counted_by_method_and_gos_code(meter, refused):
-    metered = meter()
-    service = metered.service
-    service.create(id="a")
-    service.get("a")
-    refused(service.get, "nobody")
-    refused(service.get, "no id!")
-    get = {**UNARY, "grpc_method": "GetJob"}
-    metered.wait_for(1, "grpc_server_handled_total", **get, grpc_code="InvalidArgument")
-    values = metered.values()
-
-    def value(name, **labels):
-        return values[f"grpc_server_{name}", frozenset(labels.items())]
-
-    codes = ("OK", "NotFound", "InvalidArgument", "Canceled")
-    assert [value("handled_total", **get, grpc_code=code) for code in codes] == [1, 1, 1, 0]
-    names = ("started_total", "msg_received_total", "msg_sent_total", "handling_seconds_count")
-    assert [value(name, **get) for name in names] == [3, 3, 1, 3]
-    assert value("started_total", **UNARY, grpc_method="CreateJob") == 1
-    assert 0 < value("handling_seconds_sum", **get) < 10
+def test_each_code_is_written_as_go_does():
+    assert GO_CODES.keys() == {code.name for code in grpc.StatusCode}
+    assert set(GO_CODES.values()) == CODES_OF_GO
+    assert GO_CODES["DEADLINE_EXCEEDED"] == "DeadlineExceeded"
 
 
-def test_open_watches_are_counted_until_they_end(meter):
-    metered = meter()
-    watch = {**STREAM, "grpc_method": "WatchJob"}
-    metered.service.create(id="a")
-    streams = [metered.service.watch("a") for _ in range(2)]
-    for stream in streams:
-        next(stream)
-    assert metered.value("jobstatus_watchers", kind="job") == 2
-    streams[0].cancel()
-    metered.wait_for(1, "jobstatus_watchers", kind="job")
-    metered.service.update("a", state="JOB_STATE_SUCCEEDED")
-    assert len(list(streams[1])) == 1
-    metered.wait_for(0, "jobstatus_watchers", kind="job")
-    codes = [metered.value("grpc_server_handled_total", **watch, grpc_code=code) for code in ("OK", "Canceled")]
-    assert codes == [1, 1]
-    assert metered.value("grpc_server_msg_sent_total", **watch) == 3
+def test_a_histogram_counts_a_value_in_each_bucket_that_it_does_not_exceed():
+    histogram = Histogram((1.0, 2.5))
+    for value in (0.0, 1.0, 1.1, 2.5, 100.0):
+        histogram.observe(value)
+    assert buckets_of(histogram) == {"1.0": 2, "2.5": 4, "+Inf": 5, "h_count": 5, "h_sum": 104.6}
 
 
-def test_commits_are_counted_with_their_commands(meter, tmp_path, update_of):
-    metered = meter(f"sqlite:///{tmp_path}/jobs.db")
-    metered.service.create(id="a")
-    metered.service.batch(*(update_of("a", progress=float(number)) for number in range(4)))
-    metered.service.get("a")
-    assert metered.value("jobstatus_commit_commands_count") == 2
-    assert metered.value("jobstatus_commit_commands_sum") == 5
-    assert metered.value("jobstatus_commit_commands_bucket", le="2.0") == 1
-    assert metered.value("jobstatus_commit_seconds_count") == 2
-    assert metered.value("jobstatus_store_writable") == 1
+def test_every_series_of_every_method_is_there_before_the_first_call():
+    metrics = Metrics(MemoryStore(), clock=lambda: NOW)
+    value = reader_of(metrics)
+    for method in SERVICE.methods:
+        labels = ("server_stream" if method.server_streaming else "unary", SERVICE.full_name, method.name)
+        handled = {value("grpc_server_handled_total", *labels, code) for code in CODES_OF_GO}
+        others = ("started_total", "msg_received_total", "msg_sent_total", "handling_seconds_count")
+        assert handled | {value(f"grpc_server_{name}", *labels) for name in others} == {0}
 
 
-def test_each_batch_of_changes_is_counted_with_its_lag(meter):
-    metered = meter()
-    for number in range(3):
-        metered.service.create()
-        metered.wait_for(number + 1, "jobstatus_feed_lag_seconds_count")
-    assert 0 < metered.value("jobstatus_feed_lag_seconds_sum") < 10
+def test_a_unary_call_has_sent_a_message_if_it_ended_well_and_a_stream_what_it_wrote():
+    metrics = Metrics(MemoryStore(), clock=lambda: NOW)
+    get, watch = metrics.calls["GetJob"], metrics.calls["WatchJob"]
+    get.started, watch.started, watch.sent = 2, 3, 7
+    get.end("OK", 0.002)
+    get.end("NOT_FOUND", 0.002)
+    watch.end("OK", 1.0)
+    value = reader_of(metrics)
+    assert value("grpc_server_msg_sent_total", *get.labels) == 1
+    assert value("grpc_server_msg_sent_total", *watch.labels) == 7
+    assert value("grpc_server_handled_total", *get.labels, "NotFound") == 1
+    assert [value("grpc_server_handling_seconds_bucket", *get.labels, le) for le in ("0.001", "0.0025")] == [0, 2]
+    assert value("jobstatus_watchers", "job") == 2
 
 
-def test_jobs_are_counted_by_state_also_after_a_restart(meter, tmp_path):
-    store = f"sqlite:///{tmp_path}/jobs.db"
-    for _ in range(2):
-        metered = meter(store)
-        for state in ("PENDING", "IN_PROGRESS", "IN_PROGRESS", "FAILED"):
-            metered.service.job_in(state)
-        metered.service.process.terminate()
-    metered = meter(store)
-    counts = {state: metered.value("jobstatus_jobs", state=state) for state in ("pending", "in_progress", "failed")}
-    assert counts == {"pending": 2, "in_progress": 4, "failed": 2}
-    assert metered.value("jobstatus_jobs", state="succeeded") == 0
+def test_the_feed_lag_is_that_of_a_batchs_oldest_change():
+    async def batch_of(metrics, store):
+        position = await store.position()
+        await store.commit([Create(id="a"), Create(id="b"), Update(id="a", changes={"state": JobState.SUCCEEDED})])
+        await store.commit([Delete(id="a")])
+        return await store.changes(position)
+
+    store = MemoryStore(clock=lambda: NOW)
+    metrics = Metrics(store, clock=lambda: NOW + timedelta(seconds=2))
+    batch = asyncio.run(batch_of(metrics, store))
+    metrics.observe_batch(batch)
+    metrics.observe_batch(ChangeBatch("", [change for change in batch.changes if change.job is None]))
+    value = reader_of(metrics)
+    assert (value("jobstatus_feed_lag_seconds_count"), value("jobstatus_feed_lag_seconds_sum")) == (1, 2.0)
 
 
-def test_the_metrics_end_with_the_server(meter):
-    metered = meter()
-    assert metered.service.process.terminate() == 0
-    with pytest.raises(OSError, match="refused"):
-        metered.scrape()
+@pytest.mark.parametrize(("kind", "writable"), [(MemoryStore, 1), (FullStore, 0)])
+def test_a_store_that_cannot_write_is_told(kind, writable):
+    assert reader_of(Metrics(kind(), clock=lambda: NOW))("jobstatus_store_writable") == writable
 
 
-def test_nothing_of_prometheus_is_loaded_by_a_server_without_metrics():
-    program = "import sys, jobstatus_grpc.server.app; sys.exit('prometheus_client' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+def test_a_clock_that_went_back_makes_no_lag_negative():
+    async def batch_of(store):
+        position = await store.position()
+        await store.commit([Create(id="a")])
+        return await store.changes(position)
+
+    metrics = Metrics(MemoryStore(), clock=lambda: NOW - timedelta(days=20_000))
+    metrics.observe_batch(asyncio.run(batch_of(MemoryStore())))
+    assert reader_of(metrics)("jobstatus_feed_lag_seconds_sum") == 0
+    assert b"jobstatus_feed_lag_seconds_count 1.0\n" in generate_latest(metrics)

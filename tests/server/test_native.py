@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from jobstatus.v1 import job_status_pb2 as pb
 
-from tests.server.signals import end_by_signal
+from tests.support.service import end_by_signal
 
 pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
 

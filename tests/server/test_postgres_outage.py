@@ -21,10 +21,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.server.health import WRITE
-from tests.conftest import Service
-from tests.peace import STANDSTILL_SECONDS, in_peace
-from tests.postgres import PostgresCluster
-from tests.processes import ServerProcess
+from tests.support.postgres import PostgresCluster
+from tests.support.servers import ServerProcess
+from tests.support.service import Service
+from tests.support.timing import STANDSTILL_SECONDS, in_peace
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,7 @@ import pytest
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
-from tests.peace import STANDSTILL_SECONDS
-from tests.server.admission import within_a_second
+from tests.support.timing import STANDSTILL_SECONDS, within_a_second
 
 READERS = 20
 LARGE = {"text": "x" * 60_000}

@@ -12,11 +12,10 @@ from google.protobuf.duration_pb2 import Duration
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.job import Create, JobState
-from tests.peace import STANDSTILL_SECONDS, in_peace
-from tests.processes import serving
-from tests.stores.contract_time import TIMEOUT
-from tests.stores.sqlite_support import open_at
-from tests.stores.support import StandingClock, done
+from tests.support.servers import serving
+from tests.support.sqlite import open_at
+from tests.support.stores import TIMEOUT, StandingClock, done
+from tests.support.timing import STANDSTILL_SECONDS, in_peace
 
 SECOND = Duration(seconds=1)
 

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
-from tests.reader import pauses
+from tests.support.watch_jobs import pauses
 
 SNAPSHOT, UPDATED, HEARTBEAT = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_UPDATED, pb.JOB_EVENT_TYPE_HEARTBEAT
 ENDS = ["SUCCEEDED", "ABORTED", "FAILED", "CANCELLED"]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import signal
 import time
+from datetime import timezone
 
+import grpc
+import psutil
 import pytest
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
+from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
-from tests.reader import HEARTBEAT, MIB, REMOVED, SNAPSHOT, SYNCED, UPDATED, pauses, told
+from tests.support.timing import admitted_within_a_second
+from tests.support.watch_jobs import HEARTBEAT, MIB, REMOVED, SNAPSHOT, SYNCED, UPDATED, Reader, pauses, told
 
 SECOND = duration_pb2.Duration(seconds=1)
 LONG = duration_pb2.Duration(seconds=3600)
@@ -201,3 +209,410 @@ def test_no_token_passes_a_change_that_is_held_back(any_service, make, watch):
     assert told(message) == [(UPDATED, jobs[1].id)]
     events, _ = synced(watch(resume_token=message.resume_token))
     assert held_back in [event.job for event in events]
+
+
+@pytest.fixture
+def watch_to_synced(any_service, group):
+    """Read a watch of the test's jobs to SYNCED; return the stream, the events before it, and its token."""
+    streams = []
+
+    def watch_to_synced(token="", **fields):
+        job_filter = pb.JobFilter(**{"labels": group, **fields})
+        request = pb.WatchJobsRequest(filter=job_filter, resume_token=token, min_update_interval=NONE)
+        stream = any_service.stub.WatchJobs(request, timeout=30)
+        streams.append(stream)
+        events: list[pb.JobEvent] = []
+        for message in stream:
+            if message.events[0].type == SYNCED:
+                return stream, events, message.resume_token
+            assert message.resume_token == token
+            events += message.events
+        raise AssertionError
+
+    yield watch_to_synced
+    for stream in streams:
+        stream.cancel()
+
+
+def delete(service, job):
+    service.stub.DeleteJob(pb.DeleteJobRequest(id=job.id))
+
+
+def test_what_changed_since_comes_once_with_its_newest_state_and_then_synced(any_service, make, watch_to_synced):
+    jobs = [make() for _ in range(3)]
+    _, _, token = watch_to_synced()
+    for progress in range(1, 6):
+        changed = any_service.update(jobs[1].id, progress=progress)
+    new = make("PENDING")
+    _, events, _ = watch_to_synced(token)
+    assert events == [pb.JobEvent(type=UPDATED, job=changed), pb.JobEvent(type=UPDATED, job=new)]
+
+
+def test_where_nothing_changed_there_is_only_synced(make, watch_to_synced):
+    make()
+    _, _, token = watch_to_synced()
+    _, events, again = watch_to_synced(token)
+    assert events == []
+    assert again
+
+
+def test_a_changed_job_that_does_not_match_now_is_removed_whole(any_service, make, watch_to_synced):
+    job = make()
+    _, _, token = watch_to_synced(done=False)
+    done = any_service.update(job.id, state="JOB_STATE_FAILED")
+    _, events, _ = watch_to_synced(token, done=False)
+    assert events == [pb.JobEvent(type=REMOVED, job=done)]
+
+
+def test_a_job_that_was_deleted_meanwhile_is_removed_with_id_and_revision(any_service, make, watch_to_synced):
+    job = make("SUCCEEDED")
+    _, _, token = watch_to_synced(ids=[job.id])
+    delete(any_service, job)
+    _, events, _ = watch_to_synced(token, ids=[job.id])
+    assert events == [pb.JobEvent(type=REMOVED, job=pb.JobStatus(id=job.id, revision=job.revision + 1))]
+
+
+def test_jobs_that_can_never_have_matched_are_left_out(any_service, make, watch_to_synced, new_id):
+    jobs = [make("SUCCEEDED", name=name, parent_id=parent) for name, parent in (("x", "p"), ("y", "p"), ("x", "q"))]
+    others = {"ids": [new_id()], "names": ["z"], "name_prefix": "z", "parent_id": "z"}
+    tokens = {name: watch_to_synced(**{name: value})[2] for name, value in others.items()}
+    for job in jobs[:2]:
+        delete(any_service, job)
+    make(name="x")
+    for name, value in others.items():
+        events = watch_to_synced(tokens[name], **{name: value})[1]
+        assert name == "ids" or {event.type for event in events} <= {REMOVED}
+        assert [event for event in events if event.job.name or name == "ids"] == []
+
+
+def test_a_job_that_did_not_change_is_known_to_be_held_and_is_removed_when_it_stops_matching(
+    any_service, make, watch_to_synced
+):
+    job = make()
+    _, _, token = watch_to_synced(done=False)
+    make()
+    stream, _, _ = watch_to_synced(token, done=False)
+    done = any_service.update(job.id, state="JOB_STATE_SUCCEEDED")
+    assert list(next(stream).events) == [pb.JobEvent(type=REMOVED, job=done)]
+
+
+def test_a_job_that_did_not_change_is_removed_when_it_is_deleted(any_service, make, watch_to_synced):
+    job = make("SUCCEEDED")
+    _, _, token = watch_to_synced()
+    stream, _, _ = watch_to_synced(token)
+    delete(any_service, job)
+    assert told(next(stream)) == [(REMOVED, job.id)]
+
+
+def test_a_list_gives_a_token_for_what_comes_after_it(any_service, make, watch_to_synced, group):
+    jobs = [make() for _ in range(3)]
+    request = pb.ListJobsRequest(filter=pb.JobFilter(labels=group), page_size=2)
+    page = any_service.stub.ListJobs(request)
+    changed = any_service.update(jobs[2].id, progress=1)
+    request.page_token = page.next_page_token
+    later = any_service.stub.ListJobs(request)
+    assert later.resume_token == page.resume_token
+    stream, events, _ = watch_to_synced(page.resume_token)
+    if not events:  # the hub had not heard of the change by then
+        events = next(stream).events
+    assert changed in [event.job for event in events]
+
+
+def test_a_token_is_good_for_many_more_changes_than_fit_a_batch(any_service, watch_to_synced, update_of, new_id, group):
+    _, _, token = watch_to_synced()
+    ids = [new_id() for _ in range(2500)]
+    for start in range(0, len(ids), 500):
+        any_service.batch(*(update_of(job_id, allow_missing=True, labels=group) for job_id in ids[start : start + 500]))
+    _, events, _ = watch_to_synced(token)
+    assert [event.job.id for event in events] == ids
+    assert {event.type for event in events} == {UPDATED}
+
+
+def test_the_order_of_a_filters_values_does_not_matter(any_service, make, watch_to_synced):
+    ids = [make().id, make().id]
+    _, _, token = watch_to_synced(ids=ids)
+    assert watch_to_synced(token, ids=ids[::-1])[1] == []
+
+
+@pytest.mark.parametrize("text", ["x", "=", "\n", "A" * 100_000, "Ä", "AAAA"])
+def test_a_malformed_token_is_refused_at_once(service, refused, text):
+    refusal = refused(lambda: list(service.stub.WatchJobs(pb.WatchJobsRequest(resume_token=text), timeout=20)))
+    assert refusal.kind == ("INVALID_ARGUMENT", "INVALID_TOKEN")
+
+
+def test_a_token_for_another_filter_is_refused(service, refused, new_id):
+    stream = service.stub.WatchJobs(pb.WatchJobsRequest(filter=pb.JobFilter(ids=[new_id()])), timeout=20)
+    token = next(stream).resume_token
+    stream.cancel()
+    for job_filter in (pb.JobFilter(), pb.JobFilter(ids=[new_id()]), pb.JobFilter(done=False)):
+        request = pb.WatchJobsRequest(filter=job_filter, resume_token=token)
+        refusal = refused(lambda request=request: list(service.stub.WatchJobs(request, timeout=20)))
+        assert refusal.kind == ("INVALID_ARGUMENT", "INVALID_TOKEN")
+
+
+def test_a_page_token_is_no_resume_token(service, refused, new_id):
+    for _ in range(2):
+        service.create(id=new_id())
+    token = service.stub.ListJobs(pb.ListJobsRequest(page_size=1)).next_page_token
+    refusal = refused(lambda: list(service.stub.WatchJobs(pb.WatchJobsRequest(resume_token=token), timeout=20)))
+    assert refusal.kind == ("INVALID_ARGUMENT", "INVALID_TOKEN")
+
+
+def test_all_that_is_wrong_with_a_watch_is_told_at_once(service, refused):
+    request = pb.WatchJobsRequest(
+        filter=pb.JobFilter(ids=["/"], parent_id="/", names=["\0"]),
+        resume_token="x",
+        heartbeat_interval=duration_pb2.Duration(nanos=1),
+        min_update_interval=duration_pb2.Duration(seconds=-1),
+    )
+    refusal = refused(lambda: list(service.stub.WatchJobs(request, timeout=20)))
+    assert refusal.kind == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    fields = {"filter.ids", "filter.parent_id", "filter.names", "heartbeat_interval", "min_update_interval"}
+    assert set(refusal.fields) == fields
+
+
+LARGE = {"text": "x" * 60_000}
+
+
+def open_watch(service, **fields):
+    return service.stub.WatchJobs(pb.WatchJobsRequest(min_update_interval=NONE, **fields), timeout=30)
+
+
+def test_watches_of_many_and_of_one_count_together(serve, refused, new_id):
+    service = serve("--max-watchers", "2")
+    job = service.create(id=new_id())
+    streams = [open_watch(service), service.watch(job.id)]
+    for stream in streams:
+        next(stream)
+    for watch in (lambda: list(open_watch(service)), lambda: list(service.watch(job.id))):
+        assert refused(watch).kind == ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHERS")
+    for stream in streams:
+        stream.cancel()
+    admitted_within_a_second(lambda: open_watch(service)).cancel()
+
+
+@pytest.mark.parametrize("moment", ["amid snapshots", "synced", "waiting"])
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_a_watch_whose_client_has_gone_is_free_within_a_second(serve, new_id, moment, how):
+    service = serve("--max-watchers", "1")
+    for _ in range(300 if moment == "amid snapshots" else 1):
+        service.create(id=new_id(), result=LARGE)
+    leaver = type(service)(service.address)
+    stream = open_watch(leaver)
+    next(stream)
+    if moment == "waiting":
+        next(stream)
+    if how == "cancel":
+        stream.cancel()
+    else:
+        leaver.close()
+    admitted_within_a_second(lambda: open_watch(service)).cancel()
+    leaver.close()
+
+
+def test_a_drain_ends_watches_and_says_to_call_again(serve, refused, new_id):
+    service = serve()
+    streams = [open_watch(service) for _ in range(3)]
+    for stream in streams:
+        next(stream)
+    service.process.signal(signal.SIGTERM)
+    for stream in streams:
+        refusal = refused(lambda stream=stream: list(stream))
+        assert refusal.kind == ("UNAVAILABLE", "DRAINING")
+        assert refusal.retry_seconds > 0
+    assert service.process.wait() == 0
+
+
+def test_a_watch_ends_at_its_age_also_where_jobs_never_rest(serve, refused, new_id):
+    service = serve("--max-connection-age", "1s")
+    job = service.create(id=new_id())
+    started = time.monotonic()
+    stream = open_watch(service)
+    reader = Reader()
+
+    def read():
+        for number, message in enumerate(stream):
+            reader.take(message)
+            service.update(job.id, labels={"n": str(number)})
+
+    refusal = refused(read)
+    assert refusal.kind == ("UNAVAILABLE", "STREAM_AGE")
+    assert refusal.retry_seconds > 0
+    assert time.monotonic() - started > 0.8
+    assert len(reader.jobs) == 1
+
+
+def test_a_watch_goes_on_where_it_was_after_its_server_was_restarted(serve, new_id, tmp_path):
+    service = serve(store=f"sqlite:///{tmp_path}/jobs.db")
+    jobs = [service.job_in("IN_PROGRESS", id=new_id()) for _ in range(3)]
+    reader = Reader()
+    stream = service.stub.WatchJobs(reader.begin())
+    while not reader.is_synced:
+        reader.take(next(stream))
+    service.update(jobs[0].id, state="JOB_STATE_SUCCEEDED")
+    service.process.restart()
+    service = type(service)(service.process.address)
+    service.update(jobs[1].id, progress=5)
+    stream = service.stub.WatchJobs(reader.begin())
+    messages = []
+    while not reader.is_synced:
+        messages.append(next(stream))
+        reader.take(messages[-1])
+    assert reader.resets == 0
+    assert jobs[2].id not in [job_id for message in messages for _, job_id in told(message)]
+    assert reader.jobs == {job.id: service.get(job.id) for job in jobs}
+    service.close()
+
+
+def test_a_token_of_a_store_that_is_gone_leads_to_reset_and_snapshots(serve, new_id):
+    service = serve()
+    service.create(id=new_id())
+    reader = Reader()
+    stream = service.stub.WatchJobs(reader.begin())
+    while not reader.is_synced:
+        reader.take(next(stream))
+    service.process.restart()
+    service = type(service)(service.process.address)
+    job = service.create(id=new_id())
+    stream = service.stub.WatchJobs(reader.begin())
+    while not reader.is_synced:
+        reader.take(next(stream))
+    assert reader.resets == 1
+    assert reader.jobs == {job.id: job}
+    service.close()
+
+
+def memory(service):
+    return psutil.Process(service.process.pid).memory_info().rss
+
+
+def test_readers_that_do_not_read_cost_the_newest_change_of_each_job_only(serve, new_id):
+    service = serve()
+    jobs = [service.job_in("IN_PROGRESS", id=new_id(), result=LARGE) for _ in range(5)]
+    idle = [open_watch(type(service)(service.address)) for _ in range(20)]
+    for stream in idle:
+        next(stream)
+    keen = open_watch(service)
+    reader = Reader()
+    while not reader.is_synced:
+        reader.take(next(keen))
+    before = memory(service)
+    for number in range(200):
+        job = service.update(jobs[number % 5].id, labels={"n": str(number)})
+        while reader.jobs[job.id] != job:
+            reader.take(next(keen))
+    assert memory(service) - before < 60 * MIB
+    for stream in (*idle, keen):
+        stream.cancel()
+
+
+def test_a_reader_that_reads_again_gets_the_newest_of_every_job(serve, new_id):
+    service = serve()
+    jobs = [service.job_in("IN_PROGRESS", id=new_id(), result=LARGE) for _ in range(5)]
+    stream = open_watch(service)
+    reader = Reader()
+    while not reader.is_synced:
+        reader.take(next(stream))
+    for number in range(600):
+        last = service.update(jobs[number % 5].id, labels={"n": str(number)})
+    count = 0
+    while reader.jobs[last.id] != last:
+        reader.take(next(stream))
+        count += 1
+    assert count < 400
+    assert reader.jobs == {job.id: service.get(job.id) for job in jobs}
+    stream.cancel()
+
+
+COUNT = 1000
+BATCH = 500
+CHANGES = 2000
+CALLERS = 4
+
+
+def filter_of(number):
+    """A filter that only one job matches, or beside it a few that are like it."""
+    kinds = [
+        pb.JobFilter(ids=[f"job-{number}"]),
+        pb.JobFilter(labels={"n": str(number)}),
+        pb.JobFilter(names=[f"name-{number}"]),
+        pb.JobFilter(parent_id=f"parent-{number // 4}"),
+    ]
+    return kinds[number % 4]
+
+
+def job_of(number, **fields):
+    labels = {"n": str(number)}
+    return pb.JobStatus(
+        id=f"job-{number}", name=f"name-{number}", parent_id=f"parent-{number // 4}", labels=labels, **fields
+    )
+
+
+class Watcher:
+    """Notes how old each job is when it comes, and the newest of each."""
+
+    def __init__(self):
+        self.is_synced = asyncio.Event()
+        self.delays: list[float] = []
+        self.revisions: dict[str, int] = {}
+
+    async def follow(self, stub, number):
+        request = pb.WatchJobsRequest(filter=filter_of(number), min_update_interval=NONE)
+        async for message in stub.WatchJobs(request):
+            for event in message.events:
+                if event.type == SYNCED:
+                    self.is_synced.set()
+                else:
+                    self.revisions[event.job.id] = event.job.revision
+                    changed_at = event.job.updated_at.ToDatetime(tzinfo=timezone.utc).timestamp()
+                    if self.is_synced.is_set():
+                        self.delays.append(time.time() - changed_at)
+
+
+async def change(stub, numbers, newest):
+    for number in numbers:
+        job = job_of(number % COUNT, reason=str(number))
+        reply = await stub.UpdateJob(pb.UpdateJobRequest(job=job))
+        newest[reply.job.id] = max(reply.job.revision, newest.get(reply.job.id, 0))
+
+
+async def until_seen(watchers, newest):
+    def is_behind(number):
+        return watchers[number].revisions.get(f"job-{number}", 0) < newest[f"job-{number}"]
+
+    while any(is_behind(number) for number in range(COUNT)):  # noqa: ASYNC110 - each watcher has its own stream
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_a_thousand_watchers_see_the_changes_of_a_thousand_jobs_soon(serve, tmp_path, store, capsys):
+    service = serve(store="memory:" if store == "memory" else f"sqlite:///{tmp_path}/jobs.db")
+
+    async def scenario(stub):
+        for start in range(0, COUNT, BATCH):
+            updates = [
+                pb.UpdateJobRequest(job=job_of(number), allow_missing=True) for number in range(start, start + BATCH)
+            ]
+            await stub.BatchUpdateJobs(pb.BatchUpdateJobsRequest(updates=updates))
+        watchers = [Watcher() for _ in range(COUNT)]
+        following = [asyncio.ensure_future(watcher.follow(stub, n)) for n, watcher in enumerate(watchers)]
+        await asyncio.gather(*(watcher.is_synced.wait() for watcher in watchers))
+        newest = {f"job-{number}": 1 for number in range(COUNT)}
+        numbers = iter(range(CHANGES))
+        await asyncio.gather(*(change(stub, numbers, newest) for _ in range(CALLERS)))
+        await until_seen(watchers, newest)
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        return sorted(itertools.chain.from_iterable(watcher.delays for watcher in watchers))
+
+    async def run():
+        async with grpc.aio.insecure_channel(service.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            return await asyncio.wait_for(scenario(JobStatusServiceStub(channel)), 50)
+
+    delays = asyncio.run(run())
+    p50, p95, p99 = (1000 * delays[int(len(delays) * share)] for share in (0.5, 0.95, 0.99))
+    with capsys.disabled():
+        print(f"\n{store}: {CHANGES} changes, {len(delays)} events; p50 {p50:.1f}, p95 {p95:.1f}, p99 {p99:.1f} ms")
+    assert len(delays) > 100
+    assert p95 < 2000

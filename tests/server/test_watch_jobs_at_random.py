@@ -12,9 +12,8 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch import filter_stream
-from tests.job_writer import Writer
-from tests.processes import serving
-from tests.reader import Reader, listed
+from tests.support.servers import serving
+from tests.support.watch_jobs import Reader, Writer, listed
 
 READERS, CUTS, WRITERS = 12, 12, 3
 

@@ -15,9 +15,9 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.stores.embedded import Feed
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch import filter_stream
-from tests.paused_store import PausedStore
-from tests.processes import serving
-from tests.reader import HEARTBEAT, REMOVED, RESET, Reader, listed, told
+from tests.support.paused_store import PausedStore
+from tests.support.servers import serving
+from tests.support.watch_jobs import HEARTBEAT, REMOVED, RESET, Reader, listed, told
 
 NONE = duration_pb2.Duration()
 SECOND = duration_pb2.Duration(seconds=1)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from tests.server.admission import admitted_within_a_second
+from tests.support.timing import admitted_within_a_second
 
 TOO_MANY = ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHERS")
 

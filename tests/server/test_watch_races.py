@@ -12,7 +12,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
 from jobstatus_grpc.stores.memory import MemoryStore
-from tests.processes import serving
+from tests.support.servers import serving
 
 SNAPSHOT, UPDATED = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_UPDATED
 

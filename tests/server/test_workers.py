@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from jobstatus_grpc.server.logs import SharedStream
-from tests import shared_store
-from tests.conftest import Service
+from tests.support import shared_store
+from tests.support.service import Service
 
 ANYWHERE = "127.0.0.1:0"
 

@@ -8,7 +8,7 @@ import grpc
 import psutil
 import pytest
 
-from tests.conftest import Service
+from tests.support.service import Service
 
 pytestmark = pytest.mark.slow
 

@@ -7,12 +7,10 @@ import pytest
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.stores.memory import MemoryStore, open_store
 from tests.stores.contract import StoreContract
-from tests.stores.contract_lists import ListsContract
-from tests.stores.contract_time import TimeContract
-from tests.stores.support import RETENTION
+from tests.support.stores import RETENTION
 
 
-class TestMemoryStore(StoreContract, TimeContract, ListsContract):
+class TestMemoryStore(StoreContract):
     async def open(self, directory, clock):
         return MemoryStore(clock=clock, retention=RETENTION, seconds=clock.seconds)
 

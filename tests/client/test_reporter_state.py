@@ -1,0 +1,310 @@
+"""What a worker with many jobs sends and when, by an injected clock."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc import JobState, JobUpdate
+from jobstatus_grpc.client.connection import ClientClosedError
+from jobstatus_grpc.client.reporter import Answers, Gathering
+from jobstatus_grpc.client.sender import Step
+from jobstatus_grpc.errors import (
+    IllegalTransitionError,
+    InternalError,
+    InvalidArgumentError,
+    JobStatusError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    StoreUnavailableError,
+    UnavailableError,
+)
+from jobstatus_grpc.wire import status
+from tests.support.scripted_server import a_job
+
+AWAY = UnavailableError("away")
+
+
+def test_updates_share_a_call_after_a_little_while():
+    worker = Worker().give("a", progress=1).give("b", progress=2)
+    began = worker.now
+    assert sent(worker.send()) == [("a", {"progress": 1}), ("b", {"progress": 2})]
+    assert worker.now - began == pytest.approx(0.05)
+    assert worker.is_idle
+
+
+def test_a_full_batch_is_sent_at_once():
+    worker = Worker()
+    for number in range(501):
+        worker.give(f"job-{number}", progress=1)
+    began = worker.now
+    assert [len(worker.send()), worker.now - began, len(worker.send())] == [500, 0, 1]
+
+
+def test_the_sender_is_woken_when_there_is_something_new_to_wait_for():
+    worker = Worker()
+    for number in range(500):
+        worker.give(f"job-{number}", progress=1)
+        assert worker.wakes == (2 if number == 499 else 1)
+
+
+def test_a_report_is_not_put_into_one_that_is_under_way():
+    worker = Worker().give("a", progress=1)
+    step = worker.next_due()
+    worker.give("a", progress=2)
+    worker.gathering.failed(step, AWAY)
+    assert worker.next_due() is step
+    assert sent(worker.send()) == [("a", {"progress": 1})]
+    assert sent(worker.send()) == [("a", {"progress": 2})]
+
+
+def test_a_batch_is_sent_again_as_it_was_with_growing_pauses(monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    worker = Worker().give("a", progress=1)
+    first = worker.next_due()
+    began = worker.now
+    for _ in range(3):
+        worker.gathering.failed(first, AWAY)
+        assert worker.next_due() is first
+    assert worker.now - began == pytest.approx(0.1 + 0.2 + 0.4)
+
+
+def test_a_refused_update_is_told_and_stops_no_other():
+    worker = Worker().give("a", progress=1).give("b", progress=1)
+    worker.send(IllegalTransitionError())
+    assert (worker.refused, worker.jobs) == ([("a", "IllegalTransitionError")], ["b"])
+    assert worker.is_idle
+
+
+def test_an_update_that_the_store_could_not_take_now_is_sent_again_and_first():
+    worker = Worker().give("a", progress=1).give("b", progress=1).give("c", progress=1)
+    first = worker.give("b", state=JobState.FAILED).send(None, StoreUnavailableError(), None, StoreUnavailableError())
+    worker.give("b", progress=9)
+    assert worker.send() == [first[1], first[3]]
+    assert sent(worker.send()) == [("b", {"progress": 9})]
+    assert worker.refused == []
+
+
+def test_a_call_that_is_refused_refuses_its_updates_and_not_the_next():
+    worker = Worker().give("a", progress=1).give("b", progress=1)
+    worker.gathering.failed(worker.next_due(), PermissionDeniedError())
+    assert worker.refused == [("a", "PermissionDeniedError"), ("b", "PermissionDeniedError")]
+    assert sent(worker.give("a", progress=2).send()) == [("a", {"progress": 2})]
+
+
+def test_a_batch_over_which_the_server_fails_again_and_again_is_given_up():
+    worker = Worker().give("a", progress=1)
+    first = worker.next_due()
+    for _ in range(10):
+        assert worker.refused == []
+        worker.gathering.failed(first, InternalError())
+    assert worker.refused == [("a", "InternalError")]
+    assert sent(worker.give("b", progress=2).send()) == [("b", {"progress": 2})]
+
+
+def test_an_answer_that_is_not_one_counts_as_none():
+    worker = Worker().give("a", progress=1)
+    step = worker.next_due()
+    worker.gathering.succeeded(step, pb.BatchUpdateJobsResponse())
+    assert worker.next_due() is step
+
+
+def test_a_flush_waits_for_what_was_given_before_and_for_nothing_else():
+    worker, done = Worker(), []
+    worker.gathering.flush(lambda: done.append("nothing"))
+    worker.give("a", state=JobState.FAILED).gathering.flush(lambda: done.append("a"))
+    assert (done, worker.gathering.due_in_seconds()) == (["nothing"], 0)
+    step = worker.next_due()
+    worker.give("b", progress=1).gathering.flush(lambda: done.append("b"))
+    worker.gathering.succeeded(step, pb.BatchUpdateJobsResponse(results=[pb.BatchUpdateJobsResult(job=a_job())]))
+    assert done == ["nothing", "a"]
+    worker.send()
+    assert done == ["nothing", "a", "b"]
+
+
+def test_the_end_sends_what_is_left_at_once_and_takes_no_more():
+    worker = Worker().give("a", progress=1)
+    worker.gathering.finish()
+    assert worker.gathering.due_in_seconds() == 0
+    worker.give("b", progress=1).send()
+    assert (worker.refused, worker.gathering.due_in_seconds()) == ([("b", "UnavailableError")], None)
+
+
+def test_what_cannot_be_sent_until_the_end_is_told():
+    worker = Worker().give("a", progress=1).give("b", progress=1)
+    worker.gathering.finish()
+    began = worker.now
+    while (due := worker.gathering.due_in_seconds()) is not None:
+        worker.now += due
+        if worker.now - began < 10:
+            worker.gathering.failed(worker.gathering.next_step()[0], AWAY)
+    assert worker.refused == [("a", "UnavailableError"), ("b", "UnavailableError")]
+    assert worker.now - began == pytest.approx(10)
+
+
+def test_a_closed_client_ends_it_all():
+    worker, done = Worker().give("a", progress=1), []
+    step = worker.next_due()
+    worker.give("b", progress=1).gathering.flush(lambda: done.append(1))
+    worker.gathering.failed(step, ClientClosedError())
+    worker.give("c", progress=1)
+    assert worker.refused == [(id, "ClientClosedError") for id in "abc"]
+    assert (done, worker.gathering.due_in_seconds()) == ([1], None)
+
+
+def test_without_on_error_the_log_says_what_has_no_effect(caplog):
+    worker = Worker(tells=False).give("a", progress=1).give("b", progress=1)
+    worker.gathering.failed(worker.next_due(), InvalidArgumentError("no"))
+    assert [record.getMessage() for record in caplog.records] == ["2 updates have no effect (of a, b): no"]
+
+
+def test_an_outage_is_logged_once(caplog):
+    caplog.set_level(logging.WARNING, "jobstatus_grpc.client")
+    worker = Worker().give("a", progress=1)
+    for _ in range(3):
+        worker.gathering.failed(worker.next_due(), AWAY)
+    worker.send()
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["updates cannot be sent at the moment: away", "updates are being sent again"]
+
+
+def test_what_on_error_raises_goes_to_the_log(caplog):
+    def broken(update: JobUpdate, error: JobStatusError) -> None:
+        raise ValueError("broken")
+
+    answers = Answers(None, broken)
+    answers.refused(JobUpdate("a"), ResourceExhaustedError())
+    answers.tell()
+    assert "broken" in caplog.text
+
+
+def test_a_batch_fits_into_a_request():
+    worker = Worker()
+    for number in range(100):
+        worker.give(f"job-{number}", result={"text": "x" * 60_000})
+    sizes = []
+    while not worker.is_idle:
+        sizes.append(pb.BatchUpdateJobsRequest(updates=worker.send()).ByteSize())
+    assert max(sizes) <= 4 * 1024 * 1024 < sum(sizes)
+
+
+def test_reports_on_one_job_become_one_and_the_newest_counts():
+    worker = Worker().give("a", progress=1, reason="x").give("b", progress=5).give("a", progress=2).give("a")
+    assert sent(worker.send()) == [("a", {"progress": 2, "reason": "x"}), ("b", {"progress": 5})]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"state": JobState.RETRYING},
+        {"attempt": 2},
+        {"expected_revision": 3},
+        {"request_id": "r"},
+        {"labels": {}},
+        {"allow_missing": True},
+    ],
+)
+def test_what_is_more_than_a_report_stays_as_it_is_and_in_its_place(other):
+    worker = Worker().give("a", progress=1).give("a", progress=2, **other).give("a", progress=3)
+    updates = worker.send()
+    assert [update.job.progress for update in updates] == [1, 2, 3]
+    assert len({update.request_id for update in updates}) == 3
+
+
+@pytest.mark.parametrize(
+    "fields", [{"result": {"a": object()}}, {"progress": "half"}, {"reason": "\ud800"}, {"result": {"a": "x" * 2**22}}]
+)
+def test_an_update_that_cannot_be_sent_is_told_and_spoils_nothing(fields):
+    worker = Worker().give("a", progress=1).give("a", **fields)
+    assert worker.refused == [("a", "InvalidArgumentError")]
+    assert sent(worker.send()) == [("a", {"progress": 1})]
+
+
+def test_beyond_max_pending_the_oldest_report_makes_room():
+    worker = Worker(max_pending=2).give("a", state=JobState.FAILED).give("b", progress=1).give("c", progress=1)
+    assert worker.refused == [("b", "ResourceExhaustedError")]
+    assert [update.job.id for update in worker.send()] == ["a", "c"]
+
+
+def test_beyond_max_pending_without_a_report_the_newest_is_left_out():
+    worker = Worker(max_pending=1).give("a", state=JobState.FAILED).give("b", state=JobState.FAILED).give("c")
+    assert worker.refused == [("b", "ResourceExhaustedError"), ("c", "ResourceExhaustedError")]
+    assert [update.job.id for update in worker.send()] == ["a"]
+
+
+def test_a_dropped_report_is_not_reported_into():
+    worker = Worker(max_pending=1).give("a", progress=1).give("b", progress=1).give("a", progress=2)
+    assert sent(worker.send()) == [("a", {"progress": 2})]
+
+
+def test_the_log_says_of_drops_that_there_are_and_how_many_there_were(caplog):
+    worker = Worker(tells=False, max_pending=1)
+    for number in range(100):
+        worker.give(f"job-{number}", progress=1)
+    worker.send()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
+    assert "99 updates were dropped" in caplog.records[1].getMessage()
+
+
+class Worker:
+    """A Gathering on a clock, with its sender."""
+
+    def __init__(self, *, tells: bool = True, max_pending: int = 1000) -> None:
+        self.now = 1000.0
+        self.wakes = 0
+        self.refused: list[tuple[str, str]] = []
+        self.jobs: list[str] = []
+        self.gathering = Gathering(
+            Answers(lambda job: self.jobs.append(job.id), self.refuse if tells else None),
+            flush_interval_seconds=0.05,
+            max_pending=max_pending,
+            finish_timeout_seconds=10,
+            call_timeout_seconds=10,
+            clock=lambda: self.now,
+        )
+        self.gathering.wake = self.wake
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def refuse(self, update: JobUpdate, error: JobStatusError) -> None:
+        self.refused.append((update.id, type(error).__name__))
+
+    def give(self, id: str, **fields: Any) -> Worker:
+        self.gathering.update(JobUpdate(id, **fields))
+        return self
+
+    def next_due(self) -> Step:
+        """Let time pass until a step is due, and return it."""
+        due = self.gathering.due_in_seconds()
+        assert due is not None
+        self.now += due
+        return self.gathering.next_step()[0]
+
+    def send(self, *results: JobStatusError | None) -> list[pb.UpdateJobRequest]:
+        """Let time pass until a step is due, answer it, and return its updates."""
+        step = self.next_due()
+        updates = list(step.request.updates)  # type: ignore[attr-defined]
+        response = pb.BatchUpdateJobsResponse()
+        for index, update in enumerate(updates):
+            error = results[index] if index < len(results) else None
+            if error is not None:
+                response.results.add(error=status.to_job_error(error))
+            else:
+                response.results.add(job=a_job(id=update.job.id))
+        self.gathering.succeeded(step, response)
+        return updates
+
+    @property
+    def is_idle(self) -> bool:
+        due = self.gathering.due_in_seconds()
+        return due is not None and due > 60
+
+
+def sent(updates: list[pb.UpdateJobRequest]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (update.job.id, {path: getattr(update.job, path) for path in update.update_mask.paths}) for update in updates
+    ]

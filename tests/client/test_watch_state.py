@@ -1,0 +1,263 @@
+"""A watch's patience, by an injected clock."""
+
+from __future__ import annotations
+
+import pytest
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc import JobChangeType
+from jobstatus_grpc.client.watch import JobsWatching, Watching
+from jobstatus_grpc.errors import DeadlineExceededError, InternalError, UnavailableError
+from tests.support.scripted_server import a_job, an_event, some_events
+
+CUT = UnavailableError("cut")
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    return Clock()
+
+
+def message(revision: int = 1) -> pb.WatchJobResponse:
+    return pb.WatchJobResponse.FromString(an_event(a_job(revision)))
+
+
+def test_pauses_grow_until_a_stream_delivers(clock):
+    watching = Watching("a", clock=clock)
+    assert [watching.ended(CUT), watching.ended(None), watching.ended(CUT)] == [0.1, 0.2, 0.4]
+    watching.begin()
+    watching.take(message())
+    assert watching.ended(CUT) == 0.1
+
+
+def test_a_heartbeat_delivers_too(clock):
+    watching = Watching("a", clock=clock)
+    watching.take(message())
+    watching.ended(CUT)
+    watching.ended(CUT)
+    watching.begin()
+    assert watching.take(message()) is None
+    assert watching.ended(CUT) == 0.1
+
+
+def test_a_message_that_makes_no_sense_delivers_nothing(clock):
+    watching = Watching("a", clock=clock)
+    watching.ended(CUT)
+    with pytest.raises(InternalError):
+        watching.take(None)
+    assert watching.ended(InternalError()) == 0.2
+
+
+def test_three_heartbeat_intervals_are_silence(clock):
+    assert Watching("a", clock=clock).silence_seconds == 90
+    assert Watching("a", heartbeat_interval_seconds=5, clock=clock).silence_seconds == 15
+
+
+def test_who_gives_up_soon_asks_for_heartbeats_that_are_soon_enough(clock):
+    assert Watching("a", give_up_seconds=12, clock=clock).request.heartbeat_interval.seconds == 4
+    assert Watching("a", give_up_seconds=1, clock=clock).request.heartbeat_interval.seconds == 1
+    assert Watching("a", give_up_seconds=3600, clock=clock).request.heartbeat_interval.seconds == 30
+
+
+def test_a_quiet_stream_is_no_reason_to_give_up(clock):
+    watching = Watching("a", heartbeat_interval_seconds=30, give_up_seconds=10, clock=clock)
+    watching.begin()
+    assert watching.silence_seconds == 10
+    watching.take(message())
+    assert watching.silence_seconds == 90
+
+
+def test_patience_begins_anew_with_each_message(clock):
+    watching = Watching("a", give_up_seconds=10, clock=clock)
+    for _ in range(5):
+        clock.now += 9
+        watching.begin()
+        watching.take(message())
+        assert watching.ended(CUT) == 0.1
+    clock.now += 9.95
+    assert watching.ended(CUT) == pytest.approx(0.05)
+    clock.now += 0.05
+    with pytest.raises(UnavailableError, match="cut"):
+        watching.ended(CUT)
+
+
+def test_without_give_up_a_watch_tries_for_ever(clock):
+    watching = Watching("a", clock=clock)
+    for _ in range(1000):
+        clock.now += watching.ended(CUT)
+    assert watching.ended(CUT) == 10
+
+
+def test_a_wait_ends_at_its_deadline_and_not_before(clock):
+    watching = Watching("a", timeout_seconds=0.25, clock=clock)
+    assert watching.begin() == 0.25
+    clock.now += watching.ended(CUT)
+    clock.now += watching.ended(CUT)
+    assert watching.begin() == 0
+    with pytest.raises(DeadlineExceededError):
+        watching.ended(CUT)
+
+
+SYNCED = ("SYNCED", None)
+RESET = ("RESET", None)
+
+
+class Consumer:
+    """Takes messages as the clients' watches do, and knows jobs as its callers would."""
+
+    def __init__(self, resume_token: str = "") -> None:
+        self.watching = JobsWatching(resume_token=resume_token)
+        self.watching.begin()
+
+    def cut(self) -> Consumer:
+        self.watching.ended(UnavailableError("cut"))
+        self.watching.begin()
+        return self
+
+    def read(self, *events: tuple[str, pb.JobStatus | None], token: str = "") -> list[str]:
+        """Return what is news, as `UPDATED a 2`."""
+        change = self.watching.take(pb.WatchJobsResponse.FromString(some_events(*events, token=token)))
+        news = []
+        while change is not None:
+            news.append(f"{change.type.name} {change.id} {change.revision}".removesuffix("  0"))
+            change = self.watching.more()
+        return news
+
+    @property
+    def asks_for(self) -> str:
+        return self.watching.request.resume_token
+
+
+def job(id: str, revision: int, created: int = 1) -> pb.JobStatus:
+    return a_job(revision, created=created, id=id)
+
+
+def gone(id: str, revision: int) -> pb.JobStatus:
+    return pb.JobStatus(id=id, revision=revision)
+
+
+def synced_with(*jobs: pb.JobStatus, token: str = "t1") -> Consumer:
+    consumer = Consumer()
+    consumer.read(*(("SNAPSHOT", job) for job in jobs), SYNCED, token=token)
+    return consumer
+
+
+def test_a_watch_tells_snapshots_then_changes():
+    consumer = Consumer()
+    assert consumer.read(("SNAPSHOT", job("a", 1)), ("SNAPSHOT", job("b", 3))) == ["SNAPSHOT a 1", "SNAPSHOT b 3"]
+    assert consumer.read(SYNCED, token="t1") == ["SYNCED"]
+    assert consumer.read(("UPDATED", job("a", 2)), ("REMOVED", job("b", 4))) == ["UPDATED a 2", "REMOVED b 4"]
+
+
+def test_what_was_told_is_not_told_again():
+    consumer = synced_with(job("a", 2), job("b", 1)).cut()
+    assert consumer.read(("UPDATED", job("a", 2)), ("UPDATED", job("b", 2)), ("UPDATED", job("a", 1))) == [
+        "UPDATED b 2"
+    ]
+
+
+def test_a_removed_job_that_matches_again_is_news():
+    consumer = synced_with(job("a", 1))
+    assert consumer.read(("REMOVED", job("a", 2)), ("UPDATED", job("a", 3))) == ["REMOVED a 2", "UPDATED a 3"]
+
+
+def test_a_job_is_removed_once():
+    consumer = synced_with(job("a", 1))
+    assert consumer.read(("REMOVED", job("a", 2)), ("REMOVED", job("a", 3))) == ["REMOVED a 2"]
+
+
+def test_a_deleted_job_is_removed_without_itself():
+    consumer = synced_with(job("a", 4))
+    change = consumer.watching.take(pb.WatchJobsResponse.FromString(some_events(("REMOVED", gone("a", 5)))))
+    assert change is not None
+    assert (change.type, change.id, change.revision, change.job) == (JobChangeType.REMOVED, "a", 5, None)
+
+
+def test_a_job_made_anew_is_news():
+    consumer = synced_with(job("a", 4))
+    assert consumer.read(("UPDATED", job("a", 1, created=2))) == ["UPDATED a 1"]
+
+
+def test_a_removal_from_before_is_none():
+    consumer = synced_with(job("a", 4))
+    assert consumer.read(("REMOVED", job("a", 3)), ("REMOVED", gone("a", 4))) == []
+
+
+def test_the_removal_of_a_job_that_nobody_was_told_of_is_not_told():
+    assert synced_with().read(("REMOVED", job("a", 3))) == []
+
+
+def test_who_resumes_may_know_jobs_that_this_watch_does_not():
+    consumer = Consumer("t0")
+    assert consumer.read(("REMOVED", job("a", 3)), SYNCED, token="t1") == ["REMOVED a 3", "SYNCED"]
+    assert consumer.read(RESET, ("REMOVED", job("a", 3))) == ["RESET"]
+
+
+def test_after_a_reset_all_is_news():
+    consumer = synced_with(job("a", 1))
+    assert consumer.read(RESET, ("SNAPSHOT", job("a", 1)), SYNCED) == ["RESET", "SNAPSHOT a 1", "SYNCED"]
+
+
+def test_a_token_counts_once_all_before_it_is_told():
+    watching = JobsWatching()
+    events = [("SNAPSHOT", job("a", 1)), SYNCED]
+    watching.take(pb.WatchJobsResponse.FromString(some_events(*events, token="t1")))
+    assert watching.resume_token == ""
+    watching.more()
+    assert (watching.resume_token, watching.more()) == ("t1", None)
+
+
+def test_a_message_without_news_has_a_token_too():
+    consumer = synced_with(job("a", 1), token="t1")
+    assert consumer.read(("HEARTBEAT", None), token="t2") == []
+    assert consumer.read(("UPDATED", job("a", 1)), token="t3") == []
+    assert consumer.asks_for == "t3"
+
+
+def test_a_message_without_a_token_leaves_the_one_from_before():
+    consumer = Consumer("t0")
+    consumer.read(RESET, ("SNAPSHOT", job("a", 1)))
+    assert consumer.asks_for == "t0"
+
+
+def test_a_cut_before_the_first_token_begins_anew_with_a_reset():
+    consumer = Consumer()
+    consumer.read(("SNAPSHOT", job("a", 1)), ("SNAPSHOT", job("b", 1)))
+    assert consumer.cut().read(("SNAPSHOT", job("a", 1)), SYNCED, token="t1") == ["RESET", "SNAPSHOT a 1", "SYNCED"]
+    assert consumer.cut().read(("UPDATED", job("a", 2))) == ["UPDATED a 2"]
+
+
+def test_a_cut_before_anything_was_told_needs_no_reset():
+    assert Consumer().cut().read(("SNAPSHOT", job("a", 1))) == ["SNAPSHOT a 1"]
+
+
+def test_kinds_from_the_future_are_passed_over():
+    message = pb.WatchJobsResponse(resume_token="t1")
+    message.events.add(type=99, job=job("a", 1))
+    watching = JobsWatching()
+    assert (watching.take(message), watching.resume_token) == (None, "t1")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [("UPDATED", None), ("UPDATED", gone("a", 1)), ("SNAPSHOT", job("", 1)), ("UPDATED", job("a", 1, created=2**60))],
+    ids=["no job", "no creation", "no id", "no such time"],
+)
+def test_a_message_that_makes_no_sense_tells_nothing(event):
+    consumer = synced_with(token="t1")
+    with pytest.raises(InternalError):
+        consumer.read(("UPDATED", job("b", 1)), event, token="t2")
+    assert (consumer.asks_for, consumer.watching.more()) == ("t1", None)
+
+
+def test_a_message_that_cannot_be_read_is_an_internal_error():
+    with pytest.raises(InternalError):
+        JobsWatching().take(None)

@@ -1,0 +1,42 @@
+"""Whatever is asked of them, PostgresStore and MemoryStore answer the same."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from jobstatus_grpc.stores.interface import JobStore
+from jobstatus_grpc.stores.postgres.store import PostgresStore
+from tests.stores.contract.machine import StorePair
+from tests.support.stores import RETENTION
+
+TABLES = ("jobs", "labels", "changes", "transitions", "tombstones", "heard", "counts")
+
+
+class PostgresAndMemory(StorePair):
+    url: str
+
+    async def open(self) -> JobStore:
+        return await PostgresStore.open(self.url, clock=self.clock, retention=RETENTION, seconds=self.clock.seconds)
+
+    def teardown(self) -> None:
+        self.await_(self.empty())
+        super().teardown()
+
+    async def empty(self) -> None:
+        """Leave a new database to the next example. To drop the schema would take longer than the example."""
+        assert isinstance(self.other, PostgresStore)
+        async with self.other._database.connection() as connection:
+            await connection.execute("; ".join(f"DELETE FROM jobstatus.{table}" for table in TABLES))
+            await connection.execute("UPDATE jobstatus.store SET forgotten_xid = '0'")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("examples", [4, pytest.param(150, marks=pytest.mark.slow)])
+def test_they_answer_the_same(postgres_url, examples):
+    # What is tested here is not what survives a crash.
+    url = f"{postgres_url}?synchronous_commit=off"
+    examples_of = settings(max_examples=examples, stateful_step_count=15, deadline=None)
+    machine = type("OnThisDatabase", (PostgresAndMemory,), {"url": url})
+    run_state_machine_as_test(machine, settings=examples_of)

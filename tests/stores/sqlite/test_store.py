@@ -1,0 +1,97 @@
+"""SqliteStore keeps the contract, also from one process to the next."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobstatus_grpc import errors
+from jobstatus_grpc.job import Create, Update
+from tests.stores.contract import StoreContract
+from tests.support.sqlite import on_file, open_at, raw
+from tests.support.stores import claim, done, end, following
+
+
+class TestSqliteStore(StoreContract):
+    async def open(self, directory, clock):
+        return await open_at(directory / "jobs.db", clock)
+
+
+def test_what_was_acknowledged_is_there_when_the_file_is_opened_again(tmp_path):
+    async def write(store):
+        job = (await done(store, Create(id="a", labels={"k": "v"}), claim("a")))[-1]
+        return job, await store.transitions("default", "a")
+
+    async def read(store):
+        return await store.get("default", "a"), await store.transitions("default", "a")
+
+    written, found = on_file(tmp_path / "jobs.db", write, read)
+    assert found == written
+
+
+def test_positions_outlive_the_process_and_miss_nothing(tmp_path):
+    async def write(store):
+        await done(store, Create(id="a"), Create(id="b"), Create(id="c"))
+        position = await store.position()
+        await done(store, claim("a"), end("b"))
+        await done(store, end("a"), Create(id="d"))
+        await store.commit([Update(id="d", changes={"progress": 1.0})])
+        return position
+
+    async def read(store):
+        changes = await following(store, position)
+        assert [(change.id, change.revision) for change in changes] == [("b", 2), ("a", 3), ("d", 2)]
+        assert [change.job for change in changes] == [await store.get("default", name) for name in "bad"]
+
+    (position,) = on_file(tmp_path / "jobs.db", write)
+    on_file(tmp_path / "jobs.db", read)
+
+
+def test_old_changes_come_in_batches_whole(tmp_path):
+    async def write(store):
+        position = await store.position()
+        await done(store, *(Create(id=f"{n}") for n in range(2100)))
+        await done(store, *(claim(f"{n}") for n in range(0, 2100, 2)))
+        return position
+
+    async def read(store):
+        return await following(store, position)
+
+    (position,) = on_file(tmp_path / "jobs.db", write)
+    (changes,) = on_file(tmp_path / "jobs.db", read)
+    odd, even = [f"{n}" for n in range(1, 2100, 2)], [f"{n}" for n in range(0, 2100, 2)]
+    assert [change.id for change in changes] == odd + even
+
+
+def test_a_reader_that_is_behind_what_memory_keeps_misses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.store.CACHED_CHANGES", 5)
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.store.CACHED_JOBS", 5)
+
+    async def use(store):
+        position = await store.position()
+        await done(store, *(Create(id=f"{n}") for n in range(20)))
+        await done(store, *(end(f"{n}") for n in range(0, 20, 4)))
+        changes = await following(store, position)
+        assert sorted((int(change.id), change.revision) for change in changes) == [
+            (n, 1 if n % 4 else 2) for n in range(20)
+        ]
+        assert [change.job for change in changes] == [await store.get("default", change.id) for change in changes]
+
+    on_file(tmp_path / "jobs.db", use)
+
+
+def test_a_position_from_before_the_forgotten_changes_is_refused(tmp_path):
+    async def write(store):
+        await done(store, Create(id="a"), Create(id="b"))
+        return await store.position()
+
+    path = tmp_path / "jobs.db"
+    (position,) = on_file(path, write)
+    raw(path, "DELETE FROM changes")
+    raw(path, "UPDATE store SET forgotten_sequence = 7")
+
+    async def read(store):
+        assert await store.position() == position.replace("-2", "-7")
+        with pytest.raises(errors.StoreChangedError):
+            await store.changes(position)
+
+    on_file(path, read)

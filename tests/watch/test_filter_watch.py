@@ -1,0 +1,258 @@
+"""The hub of watchers of many, on its own: whom a change concerns, what waits, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+
+from jobstatus_grpc.errors import DrainingError, StoreChangedError
+from jobstatus_grpc.job import JobFilter, JobState, evolve
+from jobstatus_grpc.stores.interface import Change
+from jobstatus_grpc.watch.backlog import Backlog, HeldJob, News
+from jobstatus_grpc.watch.filter_watch import FilterHub, FilterWatcher
+from jobstatus_grpc.watch.watcher import WakeQueue
+from tests.support.jobs import job_in
+
+TENANT = "default"
+JOB = job_in(JobState.IN_PROGRESS, name="n", parent_id="p", labels={"k": "v", "l": "w"}, stalled=True)
+FILTERS = {
+    "all": JobFilter(),
+    "id": JobFilter(ids=["a", "b"]),
+    "parent": JobFilter(parent_id="p"),
+    "name": JobFilter(names=["m", "n"]),
+    "prefix": JobFilter(name_prefix="n"),
+    "labels": JobFilter(labels={"l": "w", "k": "v"}),
+    "state": JobFilter(states=[JobState.PENDING, JobState.IN_PROGRESS]),
+    "open": JobFilter(done=False),
+    "stalled": JobFilter(stalled=True),
+}
+
+
+def run(scenario):
+    async def with_hub():
+        rendered.clear()
+        return await scenario(FilterHub(wakes=WakeQueue(), render=render, stamp=lambda: b""))
+
+    return asyncio.run(asyncio.wait_for(with_hub(), 20))
+
+
+rendered: list[tuple[str, int]] = []
+
+
+def render(event_type, change):
+    if change is None:
+        return event_type.name.encode()
+    rendered.append((event_type.name, change.revision))
+    return f"{event_type.name} {change.id} {change.revision}".encode()
+
+
+def watching(hub, job_filter=FILTERS["all"], *, tenant=TENANT, min_update_seconds=0.0):
+    return hub.watcher(tenant, job_filter, heartbeat_seconds=30, min_update_seconds=min_update_seconds)
+
+
+def settled(hub, watcher):
+    hub.gather(watcher)
+    hub.settle(watcher)
+    return watcher
+
+
+def change_of(revision=6, **fields):
+    job = evolve(JOB, {"revision": revision, **fields})
+    return Change(TENANT, job.id, revision, job)
+
+
+async def publish(hub, *changes, before="0", after="1"):
+    await hub.publish(changes, before=before, after=after)
+
+
+def told(watcher, now=0.0):
+    return [event.decode() for event in watcher.backlog.take(now, render)]
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_watcher_hears_of_a_job_that_matches_and_no_other_job_looks_at_it(name):
+    async def scenario(hub):
+        with watching(hub, FILTERS[name]) as watcher:
+            settled(hub, watcher)
+            await publish(hub, change_of())
+            assert told(watcher) == ["UPDATED a 6"]
+            other = {"id": "c", "name": "x", "parent_id": "", "labels": {}, "stalled": False}
+            other_job = evolve(job_in(JobState.FAILED), other)
+            is_wide = name in ("all", "prefix")
+            assert (watcher in hub._concerned(Change(TENANT, "c", 5, other_job))) == is_wide
+            assert watcher not in hub._concerned(Change("another", "a", 6, JOB))
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_what_a_reader_holds_is_found_whatever_it_is_like_now_and_released_once_it_is_gone(name):
+    async def scenario(hub):
+        with watching(hub, FILTERS[name]) as watcher:
+            settled(hub, watcher)
+            watcher.backlog.hold(JOB)
+            await publish(hub, Change(TENANT, "a", 6, None))
+            assert told(watcher) == ["REMOVED a 6"]
+            assert hub.held == {}
+
+    run(scenario)
+
+
+def test_a_change_looks_at_the_watchers_concerned_only():
+    async def scenario(hub):
+        watchers = [hub.watcher(TENANT, JobFilter(labels={"n": str(number)}), heartbeat_seconds=30,
+                                min_update_seconds=0) for number in range(1000)]  # fmt: skip
+        for watcher in watchers:
+            settled(hub, watcher.__enter__())
+        assert len(hub._concerned(change_of(labels={"n": "7"}))) == 1
+        for watcher in watchers:
+            watcher.__exit__(None, None, None)
+        assert (hub.watchers, hub._by_key, hub.held) == (0, {}, {})
+
+    run(scenario)
+
+
+def test_an_event_is_rendered_once_for_all_watchers():
+    async def scenario(hub):
+        with watching(hub) as first, watching(hub) as second, watching(hub) as third:
+            for watcher in (first, second, third):
+                settled(hub, watcher)
+            await publish(hub, change_of())
+            assert told(first) == told(second) == told(third) == ["UPDATED a 6"]
+            assert rendered == [("UPDATED", 6)]
+
+    run(scenario)
+
+
+def test_only_the_newest_change_of_a_job_waits_and_of_one_that_matched_for_a_moment_none():
+    async def scenario(hub):
+        with watching(hub, JobFilter(labels={"k": "v"})) as watcher:
+            settled(hub, watcher)
+            for revision in range(6, 100):
+                await publish(hub, change_of(revision, reason=str(revision)))
+            await publish(hub, Change(TENANT, "b", 6, evolve(JOB, {"id": "b"})))
+            await publish(hub, Change(TENANT, "b", 7, evolve(JOB, {"id": "b", "labels": {"k": "x"}})))
+            assert told(watcher) == ["UPDATED a 99"]
+
+    run(scenario)
+
+
+def test_minor_changes_are_held_back_for_the_interval_of_their_job_and_the_position_with_them():
+    async def scenario(hub):
+        with watching(hub, min_update_seconds=10) as watcher:
+            backlog = settled(hub, watcher).backlog
+            backlog.hold(JOB)
+            assert backlog.offer(News(change_of(6, reason="x"), "0"), 100.0) == 100.0
+            assert told(watcher, 100.0) == ["UPDATED a 6"]
+            assert backlog.offer(News(change_of(7, reason="y"), "1"), 101.0) == 110.0
+            assert backlog.offer(News(change_of(8, reason="z"), "2"), 102.0) == 110.0
+            assert (told(watcher, 109.0), backlog.before, backlog.next_due_at) == ([], "2", 110.0)
+            assert told(watcher, 110.0) == ["UPDATED a 8"]
+            assert backlog.before is None
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("fields", [{"labels": {}}, {"cancel_requested": True}, {"attempt": 2}])
+def test_what_is_urgent_takes_what_is_held_back_with_it_also_where_a_minor_change_follows(fields):
+    async def scenario(hub):
+        with watching(hub, min_update_seconds=10) as watcher:
+            backlog = settled(hub, watcher).backlog
+            backlog.hold(JOB)
+            backlog.offer(News(change_of(6, reason="x"), "0"), 100.0)
+            told(watcher, 100.0)
+            backlog.offer(News(change_of(7, reason="y"), "1"), 101.0)
+            backlog.offer(News(change_of(8, reason="y", **fields), "2"), 101.0)
+            backlog.offer(News(change_of(9, reason="z", **fields), "3"), 101.0)
+            assert told(watcher, 101.0) == ["UPDATED a 9"]
+            backlog.offer(News(change_of(10, reason="zz", **fields), "4"), 102.0)
+            assert told(watcher, 102.0) == []
+
+    run(scenario)
+
+
+def test_an_urgent_change_is_known_as_such_by_a_watcher_that_missed_it_between_two_minor_ones():
+    async def scenario(hub):
+        with watching(hub, min_update_seconds=10) as one, watching(hub, min_update_seconds=10) as other:
+            for watcher in (one, other):
+                settled(hub, watcher).backlog.hold(JOB)
+            one.backlog.offer(News(change_of(6, labels={}), "0"), 100.0)
+            other.backlog._updated_at["a"] = 100.0
+            assert other.backlog.offer(News(change_of(7, labels={}, reason="x"), "1"), 101.0) == 101.0
+
+    run(scenario)
+
+
+def test_a_job_that_never_rests_does_not_hold_up_the_others_nor_stand_behind_them():
+    async def scenario(hub):
+        with watching(hub) as watcher:
+            backlog = settled(hub, watcher).backlog
+            backlog.offer(News(change_of(6), "0"), 0.0)
+            for number in range(300):
+                job = evolve(JOB, {"id": f"b{number}"})
+                backlog.offer(News(Change(TENANT, job.id, 5, job), "1"), 0.0)
+                backlog.offer(News(change_of(7 + number), "2"), 0.0)
+            assert backlog.before == "1"
+            assert told(watcher)[0] == "UPDATED a 306"
+
+    run(scenario)
+
+
+def test_what_was_told_early_leaves_nothing_in_the_queue_of_what_is_held_back():
+    async def scenario(hub):
+        with watching(hub, min_update_seconds=86400) as watcher:
+            backlog = settled(hub, watcher).backlog
+            backlog.hold(JOB)
+            for revision in range(6, 6000, 2):
+                now = float(revision)
+                backlog.offer(News(change_of(revision, labels={"n": str(revision)}), "0"), now)
+                assert told(watcher, now)
+                backlog.offer(News(change_of(revision + 1, labels={"n": str(revision)}, reason="x"), "0"), now)
+            assert len(backlog._throttled) < 1000
+
+    run(scenario)
+
+
+def test_thirty_thousand_waiting_changes_are_told_in_time_that_grows_with_their_number():
+    async def scenario(hub):
+        with watching(hub, min_update_seconds=1) as watcher:
+            backlog = settled(hub, watcher).backlog
+            for number in range(30_000):
+                job = evolve(JOB, {"id": f"b{number}"})
+                backlog.offer(News(Change(TENANT, job.id, 5, job), "1"), 0.0)
+            count = 0
+            while events := told(watcher, 0.0):
+                count += len(events)
+            assert count == 30_000
+
+    run(scenario)
+
+
+def test_nothing_is_left_of_watchers_that_have_gone():
+    async def scenario(hub):
+        for name in FILTERS:
+            with watching(hub, FILTERS[name]) as watcher:
+                settled(hub, watcher).backlog.hold(JOB)
+                await publish(hub, change_of())
+        del watcher
+        await asyncio.sleep(0)
+        gc.collect()
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, (FilterWatcher, Backlog, News, HeldJob))]
+        assert (hub.watchers, hub._by_key, hub.held) == (0, {}, {})
+
+    run(scenario)
+
+
+def test_who_is_told_to_go_does_not_begin_again_because_the_store_changes_too():
+    async def scenario(hub):
+        with watching(hub) as watcher:
+            hub.close(DrainingError)
+            hub.end_all(StoreChangedError)
+            with pytest.raises(DrainingError):
+                await watcher.turn()
+        with pytest.raises(DrainingError), watching(hub):
+            pass
+
+    run(scenario)

@@ -1,0 +1,53 @@
+"""What the log says of something that is tried again and again."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from jobstatus_grpc.errors import StoreUnavailableError
+from jobstatus_grpc.watch.publisher import OutageLog
+from tests.support.stores import StandingClock
+
+AWAY = StoreUnavailableError("the disk is away")
+BEGUN, OVER = "the feed is interrupted: the disk is away", "the feed goes on"
+
+
+@pytest.fixture
+def clock():
+    return StandingClock()
+
+
+@pytest.fixture
+def outage(clock):
+    return OutageLog(logging.getLogger("jobstatus_grpc.watch.job_watch"), "the feed", seconds=clock.seconds)
+
+
+def test_what_lasts_is_told_of_once_a_minute(outage, clock, caplog):
+    for _ in range(119):
+        outage.note(AWAY)
+        clock.advance(seconds=1)
+    outage.end()
+    assert caplog.messages == [BEGUN, BEGUN, OVER]
+
+
+def test_what_comes_and_goes_is_told_of_once_a_minute(outage, clock, caplog):
+    for _ in range(119):
+        outage.note(AWAY)
+        outage.end()
+        clock.advance(seconds=1)
+    assert caplog.messages == [BEGUN, OVER] * 2
+
+
+def test_where_nothing_failed_nothing_is_told(outage, caplog):
+    outage.end()
+    assert caplog.messages == []
+
+
+def test_a_mistake_is_told_of_with_where_it_happened(outage, caplog):
+    try:
+        raise RuntimeError("a mistake")
+    except RuntimeError as error:
+        outage.note(error)
+    assert "test_a_mistake_is_told_of" in caplog.text
