@@ -122,7 +122,7 @@ def postgres_home() -> Iterator[PostgresHome]:
 
 @pytest.fixture(scope="session")
 def postgres_shared(postgres_home: PostgresHome) -> Iterator[Callable[[int], PostgresCluster]]:
-    """Find the cluster of a version, which is made when it is first asked for."""
+    """Return the cluster of a version; the first call makes it."""
     clusters: dict[int, PostgresCluster] = {}
     with contextlib.ExitStack() as stack:
 
@@ -136,7 +136,7 @@ def postgres_shared(postgres_home: PostgresHome) -> Iterator[Callable[[int], Pos
 
 @contextlib.contextmanager
 def log_shown(cluster: PostgresCluster) -> Iterator[None]:
-    """Print what it logs meanwhile; pytest shows that of a test that fails."""
+    """Print what the cluster logs during the block; pytest shows it if the test fails."""
     start = cluster.log.stat().st_size
     try:
         yield

@@ -1,4 +1,4 @@
-"""Group commit on its own: what is asked while a transaction runs is committed together in the next one."""
+"""Group commit: commands that arrive during a transaction are committed together in the next one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobstatus_grpc.stores.memory import MemoryStore
 
 
 class SlowStore(MemoryStore):
-    """Begins a commit when it is told to; remembers what was committed together, and how many commits ran at once."""
+    """Begins a commit when `may_go_on` allows it; records each group, and the number of concurrent commits."""
 
     def __init__(self, commits_at_once=1):
         super().__init__()
@@ -56,7 +56,7 @@ def submit(queue, *ids):
 
 
 async def submitted(queue, *submissions):
-    """Submit one after another, and return the tasks once all stand in the queue."""
+    """Submit one after another, and return the tasks once all are queued."""
     tasks = [submit(queue, *ids) for ids in submissions]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -85,7 +85,7 @@ def test_what_arrives_while_a_commit_runs_is_committed_together_in_its_order():
     run(scenario)
 
 
-def test_a_lone_command_waits_for_nobody():
+def test_a_lone_command_does_not_wait():
     async def scenario(store, queue):
         store.go_on()
         for job_id in "abc":
@@ -121,7 +121,7 @@ def test_a_group_is_not_larger_than_its_limit_unless_one_submission_is():
 
 
 @pytest.mark.parametrize("error", [StoreFullError(), StoreUnavailableError(), ZeroDivisionError("odd")])
-def test_an_error_of_the_store_reaches_everyone_in_its_group_and_nobody_else(error):
+def test_an_error_of_the_store_reaches_all_callers_in_its_group_and_no_others(error):
     async def scenario(store, queue):
         (first,) = await submitted(queue, ["a"])
         store.errors = [error]
@@ -137,7 +137,7 @@ def test_an_error_of_the_store_reaches_everyone_in_its_group_and_nobody_else(err
     run(scenario)
 
 
-def test_all_who_wait_for_a_group_that_fails_are_told():
+def test_all_callers_of_a_group_that_fails_get_the_error():
     async def scenario(store, queue):
         (first,) = await submitted(queue, ["a"])
         later = await submitted(queue, *([f"{number}"] for number in range(50)))
@@ -195,7 +195,7 @@ def test_quick_commits_run_one_after_the_other_also_after_slow_ones(monkeypatch)
     run(scenario, commits_at_once=3)
 
 
-def test_who_does_not_wait_any_more_neither_stops_nor_delays_the_others():
+def test_a_cancelled_caller_neither_stops_nor_delays_the_others():
     async def scenario(store, queue):
         (first,) = await submitted(queue, ["a"])
         kept, dropped, last = await submitted(queue, ["b"], ["c"], ["d"])

@@ -1,4 +1,4 @@
-"""Sweeper: what time asks for, in small batches, and nothing where the server itself was away."""
+"""The sweeper: overdue commands in small batches, and none for time in which the server itself was down."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ S = JobState
 
 
 class CountingStore(MemoryStore):
-    """Notes how large each commit is and when it was trimmed, and may refuse some commits."""
+    """Records the size of each commit and the time of each trim; may refuse some commits."""
 
     def __init__(self, clock: StandingClock) -> None:
         super().__init__(clock=clock, retention=RETENTION, seconds=clock.seconds)
@@ -76,7 +76,7 @@ def run(test, **settings) -> None:
     asyncio.run(main())
 
 
-def test_a_silent_worker_s_job_stalls_and_fails_when_the_server_is_told_so():
+def test_a_silent_worker_s_job_stalls_and_fails_when_the_server_is_configured_so():
     async def test(store, clock):
         await start(store, "a")
         async with sweeping(store, fail_stalled_after=timedelta(seconds=5)):

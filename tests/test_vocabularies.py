@@ -185,7 +185,7 @@ def test_part_of_a_document_says_only_what_is_in_it():
     assert from_task_api(body) == from_content_queue(body) == {"progress": 40.0}
 
 
-def test_all_that_is_wrong_with_a_document_is_told_at_once():
+def test_all_violations_of_a_document_are_reported_at_once():
     wrong = {"id": 7, "state": "done", "hasProgress": "yes", "progress": True, "updatedAt": "now"}
     with pytest.raises(InvalidFieldError) as caught:
         from_task_api(wrong)
@@ -206,7 +206,7 @@ def test_what_is_not_an_object_is_refused(read: Callable[[object], Any], documen
 
 
 def report(job: Job | None, known: dict[str, Any]) -> Job:
-    """What the service makes of a report that a gateway passes on."""
+    """The job after a report that a gateway passes on."""
     changes = writable(known)
     update = Update(id=changes.pop("id"), name=changes.pop("name", ""), changes=changes, allow_missing=True)
     return apply(job, update, now=UPDATED_AT, retention=timedelta(days=1)).job

@@ -18,8 +18,8 @@ from tests.support.servers import TRANSPORT
 from tests.support.service import Service
 
 COMMAND = (sys.executable, "-W", "error", "-m", "jobstatus_grpc")
-NOBODY = "127.0.0.1:9"
-"""Where no server is: the port of `discard`, below those that are given out."""
+NO_SERVER = "127.0.0.1:9"
+"""An address without a server: the `discard` port, below the ephemeral range."""
 LONGEST_SECONDS = 30.0
 
 
@@ -28,7 +28,7 @@ class CommandLine:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        # COLUMNS and LINES would count for more than the size of a test's terminal.
+        # COLUMNS and LINES would override the size of a test's terminal.
         strange = ("JOBSTATUS_", "COLUMNS", "LINES")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         self.environment = {**clean, "JOBSTATUS_ADDRESS": address, "TERM": "xterm-256color"}
@@ -64,7 +64,7 @@ class CommandLine:
 
 
 class CommandLineHere(CommandLine):
-    """Runs `jobstatus` in this process: the same, but for the time that a start takes."""
+    """Runs `jobstatus` in this process, without the time that a new process takes."""
 
     def __init__(self, address: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
         super().__init__(address)
@@ -99,9 +99,9 @@ def here(run_here: Callable[[str], CommandLineHere], service: Service) -> Comman
 
 
 @pytest.fixture
-def lonely(run_here: Callable[[str], CommandLineHere]) -> CommandLineHere:
+def offline(run_here: Callable[[str], CommandLineHere]) -> CommandLineHere:
     """`jobstatus` in this process, without a server."""
-    return run_here(NOBODY)
+    return run_here(NO_SERVER)
 
 
 @pytest.fixture
@@ -111,9 +111,9 @@ def cli(service: Service) -> CommandLine:
 
 
 @pytest.fixture
-def lonely_cli() -> CommandLine:
+def offline_cli() -> CommandLine:
     """`jobstatus` without a server."""
-    return CommandLine(NOBODY)
+    return CommandLine(NO_SERVER)
 
 
 @pytest.fixture

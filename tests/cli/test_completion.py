@@ -19,12 +19,12 @@ def offered(here):
     """What is offered for the last of these words, by the way that the script of fish asks."""
 
     def offer(*words: str, by=here) -> list[str]:
-        told = {
+        variables = {
             "_JOBSTATUS_COMPLETE": "fish_complete",
             "COMP_WORDS": " ".join(["jobstatus", *words]),
             "COMP_CWORD": words[-1],
         }
-        done = by(env=told)
+        done = by(env=variables)
         assert (done.returncode, done.stderr) == (0, "")
         lines = [line.partition(",")[2].split("\t")[0] for line in done.stdout.splitlines()]
         return [line for line in lines if line]
@@ -92,13 +92,13 @@ def test_the_newest_50_are_offered(offered, service, new_id):
     assert offered("get", prefix) == ids[:0:-1]
 
 
-def test_nothing_is_offered_where_no_server_is(offered, lonely):
-    assert offered("get", "x", by=lonely) == []
+def test_nothing_is_offered_where_no_server_is(offered, offline):
+    assert offered("get", "x", by=offline) == []
 
 
-def test_the_server_that_is_named_is_asked(offered, lonely, here, service, new_id):
+def test_the_server_that_is_named_is_asked(offered, offline, here, service, new_id):
     job_id = service.create(id=f"named-{new_id()}").id
-    assert offered("get", "--address", here.address, job_id, by=lonely) == [job_id]
+    assert offered("get", "--address", here.address, job_id, by=offline) == [job_id]
 
 
 def test_tab_completes_in_bash(bash, service, new_id):

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def is_there(here):
-    """Tell whether a job exists."""
+    """Whether a job exists."""
     return lambda job_id: here("get", job_id).returncode == 0
 
 
@@ -29,7 +29,7 @@ def test_what_is_refused_does_not_stop_the_others(here, service, is_there):
     assert (is_there(ended), is_there(running)) == (False, True)
 
 
-def test_json_tells_what_became_of_each(here, service):
+def test_json_has_the_outcome_of_each(here, service):
     ended, running = service.job_in("SUCCEEDED").id, service.job_in("IN_PROGRESS").id
     first, second = map(json.loads, here("delete", ended, running, "--json").stdout.splitlines())
     assert first == {"id": ended, "deleted": True}

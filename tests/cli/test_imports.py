@@ -1,4 +1,4 @@
-"""The command line starts fast: each command loads what it needs, when it needs it."""
+"""The command line starts fast: each command imports only its own modules."""
 
 from __future__ import annotations
 

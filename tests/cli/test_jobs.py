@@ -171,15 +171,15 @@ def test_what_is_refused_is_one_line_and_its_exit_code(here, arguments, code):
 @pytest.mark.parametrize(
     "arguments", [["get", "x"], ["watch", "x"], ["watch"], ["list"], ["history", "x"], ["delete", "x", "y"]]
 )
-def test_a_server_that_is_not_there_is_exit_4(lonely, arguments):
-    done = lonely(*arguments, "--timeout", "0.1")
+def test_a_server_that_is_not_there_is_exit_4(offline, arguments):
+    done = offline(*arguments, "--timeout", "0.1")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
-    assert lonely.address in done.stderr
+    assert offline.address in done.stderr
 
 
-def test_flags_win_over_variables(here, lonely, service, new_id):
+def test_flags_win_over_variables(here, offline, service, new_id):
     job_id = service.create(id=new_id()).id
-    assert lonely("get", job_id, "--address", here.address).returncode == 0
+    assert offline("get", job_id, "--address", here.address).returncode == 0
     assert here("get", job_id, env={"JOBSTATUS_TIMEOUT": "soon"}).returncode == 2
 
 
@@ -204,8 +204,8 @@ def test_health_is_printed_as_json_where_that_is_asked_for(here):
     assert here.json("health") == {"status": "serving"}
 
 
-def test_the_health_of_a_server_that_is_not_there_is_exit_2(lonely):
-    done = lonely("health")
+def test_the_health_of_a_server_that_is_not_there_is_exit_2(offline):
+    done = offline("health")
     assert (done.stdout, done.stderr.count("\n"), done.returncode) == ("", 1, 2)
 
 

@@ -1,4 +1,4 @@
-"""`jobstatus list`: every filter, in every form, and no more than was asked for."""
+"""`jobstatus list`: every filter, in every form, and the limit."""
 
 from __future__ import annotations
 
@@ -161,5 +161,5 @@ def test_a_table_fits_the_terminal(terminal, service, label, columns):
     assert {len(row) for row in screen.read_to_end().splitlines()[1:]} == {columns}
 
 
-def test_a_terminal_is_told_that_there_is_nothing(terminal, label):
+def test_an_empty_list_is_a_sentence_on_a_terminal(terminal, label):
     assert terminal("list", *_with(label)).read_to_end() == "no job matches\r\n"

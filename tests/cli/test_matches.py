@@ -1,4 +1,4 @@
-"""What a watch of many jobs knows when the server's history is lost, and when jobs vanish."""
+"""A watch of many jobs after a RESET, and after jobs were removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOW = datetime.now(timezone.utc)
 SYNCED, RESET = JobChange(JobChangeType.SYNCED), JobChange(JobChangeType.RESET)
 
 
-def told(job_id: str, state: JobState = JobState.IN_PROGRESS) -> JobChange:
+def updated(job_id: str, state: JobState = JobState.IN_PROGRESS) -> JobChange:
     job = Job(id=job_id, state=state, created_at=NOW, updated_at=NOW)
     return JobChange(JobChangeType.SNAPSHOT, job_id, 1, job)
 
@@ -33,7 +33,7 @@ def states_until_done(ids, *changes: JobChange) -> list[str]:
 
 def test_a_reset_forgets_the_jobs_and_their_number_but_no_outcome():
     matches = Matches()
-    changes = [told("a", JobState.FAILED), told("b"), SYNCED, RESET, told("c", JobState.SUCCEEDED)]
+    changes = [updated("a", JobState.FAILED), updated("b"), SYNCED, RESET, updated("c", JobState.SUCCEEDED)]
     for change in changes:
         matches.take(change)
     assert set(matches.jobs) == {"c"}
@@ -41,17 +41,27 @@ def test_a_reset_forgets_the_jobs_and_their_number_but_no_outcome():
 
 
 def test_after_a_reset_all_are_done_only_once_all_are_known_again():
-    changes = [SYNCED, told("a"), RESET, gone("x"), SYNCED, told("late")]
+    changes = [SYNCED, updated("a"), RESET, gone("x"), SYNCED, updated("late")]
     assert len(list(Matches().following(changes[1:], until_done=True))) == 4
 
 
-def test_named_jobs_are_done_when_each_is_though_others_are_told_again():
+def test_named_jobs_are_done_when_each_is_though_others_come_again():
     done = JobState.SUCCEEDED
-    changes = [told("a", done), told("b"), SYNCED, gone("a"), RESET, told("b"), SYNCED, told("b", done), told("late")]
+    changes = [
+        updated("a", done),
+        updated("b"),
+        SYNCED,
+        gone("a"),
+        RESET,
+        updated("b"),
+        SYNCED,
+        updated("b", done),
+        updated("late"),
+    ]
     assert states_until_done(["a", "b"], *changes) == ["a", "b", "b", "b"]
 
 
-@pytest.mark.parametrize("changes", [[gone("b")], [RESET, SYNCED], [SYNCED, RESET, told("a"), SYNCED]])
+@pytest.mark.parametrize("changes", [[gone("b")], [RESET, SYNCED], [SYNCED, RESET, updated("a"), SYNCED]])
 def test_a_named_job_that_vanishes_before_its_end_is_an_error(changes):
     with pytest.raises(JobExpiredError, match="was deleted or has expired"):
-        states_until_done(["a", "b"], told("a"), told("b"), *changes)
+        states_until_done(["a", "b"], updated("a"), updated("b"), *changes)

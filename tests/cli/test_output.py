@@ -1,4 +1,4 @@
-"""What is shown of a job is one line, says nothing that is not so, and commands no terminal."""
+"""A job is shown on one line, without false claims and without control sequences."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def test_the_remaining_time_is_the_workers_estimate_before_our_own():
     assert timedelta(days=6) < left <= timedelta(days=7)
 
 
-def test_nobody_knows_the_remaining_time_of_a_job_without_progress_and_of_a_done_one():
+def test_a_job_without_progress_and_a_done_one_have_no_remaining_time():
     assert output.remaining(job()) is None
     assert output.remaining(job(state=JobState.FAILED, estimated_completion=NOW + timedelta(hours=1))) is None

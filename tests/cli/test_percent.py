@@ -1,4 +1,4 @@
-"""Progress is found in what programs print, however they print it."""
+"""Progress is read from what programs print, in any of the usual forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`jobstatus run`: a command as a job, and the command comes first."""
+"""`jobstatus run`: a command as a job; no failure of the service disturbs the command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READ_STDERR = re.compile(r"^job (\S+)$", re.MULTILINE)
 
 
 def id_in(stderr: str) -> str:
-    """Return the id that `run` told."""
+    """Return the job id that `run` printed."""
     found = READ_STDERR.search(stderr)
     assert found is not None, stderr
     return found[1]
@@ -110,7 +110,7 @@ def test_output_passes_at_once(start):
     assert run.communicate("go on\n")[0] == "go on\n"
 
 
-def test_a_command_that_nobody_reads_gets_a_broken_pipe(cli, service, start):
+def test_a_command_without_a_reader_gets_a_broken_pipe(cli, service, start):
     run = start("run", "--", "yes")
     assert run.stdout.readline() == "y\n"
     run.stdout.close()
@@ -172,7 +172,7 @@ def test_a_command_that_does_not_heed_a_cancel_is_killed(start, service, new_id)
 
 
 @pytest.mark.parametrize(("state", "code"), [("ABORTED", 3), ("FAILED", 1)])
-def test_a_job_that_somebody_else_ends_ends_its_command(start, service, new_id, state, code):
+def test_a_job_that_another_client_ends_ends_its_command(start, service, new_id, state, code):
     job_id = service.create(id=new_id()).id
     run = start("run", "--id", job_id, "--", "sh", "-c", "echo ready; sleep 60")
     run.stdout.readline()
@@ -221,10 +221,10 @@ def test_a_signal_that_is_ignored_stays_so(cli):
     assert (done.stdout, done.returncode) == ("alive\n", 0)
 
 
-def test_without_a_server_a_command_runs_all_the_same(lonely_cli):
-    done = lonely_cli("run", "--quiet", "--", "sh", "-c", "echo out; exit 3")
+def test_without_a_server_a_command_runs_all_the_same(offline_cli):
+    done = offline_cli("run", "--quiet", "--", "sh", "-c", "echo out; exit 3")
     assert (done.stdout, done.returncode) == ("out\n", 1)
-    assert done.stderr == f"jobstatus: no answer from {lonely_cli.address}; the command runs all the same\n"
+    assert done.stderr == f"jobstatus: no answer from {offline_cli.address}; the command runs all the same\n"
 
 
 def test_a_server_that_does_not_answer_holds_up_no_command(cli_of):
@@ -257,7 +257,7 @@ def test_a_restart_of_the_server_is_survived(start, cli_of, tmp_path):
         assert (run.returncode, cli.json("get", job_id)["state"]) == (0, "JOB_STATE_SUCCEEDED")
 
 
-def test_a_server_that_is_gone_for_good_is_told_of_and_changes_no_exit_code(start, cli_of):
+def test_a_server_that_is_gone_for_good_is_reported_and_changes_no_exit_code(start, cli_of):
     with ServerProcess() as server:
         script = "echo ready; read line; exit 3"
         run = start(

@@ -1,4 +1,4 @@
-"""`jobstatus serve`: one line once it answers, and one line where it cannot."""
+"""`jobstatus serve`: one line when it is ready, one line if it cannot start."""
 
 from __future__ import annotations
 
@@ -53,54 +53,54 @@ def test_a_bad_flag_is_one_line_and_exit_2(here, arguments, says):
     assert says in one_error_line(done)
 
 
-def test_a_port_in_use_is_one_line_and_exit_2(lonely_cli):
+def test_a_port_in_use_is_one_line_and_exit_2(offline_cli):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = lonely_cli("serve", "--store", "memory:", "--listen", address)
+        done = offline_cli("serve", "--store", "memory:", "--listen", address)
     assert done.returncode == 2
     assert address in one_error_line(done)
 
 
-def test_a_port_for_metrics_in_use_is_one_line_and_exit_2(lonely_cli):
+def test_a_port_for_metrics_in_use_is_one_line_and_exit_2(offline_cli):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = lonely_cli(
+        done = offline_cli(
             "serve", "--store", "memory:", "--listen", "127.0.0.1:0", "--metrics", address, "--log-level", "error"
         )
     assert done.returncode == 2
     assert f"cannot serve metrics on {address}: Address already in use" in one_error_line(done)
 
 
-def test_where_the_metrics_are_is_told_in_the_log_alone(start):
+def test_the_address_of_the_metrics_is_in_the_log_alone(start):
     server = start("serve", "--store", "memory:", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     assert server.stdout.readline().startswith(READY)
     server.send_signal(signal.SIGTERM)
-    told, log = server.communicate()
-    assert (told, server.returncode) == ("", 0)
+    output, log = server.communicate()
+    assert (output, server.returncode) == ("", 0)
     messages = [json.loads(line)["message"] for line in log.splitlines()]
     assert [message.partition(":")[0] for message in messages] == ["metrics on http", "draining"]
 
 
-def test_a_store_in_no_folder_is_one_line_and_exit_2(lonely_cli, tmp_path):
+def test_a_store_in_no_folder_is_one_line_and_exit_2(offline_cli, tmp_path):
     (tmp_path / "file").touch()
-    done = lonely_cli("serve", "--store", f"sqlite:///{tmp_path}/file/jobs.db", "--listen", "127.0.0.1:0")
+    done = offline_cli("serve", "--store", f"sqlite:///{tmp_path}/file/jobs.db", "--listen", "127.0.0.1:0")
     assert done.returncode == 2
     assert str(tmp_path) in one_error_line(done)
 
 
-def test_a_store_that_another_server_has_is_one_line_and_exit_2(lonely_cli, serve, tmp_path):
+def test_a_store_that_another_server_has_is_one_line_and_exit_2(offline_cli, serve, tmp_path):
     store = f"sqlite:///{tmp_path}/jobs.db"
     serve(store=store)
-    done = lonely_cli("serve", "--store", store, "--listen", "127.0.0.1:0")
+    done = offline_cli("serve", "--store", store, "--listen", "127.0.0.1:0")
     assert done.returncode == 2
     assert "jobs.db" in one_error_line(done)
 
 
-def test_a_store_of_a_newer_version_is_one_line_and_exit_2(lonely_cli, tmp_path):
+def test_a_store_of_a_newer_version_is_one_line_and_exit_2(offline_cli, tmp_path):
     with sqlite3.connect(tmp_path / "jobs.db") as database:
         database.execute("PRAGMA user_version = 9999")
     database.close()
-    done = lonely_cli("serve", "--store", f"sqlite:///{tmp_path}/jobs.db", "--listen", "127.0.0.1:0")
+    done = offline_cli("serve", "--store", f"sqlite:///{tmp_path}/jobs.db", "--listen", "127.0.0.1:0")
     assert done.returncode == 2
     assert "newer" in one_error_line(done)
 
@@ -117,16 +117,16 @@ def test_it_prints_a_line_for_each_listener_once_it_answers(start, cli_of, tmp_p
     assert server.returncode == 0
 
 
-def test_settings_come_from_variables_too_and_flags_win(start, lonely_cli):
-    lonely_cli.environment |= {"JOBSTATUS_LISTEN": "nonsense", "JOBSTATUS_STORE": "memory:"}
-    server = start("serve", "--listen", "127.0.0.1:0", by=lonely_cli)
+def test_settings_come_from_variables_too_and_flags_win(start, offline_cli):
+    offline_cli.environment |= {"JOBSTATUS_LISTEN": "nonsense", "JOBSTATUS_STORE": "memory:"}
+    server = start("serve", "--listen", "127.0.0.1:0", by=offline_cli)
     assert server.stdout.readline().startswith(READY)
-    done = lonely_cli("serve")
+    done = offline_cli("serve")
     assert "nonsense" in one_error_line(done)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 0)])
-def test_it_ends_well_when_told_to(start, number, code):
+def test_it_exits_with_0_after_a_signal(start, number, code):
     server = start("serve", "--store", "memory:", "--listen", "127.0.0.1:0", "--log-format", "json")
     server.stdout.readline()
     server.send_signal(number)
@@ -135,7 +135,7 @@ def test_it_ends_well_when_told_to(start, number, code):
     assert [json.loads(line)["level"] for line in log.splitlines()] == ["info"]
 
 
-def test_it_serves_although_nobody_reads_where_it_listens(start, cli_of, tmp_path):
+def test_it_serves_although_its_first_line_is_not_read(start, cli_of, tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)
     address = f"unix:{tmp_path}/jobs.sock"

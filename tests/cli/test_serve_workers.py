@@ -1,4 +1,4 @@
-"""`jobstatus serve --workers`: what it says, and what it refuses."""
+"""`jobstatus serve --workers`: its output and its errors."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ ANYWHERE = "127.0.0.1:0"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where a store for workers is installed, and can be made to fail. Take it before a command line."""
+    """The folder of an installed store for workers that can be made to fail. Request it before a command line."""
     shared_store.install(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
 
 
 @pytest.fixture
-def refusal(folder, lonely_cli):
-    """Serve with workers, which must be refused, and return the only line that is said."""
+def refusal(folder, offline_cli):
+    """Serve with workers, which must fail, and return the only line on stderr."""
 
     def serve(*arguments, store="shared:"):
-        done = lonely_cli("serve", "--store", store, *arguments)
+        done = offline_cli("serve", "--store", store, *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.count("\n") == 1
         return done.stderr.removeprefix("error: ").removesuffix("\n")
@@ -45,7 +45,7 @@ def start_workers(folder, start):
 
 
 def taken(*options):
-    """A port that somebody listens on, with these socket options."""
+    """A port in use, with these socket options."""
     listener = socket.socket()
     for option in options:
         listener.setsockopt(socket.SOL_SOCKET, option, 1)
@@ -133,21 +133,21 @@ def test_each_serves_its_metrics_on_the_port_after_the_last_ones(start_workers):
         with urllib.request.urlopen(f"http://127.0.0.1:{each}/metrics") as answer:
             assert b"jobstatus_jobs" in answer.read()
     server.send_signal(signal.SIGTERM)
-    told = re.findall(r"worker=(\d) metrics on http://127.0.0.1:(\d+)/", server.communicate()[1])
-    assert sorted(told) == [("0", f"{port}"), ("1", f"{port + 1}")]
+    output = re.findall(r"worker=(\d) metrics on http://127.0.0.1:(\d+)/", server.communicate()[1])
+    assert sorted(output) == [("0", f"{port}"), ("1", f"{port + 1}")]
 
 
-def test_each_line_of_a_text_log_says_whose_it_is(start_workers):
+def test_each_line_of_a_text_log_names_its_process(start_workers):
     server = start_workers("--listen", ANYWHERE, "--log-format", "text", "--metrics", ANYWHERE)
     server.stdout.readline()
     server.send_signal(signal.SIGTERM)
-    told = [line.split(maxsplit=2)[2] for line in server.communicate()[1].splitlines()]
-    assert sorted(line for line in told if "draining" in line) == [
+    output = [line.split(maxsplit=2)[2] for line in server.communicate()[1].splitlines()]
+    assert sorted(line for line in output if "draining" in line) == [
         "draining 2 workers",
         "worker=0 draining",
         "worker=1 draining",
     ]
-    assert sorted(line.partition(" on ")[0] for line in told if "metrics" in line) == [
+    assert sorted(line.partition(" on ")[0] for line in output if "metrics" in line) == [
         "worker=0 metrics",
         "worker=1 metrics",
     ]
@@ -159,15 +159,15 @@ def test_a_signal_before_all_answer_ends_it_with_0(start_workers):
     while len(workers := supervisor.children()) < 2:
         assert server.poll() is None
     server.send_signal(signal.SIGTERM)
-    told, log = server.communicate()
-    assert (told, server.returncode) == ("", 0)
+    output, log = server.communicate()
+    assert (output, server.returncode) == ("", 0)
     assert "Traceback" not in log
     assert [worker for worker in workers if worker.is_running()] == []
 
 
-def test_no_setting_shows_in_the_process_list(folder, lonely_cli, start):
-    lonely_cli.environment["JOBSTATUS_STORE"] = "shared://me:secret@host/jobs"
-    server = start("serve", "--workers", "2", "--listen", ANYWHERE, by=lonely_cli)
+def test_no_setting_shows_in_the_process_list(folder, offline_cli, start):
+    offline_cli.environment["JOBSTATUS_STORE"] = "shared://me:secret@host/jobs"
+    server = start("serve", "--workers", "2", "--listen", ANYWHERE, by=offline_cli)
     server.stdout.readline()
     commands = [" ".join(process.cmdline()) for process in psutil.Process(server.pid).children(recursive=True)]
     assert len(commands) == 2

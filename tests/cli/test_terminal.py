@@ -1,4 +1,4 @@
-"""`jobstatus` in a terminal: bars that live, and commands that keep theirs."""
+"""`jobstatus` in a terminal: live bars, and commands that use the terminal themselves."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_command_that_reads_the_terminal_from_the_background_waits_for_fg(shel
 
 
 @pytest.mark.parametrize("script", ["echo ready; read x", "read -p ready x; read x"])
-def test_ctrl_z_does_nothing_where_nobody_could_continue_us(terminal, script):
+def test_ctrl_z_does_nothing_without_a_shell_that_could_continue_us(terminal, script):
     screen = terminal("run", "--quiet", "--", "bash", "-c", f"{script}; echo end")
     screen.read_until("ready")
     screen.type(CTRL_Z)

@@ -1,4 +1,4 @@
-"""What people type becomes a value, or one clear sentence."""
+"""Arguments become values, or one clear error message."""
 
 from __future__ import annotations
 

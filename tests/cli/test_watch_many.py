@@ -26,7 +26,7 @@ def next_event(watch):
     return event["event"], event.get("id") or event.get("job", {}).get("id")
 
 
-def test_jobs_are_told_as_they_come_and_change_and_go(start, service, flags, label):
+def test_jobs_are_shown_as_they_come_and_change_and_go(start, service, flags, label):
     first = service.create(labels=label).id
     watch = start("watch", *flags, "--not-done", "--json")
     assert [next_event(watch), next_event(watch)] == [("snapshot", first), ("synced", None)]
@@ -103,7 +103,7 @@ def test_jobs_that_are_named_are_followed_until_all_are_done(start, service):
     assert (json.loads(watch.stdout.readline())["id"], watch.stdout.read(), watch.wait()) == (first, "", 3)
 
 
-def test_a_done_job_that_is_deleted_meanwhile_does_not_end_the_watch_of_others(start, here, service):
+def test_a_done_job_that_is_deleted_during_the_watch_does_not_end_the_watch_of_others(start, here, service):
     done, running = service.job_in("FAILED").id, service.job_in("IN_PROGRESS").id
     wait = start("watch", done, running)
     assert [wait.stdout.readline() != "" for _ in range(2)] == [True, True]
@@ -166,7 +166,7 @@ def test_a_table_is_no_higher_than_the_terminal_and_shows_open_jobs_first(termin
 
 
 @pytest.mark.parametrize("names", [["backup", "backup"], ["import of customers 1", "import of customers 2"]])
-def test_jobs_whose_names_look_alike_are_told_apart(terminal, service, flags, label, names):
+def test_jobs_with_like_names_are_shown_with_their_ids(terminal, service, flags, label, names):
     older, newer = (service.create(name=name, labels=label).id[-4:] for name in names)
     screen = terminal("watch", *flags)
     assert f"{newer} " in screen.read_until(f"{older} ")

@@ -15,7 +15,7 @@ import pytest
 from jobstatus_grpc import AsyncJobStatusClient, JobStatusClient
 from tests.support.servers import ServerProcess
 
-PATIENCE_SECONDS = 20.0
+MAX_WAIT_SECONDS = 20.0
 
 
 class Loop:
@@ -27,7 +27,7 @@ class Loop:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_SECONDS)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(MAX_WAIT_SECONDS)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -36,7 +36,7 @@ class Loop:
 
 
 class BlockingIterator:
-    """An asynchronous iterator, in the shape of the other kind."""
+    """An asynchronous iterator with the interface of a blocking one."""
 
     def __init__(self, loop: Loop, items: Any) -> None:
         self._loop = loop
@@ -63,7 +63,7 @@ class BlockingIterator:
 
 
 class BlockingBlock:
-    """An asynchronous context manager, in the shape of the other kind."""
+    """An asynchronous context manager with the interface of a blocking one."""
 
     def __init__(self, loop: Loop, block: Any) -> None:
         self._loop = loop
@@ -89,7 +89,7 @@ class BlockingReporter(BlockingBlock):
 
 
 class BlockingClient:
-    """The asyncio client in the shape of the other."""
+    """The asyncio client with the interface of JobStatusClient."""
 
     def __init__(self, loop: Loop, client: AsyncJobStatusClient) -> None:
         self._loop = loop
@@ -165,13 +165,13 @@ def sqlite_server(tmp_path: Any) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def unused_address() -> str:
-    """Where nobody listens."""
+    """An address without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 class Background:
-    """A call in a thread; its outcome is asked for, not lost."""
+    """A call in a thread, with its result or error."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
@@ -181,7 +181,7 @@ class Background:
         self._thread.start()
 
     def result(self) -> Any:
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(MAX_WAIT_SECONDS)
         assert not self._thread.is_alive(), "it hangs"
         if self._error is not None:
             raise self._error
@@ -196,5 +196,5 @@ class Background:
 
 @pytest.fixture
 def background() -> Callable[[Callable[[], Any]], Background]:
-    """`background(call)` runs it in a thread; `.result()` waits for it and returns or raises what it did."""
+    """`background(call)` runs it in a thread; `.result()` waits for it and returns its result or raises its error."""
     return Background

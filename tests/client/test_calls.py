@@ -1,4 +1,4 @@
-"""The calls that ask once: what is sent, what comes back."""
+"""Unary calls: the requests, and what they return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the server is, who calls, and how."""
+"""The channel: address, actor, credentials, options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobstatus_grpc import JobStatusClient, UnavailableError
 from jobstatus_grpc.client.connection import endpoint
 from tests.support.scripted_server import ScriptedServer, a_job, reply
 from tests.support.servers import ServerProcess
-from tests.support.timing import in_peace
+from tests.support.timing import rerun_after_pause
 
 GOT = reply(pb.GetJobResponse(job=a_job()))
 
@@ -104,7 +104,7 @@ def server_credentials(pem: Callable[[str], str], *, mutual: bool) -> grpc.Serve
     return grpc.ssl_server_credentials([(key, cert)], ca if mutual else None, mutual)
 
 
-@in_peace(0.1)
+@rerun_after_pause(0.1)
 def test_a_ca_file_means_tls(connect, pem):
     with ScriptedServer(server_credentials(pem, mutual=False), GetJob=[GOT]) as server:
         assert connect(server.address, ca_file=pem("ca.pem"), token="secret").get("a").id == "a"
@@ -112,8 +112,8 @@ def test_a_ca_file_means_tls(connect, pem):
             connect(server.address).get("a", timeout_seconds=0.5)
 
 
-@in_peace(0.1)
-def test_a_certificate_is_shown_to_who_asks(connect, pem):
+@rerun_after_pause(0.1)
+def test_a_client_certificate_is_presented(connect, pem):
     with ScriptedServer(server_credentials(pem, mutual=True), GetJob=[GOT]) as server:
         ours = {"ca_file": pem("ca.pem"), "cert_file": pem("cert.pem"), "key_file": pem("key.pem")}
         assert connect(server.address, **ours).get("a").id == "a"

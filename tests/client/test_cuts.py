@@ -1,4 +1,4 @@
-"""Lines that are cut again and again: nothing that counts is missed, nothing happens twice."""
+"""Connections that are cut again and again: no change is missed, no update is applied twice."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc import JobChange, JobFilter, JobState, JobStatusClient, JobUpdate
-from tests.support.tcp_proxy import CutLine
+from tests.support.tcp_proxy import TcpProxy
 
 CUTS = 25
 
 
 @pytest.fixture
-def line(memory_address) -> Iterator[CutLine]:
-    with CutLine(memory_address) as line:
-        yield line
+def proxy(memory_address) -> Iterator[TcpProxy]:
+    with TcpProxy(memory_address) as proxy:
+        yield proxy
 
 
 class Family:
-    """Jobs with one parent that are created, moved, ended and deleted, and a consumer of what is told of them."""
+    """Jobs with one parent that are created, moved, ended and deleted, and a consumer of their changes."""
 
     def __init__(self, client: Any, parent_id: str, chance: random.Random) -> None:
         self._client = client
@@ -36,7 +36,7 @@ class Family:
         return self._client.create(parent_id=self._parent_id).id
 
     def change(self) -> None:
-        """Do something to one of them, and then something that every watch tells."""
+        """Change one of them, and then make a change that every watch yields."""
         self._change(self._chance.randrange(8))
         self._client.update(self._chance.choice(self.open), labels={"a": str(self._chance.random())})
 
@@ -52,7 +52,7 @@ class Family:
             self._client.update(self._chance.choice(self.open), labels={"a": str(self._chance.random())})
 
     def take(self, change: JobChange) -> None:
-        """Believe what a watch says."""
+        """Apply a change that a watch yielded."""
         if change.type.name == "RESET":
             self.known.clear()
         elif change.type.name == "REMOVED":
@@ -63,21 +63,21 @@ class Family:
 
 
 @pytest.mark.parametrize("done", [None, False], ids=["all jobs", "open jobs"])
-def test_a_watch_of_many_jobs_that_is_cut_all_the_time_misses_nothing(connect, memory_address, line, new_id, done):
+def test_a_watch_of_many_jobs_that_is_cut_all_the_time_misses_nothing(connect, memory_address, proxy, new_id, done):
     chance = random.Random(7)
     jobs_filter = JobFilter(parent_id=new_id(), done=done)
     with JobStatusClient(memory_address) as writer:
         family = Family(writer, jobs_filter.parent_id, chance)
-        watch = connect(line.address).watch_jobs(jobs_filter, min_update_interval_seconds=0)
+        watch = connect(proxy.address).watch_jobs(jobs_filter, min_update_interval_seconds=0)
         for cut in range(CUTS):
             for _ in range(chance.randrange(1, 12)):
                 family.change()
             if cut % 3 == 0:
-                line.cut()
+                proxy.cut()
             for _ in range(chance.randrange(8)):
                 family.change()
             family.take(next(watch))
-            line.cut()
+            proxy.cut()
         truth = {job.id: job.revision for job in writer.list_all(jobs_filter)}
         for change in watch:
             family.take(change)
@@ -85,16 +85,16 @@ def test_a_watch_of_many_jobs_that_is_cut_all_the_time_misses_nothing(connect, m
                 break
 
 
-def test_a_reporter_whose_line_is_cut_all_the_time_reports_everything_once(connect, memory_address, line, background):
+def test_a_reporter_whose_line_is_cut_all_the_time_reports_everything_once(connect, memory_address, proxy, background):
     def cut_again_and_again() -> None:
         for _ in range(CUTS):
-            line.cut()
+            proxy.cut()
             threading.Event().wait(0.02)
 
     refused: list[tuple[JobUpdate, Exception]] = []
     with JobStatusClient(memory_address) as reader:
         jobs = [reader.create().id for _ in range(100)]
-        with connect(line.address).reporter(
+        with connect(proxy.address).reporter(
             on_error=lambda *refusal: refused.append(refusal), flush_interval_seconds=0.01
         ) as reporter:
             cutting = background(cut_again_and_again)

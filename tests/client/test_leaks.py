@@ -1,4 +1,4 @@
-"""Nothing is left behind: no thread, no task, no channel, no process that does not end."""
+"""Closed clients leave no thread, no task, no channel, and no process that does not exit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ address = sys.argv[1]
 client = JobStatusClient(address)
 job = client.create()
 """
-# Each leaves something open, and then its process is to end.
+# Each leaves something open; its process must exit all the same.
 SCRIPTS = {
     "a watch": "watch = client.watch(job.id); next(watch)",
     "a watch in a daemon thread": """

@@ -1,4 +1,4 @@
-"""Lists, histories and deletions: what is sent, what comes back."""
+"""Lists, histories and deletions: the requests, and what they return."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_token_of_another_filter_is_refused(client, family):
         client.list(JobFilter(names=["part 1"]), page_token=token)
 
 
-def test_history_tells_who_did_what_oldest_first(client):
+def test_history_has_actor_and_change_oldest_first(client):
     job = client.create("n", reason="new")
     client.update(job.id, state=JobState.IN_PROGRESS, attempt=1)
     client.update(job.id, state=JobState.SUCCEEDED, reason="done")

@@ -1,4 +1,4 @@
-"""The two clients are one: what holds for one holds for the other."""
+"""The two clients have the same methods and signatures."""
 
 from __future__ import annotations
 

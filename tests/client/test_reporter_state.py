@@ -1,4 +1,4 @@
-"""What a worker with many jobs sends and when, by an injected clock."""
+"""The state of a reporter: which updates it sends, when and in which batches, by an injected clock."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_batch_is_sent_again_as_it_was_with_growing_pauses(monkeypatch):
     assert worker.now - began == pytest.approx(0.1 + 0.2 + 0.4)
 
 
-def test_a_refused_update_is_told_and_stops_no_other():
+def test_a_refused_update_is_reported_and_stops_no_other():
     worker = Worker().give("a", progress=1).give("b", progress=1)
     worker.send(IllegalTransitionError())
     assert (worker.refused, worker.jobs) == ([("a", "IllegalTransitionError")], ["b"])
@@ -133,7 +133,7 @@ def test_the_end_sends_what_is_left_at_once_and_takes_no_more():
     assert (worker.refused, worker.gathering.due_in_seconds()) == ([("b", "UnavailableError")], None)
 
 
-def test_what_cannot_be_sent_until_the_end_is_told():
+def test_updates_unsent_at_the_end_are_reported():
     worker = Worker().give("a", progress=1).give("b", progress=1)
     worker.gathering.finish()
     began = worker.now
@@ -156,7 +156,7 @@ def test_a_closed_client_ends_it_all():
 
 
 def test_without_on_error_the_log_says_what_has_no_effect(caplog):
-    worker = Worker(tells=False).give("a", progress=1).give("b", progress=1)
+    worker = Worker(has_on_error=False).give("a", progress=1).give("b", progress=1)
     worker.gathering.failed(worker.next_due(), InvalidArgumentError("no"))
     assert [record.getMessage() for record in caplog.records] == ["2 updates have no effect (of a, b): no"]
 
@@ -217,7 +217,7 @@ def test_what_is_more_than_a_report_stays_as_it_is_and_in_its_place(other):
 @pytest.mark.parametrize(
     "fields", [{"result": {"a": object()}}, {"progress": "half"}, {"reason": "\ud800"}, {"result": {"a": "x" * 2**22}}]
 )
-def test_an_update_that_cannot_be_sent_is_told_and_spoils_nothing(fields):
+def test_an_update_that_cannot_be_sent_is_reported_and_spoils_nothing(fields):
     worker = Worker().give("a", progress=1).give("a", **fields)
     assert worker.refused == [("a", "InvalidArgumentError")]
     assert sent(worker.send()) == [("a", {"progress": 1})]
@@ -241,7 +241,7 @@ def test_a_dropped_report_is_not_reported_into():
 
 
 def test_the_log_says_of_drops_that_there_are_and_how_many_there_were(caplog):
-    worker = Worker(tells=False, max_pending=1)
+    worker = Worker(has_on_error=False, max_pending=1)
     for number in range(100):
         worker.give(f"job-{number}", progress=1)
     worker.send()
@@ -250,15 +250,15 @@ def test_the_log_says_of_drops_that_there_are_and_how_many_there_were(caplog):
 
 
 class Worker:
-    """A Gathering on a clock, with its sender."""
+    """A Gathering with a clock of its own, and the service that answers it."""
 
-    def __init__(self, *, tells: bool = True, max_pending: int = 1000) -> None:
+    def __init__(self, *, has_on_error: bool = True, max_pending: int = 1000) -> None:
         self.now = 1000.0
         self.wakes = 0
         self.refused: list[tuple[str, str]] = []
         self.jobs: list[str] = []
         self.gathering = Gathering(
-            Answers(lambda job: self.jobs.append(job.id), self.refuse if tells else None),
+            Answers(lambda job: self.jobs.append(job.id), self.refuse if has_on_error else None),
             flush_interval_seconds=0.05,
             max_pending=max_pending,
             finish_timeout_seconds=10,
@@ -278,14 +278,14 @@ class Worker:
         return self
 
     def next_due(self) -> Step:
-        """Let time pass until a step is due, and return it."""
+        """Advance the clock until a step is due, and return it."""
         due = self.gathering.due_in_seconds()
         assert due is not None
         self.now += due
         return self.gathering.next_step()[0]
 
     def send(self, *results: JobStatusError | None) -> list[pb.UpdateJobRequest]:
-        """Let time pass until a step is due, answer it, and return its updates."""
+        """Advance the clock until a step is due, answer it, and return its updates."""
         step = self.next_due()
         updates = list(step.request.updates)  # type: ignore[attr-defined]
         response = pb.BatchUpdateJobsResponse()

@@ -1,4 +1,4 @@
-"""What is tried again and what is not, and that a call always ends in time, with an error of ours."""
+"""Which errors are retried, and that a call always ends in time, with an error of ours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jobstatus_grpc.errors import (
 )
 from jobstatus_grpc.wire import status
 from tests.support.scripted_server import ScriptedServer, a_job, fail, refuse, reply
-from tests.support.timing import STANDSTILL_SECONDS, in_peace
+from tests.support.timing import MAX_PAUSE_SECONDS, rerun_after_pause
 
 AWAY = fail(grpc.StatusCode.UNAVAILABLE)
 WRITES: dict[str, Any] = {
@@ -82,7 +82,7 @@ def test_a_call_that_the_server_cancelled_is_tried_again(connect):
 
 @pytest.mark.parametrize("code", PERMANENT, ids=lambda code: code.name)
 def test_other_errors_are_raised_at_once_and_are_ours(connect, code):
-    with ScriptedServer(GetJob=[fail(code)]) as server, pytest.raises(JobStatusError, match="as told"):
+    with ScriptedServer(GetJob=[fail(code)]) as server, pytest.raises(JobStatusError, match="as scripted"):
         connect(server.address).get("a")
     assert len(server.requests["GetJob"]) == 1
 
@@ -102,12 +102,12 @@ def test_a_full_store_is_for_people_to_see_to(connect):
     assert len(server.requests["GetJob"]) == 1
 
 
-@in_peace(0.1)
+@rerun_after_pause(0.1)
 def test_a_server_that_is_away_for_good_is_unavailable_within_the_deadline(connect, unused_address):
     began = time.monotonic()
     with pytest.raises(UnavailableError, match="refused"):
         connect(unused_address, timeout_seconds=0.8).get("a")
-    assert 0.4 <= time.monotonic() - began < 0.8 + STANDSTILL_SECONDS
+    assert 0.4 <= time.monotonic() - began < 0.8 + MAX_PAUSE_SECONDS
 
 
 def test_a_silent_server_meets_the_deadline(connect):
@@ -141,7 +141,7 @@ def test_a_batch_that_is_not_answered_in_full_is_an_internal_error(connect):
         connect(server.address).batch_update([JobUpdate("a")])
 
 
-# Before Python 3.11 a task cannot tell that from its own cancellation.
+# Before Python 3.11 a task cannot distinguish that from its own cancellation.
 CLOSED = (UnavailableError,) if sys.version_info >= (3, 11) else (UnavailableError, concurrent.futures.CancelledError)
 
 
@@ -196,7 +196,7 @@ def test_a_cancelled_task_is_cancelled_and_so_is_its_call():
 
 
 class Refused(grpc.RpcError):
-    """A try that failed as a call of grpc does."""
+    """An attempt that failed as a grpc call does."""
 
     def __init__(
         self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, error: JobStatusError | None = None

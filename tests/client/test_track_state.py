@@ -1,4 +1,4 @@
-"""What a worker reports and when, by an injected clock."""
+"""The state of a tracked job, by an injected clock: which reports it sends and when, and how it reports the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AWAY = UnavailableError("away")
 
 
 class Worker:
-    """A Reporting on a clock, with its sender."""
+    """A Reporting with a clock of its own, and the service that answers it."""
 
     def __init__(self, heartbeat_timeout_seconds: float | None = 30.0, **claim: Any) -> None:
         self.now = 1000.0
@@ -46,14 +46,14 @@ class Worker:
         self.wakes += 1
 
     def next_due(self) -> Step:
-        """Let time pass until a step is due, and return it."""
+        """Advance the clock until a step is due, and return it."""
         due = self.reporting.due_in_seconds()
         assert due is not None
         self.now += due
         return self.reporting.next_step()[0]
 
     def send(self, **job: Any) -> Any:
-        """Let time pass until a step is due, answer it, and return its request."""
+        """Advance the clock until a step is due, answer it, and return its request."""
         step = self.next_due()
         self.reporting.succeeded(step, pb.GetJobResponse(job=a_job(**{"attempt": 1} | job)))
         return step.request
@@ -259,7 +259,7 @@ def test_a_job_that_was_cancelled_before_its_worker_came_says_so():
     assert (worker.reporting.lost, worker.reporting.cancel_requested) == (True, True)
 
 
-# What the block raised, whether a cancel was requested, whether it knew → the end of its job.
+# What the block raised, whether a cancel was requested, whether the block saw it → the end of its job.
 ENDS = [
     (None, False, False, JobState.SUCCEEDED),
     (None, True, False, JobState.SUCCEEDED),
@@ -291,20 +291,20 @@ def error_for(exception: BaseException) -> JobError:
     return error
 
 
-def test_an_exception_is_told_by_its_text_and_its_class():
+def test_an_exception_is_described_by_its_text_and_its_class():
     assert error_for(ValueError("bad")) == JobError(2, "bad", "ValueError")
     assert error_for(SystemExit(3)) == JobError(2, "exit code 3", "SystemExit")
     assert error_for(asyncio.CancelledError()) == JobError(1, "CancelledError", "CancelledError")
 
 
 class MuteError(Exception):
-    """One that fails to tell itself."""
+    """An exception without a text: its str() raises."""
 
     def __str__(self) -> str:
         raise RuntimeError
 
 
-def test_an_exception_without_words_is_told_by_its_class():
+def test_an_exception_without_text_is_described_by_its_class():
     assert error_for(ValueError()).message == "ValueError"
     assert error_for(MuteError()).message == "MuteError"
 

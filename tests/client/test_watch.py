@@ -1,4 +1,4 @@
-"""Watches of a real server: from now to the end, over crashes and drains."""
+"""Watches of one job: on a real server over crashes and drains, and on scripted servers that fail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jobstatus_grpc import (
 from jobstatus_grpc.errors import JobStatusError, StreamAgeError
 from tests.support.scripted_server import ScriptedServer, a_done_job, a_job, a_stream, an_event, fail, refuse
 from tests.support.servers import ServerProcess
-from tests.support.timing import in_peace
+from tests.support.timing import rerun_after_pause
 
 
 def test_a_watch_begins_with_now_and_ends_with_the_done_job(client):
@@ -114,7 +114,7 @@ def test_wait_ends_with_its_timeout(client):
     assert 0.25 < time.monotonic() - began < 5
 
 
-def test_wait_ends_with_its_timeout_where_nobody_is_there(connect, unused_address):
+def test_wait_ends_with_its_timeout_where_no_server_is(connect, unused_address):
     with pytest.raises(DeadlineExceededError):
         connect(unused_address).wait("a", timeout=0.3)
 
@@ -135,7 +135,7 @@ def test_closing_the_client_ends_its_watches(connect, background, memory_address
     assert list(watch) == []
 
 
-def test_closing_a_watch_ends_its_stream_and_whoever_waits_for_it(connect, background):
+def test_closing_a_watch_ends_its_stream_and_its_waiting_callers(connect, background):
     with a_quiet_server() as server:
         watch = connect(server.address).watch("a")
         next(watch)
@@ -160,7 +160,7 @@ async def no_task_is_left() -> None:
 
 
 def a_quiet_server() -> ScriptedServer:
-    """A job, and then nothing for ever."""
+    """A server that sends a job, and then nothing."""
     server = ScriptedServer(WatchJob=[])
     server.script("WatchJob", a_stream(an_event(a_job()), then=server.silence))
     return server
@@ -287,7 +287,7 @@ def test_a_watch_opens_in_the_end_after(connect, opening):
 
 @pytest.mark.parametrize("code", RAISED, ids=lambda code: code.name)
 def test_a_watch_raises_what_does_not_pass(connect, code):
-    with ScriptedServer(WatchJob=[fail(code)]) as server, pytest.raises(JobStatusError, match="as told"):
+    with ScriptedServer(WatchJob=[fail(code)]) as server, pytest.raises(JobStatusError, match="as scripted"):
         next(connect(server.address).watch("a"))
     assert len(server.requests["WatchJob"]) == 1
 
@@ -299,7 +299,7 @@ def test_a_watch_raises_what_does_not_pass_also_once_opened(connect, code):
     with ScriptedServer(WatchJob=[a_stream(an_event(a_job()), then=fail(code))]) as server:
         watch = connect(server.address).watch("a")
         next(watch)
-        with pytest.raises(JobStatusError, match="as told"):
+        with pytest.raises(JobStatusError, match="as scripted"):
             next(watch)
 
 
@@ -318,7 +318,7 @@ def test_a_watch_leaves_a_server_that_says_nothing(connect):
             assert server.ended.acquire(timeout=10)
 
 
-@in_peace(0.1)
+@rerun_after_pause(0.1)
 def test_heartbeats_keep_a_watch_on_its_stream(connect):
     beat = an_event(a_job(1), pb.JobEventType.JOB_EVENT_TYPE_HEARTBEAT)
 
@@ -374,7 +374,7 @@ def test_a_done_job_of_a_state_from_the_future_ends_a_watch(connect):
     assert job.done
 
 
-def test_a_watch_asks_for_what_it_was_told(connect):
+def test_a_watch_sends_its_settings(connect):
     with ScriptedServer(WatchJob=[THE_END]) as server:
         client = connect(server.address)
         list(client.watch("a"))
@@ -394,7 +394,7 @@ def test_a_watch_waits_as_long_as_the_server_asks(connect):
     assert time.monotonic() - began >= 0.4
 
 
-def test_a_watch_gives_up_when_told_to(connect, unused_address):
+def test_a_watch_gives_up_after_its_limit(connect, unused_address):
     began = time.monotonic()
     with pytest.raises(UnavailableError, match=r"nothing was heard from the server for 0\.5 s"):
         next(connect(unused_address).watch("a", give_up_seconds=0.5))
@@ -408,8 +408,8 @@ def test_a_watch_gives_up_on_a_host_that_does_not_answer(connect):
             next(connect(address).watch("a", give_up_seconds=0.5))
 
 
-@in_peace(1)
-def test_a_watch_that_hears_of_its_server_does_not_give_up(connect):
+@rerun_after_pause(1)
+def test_a_watch_that_gets_messages_does_not_give_up(connect):
     cut = [a_stream(an_event(a_job(revision)), then=fail(grpc.StatusCode.UNAVAILABLE)) for revision in range(10, 19)]
     with ScriptedServer(WatchJob=[*cut, THE_END]) as server:
         assert len(list(connect(server.address).watch("a", give_up_seconds=3))) == 11

@@ -1,4 +1,4 @@
-"""Watches of many jobs: what they tell, which ends of a stream they survive."""
+"""Watches of many jobs: the changes that they yield, the ends of streams that they survive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jobstatus_grpc import (
 )
 from jobstatus_grpc.errors import JobStatusError
 from tests.support.scripted_server import Answer, ScriptedServer, a_job, a_stream, fail, refuse, some_events
-from tests.support.timing import in_peace
+from tests.support.timing import rerun_after_pause
 
 FULL = TooManyWatchersError()
 FULL.retry_after_seconds = 0.05
@@ -43,18 +43,18 @@ RAISED = [
 ]
 
 
-def told(change: JobChange) -> tuple[str, int]:
+def brief(change: JobChange) -> tuple[str, int]:
     return change.type.name, change.revision
 
 
 @pytest.fixture
 def family(client, new_id):
-    """Make a part of one job, and watch its parts."""
+    """Return a function that creates jobs with one parent, and the filter of these jobs."""
     parent = new_id()
     return lambda: client.create(parent_id=parent), JobFilter(parent_id=parent)
 
 
-def test_a_watch_tells_what_is_there_and_what_changes(client, family):
+def test_a_watch_yields_what_is_there_and_what_changes(client, family):
     create, parts = family
     job = create()
     with_a_job = client.watch_jobs(parts, min_update_interval_seconds=0)
@@ -70,7 +70,7 @@ def test_a_job_that_matches_no_longer_is_removed_and_so_is_one_that_is_deleted(c
     create, parts = family
     job, other = create(), create()
     watch = client.watch_jobs(JobFilter(parent_id=parts.parent_id, done=False))
-    assert [told(next(watch)) for _ in range(3)] == [("SNAPSHOT", 1), ("SNAPSHOT", 1), ("SYNCED", 0)]
+    assert [brief(next(watch)) for _ in range(3)] == [("SNAPSHOT", 1), ("SNAPSHOT", 1), ("SYNCED", 0)]
     done = client.update(job.id, state=JobState.SUCCEEDED)
     assert next(watch) == JobChange(JobChangeType.REMOVED, job.id, 2, done)
     all_parts = client.watch_jobs(parts)
@@ -113,7 +113,7 @@ def test_a_token_that_is_none_raises(client):
 def test_a_watch_goes_on_with_its_token_after(connect, end):
     with ScriptedServer(WatchJobs=[ENDS[end], THE_REST]) as server:
         watch = connect(server.address).watch_jobs()
-        assert [told(next(watch)) for _ in range(4)] == [("SNAPSHOT", 1), ("SYNCED", 0), ("UPDATED", 2), ("SYNCED", 0)]
+        assert [brief(next(watch)) for _ in range(4)] == [("SNAPSHOT", 1), ("SYNCED", 0), ("UPDATED", 2), ("SYNCED", 0)]
         assert watch.resume_token == "t2"
         watch.close()
     assert [request.resume_token for request in server.requests["WatchJobs"][:2]] == ["", "t1"]
@@ -121,7 +121,7 @@ def test_a_watch_goes_on_with_its_token_after(connect, end):
 
 @pytest.mark.parametrize("code", RAISED, ids=lambda code: code.name)
 def test_a_watch_raises_what_does_not_pass(connect, code):
-    with ScriptedServer(WatchJobs=[fail(code)]) as server, pytest.raises(JobStatusError, match="as told"):
+    with ScriptedServer(WatchJobs=[fail(code)]) as server, pytest.raises(JobStatusError, match="as scripted"):
         next(connect(server.address).watch_jobs())
     assert len(server.requests["WatchJobs"]) == 1
 
@@ -130,13 +130,13 @@ def test_a_watch_leaves_a_server_that_says_nothing(connect):
     with ScriptedServer(WatchJobs=[]) as server:
         server.script("WatchJobs", a_stream(BEGINNING, then=server.silence), THE_REST)
         watch = connect(server.address).watch_jobs(heartbeat_interval_seconds=0.1)
-        assert told([next(watch) for _ in range(3)][-1]) == ("UPDATED", 2)
+        assert brief([next(watch) for _ in range(3)][-1]) == ("UPDATED", 2)
         assert server.ended.acquire(timeout=10)
         watch.close()
 
 
-@in_peace(0.1)
-def test_who_takes_long_over_one_message_keeps_the_stream(connect):
+@rerun_after_pause(0.1)
+def test_a_caller_that_is_slow_over_one_message_keeps_the_stream(connect):
     many = [("UPDATED", a_job(revision)) for revision in range(1, 8)]
     with ScriptedServer(WatchJobs=[]) as server:
         server.script("WatchJobs", a_stream(some_events(*many), BEGINNING, then=server.silence))
@@ -144,17 +144,17 @@ def test_who_takes_long_over_one_message_keeps_the_stream(connect):
         for _ in many:
             next(watch)
             time.sleep(0.1)
-        assert told(next(watch)) == ("SYNCED", 0)
+        assert brief(next(watch)) == ("SYNCED", 0)
         assert len(server.requests["WatchJobs"]) == 1
         watch.close()
 
 
-def test_a_watch_gives_up_when_told_to(connect, unused_address):
+def test_a_watch_gives_up_after_its_limit(connect, unused_address):
     with pytest.raises(UnavailableError, match=r"nothing was heard from the server for 0\.3 s"):
         next(connect(unused_address).watch_jobs(give_up_seconds=0.3))
 
 
-def test_a_watch_asks_for_what_it_was_told(connect):
+def test_a_watch_sends_its_settings(connect):
     with ScriptedServer(WatchJobs=[a_stream(BEGINNING)]) as server:
         client = connect(server.address)
         settings = {"heartbeat_interval_seconds": 2, "min_update_interval_seconds": 0, "resume_token": "t0"}
@@ -196,10 +196,10 @@ def test_a_cancelled_anext_loses_nothing():
     async def main() -> None:
         async with AsyncJobStatusClient(server.address) as client:
             watch = client.watch_jobs()
-            seen = [told(await anext(watch)), told(await anext(watch))]
+            seen = [brief(await anext(watch)), brief(await anext(watch))]
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(anext(watch), 0.05)
-            assert [*seen, told(await anext(watch))] == [("SNAPSHOT", 1), ("SYNCED", 0), ("UPDATED", 2)]
+            assert [*seen, brief(await anext(watch))] == [("SNAPSHOT", 1), ("SYNCED", 0), ("UPDATED", 2)]
 
     with ScriptedServer(WatchJobs=[]) as server:
         server.script("WatchJobs", a_stream(BEGINNING, then=server.silence), THE_REST)

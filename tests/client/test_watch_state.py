@@ -1,4 +1,4 @@
-"""A watch's patience, by an injected clock."""
+"""The state of watches, by an injected clock: retries and giving up, what is new, where to resume."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_three_heartbeat_intervals_are_silence(clock):
     assert Watching("a", heartbeat_interval_seconds=5, clock=clock).silence_seconds == 15
 
 
-def test_who_gives_up_soon_asks_for_heartbeats_that_are_soon_enough(clock):
+def test_a_watch_that_gives_up_soon_asks_for_heartbeats_that_are_soon_enough(clock):
     assert Watching("a", give_up_seconds=12, clock=clock).request.heartbeat_interval.seconds == 4
     assert Watching("a", give_up_seconds=1, clock=clock).request.heartbeat_interval.seconds == 1
     assert Watching("a", give_up_seconds=3600, clock=clock).request.heartbeat_interval.seconds == 30
@@ -111,7 +111,7 @@ RESET = ("RESET", None)
 
 
 class Consumer:
-    """Takes messages as the clients' watches do, and knows jobs as its callers would."""
+    """Receives messages as the clients' watches do, and keeps the jobs as a caller would."""
 
     def __init__(self, resume_token: str = "") -> None:
         self.watching = JobsWatching(resume_token=resume_token)
@@ -123,7 +123,7 @@ class Consumer:
         return self
 
     def read(self, *events: tuple[str, pb.JobStatus | None], token: str = "") -> list[str]:
-        """Return what is news, as `UPDATED a 2`."""
+        """Return the new changes, as `UPDATED a 2`."""
         change = self.watching.take(pb.WatchJobsResponse.FromString(some_events(*events, token=token)))
         news = []
         while change is not None:
@@ -150,14 +150,14 @@ def synced_with(*jobs: pb.JobStatus, token: str = "t1") -> Consumer:
     return consumer
 
 
-def test_a_watch_tells_snapshots_then_changes():
+def test_a_watch_yields_snapshots_then_changes():
     consumer = Consumer()
     assert consumer.read(("SNAPSHOT", job("a", 1)), ("SNAPSHOT", job("b", 3))) == ["SNAPSHOT a 1", "SNAPSHOT b 3"]
     assert consumer.read(SYNCED, token="t1") == ["SYNCED"]
     assert consumer.read(("UPDATED", job("a", 2)), ("REMOVED", job("b", 4))) == ["UPDATED a 2", "REMOVED b 4"]
 
 
-def test_what_was_told_is_not_told_again():
+def test_a_change_is_not_yielded_twice():
     consumer = synced_with(job("a", 2), job("b", 1)).cut()
     assert consumer.read(("UPDATED", job("a", 2)), ("UPDATED", job("b", 2)), ("UPDATED", job("a", 1))) == [
         "UPDATED b 2"
@@ -191,11 +191,11 @@ def test_a_removal_from_before_is_none():
     assert consumer.read(("REMOVED", job("a", 3)), ("REMOVED", gone("a", 4))) == []
 
 
-def test_the_removal_of_a_job_that_nobody_was_told_of_is_not_told():
+def test_the_removal_of_a_job_that_was_never_yielded_is_not_yielded():
     assert synced_with().read(("REMOVED", job("a", 3))) == []
 
 
-def test_who_resumes_may_know_jobs_that_this_watch_does_not():
+def test_a_resuming_caller_may_hold_jobs_that_this_watch_does_not():
     consumer = Consumer("t0")
     assert consumer.read(("REMOVED", job("a", 3)), SYNCED, token="t1") == ["REMOVED a 3", "SYNCED"]
     assert consumer.read(RESET, ("REMOVED", job("a", 3))) == ["RESET"]
@@ -206,7 +206,7 @@ def test_after_a_reset_all_is_news():
     assert consumer.read(RESET, ("SNAPSHOT", job("a", 1)), SYNCED) == ["RESET", "SNAPSHOT a 1", "SYNCED"]
 
 
-def test_a_token_counts_once_all_before_it_is_told():
+def test_a_token_counts_once_all_before_it_is_yielded():
     watching = JobsWatching()
     events = [("SNAPSHOT", job("a", 1)), SYNCED]
     watching.take(pb.WatchJobsResponse.FromString(some_events(*events, token="t1")))
@@ -235,7 +235,7 @@ def test_a_cut_before_the_first_token_begins_anew_with_a_reset():
     assert consumer.cut().read(("UPDATED", job("a", 2))) == ["UPDATED a 2"]
 
 
-def test_a_cut_before_anything_was_told_needs_no_reset():
+def test_a_cut_before_anything_was_yielded_needs_no_reset():
     assert Consumer().cut().read(("SNAPSHOT", job("a", 1))) == ["SNAPSHOT a 1"]
 
 
@@ -251,7 +251,7 @@ def test_kinds_from_the_future_are_passed_over():
     [("UPDATED", None), ("UPDATED", gone("a", 1)), ("SNAPSHOT", job("", 1)), ("UPDATED", job("a", 1, created=2**60))],
     ids=["no job", "no creation", "no id", "no such time"],
 )
-def test_a_message_that_makes_no_sense_tells_nothing(event):
+def test_a_message_that_makes_no_sense_yields_nothing(event):
     consumer = synced_with(token="t1")
     with pytest.raises(InternalError):
         consumer.read(("UPDATED", job("b", 1)), event, token="t2")

@@ -1,4 +1,4 @@
-"""Whatever bytes come in: new calls succeed within two seconds, and watches go on."""
+"""Arbitrary bytes on the port: new calls succeed within two seconds, and watches continue."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settings(stream=0):
 
 
 def random_frame(chance):
-    """A frame whose length is right and whose rest is anything."""
+    """A frame with the right length and random content."""
     payload = chance.randbytes(chance.choice([0, 1, 4, 5, 6, 8, 30, 300]))
     head = bytes([chance.randrange(12), chance.randrange(256)]) + struct.pack(">I", chance.randrange(6))
     return struct.pack(">I", len(payload))[1:] + head + payload
@@ -39,7 +39,7 @@ KINDS = {
 
 
 async def send(address, data, *, is_patient):
-    """Send bytes on a connection of their own, and close it, perhaps after an answer."""
+    """Send bytes on a new connection, and close it, sometimes after an answer."""
     host, port = address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     with contextlib.suppress(ConnectionError):

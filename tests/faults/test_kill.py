@@ -8,7 +8,7 @@ import random
 import pytest
 
 from jobstatus_grpc import JobState
-from tests.support.load import Load, connected, crowd, follow, require_kept
+from tests.support.load import Load, background_tasks, connected, follow, require_kept
 from tests.support.servers import ServerProcess
 
 KILLS, KILLS_IN_FULL = 3, 20
@@ -22,7 +22,7 @@ def test_no_acknowledged_write_is_lost_and_every_watcher_reaches_the_end(tmp_pat
     server = ServerProcess("--log-level", "warning", store=f"sqlite:///{tmp_path}/jobs.db")
 
     async def scenario():
-        async with connected(server.address) as (stub, client), crowd() as start:
+        async with connected(server.address) as (stub, client), background_tasks() as start:
             load = Load(stub)
             await load.begin()
             watched = [worker.job_id for worker in load.workers for _ in range(WATCHERS_OF_EACH)]

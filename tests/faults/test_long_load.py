@@ -1,4 +1,4 @@
-"""A long time under load: nobody fails, everybody is told, and memory does not grow."""
+"""A long time under load: no call fails, every watch reaches the end, and memory does not grow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from tests.support.load import connected, crowd, follow
+from tests.support.load import background_tasks, connected, follow
 from tests.support.servers import ServerProcess
 
 SECONDS, SECONDS_IN_FULL = 6, 600
@@ -19,7 +19,7 @@ MAX_GROWTH_BYTES = 16 * 1024 * 1024
 
 
 async def report(stub, job_id, until):
-    """Report as fast as answers come, then the end; return how many reports that were."""
+    """Report as fast as answers come, then the end; return the number of reports."""
     sent = 0
     while time.monotonic() < until:
         sent += 1
@@ -32,7 +32,7 @@ async def report(stub, job_id, until):
 
 
 async def come_and_go(stub, chance, until):
-    """Open watches, and leave them after a message or two."""
+    """Open watches, and cancel them after a message or two."""
     while time.monotonic() < until:
         call = stub.WatchJob(pb.WatchJobRequest(id=f"job-{chance.randrange(JOBS)}"))
         for _ in range(chance.randrange(1, 3)):
@@ -42,7 +42,7 @@ async def come_and_go(stub, chance, until):
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("transport", ["grpcio", "native"])
-def test_under_load_nobody_fails_and_memory_does_not_grow(tmp_path, is_full, transport):
+def test_under_load_no_call_fails_and_memory_does_not_grow(tmp_path, is_full, transport):
     if transport == "native":
         pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
     flags = ("--transport", transport, "--log-level", "warning")
@@ -52,7 +52,7 @@ def test_under_load_nobody_fails_and_memory_does_not_grow(tmp_path, is_full, tra
 
 async def _load(server, seconds):
     process = psutil.Process(server.pid)
-    async with connected(server.address) as (stub, client), crowd() as start:
+    async with connected(server.address) as (stub, client), background_tasks() as start:
         for number in range(JOBS):
             job = pb.JobStatus(id=f"job-{number}", state=pb.JOB_STATE_IN_PROGRESS)
             await stub.CreateJob(pb.CreateJobRequest(job=job), timeout=30)

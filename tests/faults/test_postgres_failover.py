@@ -13,7 +13,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import Job
 from jobstatus_grpc.stores.postgres.store import PostgresStore
-from tests.support.load import connected_to, crowd, harmed_under_load, replicas
+from tests.support.load import background_tasks, connected_to, harmed_under_load, replicas
 from tests.support.postgres import PostgresCluster
 from tests.support.service import read_refusal
 from tests.support.stores import claim, settled
@@ -31,7 +31,7 @@ def url_of_both(primary, standby):
 
 
 async def watch_job(stub, job_id):
-    """Watch until the stream ends, and return why."""
+    """Watch until the stream ends, and return its error."""
     try:
         async for _ in stub.WatchJob(pb.WatchJobRequest(id=job_id), timeout=120):
             pass
@@ -58,7 +58,7 @@ async def fail_over(servers, primary, standby, chance):
         await asyncio.sleep(chance.uniform(0, 0.5))
         await asyncio.to_thread(standby.promote)
 
-    async with connected_to(servers) as (stubs, _), crowd() as start:
+    async with connected_to(servers) as (stubs, _), background_tasks() as start:
         job = (await stubs[0].CreateJob(pb.CreateJobRequest(job=pb.JobStatus(id="watched")))).job
         watch = start(watch_job(stubs[1], job.id))
         reading = start(read_on(stubs[2], reader))

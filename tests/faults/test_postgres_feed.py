@@ -1,4 +1,4 @@
-"""The change feed under writers that hold, roll back and sleep, and across a crash: nothing missed, nothing twice."""
+"""The change feed under slow writers that roll back, and across a crash: no change is lost or repeated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from jobstatus_grpc.stores.postgres.store import PostgresStore
-from tests.support.load import crowd
+from tests.support.load import background_tasks
 from tests.support.stores import claim, done, following
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ _INSERT = """
 
 
 async def write(url, number, rows, chance):
-    """Write rows in transactions that take their time and often roll back; return the ids of those that stay."""
+    """Write rows in slow transactions that often roll back; return the ids of the committed rows."""
     connection = await asyncpg.connect(url)
     written: list[str] = []
     while len(written) < rows:
@@ -61,7 +61,7 @@ def test_writers_that_hold_roll_back_and_sleep_make_the_feed_miss_nothing_and_re
         await sleeper.execute(_INSERT, "sleeper-", 1, 1)
         seen: list[str] = []
         rows = (ROWS_IN_FULL if is_full else ROWS) // WRITERS
-        async with crowd() as start:
+        async with background_tasks() as start:
             reading = start(read(store, await store.position(), seen))
             writers = [write(postgres_url, number, rows, random.Random(number)) for number in range(WRITERS)]
             written = [job_id for ids in await asyncio.gather(*writers) for job_id in ids]
@@ -76,8 +76,8 @@ def test_writers_that_hold_roll_back_and_sleep_make_the_feed_miss_nothing_and_re
     asyncio.run(asyncio.wait_for(scenario(), 550))
 
 
-def test_a_crash_that_takes_transaction_numbers_back_hides_no_change_from_who_read_before_it(new_postgres):
-    # Those of transactions that left nothing durable are given out again.
+def test_a_crash_that_takes_transaction_numbers_back_hides_no_change_from_earlier_readers(new_postgres):
+    # PostgreSQL reuses the numbers of transactions that left nothing durable.
     new_postgres.configure(wal_writer_delay="10s")
     new_postgres.restart()
     url = new_postgres.url(new_postgres.create_database())

@@ -1,4 +1,4 @@
-"""Somebody holds a job's row: only that job waits."""
+"""Another session locks a job's row: only updates of that job wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from jobstatus_grpc import JobState
-from tests.support.load import connected_to, crowd, follow, replicas
+from tests.support.load import background_tasks, connected_to, follow, replicas
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ _HOLD = "SELECT FROM jobstatus.jobs WHERE id = $1 FOR UPDATE"
 
 
 async def report_until(is_over, client, job):
-    """Report as fast as it goes; return how many milliseconds each report took."""
+    """Report without a pause; return how many milliseconds each report took."""
     took = []
     while not is_over.is_set():
         began_at = time.perf_counter()
@@ -29,11 +29,11 @@ async def report_until(is_over, client, job):
 
 
 @pytest.mark.timeout(120)
-def test_who_holds_one_job_holds_up_no_other(postgres_url, is_full):
+def test_a_lock_on_one_job_delays_no_other(postgres_url, is_full):
     hold_seconds = HOLD_SECONDS_IN_FULL if is_full else HOLD_SECONDS
 
     async def scenario(servers):
-        async with connected_to(servers) as (_, clients), crowd() as start:
+        async with connected_to(servers) as (_, clients), background_tasks() as start:
             jobs = [await clients[0].create(state=JobState.IN_PROGRESS) for _ in range(OTHERS)]
             held = await clients[0].create(state=JobState.IN_PROGRESS)
             watch = start(follow(clients[1], held.id))
@@ -53,7 +53,7 @@ def test_who_holds_one_job_holds_up_no_other(postgres_url, is_full):
             replies = await asyncio.gather(*waiting)
             slowest, fewest = max(map(max, took)), min(map(len, took))
             print(f"the slowest of the others' updates took {slowest:.0f} ms; each made {fewest} or more")
-            assert fewest > 2, "who waits for the holder makes one"
+            assert fewest > 2, "the update that waits for the lock makes one"
             assert sorted(reply.revision for reply in replies) == list(range(2, 2 + len(waiting)))
             await clients[0].update(held.id, state=JobState.SUCCEEDED)
             await watch

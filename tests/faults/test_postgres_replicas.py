@@ -1,4 +1,4 @@
-"""Three replicas on one database: an update on one reaches watchers on the others, and of many who race one wins."""
+"""Three replicas on one database: updates on one reach watchers on the others, and of many racing calls one wins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobState
-from tests.support.load import CUT_LISTENERS, Spread, Worker, connected_to, crowd, follow, replicas
+from tests.support.load import CUT_LISTENERS, Spread, Worker, background_tasks, connected_to, follow, replicas
 from tests.support.service import read_refusal
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def test_watchers_on_three_replicas_see_the_end_of_jobs_that_are_written_through
     updates, watchers = (UPDATES_IN_FULL, WATCHERS_IN_FULL) if is_full else (UPDATES, WATCHERS)
 
     async def scenario(servers):
-        async with connected_to(servers) as (stubs, clients), crowd() as start:
+        async with connected_to(servers) as (stubs, clients), background_tasks() as start:
             workers = [Worker(Spread(stubs), f"job-{number}") for number in range(WRITERS)]
             await asyncio.gather(*(worker.create() for worker in workers))
             watches = [
@@ -66,7 +66,7 @@ def test_an_update_on_one_replica_reaches_a_watcher_on_another_at_once_or_by_pol
         return (time.perf_counter() - began_at) * 1000
 
     async def scenario(servers):
-        async with connected_to(servers) as (_, (writer, reader, bystander)), crowd() as start:
+        async with connected_to(servers) as (_, (writer, reader, bystander)), background_tasks() as start:
             job = await writer.create(state=JobState.IN_PROGRESS)
             other = await writer.create()
             others = [start(follow(bystander, other.id)) for _ in range(WATCHERS)]
@@ -91,7 +91,7 @@ def test_an_update_on_one_replica_reaches_a_watcher_on_another_at_once_or_by_pol
 
 
 async def raced(call, request):
-    """Return None for who wins, else why not."""
+    """Return None for the winning call, else the reason of its error."""
     try:
         await call(request, timeout=20)
     except grpc.aio.AioRpcError as error:
@@ -100,7 +100,7 @@ async def raced(call, request):
 
 
 def contests(job_id):
-    """Yield a method, why its losers lose, and the requests that race: to create a job, to change it, to claim it."""
+    """Yield a method, its losers' error, and the racing requests: to create a job, to change it, to claim it."""
     job = pb.JobStatus(id=job_id)
     names = [f"{job_id}-{number}" for number in range(RUNNERS)]
     yield (
@@ -116,7 +116,7 @@ def contests(job_id):
 
 
 @pytest.mark.timeout(600)
-def test_of_sixteen_who_race_through_three_replicas_exactly_one_wins(postgres_url, is_full):
+def test_of_sixteen_racing_calls_through_three_replicas_exactly_one_wins(postgres_url, is_full):
     async def race(stubs, method, requests, loss):
         calls = [raced(getattr(stubs[n % len(stubs)], method), request) for n, request in enumerate(requests)]
         results = await asyncio.gather(*calls)

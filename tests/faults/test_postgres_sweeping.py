@@ -1,4 +1,4 @@
-"""Of several replicas one sweeps; when it dies another does, and holds nobody's silence before that against him."""
+"""Of several replicas one sweeps; when it dies another does, and silence before that does not count."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from jobstatus_grpc import JobState
 from jobstatus_grpc.errors import JobExpiredError
-from tests.support.load import connected_to, crowd, replicas
-from tests.support.timing import in_peace
+from tests.support.load import background_tasks, connected_to, replicas
+from tests.support.timing import rerun_after_pause
 from tests.support.watch_jobs import REMOVED, Reader
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ _LEADER = """
 
 
 async def leader(postgres, database, servers):
-    """Wait until one replica sweeps, and return it."""
+    """Wait until a replica sweeps, and return that replica."""
     while True:
         rows = await asyncio.to_thread(postgres.execute, _LEADER, database)
         assert len(rows) <= 1, "two sweep"
@@ -52,10 +52,10 @@ def database(postgres):
 
 
 @pytest.mark.timeout(300)
-@in_peace(0.5)
+@rerun_after_pause(0.5)
 def test_when_the_sweeper_dies_another_takes_over_and_its_clocks_start_anew(postgres, database, is_full):
     async def scenario(servers):
-        async with connected_to(servers) as (_, clients), crowd() as start:
+        async with connected_to(servers) as (_, clients), background_tasks() as start:
             for _ in range(KILLS_IN_FULL if is_full else KILLS):
                 sweeper = await leader(postgres, database, servers)
                 client = clients[(servers.index(sweeper) + 1) % len(clients)]
@@ -75,7 +75,7 @@ def test_when_the_sweeper_dies_another_takes_over_and_its_clocks_start_anew(post
 
 
 @pytest.mark.timeout(120)
-def test_jobs_expire_once_also_when_the_sweeper_dies_meanwhile(postgres, database):
+def test_jobs_expire_once_also_when_the_sweeper_dies_in_between(postgres, database):
     async def expired(client, job_id):
         while True:
             with contextlib.suppress(JobExpiredError):

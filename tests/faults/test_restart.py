@@ -1,4 +1,4 @@
-"""A server that goes and comes back, or stands still: our clients notice nothing but a pause."""
+"""A server that restarts, or is suspended: our clients see nothing but a pause."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from jobstatus_grpc import AsyncJobStatusClient, JobState
-from tests.support.load import crowd, follow
+from tests.support.load import background_tasks, follow
 from tests.support.servers import ServerProcess
 
 RESTARTS = 3
@@ -28,7 +28,7 @@ def test_no_call_of_our_client_fails_and_no_watch_ends_while_the_server_is_repla
 
     async def scenario():
         is_over = asyncio.Event()
-        async with AsyncJobStatusClient(server.address) as client, crowd() as start:
+        async with AsyncJobStatusClient(server.address) as client, background_tasks() as start:
             jobs = [await client.create(id=f"job-{number}", state=JobState.IN_PROGRESS) for number in range(8)]
             watches = [start(follow(client, job.id)) for job in jobs for _ in range(3)]
             workers = [start(report(client, job, is_over)) for job in jobs]
@@ -48,7 +48,7 @@ def test_no_call_of_our_client_fails_and_no_watch_ends_while_the_server_is_repla
 @pytest.mark.parametrize("grace", ["10s", "0s"])
 def test_a_crowd_of_calls_under_way_when_the_server_goes_all_take_effect_once(tmp_path, grace):
     async def scenario(server):
-        async with AsyncJobStatusClient(server.address) as client, crowd() as start:
+        async with AsyncJobStatusClient(server.address) as client, background_tasks() as start:
             jobs = [await client.create(state=JobState.IN_PROGRESS) for _ in range(CROWD)]
             calls = [start(client.update(job.id, attempt=1, reason="x", timeout_seconds=20)) for job in jobs]
             await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Readers of WatchJobs that are cut off again and again under load, and go on with their last token."""
+"""Readers of WatchJobs that lose their streams again and again under load, and resume with their last token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.stores.sqlite.store import SqliteStore
-from tests.support.load import connected, crowd
+from tests.support.load import background_tasks, connected
 from tests.support.servers import ServerProcess, serving
 from tests.support.watch_jobs import Reader, Writer
 
@@ -35,7 +35,7 @@ async def read_until(stream, reader, is_there):
 
 
 async def cut_again_and_again(address, reader, job_filter, chance, cuts):
-    """Read, and leave at a random moment: amid a message, a resumption, or while nothing happens."""
+    """Read, and cancel at a random moment: in a message, in a resumption, or while nothing changes."""
     for _ in range(cuts):
         async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             stream = watched(channel, reader, job_filter, chance)
@@ -67,7 +67,7 @@ def test_a_reader_that_is_cut_off_under_load_misses_no_newest_state_and_sees_no_
         chance = random.Random(1)
         readers = {name: Reader() for name in FILTERS}
         async with connected(server.address) as (stub, _):
-            async with crowd() as start:
+            async with background_tasks() as start:
                 writers = [Writer(stub, number, seed=number) for number in range(WRITERS)]
                 working = [start(writer.run()) for writer in writers]
                 cutting = [
@@ -115,7 +115,7 @@ def test_a_reader_that_was_away_sees_a_reset_exactly_where_history_does_not_cove
                 for _ in range(chance.randrange(15)):
                     await writer.step()
                 is_old = chance.random() < 0.7
-                # The store notes now and then how far it has come, and goes by that.
+                # The store saves its position only now and then, and resumes from the saved one.
                 for pause in (timedelta(minutes=2), timedelta(hours=25 if is_old else 1)):
                     clock.now += pause
                     while await store.trim(limit=100):

@@ -77,9 +77,9 @@ def test_a_mask_is_a_string_of_names_in_json(call, service, new_id):
 def test_why_a_call_was_refused_is_readable(buf_curl):
     done = buf_curl("CreateJob", {"job": {"id": "/", "progress": -1}})
     assert done.returncode != 0
-    told = json.loads(done.stderr)
-    assert told["code"] == "invalid_argument"
-    details = {detail["type"]: base64.b64decode(detail["value"] + "==") for detail in told["details"]}
+    error = json.loads(done.stderr)
+    assert error["code"] == "invalid_argument"
+    details = {detail["type"]: base64.b64decode(detail["value"] + "==") for detail in error["details"]}
     info = error_details_pb2.ErrorInfo.FromString(details["google.rpc.ErrorInfo"])
     assert (info.domain, info.reason) == ("jobstatus.v1", "INVALID_FIELD")
     bad_request = error_details_pb2.BadRequest.FromString(details["google.rpc.BadRequest"])

@@ -46,9 +46,9 @@ def refused(service, method, **request):
     """Call, and return the code and the details of the refusal by their types."""
     done = grpcurl(service, f"{SERVICE}/{method}", flags=["-format-error", "-d", json.dumps(request)])
     assert done.returncode > 64
-    told = json.loads(done.stderr)
-    assert told["code"] == done.returncode - 64
-    return told["code"], {detail["@type"].rpartition(".")[2]: detail for detail in told["details"]}
+    error = json.loads(done.stderr)
+    assert error["code"] == done.returncode - 64
+    return error["code"], {detail["@type"].rpartition(".")[2]: detail for detail in error["details"]}
 
 
 def test_the_service_is_listed_and_described_with_its_comments(service):

@@ -20,7 +20,7 @@ LANGUAGES = [
     *(pytest.param(each, marks=pytest.mark.interop) for each in ("go", "ruby", "java", "cpp")),
 ]
 BUILD_SECONDS = 540
-# Long enough for a test to do something meanwhile.
+# Long enough for a test to act before the job ends.
 LONG_STEP_SECONDS = 2
 
 BEGINNING = [
@@ -73,7 +73,7 @@ class Run:
             self._lines.append(line.rstrip("\n"))
 
     def finish(self) -> bool:
-        """Read on to its end; tell whether all was as it expected."""
+        """Read to the end of its output; return whether it exited with 0."""
         assert self._process.stdout is not None
         self._lines += self._process.stdout.read().splitlines()
         return self._process.wait() == 0

@@ -1,4 +1,4 @@
-"""What people do with grpcurl and buf curl against a server whose .proto they do not have."""
+"""grpcurl and buf curl against a server, without its .proto files."""
 
 from __future__ import annotations
 

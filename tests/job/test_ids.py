@@ -1,4 +1,4 @@
-"""Ids that the service makes are UUIDs as RFC 9562 lays them out."""
+"""Generated ids are UUIDs as in RFC 9562."""
 
 from __future__ import annotations
 

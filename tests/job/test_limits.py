@@ -1,4 +1,4 @@
-"""The checks of values against the table of limits, held against what the table says in words."""
+"""The checks of values, compared with the table of limits."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def test_progress_is_a_percentage(value):
         ({"a\n": "b\n", "c\t": "d\t"}, 4),
     ],
 )
-def test_labels_are_told_one_by_one(value, count):
+def test_labels_are_reported_one_by_one(value, count):
     assert len(violations_of(validation.check_labels, value, "job.labels")) == count
 
 
-def test_a_crowd_of_labels_is_not_told_one_by_one():
-    crowd = {f"{number}\n": "\n" for number in range(100_000)}
-    assert len(violations_of(validation.check_labels, crowd, "job.labels")) <= 2 * limits.MAX_LABELS + 1
+def test_too_many_labels_are_not_reported_one_by_one():
+    background_tasks = {f"{number}\n": "\n" for number in range(100_000)}
+    assert len(violations_of(validation.check_labels, background_tasks, "job.labels")) <= 2 * limits.MAX_LABELS + 1
 
 
 @pytest.mark.parametrize(

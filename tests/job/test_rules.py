@@ -1,4 +1,4 @@
-"""The rules of a job's life around its updates: how it is created, cancelled, deleted, given up, forgotten."""
+"""The rules of every command: create, update, cancel, stall, delete, expire."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_job_without_a_timeout_never_stalls() -> None:
     assert stall(job, timedelta(days=365)) is job
 
 
-def test_a_job_that_stays_stalled_fails_where_the_server_is_told_so() -> None:
+def test_a_job_that_stays_stalled_fails_where_the_server_is_configured_so() -> None:
     job = job_in(S.IN_PROGRESS, heartbeat_timeout=TIMEOUT, stalled=True)
     assert stall(job, TIMEOUT * 2, fail_after=TIMEOUT * 2) is job
     failed = stall(job, TIMEOUT * 3, fail_after=TIMEOUT * 2)
@@ -197,7 +197,7 @@ def test_nan_is_not_equal_to_itself_so_it_must_never_get_in() -> None:
         assert len(violations) == 1, value
 
 
-# As the README draws it, row by row; a claim names its attempt, so its column stands apart.
+# As in the README, row by row; a claim names its attempt, so it has a column of its own.
 ALLOWED = {
     S.PENDING: {S.PENDING, S.IN_PROGRESS, S.SUCCEEDED, S.ABORTED, S.FAILED, S.CANCELLED},
     S.IN_PROGRESS: {S.IN_PROGRESS, S.RETRYING, S.SUCCEEDED, S.ABORTED, S.FAILED, S.CANCELLED},
@@ -300,7 +300,7 @@ def test_the_same_end_again_is_fine_and_changes_nothing(state: JobState) -> None
 @pytest.mark.parametrize(
     "other", [{"reason": "other"}, {"error": JobError(3)}, {"result": {"rows": 2.0}}, {"result": None}]
 )
-def test_the_same_end_told_differently_is_refused(other: dict[str, Any]) -> None:
+def test_the_same_end_with_other_fields_is_refused(other: dict[str, Any]) -> None:
     job = job_in(S.FAILED, reason="why", error=JobError(8, "m"), result={"rows": 1.0})
     with pytest.raises(errors.IllegalTransitionError):
         update(job, state=S.FAILED, **other)

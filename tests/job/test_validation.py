@@ -1,4 +1,4 @@
-"""Commands against the limits: all that is wrong is told, and nothing else."""
+"""Whole commands against the limits: every violation is reported, and nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_create_without_anything_is_valid():
     assert fields_of(validation.check_create, Create(id="")) == []
 
 
-def test_all_that_is_wrong_with_a_create_is_told():
+def test_all_violations_of_a_create_are_reported():
     command = Create(id="/", name="\0", parent_id="/", state=JobState.FAILED, request=BAD_REQUEST, **BAD)
     others = {"job.id", "job.name", "job.parent_id", "job.state", "request_id"}
     assert sorted(fields_of(validation.check_create, command)) == sorted(BAD_FIELDS | others)
@@ -54,7 +54,7 @@ def test_a_job_is_created_in_a_state_that_begins(state):
     assert fields_of(validation.check_create, Create(id="a", state=state)) == ([] if is_fine else ["job.state"])
 
 
-def test_all_that_is_wrong_with_an_update_is_told():
+def test_all_violations_of_an_update_are_reported():
     error = JobError(17, "\0", "\0")
     changes = {**BAD, "state": 99, "error": error, "name": "x", "no such field": None}
     command = Update(id="/", changes=changes, attempt=-1, expected_revision=-1, request=BAD_REQUEST)
@@ -81,17 +81,17 @@ def test_an_error_is_valid_beside_a_state_that_has_one(state):
 def test_name_and_parent_are_looked_at_only_where_they_may_be_written():
     bad: dict[str, Any] = {"name": "\0", "parent_id": "/", "labels_if_missing": {"k": "\0"}}
     assert fields_of(validation.check_update, Update(id="a", **bad)) == []
-    told = fields_of(validation.check_update, Update(id="a", allow_missing=True, **bad))
-    assert told == ["job.name", "job.parent_id", "job.labels['k']"]
+    fields = fields_of(validation.check_update, Update(id="a", allow_missing=True, **bad))
+    assert fields == ["job.name", "job.parent_id", "job.labels['k']"]
 
 
-def test_labels_that_are_written_either_way_are_told_once():
+def test_labels_that_are_written_either_way_are_reported_once():
     labels = {"k": "\0"}
     command = Update(id="a", changes={"labels": dict(labels)}, allow_missing=True, labels_if_missing=labels)
     assert fields_of(validation.check_update, command) == ["job.labels['k']"]
 
 
-def test_all_that_is_wrong_with_a_cancel_or_a_delete_is_told():
+def test_all_violations_of_a_cancel_or_a_delete_are_reported():
     cancel = Cancel(id="", reason="\0", request=BAD_REQUEST)
     assert fields_of(validation.check_cancel, cancel) == ["id", "reason", "request_id"]
     assert fields_of(validation.check_delete, Delete(id="", expected_revision=-1)) == ["id", "expected_revision"]

@@ -35,7 +35,7 @@ def _run(*command: object, folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., str]:
-    """`run(*command, folder=…)` gives what the command printed, or fails with what it said."""
+    """`run(*command, folder=…)` returns the command's output, or fails with it."""
     return _run
 
 

@@ -25,7 +25,7 @@ def test_the_protos_are_in_the_format_of_buf(run, root):
     run(BUF, "format", "--diff", "--exit-code", folder=root)
 
 
-def test_the_api_breaks_nobody_who_used_the_last_release(run, root):
+def test_the_api_is_compatible_with_the_last_release(run, root):
     run(BUF, "breaking", "--against", BASELINE, folder=root)
 
 

@@ -1,4 +1,4 @@
-"""What the README tells to type works as it stands there."""
+"""The commands and code of the README work as written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(command, server):
 
 
 def run_until_synced(command, server):
-    """Run what goes on until Ctrl-C, up to where it has shown all that is there."""
+    """Run a command that ends at Ctrl-C, until it has shown everything."""
     command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
     arguments = [part.replace(ADDRESS, server.address) for part in command]
     said = ""
@@ -80,7 +80,7 @@ def test_every_command_and_flag_in_the_readme_exists(readme, server):
     assert verbs is not None
     for verb in verbs[1].split("|"):
         run(["jobstatus", verb.strip(), "--help"], server)
-    told = run(["jobstatus", "serve", "--help"], server)
+    printed = run(["jobstatus", "serve", "--help"], server)
     flags = re.findall(r"`(--[a-z-]+)`", readme.partition("| flag of `serve`")[2].partition("\n## ")[0])
     assert len(flags) > 8
-    assert [flag for flag in flags if flag not in told] == []
+    assert [flag for flag in flags if flag not in printed] == []

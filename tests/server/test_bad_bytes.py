@@ -126,7 +126,7 @@ def test_fields_of_a_later_version_are_ignored(service, new_id):
 
 
 def padded(request, size):
-    """The request with a field that nobody knows, to be of this size."""
+    """The request with an unknown field that brings it to this size."""
     body = request.SerializeToString()
     padding = size - len(body) - 6
     assert padding >= 2**21
@@ -178,7 +178,7 @@ LARGE = {
 
 
 def seconds_of_work(clock, work):
-    """What some work costs, in seconds of a processor."""
+    """The CPU time of some work, in seconds."""
     started = clock()
     work()
     return clock() - started

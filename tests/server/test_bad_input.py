@@ -95,7 +95,7 @@ IN_UPDATES: dict[str, tuple[str, list[Any], list[Any]]] = {
 
 
 def cases(*tables: dict[str, tuple[str, list[Any], list[Any]]], good: bool) -> list[Any]:
-    """One case for each value, told apart by field and number."""
+    """One case for each value, with field and number as its id."""
     return [
         pytest.param(name, field, value, id=f"{name}-{number}")
         for table in tables
@@ -178,7 +178,7 @@ def test_what_stands_beside_the_job_has_limits_too(service, refused, new_id, fie
     assert service.get(job.id) == job
 
 
-def test_a_violation_is_told_once(service, refused, new_id):
+def test_a_violation_is_reported_once(service, refused, new_id):
     refusal = refused(service.update, new_id(), allow_missing=True, labels={"k": "v" * 257})
     assert refusal.fields == ["job.labels['k']"]
 

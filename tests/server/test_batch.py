@@ -44,7 +44,7 @@ def test_an_empty_batch_has_no_results(any_service):
 
 
 def refused_updates(service, update_of, new_id):
-    """Updates that are each refused for another reason."""
+    """Updates that are refused, each with another reason."""
     running, done = service.job_in("IN_PROGRESS", id=new_id()), service.job_in("SUCCEEDED", id=new_id())
     service.update(running.id, reason="used", request_id="used")
     return [
@@ -73,12 +73,12 @@ def test_an_error_stands_in_its_place_and_stops_no_other(any_service, update_of,
     assert any_service.get(job.id) == results[-1].job
 
 
-def test_an_error_is_told_as_its_own_call_would_tell_it(any_service, update_of, refused, new_id):
+def test_an_error_is_the_one_that_its_own_call_would_return(any_service, update_of, refused, new_id):
     for update in refused_updates(any_service, update_of, new_id):
         (result,) = any_service.batch(update)
         alone = refused(any_service.stub.UpdateJob, update)
-        told = (result.error.code, result.error.message, result.error.reason)
-        assert told == (alone.code.value[0], alone.message, alone.reason)
+        seen = (result.error.code, result.error.message, result.error.reason)
+        assert seen == (alone.code.value[0], alone.message, alone.reason)
 
 
 def test_a_batch_of_errors_writes_nothing(any_service, update_of, refused, new_id):
@@ -133,8 +133,8 @@ def test_a_reply_stays_within_1_mib_plus_one_job_and_every_result_can_be_used(se
     results = service.batch(*updates)
     assert pb.BatchUpdateJobsResponse(results=results).ByteSize() <= MAX_RESPONSE_BYTES + LARGEST_JOB_BYTES
     for number, result in enumerate(results, 1):
-        told = (result.job.id, result.job.revision, result.job.attempt, result.job.state)
-        assert told == (job.id, job.revision + number, 1, pb.JOB_STATE_IN_PROGRESS)
+        seen = (result.job.id, result.job.revision, result.job.attempt, result.job.state)
+        assert seen == (job.id, job.revision + number, 1, pb.JOB_STATE_IN_PROGRESS)
 
 
 def test_a_reply_of_many_wordy_errors_stays_within_its_limit(service, update_of, new_id):

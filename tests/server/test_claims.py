@@ -1,4 +1,4 @@
-"""Attempts fence workers: of many claimants one wins, and whoever lost its job cannot write to it."""
+"""Attempts fence workers: of many claimants one wins, and a worker that lost its job cannot write to it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_job_whose_cancel_was_requested_cannot_be_claimed(any_service, refused
     assert any_service.get(job.id) == job
 
 
-def test_of_two_ends_told_at_once_one_is_kept(any_service, refusal, new_id):
+def test_of_two_ends_reported_at_once_one_is_kept(any_service, refusal, new_id):
     job = any_service.job_in("IN_PROGRESS", id=new_id())
     ends = ["SUCCEEDED", "FAILED", "ABORTED", "CANCELLED"] * 4
     ready = threading.Barrier(len(ends))

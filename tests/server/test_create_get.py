@@ -71,7 +71,7 @@ def test_what_only_the_service_sets_is_ignored_at_creation(any_service, new_id):
     assert (job.revision, job.created_at.seconds > 1) == (1, True)
 
 
-def test_an_id_that_nobody_chose_is_a_uuid_of_version_7(any_service):
+def test_a_generated_id_is_a_uuid_of_version_7(any_service):
     before = time.time_ns() // 1_000_000
     ids = [any_service.create().id for _ in range(20)]
     after = time.time_ns() // 1_000_000

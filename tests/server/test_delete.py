@@ -51,5 +51,5 @@ def test_a_deleted_job_is_in_no_list(any_service, new_id):
     assert not any_service.stub.ListJobs(request, timeout=20).jobs
 
 
-def test_what_is_wrong_with_a_request_is_told_at_once(service, refused):
+def test_all_violations_of_a_request_are_reported_at_once(service, refused):
     assert refused(delete, service, "a b", expected_revision=-1).fields == ["id", "expected_revision"]

@@ -1,4 +1,4 @@
-"""SIGTERM, and the age of streams: every watch is told to call again."""
+"""SIGTERM, and the age of streams: every watch ends with a retry delay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def end_of(refused, stream):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("store", ["memory:", "sqlite"])
-def test_a_signal_ends_the_server_with_0_and_tells_its_watchers_to_call_again(serve, refused, tmp_path, number, store):
+def test_a_signal_ends_the_server_with_0_and_its_watches_with_a_retry_delay(serve, refused, tmp_path, number, store):
     service = serve("--drain-grace", "15s", store=store if store == "memory:" else f"sqlite:///{tmp_path}/jobs.db")
     assert end_by_signal(service, refused, number) < 15
 
@@ -35,7 +35,7 @@ def test_health_says_not_serving_while_the_server_drains(serve):
     assert service.process.wait() == 0
 
 
-def test_a_done_job_is_told_before_the_server_goes(serve, tmp_path):
+def test_a_done_job_is_sent_before_the_server_ends(serve, tmp_path):
     service = serve(store=f"sqlite:///{tmp_path}/jobs.db")
     job = service.job_in("IN_PROGRESS")
     streams = [service.watch(job.id) for _ in range(50)]
@@ -47,7 +47,7 @@ def test_a_done_job_is_told_before_the_server_goes(serve, tmp_path):
     assert service.process.wait() == 0
 
 
-def test_calls_under_way_at_the_signal_are_answered_or_told_that_the_server_goes(serve, update_of, tmp_path):
+def test_calls_under_way_at_the_signal_are_answered_or_unavailable(serve, update_of, tmp_path):
     service = serve(store=f"sqlite:///{tmp_path}/jobs.db")
     job = service.job_in("IN_PROGRESS")
     calls = [service.stub.UpdateJob.future(update_of(job.id, reason=str(number))) for number in range(200)]

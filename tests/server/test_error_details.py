@@ -1,4 +1,4 @@
-"""What a refused caller can read: every violation at once, and never more than a trailer takes."""
+"""The details of errors: every violation at once, and never more than fits trailers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
-# What clients take by default: grpcio refuses some of more than 8 KiB and all of more than 16 KiB.
+# Client defaults: grpcio refuses some metadata above 8 KiB and all above 16 KiB.
 MAX_TRAILER_BYTES = 8 * 1024
 
 WRONG: dict[str, Any] = {
@@ -22,7 +22,7 @@ WRONG: dict[str, Any] = {
 WRONG_FIELDS = {f"job.{name}" for name in WRONG if name != "labels"} | {"job.labels['k']"}
 
 
-def test_a_create_is_told_all_that_is_wrong_with_it(service, refused):
+def test_a_create_gets_all_its_violations(service, refused):
     refusal = refused(service.create, id="/", state=99, name="\0", parent_id="/", request_id="\0", **WRONG)
     others = {"job.id", "job.state", "job.name", "job.parent_id", "request_id"}
     assert sorted(refusal.fields) == sorted(WRONG_FIELDS | others)
@@ -31,7 +31,7 @@ def test_a_create_is_told_all_that_is_wrong_with_it(service, refused):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_an_update_is_told_all_that_is_wrong_with_it(service, refused, masked):
+def test_an_update_gets_all_its_violations(service, refused, masked):
     error = {"code": 17, "message": "\0", "reason": "\0"}
     mask = [*WRONG, "error", "state", "name", "nonsense"] if masked else None
     refusal = refused(
@@ -50,11 +50,11 @@ def test_an_update_is_told_all_that_is_wrong_with_it(service, refused, masked):
     assert sorted(refusal.fields) == sorted([*WRONG_FIELDS, *others])
 
 
-def test_a_cancel_is_told_all_that_is_wrong_with_it(service, refused):
+def test_a_cancel_gets_all_its_violations(service, refused):
     assert refused(service.cancel, "/", reason="\0", request_id="\0").fields == ["id", "reason", "request_id"]
 
 
-def test_a_watch_is_told_all_that_is_wrong_with_it(service, refused):
+def test_a_watch_gets_all_its_violations(service, refused):
     span = duration_pb2.Duration(seconds=-1)
     refusal = refused(lambda: list(service.watch("/", heartbeat_interval=span, min_update_interval=span)))
     assert refusal.fields == ["id", "heartbeat_interval", "min_update_interval"]

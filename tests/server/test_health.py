@@ -80,7 +80,7 @@ def test_the_service_is_called_as_in_the_api() -> None:
 
 @pytest.mark.parametrize("service", [OVERALL, SERVICE, WRITE])
 @on_a_loop
-async def test_a_service_serves_only_once_told_so(service: str) -> None:
+async def test_a_service_serves_only_once_it_is_set(service: str) -> None:
     async with serve() as serving:
         assert await serving.check(service) == NOT_SERVING
         serving.health.set(service, SERVING)
@@ -120,7 +120,7 @@ async def test_a_malformed_request_is_an_invalid_argument(method: str) -> None:
 
 @pytest.mark.skipif(not hasattr(health_pb2, "HealthListRequest"), reason="grpcio-health-checking is older than List")
 @on_a_loop
-async def test_a_list_tells_every_service() -> None:
+async def test_a_list_has_every_service() -> None:
     async with serve() as serving:
         serving.health.set(OVERALL, SERVING)
         request: Any = getattr(health_pb2, "HealthListRequest")()  # noqa: B009 - its type stubs lack it
@@ -133,7 +133,7 @@ async def test_a_list_tells_every_service() -> None:
 
 
 @on_a_loop
-async def test_a_watch_tells_the_status_at_once_and_then_each_change() -> None:
+async def test_a_watch_sends_the_status_at_once_and_then_each_change() -> None:
     async with serve() as serving:
         watch = serving.watch(SERVICE)
         assert await status_of(watch) == NOT_SERVING
@@ -154,7 +154,7 @@ async def test_a_watch_may_skip_what_is_already_over_but_never_the_newest() -> N
 
 
 @on_a_loop
-async def test_a_watch_of_an_unknown_service_hears_when_it_appears() -> None:
+async def test_a_watch_of_an_unknown_service_gets_its_status_when_it_appears() -> None:
     async with serve() as serving:
         watch = serving.watch("later")
         assert await status_of(watch) == UNKNOWN
@@ -204,7 +204,7 @@ async def test_open_watches_do_not_hold_up_the_stop() -> None:
 
 
 class ObservedHealth(HealthServicer):
-    """Tells when a watch of `SERVICE` has ended on the server."""
+    """Records when a watch of `SERVICE` has ended on the server."""
 
     def __init__(self) -> None:
         super().__init__([SERVICE, WRITE])

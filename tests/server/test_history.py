@@ -12,15 +12,15 @@ def history(service, job_id, **fields) -> pb.ListJobTransitionsResponse:
     return service.stub.ListJobTransitions(pb.ListJobTransitionsRequest(id=job_id, **fields), timeout=20)
 
 
-def test_a_history_tells_who_did_what_when_the_oldest_first(any_service, new_id):
+def test_a_history_has_actor_change_and_time_the_oldest_first(any_service, new_id):
     job = any_service.create(id=new_id(), reason="asked for")
     any_service.update(job.id, state="JOB_STATE_IN_PROGRESS", attempt=1)
     any_service.update(job.id, progress=5)
     any_service.cancel(job.id, reason="no longer needed")
     ended = any_service.update(job.id, state="JOB_STATE_ABORTED", reason="stopped")
     entries = history(any_service, job.id).transitions
-    told = [(entry.from_state, entry.to_state, entry.reason, entry.attempt, entry.revision) for entry in entries]
-    assert told == [
+    rows = [(entry.from_state, entry.to_state, entry.reason, entry.attempt, entry.revision) for entry in entries]
+    assert rows == [
         (pb.JOB_STATE_UNSPECIFIED, pb.JOB_STATE_PENDING, "asked for", 0, 1),
         (pb.JOB_STATE_PENDING, pb.JOB_STATE_IN_PROGRESS, "", 1, 2),
         (pb.JOB_STATE_IN_PROGRESS, pb.JOB_STATE_IN_PROGRESS, "no longer needed", 1, 4),
@@ -73,5 +73,5 @@ def test_an_unknown_job_has_no_history(any_service, new_id, refused):
 
 
 @pytest.mark.parametrize(("job_id", "page_size", "fields"), [("", 0, ["id"]), ("a b", -1, ["id", "page_size"])])
-def test_what_is_wrong_with_a_request_is_told_at_once(service, refused, job_id, page_size, fields):
+def test_all_violations_of_a_request_are_reported_at_once(service, refused, job_id, page_size, fields):
     assert refused(history, service, job_id, page_size=page_size).fields == fields

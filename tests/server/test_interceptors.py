@@ -1,4 +1,4 @@
-"""Around every call: errors that nobody foresaw, the limit of calls in flight, and a line in the log."""
+"""Around every call: unforeseen errors, the limit of calls in flight, and a line in the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.servers import serving
 
 
 class OddStore(MemoryStore):
-    """Fails as no store may."""
+    """Raises an exception that no store may raise."""
 
     async def get(self, tenant, job_id):
         raise ZeroDivisionError("password=hunter2\nsecond line")
@@ -32,7 +32,7 @@ class OddStore(MemoryStore):
 
 
 class HeldStore(MemoryStore):
-    """Commits once it is told to."""
+    """Commits once `go_on` is set."""
 
     def __init__(self):
         super().__init__()
@@ -74,17 +74,17 @@ async def read_all(stream):
 
 
 @pytest.mark.parametrize("method", ["CreateJob", "GetJob", "UpdateJob", "BatchUpdateJobs", "CancelJob", "WatchJob"])
-def test_what_nobody_foresaw_is_internal_with_an_id_that_the_log_explains(refusal, caplog, method):
+def test_an_unforeseen_error_is_internal_with_an_id_that_the_log_explains(refusal, caplog, method):
     async def scenario():
         async with serving(OddStore()) as stub:
             return await refused(calls_of(stub)[method](), refusal)
 
-    told = run(scenario)
-    assert (told.code, told.domain) == (grpc.StatusCode.INTERNAL, "jobstatus.v1")
-    error_id = told.metadata["error_id"]
+    error = run(scenario)
+    assert (error.code, error.domain) == (grpc.StatusCode.INTERNAL, "jobstatus.v1")
+    error_id = error.metadata["error_id"]
     assert uuid.UUID(error_id).hex == error_id
-    assert error_id in told.message
-    assert "hunter2" not in f"{told}"
+    assert error_id in error.message
+    assert "hunter2" not in f"{error}"
     (record,) = [record for record in caplog.records if error_id in record.getMessage()]
     assert (record.levelname, method in record.getMessage()) == ("ERROR", True)
     assert "hunter2" in logging.Formatter().format(record)
@@ -109,9 +109,9 @@ def test_one_call_too_many_is_refused_while_watches_go_on(refusal):
             await stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(id="a")))
             store.go_on.clear()
             calls = [asyncio.ensure_future(calls_of(stub)["CreateJob"]()) for _ in range(2)]
-            told = await refused_once_full(calls_of(stub)["GetJob"], refusal)
-            assert told.kind == ("RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS")
-            assert told.retry_seconds > 0
+            error = await refused_once_full(calls_of(stub)["GetJob"], refusal)
+            assert error.kind == ("RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS")
+            assert error.retry_seconds > 0
             stream = stub.WatchJob(pb.WatchJobRequest(id="a"))
             message: Any = await stream.read()
             assert message.event.job.id == "a"
@@ -124,7 +124,7 @@ def test_one_call_too_many_is_refused_while_watches_go_on(refusal):
 
 
 async def refused_once_full(call, refusal):
-    """Call until the calls before it have arrived and it is refused."""
+    """Call until the calls before it have arrived, and return the error."""
     while True:
         try:
             await call()
@@ -157,7 +157,7 @@ async def read_reply(call):
         await call
 
 
-def test_calls_that_run_when_the_server_is_told_to_stop_finish(refusal):
+def test_calls_that_run_when_the_server_is_stopped_finish(refusal):
     async def scenario():
         store = HeldStore()
         async with serving(store, drain_grace=timedelta(seconds=15)) as stub:
@@ -205,9 +205,9 @@ async def one_of_each(stub):
 
 def test_each_call_is_one_line_of_json():
     lines = [json.loads(line) for line in logged("json", one_of_each)]
-    told = {line["method"]: line["code"] for line in lines}
-    assert len(lines) == len(told)
-    assert told == {
+    codes = {line["method"]: line["code"] for line in lines}
+    assert len(lines) == len(codes)
+    assert codes == {
         "CreateJob": "OK", "GetJob": "NOT_FOUND", "UpdateJob": "NOT_FOUND", "BatchUpdateJobs": "OK",
         "CancelJob": "NOT_FOUND", "WatchJob": "NOT_FOUND",
     }  # fmt: skip
@@ -236,8 +236,8 @@ def test_a_request_is_logged_under_its_callers_id_or_one_made_for_it(log_format)
     if log_format == "json":
         ids = [json.loads(line)["request_id"] for line in lines]
     else:
-        told = [line.partition("request_id=")[2] for line in lines]
-        ids = [json.loads(text) if text.startswith('"') else text for text in told]
+        texts = [line.partition("request_id=")[2] for line in lines]
+        ids = [json.loads(text) if text.startswith('"') else text for text in texts]
     assert ids[0] == 'mine "1" \\'
     assert re.fullmatch("x{64,512}", ids[1])
     assert all(re.fullmatch("[0-9a-f]{16,}", made) for made in ids[2:])

@@ -1,4 +1,4 @@
-"""ListJobs. What each filter finds is the stores' contract; here is what the service adds."""
+"""ListJobs: what the service adds. The filters themselves are in the stores' contract."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def page_of(service, parent, **fields) -> pb.ListJobsResponse:
 
 
 def pages_of(service, parent, *, page_token="", **fields) -> list[pb.ListJobsResponse]:
-    """Every page; `next_page_token` alone says whether another follows."""
+    """All pages; only `next_page_token` says whether another follows."""
     pages = [page_of(service, parent, page_token=page_token, **fields)]
     while pages[-1].next_page_token:
         pages.append(page_of(service, parent, page_token=pages[-1].next_page_token, **fields))
@@ -115,7 +115,7 @@ def test_a_resume_token_is_no_page_token(any_service, family, refused):
     assert refused(any_service.stub.ListJobs, request).kind == INVALID_TOKEN
 
 
-def test_every_violation_of_a_request_is_told_at_once(service, refused):
+def test_every_violation_of_a_request_is_reported_at_once(service, refused):
     job_filter = pb.JobFilter(ids=["a b"], names=["\0"], name_prefix="x" * 300, parent_id="/", labels={"": ""})
     job_filter.states.append(99)  # type: ignore[arg-type]
     job_filter.created_after.nanos = -1

@@ -1,4 +1,4 @@
-"""The listener on a real grpc.aio server: it is ended, fuzzed, silenced and stopped, and new calls must succeed."""
+"""The listener on a real grpc.aio server: accept loops that end, hang or get garbage; new calls must succeed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from tests.support.listener import (
     send,
     ticks,
 )
-from tests.support.timing import STANDSTILL_SECONDS, in_peace
+from tests.support.timing import MAX_PAUSE_SECONDS, rerun_after_pause
 
 
-@in_peace(0.5)
+@rerun_after_pause(0.5)
 def test_calls_succeed_within_two_seconds_of_the_accept_loops_end_and_the_log_says_why(caplog):
     async def scenario():
         async with listening() as (_, _, address):
@@ -136,7 +136,7 @@ def test_a_busy_server_is_left_alone(caplog):
         async with listening(tick_seconds=0.02, silence_ticks=10) as (service, _, address):
             for _ in range(4):
                 await call(address)
-                time.sleep(0.3)  # noqa: ASYNC251 - the event loop stands still: that is the point
+                time.sleep(0.3)  # noqa: ASYNC251 - blocks the event loop on purpose
             assert len(service.servers) == 1
 
     run(scenario)
@@ -187,7 +187,7 @@ def test_stop_ends_the_streams_of_replaced_servers_within_its_grace(caplog):
             await stream.read()
             await make_the_accept_loop_fail(address)
             await logged(caplog)
-            await asyncio.wait_for(listener.stop(0.2), 0.2 + 1 + STANDSTILL_SECONDS)
+            await asyncio.wait_for(listener.stop(0.2), 0.2 + 1 + MAX_PAUSE_SECONDS)
             with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
                 await read_to_the_end(stream)
 

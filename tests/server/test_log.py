@@ -1,4 +1,4 @@
-"""The log of a whole server, as whoever collects it sees it."""
+"""The log of a whole server, as a log collector reads it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def frame(kind, stream, payload):
     return struct.pack(">I", len(payload))[1:] + bytes([kind, 4 * (kind == 1)]) + struct.pack(">I", stream) + payload
 
 
-# A call whose headers HTTP/2 does not allow: gRPC's core has something to say about it.
+# A call whose headers HTTP/2 does not allow: gRPC's core logs it.
 ODD_CALL = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, b"") + frame(1, 1, b"\0\x02te\x08nonsense")
 
 
 def provoke(service, new_id):
-    """Do what a log may have something to say about."""
+    """Make calls that may be logged."""
     chance = random.Random(3)
     host, port = service.address.split(":")
     for data in (*(chance.randbytes(size) for size in (1, 9, 24, 500, 5000)), ODD_CALL):
@@ -51,9 +51,9 @@ def test_every_line_of_a_json_log_is_an_object_with_time_level_and_message(serve
     service = serve("--log-format", "json", "--log-level", "debug", log=log, store=f"sqlite:///{tmp_path}/jobs.db")
     provoke(service, new_id)
     assert service.process.terminate() == 0
-    told = [json.loads(line) for line in lines_of(log)]
-    assert all({"time", "level", "logger", "message"} <= line.keys() for line in told)
-    assert "CreateJob" in {line.get("method") for line in told}
+    entries = [json.loads(line) for line in lines_of(log)]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in entries)
+    assert "CreateJob" in {line.get("method") for line in entries}
 
 
 def test_the_last_calls_before_the_end_are_in_the_log(serve, tmp_path, new_id):
@@ -75,7 +75,7 @@ def test_calls_are_not_logged_where_only_trouble_is_asked_for(serve, tmp_path, l
     assert lines_of(log) == []
 
 
-def test_a_log_that_nobody_reads_any_more_costs_no_call(serve, tmp_path, new_id):
+def test_a_log_without_a_reader_fails_no_call(serve, tmp_path, new_id):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""What a server keeps in memory has a bound in bytes, not only in numbers."""
+"""The memory of a server is bounded in bytes, not only in numbers of jobs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def test_a_server_does_not_grow_by_the_results_that_it_stores(serve, update_of, 
     before = process.memory_info().rss
     for batch in range(BATCHES):
         service.batch(*(update_of(f"job-{batch}-{number}", **end) for number in range(BATCH_SIZE)))
-    # 86 MiB of results have come in.
+    # 86 MiB of results were received.
     assert process.memory_info().rss - before < 64 * MIB
     assert service.get("job-0-0").result == result

@@ -1,4 +1,4 @@
-"""What is counted, and how it is told: without a server."""
+"""The metrics and their values, without a server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FullStore(MemoryStore):
 
 
 def reader_of(metrics):
-    """Return what returns a value by its name and the values of its labels."""
+    """Return a function from a name and the values of labels to a metric's value."""
     samples = [sample for family in metrics.collect() for sample in family.samples]
     values = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
     return lambda *key: values[key]
@@ -99,7 +99,7 @@ def test_the_feed_lag_is_that_of_a_batchs_oldest_change():
 
 
 @pytest.mark.parametrize(("kind", "writable"), [(MemoryStore, 1), (FullStore, 0)])
-def test_a_store_that_cannot_write_is_told(kind, writable):
+def test_a_store_that_cannot_write_is_reported(kind, writable):
     assert reader_of(Metrics(kind(), clock=lambda: NOW))("jobstatus_store_writable") == writable
 
 

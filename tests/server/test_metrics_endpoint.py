@@ -1,4 +1,4 @@
-"""The metrics' own address, with clients that are wrong, slow or silent."""
+"""`serve --metrics`: read as Prometheus does, and by clients that are wrong, slow or silent."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_client_that_goes_before_its_answer_costs_nothing(address):
 
 
 def end_of(connection):
-    """Read to the end of a connection, however it ends; return how much came."""
+    """Read to the end of a connection, clean or not; return the number of bytes."""
     count = 0
     with contextlib.suppress(ConnectionError):
         while data := connection.recv(65536):
@@ -152,12 +152,12 @@ OURS = {
 
 
 class Metered:
-    """A server that tells its metrics."""
+    """A server with a metrics endpoint."""
 
     def __init__(self, service, log):
         self.service = service
-        told = [json.loads(line)["message"] for line in log.read_text().splitlines()]
-        (self.url,) = [line.removeprefix("metrics on ") for line in told if line.startswith("metrics on ")]
+        messages = [json.loads(line)["message"] for line in log.read_text().splitlines()]
+        (self.url,) = [line.removeprefix("metrics on ") for line in messages if line.startswith("metrics on ")]
 
     def scrape(self, accept=""):
         request = urllib.request.Request(self.url, headers={"Accept": accept} if accept else {})

@@ -1,4 +1,4 @@
-"""`--transport native`: what its users must find as on grpcio. `make test-native` runs the other tests on it too."""
+"""`--transport native`: behaves as grpcio does. `make test-native` runs the other tests on it too."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def service(serve_module):
 
 
 def start(*arguments, **environment):
-    """Run `jobstatus serve` to its end, which is near."""
+    """Run `jobstatus serve`, which must exit at once."""
     command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--store", "memory:", *arguments]
     return subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=20, check=False
     )
 
 
-def test_a_watch_is_told_of_the_end_and_ends_with_ok(service, new_id):
+def test_a_watch_gets_the_end_and_ends_with_ok(service, new_id):
     job = service.job_in("IN_PROGRESS", id=new_id())
     streams = [service.watch(job.id) for _ in range(READERS)]
     assert [next(stream).event.job for stream in streams] == [job] * READERS
@@ -51,18 +51,18 @@ def test_a_watch_is_told_of_the_end_and_ends_with_ok(service, new_id):
 
 @pytest.mark.parametrize("call", ["get", "watch"])
 def test_an_error_carries_its_details(service, refused, call):
-    told = refused(lambda: service.get("nobody") if call == "get" else list(service.watch("nobody")))
-    assert told.kind == ("NOT_FOUND", "JOB_NOT_FOUND")
-    assert (told.message, told.metadata) == ("no job has the id 'nobody'", {"id": "nobody"})
+    error = refused(lambda: service.get("nobody") if call == "get" else list(service.watch("nobody")))
+    assert error.kind == ("NOT_FOUND", "JOB_NOT_FOUND")
+    assert (error.message, error.metadata) == ("no job has the id 'nobody'", {"id": "nobody"})
 
 
-def test_every_violation_is_told_whatever_it_quotes(service, refused, update_of):
-    told = refused(service.stub.UpdateJob, update_of("ü/ñ", reason="a\0b", progress=101))
-    assert told.kind == ("INVALID_ARGUMENT", "INVALID_FIELD")
-    assert len(told.fields) == 3
+def test_every_violation_is_reported_whatever_it_quotes(service, refused, update_of):
+    error = refused(service.stub.UpdateJob, update_of("ü/ñ", reason="a\0b", progress=101))
+    assert error.kind == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert len(error.fields) == 3
 
 
-def test_who_called_is_in_the_history(service, new_id):
+def test_the_caller_is_in_the_history(service, new_id):
     job = service.create(id=new_id())
     history = service.stub.ListJobTransitions(pb.ListJobTransitionsRequest(id=job.id))
     assert history.transitions[0].actor.startswith("ipv4:127.0.0.1:")
@@ -103,7 +103,7 @@ def test_metadata_that_grpcio_takes_are_taken_and_more_are_refused(service):
 
 
 @pytest.mark.parametrize(("compression", "code"), [("Gzip", "NOT_FOUND"), ("Deflate", "UNIMPLEMENTED")])
-def test_gzip_is_unpacked_and_deflate_is_not_known(service, compression, code):
+def test_gzip_is_unpacked_and_deflate_is_refused(service, compression, code):
     body = pb.GetJobRequest(id="nobody").SerializeToString()
     with pytest.raises(grpc.RpcError) as caught:
         service.channel.unary_unary(GET)(body, compression=grpc.Compression[compression], timeout=20)
@@ -140,7 +140,7 @@ def test_a_watch_that_is_cancelled_frees_its_place_within_a_second(service, refu
 
 
 def admitted(service, job):
-    """Open as many watches as may be open, end them, and return how many were admitted."""
+    """Open watches up to the limit, cancel them, and return how many were admitted."""
     streams = [service.watch(job.id) for _ in range(READERS + 1)]
     codes = [next(stream, None) and None if stream.is_active() else stream.code() for stream in streams]
     return codes.count(None)
@@ -161,7 +161,7 @@ def test_ten_thousand_calls_leave_nothing_behind(service, new_id):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_0_and_tells_watchers_to_call_again(serve, refused, tmp_path, number):
+def test_a_signal_ends_it_with_0_and_watches_with_a_retry_delay(serve, refused, tmp_path, number):
     path = tmp_path / "socket"
     service = serve(*NATIVE, "--listen", f"unix:{path}", "--drain-grace", "5s")
     assert end_by_signal(service, refused, number) < 3

@@ -1,4 +1,4 @@
-"""The native transport with behaviours of our own, on a real front: tasks, cancellation, readers that do not read."""
+"""The native transport with handlers of the test's own: tasks, cancellation, clients that do not read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGE = b"x" * 60_000
 async def serving(
     behaviour: Behaviour, *, is_stream: bool = False, max_stream_seconds: float = 60, grace_seconds: float = 5
 ) -> AsyncIterator[Callable[..., Any]]:
-    """Serve one behaviour, and yield what calls it; the server stops at the end of the block."""
+    """Serve one handler, and yield a function that calls it; the server stops at the end of the block."""
     server = NativeServer(
         ["127.0.0.1:0"],
         [Method("/test.Test/Call", behaviour, is_stream)],
@@ -38,7 +38,7 @@ async def serving(
         yield channel.unary_stream("/test.Test/Call") if is_stream else channel.unary_unary("/test.Test/Call")
     finally:
         await server.stop(grace_seconds)
-        await channel.close(5)  # what has been sent may still be read
+        await channel.close(5)  # replies that were sent can still be read
 
 
 def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
@@ -125,7 +125,7 @@ def test_a_call_whose_client_leaves_is_cancelled_within_a_second(is_stream, leav
     run(scenario)
 
 
-def test_a_failure_is_internal_tells_nothing_and_stops_no_other(caplog):
+def test_a_failure_is_internal_reveals_nothing_and_stops_no_other(caplog):
     async def behaviour(data: bytes, context: CallContext) -> bytes:
         if data == b"bad":
             raise ZeroDivisionError("password=hunter2")

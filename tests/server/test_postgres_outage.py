@@ -1,4 +1,4 @@
-"""The database stands still, is gone, or starts late: calls fail soon, watches stay, all recovers by itself."""
+"""The database is suspended, is down, or starts late: calls fail soon, watches stay, everything recovers by itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jobstatus_grpc.server.health import WRITE
 from tests.support.postgres import PostgresCluster
 from tests.support.servers import ServerProcess
 from tests.support.service import Service
-from tests.support.timing import STANDSTILL_SECONDS, in_peace
+from tests.support.timing import MAX_PAUSE_SECONDS, rerun_after_pause
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 @contextlib.contextmanager
 def standing_still(cluster: PostgresCluster) -> Iterator[None]:
-    """Stop all processes of a server for the length of a block: who connects is not refused, and gets no answer."""
+    """Suspend all processes of a server during a block: a connection is accepted, and gets no answer."""
     assert cluster._process is not None
     postmaster = psutil.Process(cluster._process.pid)
     processes = [postmaster, *postmaster.children(recursive=True)]
@@ -89,13 +89,13 @@ def calls_on(service: Service, job_id: str) -> dict[str, Callable[[], object]]:
 def refusals_of(
     service: Service, job_id: str, read: Callable[[grpc.RpcError], object]
 ) -> dict[str, tuple[object, bool]]:
-    """Make all calls at once; return what refused each, and whether that came in time."""
+    """Make all calls at once; return the error of each, and whether it came in time."""
 
     def refused(call: Callable[[], object]) -> tuple[object, bool]:
         began_at = time.monotonic()
         with pytest.raises(grpc.RpcError) as caught:
             call()
-        return read(caught.value), time.monotonic() - began_at < ANSWER_SECONDS + STANDSTILL_SECONDS
+        return read(caught.value), time.monotonic() - began_at < ANSWER_SECONDS + MAX_PAUSE_SECONDS
 
     calls = calls_on(service, job_id)
     with ThreadPoolExecutor(len(calls)) as pool:
@@ -109,7 +109,7 @@ def read_into(events: queue.SimpleQueue[pb.JobEvent], watch: Any) -> None:
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
-@in_peace(0.5)
+@rerun_after_pause(0.5)
 def test_calls_fail_within_3_s_watches_stay_open_and_all_recovers(new_postgres, server, outage, refusal):
     stub: Any = health_pb2_grpc.HealthStub(server.channel)
     health = stub.Watch(health_pb2.HealthCheckRequest(service=WRITE))

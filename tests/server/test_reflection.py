@@ -30,7 +30,7 @@ NEVER_BY_ITSELF_SECONDS = 3600.0
 
 
 def extend_the_pool() -> None:
-    """Give protobuf's default pool what no module of ours has: an extension."""
+    """Add an extension to protobuf's default pool; no module of ours has one."""
     file = FileDescriptorProto(
         name=EXTENSION, package="jobstatus.test", dependency=["google/protobuf/descriptor.proto"]
     )
@@ -200,7 +200,7 @@ async def test_our_files_keep_comments_and_json_names() -> None:
 
 
 class Remote(DescriptorDatabase):
-    """What a client learns by asking for one symbol."""
+    """The files that a client gets for one symbol."""
 
     def __init__(self, files: list[FileDescriptorProto]) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ async def test_an_extension_is_found_by_its_number() -> None:
     ("message", "numbers"), [("google.protobuf.MethodOptions", [EXTENSION_NUMBER]), ("jobstatus.v1.JobStatus", [])]
 )
 @on_a_loop
-async def test_a_known_message_tells_the_numbers_of_its_extensions(message: str, numbers: list[int]) -> None:
+async def test_a_known_message_has_the_numbers_of_its_extensions(message: str, numbers: list[int]) -> None:
     async with serve() as serving:
         answer = await serving.ask(ServerReflectionRequest(all_extension_numbers_of_type=message))
         assert answer.all_extension_numbers_response.base_type_name == message

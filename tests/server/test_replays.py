@@ -1,4 +1,4 @@
-"""request_id makes a retry of an update safe; allow_missing creates what is not there yet."""
+"""request_id makes the retry of an update safe; allow_missing creates a missing job."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_a_create_takes_what_a_creator_may_choose():
     assert command.request.value == "r"
 
 
-def test_a_create_that_says_nothing_is_a_pending_job_without_an_id():
+def test_an_empty_create_is_a_pending_job_without_an_id():
     command = requests.to_create(pb.CreateJobRequest(), CALLER)
     assert (command.id, command.state, command.request) == ("", JobState.PENDING, None)
 
@@ -106,7 +106,7 @@ def hash_of(request):
     return made.request.payload_hash
 
 
-def test_the_hash_of_a_payload_tells_it_from_every_other():
+def test_the_hash_of_a_payload_differs_from_every_other():
     job = pb.JobStatus(id="a")
     payloads = [
         pb.UpdateJobRequest(job=job, request_id="r"),

@@ -1,4 +1,4 @@
-"""Rendering in two parts gives what protobuf makes of the whole, whatever was kept from the revision before."""
+"""Responses as bytes: equal to what protobuf serialises, and rendered in turns of the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listeners that share a port: one that goes deaf is replaced, though its siblings answer there."""
+"""Listeners that share a port: one that stops accepting is replaced, though others answer on the port."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.listener import Service, call, ends, logged, make_the_accept_
 
 
 class SharingService(Service):
-    """Its servers share their port; it knows whether it has answered."""
+    """Servers that share their port; `has_answered` says whether one has answered."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A reader that does not read costs nobody else anything, and leaves nothing behind."""
+"""A client that does not read costs no other call anything, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
-from tests.support.timing import STANDSTILL_SECONDS, within_a_second
+from tests.support.timing import MAX_PAUSE_SECONDS, within_a_second
 
 READERS = 20
 LARGE = {"text": "x" * 60_000}
@@ -39,7 +39,7 @@ def frame(kind, flags, stream, payload):
 
 
 class DeafReader:
-    """A client of WatchJob that offers all the room there is, and takes no byte off its socket."""
+    """A client of WatchJob with the largest flow-control window, which reads nothing from its socket."""
 
     def __init__(self, address, job_id):
         host, port = address.split(":")
@@ -61,7 +61,7 @@ class DeafReader:
         )
 
     def is_answered(self):
-        """Whether the first bytes have come; they stay where they are."""
+        """Whether the first bytes have arrived; they stay unread."""
         return bool(self._socket.recv(1, socket.MSG_PEEK))
 
     def close(self):
@@ -91,13 +91,13 @@ def idle_readers(service, job):
 
 
 def wait_until_full(service, job):
-    """Wait until one place is left."""
+    """Wait until there is room for one watch."""
     while places(service, job, 2) == 2:
         pass
 
 
 def places(service, job, wanted):
-    """Take as many places as are free, at most those wanted, and give them back; return their number."""
+    """Open up to `wanted` watches, cancel them, and return how many were admitted."""
     admitted = []
     for stream in [service.watch(job.id) for _ in range(wanted)]:
         try:
@@ -112,7 +112,7 @@ def places(service, job, wanted):
 
 
 def watch_in_the_last_place(service, job):
-    """Watch as soon as the watch that had the place is gone; begin with the second message."""
+    """Watch as soon as a place is free; begin with the second message."""
     while True:
         stream = service.watch(job.id, min_update_interval=NONE)
         try:
@@ -172,7 +172,7 @@ def test_readers_that_do_not_read_do_not_hold_up_the_end_of_the_server(serve, ne
         service.update(job.id, labels={"n": str(number)})
     started = time.monotonic()
     assert service.process.terminate() == 0
-    assert time.monotonic() - started < 1 + 5 + STANDSTILL_SECONDS
+    assert time.monotonic() - started < 1 + 5 + MAX_PAUSE_SECONDS
     for reader in readers:
         reader.close()
 
@@ -184,7 +184,7 @@ def test_a_reader_that_stalls_for_ever_is_thrown_out_by_the_age_of_its_connectio
     readers = idle_readers(service, job)
     for number in range(100):
         service.update(job.id, labels={"n": str(number)})
-    deadline = time.monotonic() + 1.1 + 30 + 5 + STANDSTILL_SECONDS
+    deadline = time.monotonic() + 1.1 + 30 + 5 + MAX_PAUSE_SECONDS
     while places(service, job, READERS + 1) < READERS + 1:
         assert time.monotonic() < deadline
         time.sleep(0.2)

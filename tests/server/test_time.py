@@ -1,4 +1,4 @@
-"""Time, through the API: stalled jobs, retention, many jobs that are due at once."""
+"""Stalled jobs, retention, and many jobs that are due at once, through the API."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jobstatus_grpc.job import Create, JobState
 from tests.support.servers import serving
 from tests.support.sqlite import open_at
 from tests.support.stores import TIMEOUT, StandingClock, done
-from tests.support.timing import STANDSTILL_SECONDS, in_peace
+from tests.support.timing import MAX_PAUSE_SECONDS, rerun_after_pause
 
 SECOND = Duration(seconds=1)
 
 
 def event_where(service, job_id, is_wanted) -> pb.JobStatus:
-    """Watch a job until it is as wanted."""
+    """Watch a job until it meets a condition."""
     stream = service.watch(job_id)
     try:
         return next(message.event.job for message in stream if is_wanted(message.event.job))
@@ -37,7 +37,7 @@ def test_a_job_whose_worker_died_says_so_and_its_next_update_clears_it(any_servi
     assert (updated.stalled, updated.revision) == (False, 3)
 
 
-@in_peace(0.5)
+@rerun_after_pause(0.5)
 def test_heartbeats_keep_a_job_from_stalling_and_change_nothing(any_service, new_id):
     job = any_service.create(id=new_id(), state="JOB_STATE_IN_PROGRESS", heartbeat_timeout=SECOND)
     ends_at = time.monotonic() + 2
@@ -46,7 +46,7 @@ def test_heartbeats_keep_a_job_from_stalling_and_change_nothing(any_service, new
     assert any_service.get(job.id) == job
 
 
-def test_a_job_that_stays_stalled_fails_if_the_server_is_told_so(serve):
+def test_a_job_that_stays_stalled_fails_if_the_server_is_configured_so(serve):
     service = serve("--fail-stalled-after", "1s")
     job = service.create(state="JOB_STATE_IN_PROGRESS", heartbeat_timeout=SECOND)
     failed = event_where(service, job.id, lambda job: job.done)
@@ -56,7 +56,7 @@ def test_a_job_that_stays_stalled_fails_if_the_server_is_told_so(serve):
     assert [entry.actor for entry in history][-1] == "server"
 
 
-def test_a_done_job_expires_after_the_retention_that_the_server_is_told(serve, refused):
+def test_a_done_job_expires_after_the_configured_retention(serve, refused):
     service = serve("--retention", "1s")
     job = service.job_in("SUCCEEDED")
     assert job.expires_at.ToDatetime() - job.finished_at.ToDatetime() == timedelta(seconds=1)
@@ -94,7 +94,7 @@ def test_20_000_jobs_that_are_due_at_once_do_not_hold_up_updates(tmp_path):
             all_stalled = asyncio.create_task(until_stalled(store, count))
             clock.advance(seconds=30)
             while not all_stalled.done():
-                clock.advance(seconds=1)  # the clocks of silence start anew if this machine stands still
+                clock.advance(seconds=1)  # stall clocks restart if this machine pauses
                 began_at = time.perf_counter()
                 job = pb.JobStatus(id="mine", progress=len(seconds) % 100, reason=f"{len(seconds)}")
                 await stub.UpdateJob(pb.UpdateJobRequest(job=job), timeout=20)
@@ -106,4 +106,4 @@ def test_20_000_jobs_that_are_due_at_once_do_not_hold_up_updates(tmp_path):
     print(f"{len(latencies)} updates, median {latencies[len(latencies) // 2]:.4f} s, longest {latencies[-1]:.4f} s")
     assert len(latencies) > 100
     assert latencies[len(latencies) // 2] < 0.1
-    assert latencies[-1] < 2 + STANDSTILL_SECONDS
+    assert latencies[-1] < 2 + MAX_PAUSE_SECONDS

@@ -1,4 +1,4 @@
-"""Tokens are good for what they were made for, and for nothing else."""
+"""A token is valid for the request that it was made for, and for no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every RPC of the API is served; what is not in it is refused as such."""
+"""Every RPC of the API is served; any other method is UNIMPLEMENTED."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UpdateJob: how a job moves, and what an update may not do."""
+"""UpdateJob: transitions, and refused updates."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_an_end_is_dated_and_says_when_the_job_is_forgotten(any_service, new_id,
     assert not job.HasField("projected_completion")
 
 
-def test_a_failure_has_an_error_even_if_nobody_gave_one(any_service, new_id):
+def test_a_failure_has_an_error_even_if_none_was_given(any_service, new_id):
     job = any_service.job_in("IN_PROGRESS", id=new_id())
     failed = any_service.update(job.id, state="JOB_STATE_FAILED", reason="disk full")
     assert failed.error == pb.JobError(code=2, message="disk full")
@@ -170,7 +170,7 @@ def test_the_same_end_again_is_fine_and_changes_nothing(any_service, new_id):
         {"mask": ["state", "reason"]},
     ],
 )
-def test_the_same_end_told_differently_is_refused(any_service, refused, new_id, other):
+def test_the_same_end_with_other_fields_is_refused(any_service, refused, new_id, other):
     job = any_service.job_in("IN_PROGRESS", id=new_id())
     end = {"state": "JOB_STATE_FAILED", "reason": "why", "error": {"code": 8}, "result": {"rows": 1}}
     failed = any_service.update(job.id, **end)

@@ -86,7 +86,7 @@ def test_every_message_shows_a_state_that_was(any_service, running):
         assert message.event.job == stored[message.event.job.revision]
 
 
-def test_a_heartbeat_of_the_worker_wakes_nobody(any_service, running):
+def test_a_heartbeat_of_the_worker_wakes_no_watcher(any_service, running):
     stream = any_service.watch(running.id)
     next(stream)
     for _ in range(5):

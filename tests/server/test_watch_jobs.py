@@ -1,4 +1,4 @@
-"""WatchJobs: what is there, and what changes."""
+"""WatchJobs: snapshots, changes, resuming with a token, limits, and how streams end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
 from tests.support.timing import admitted_within_a_second
-from tests.support.watch_jobs import HEARTBEAT, MIB, REMOVED, SNAPSHOT, SYNCED, UPDATED, Reader, pauses, told
+from tests.support.watch_jobs import HEARTBEAT, MIB, REMOVED, SNAPSHOT, SYNCED, UPDATED, Reader, events_of, pauses
 
 SECOND = duration_pb2.Duration(seconds=1)
 LONG = duration_pb2.Duration(seconds=3600)
@@ -44,7 +44,7 @@ def watch(any_service, group):
 
 
 def synced(stream):
-    """Read to SYNCED, and return what came before it and the message with SYNCED."""
+    """Read to SYNCED, and return the events before it and the message with SYNCED."""
     events: list[pb.JobEvent] = []
     for message in stream:
         if message.events[0].type == SYNCED:
@@ -60,11 +60,11 @@ def test_all_that_match_come_as_snapshots_and_then_synced(any_service, make, wat
     first = next(stream)
     assert [event.type for event in first.events] == [SNAPSHOT] * 3
     assert [event.job for event in first.events] == jobs[::-1]
-    assert told(next(stream)) == [(SYNCED, "")]
+    assert events_of(next(stream)) == [(SYNCED, "")]
 
 
 def test_synced_comes_also_where_none_match(watch):
-    assert told(next(watch())) == [(SYNCED, "")]
+    assert events_of(next(watch())) == [(SYNCED, "")]
 
 
 def test_a_message_has_a_token_from_synced_on_and_always_the_time(any_service, make, watch):
@@ -97,7 +97,7 @@ def test_a_job_that_stops_matching_comes_whole_as_removed_and_is_then_forgotten(
     assert list(next(stream).events) == [pb.JobEvent(type=REMOVED, job=done)]
     any_service.stub.DeleteJob(pb.DeleteJobRequest(id=job.id))
     any_service.update(other.id, progress=1)
-    assert told(next(stream)) == [(UPDATED, other.id)]
+    assert events_of(next(stream)) == [(UPDATED, other.id)]
 
 
 def test_a_job_whose_label_goes_is_removed_and_comes_back_with_it(any_service, make, watch, group):
@@ -105,7 +105,7 @@ def test_a_job_whose_label_goes_is_removed_and_comes_back_with_it(any_service, m
     stream = watch()
     synced(stream)
     any_service.update(job.id, mask=["labels"])
-    assert told(next(stream)) == [(REMOVED, job.id)]
+    assert events_of(next(stream)) == [(REMOVED, job.id)]
     back = any_service.update(job.id, labels=group)
     assert list(next(stream).events) == [pb.JobEvent(type=UPDATED, job=back)]
 
@@ -119,7 +119,7 @@ def test_a_deleted_job_is_removed_with_its_id_and_the_revision_of_its_removal(an
     assert list(next(stream).events) == [pb.JobEvent(type=REMOVED, job=gone)]
 
 
-def test_jobs_that_do_not_match_are_not_told(any_service, make, watch, new_id):
+def test_jobs_that_do_not_match_are_not_sent(any_service, make, watch, new_id):
     stream = watch(done=True)
     synced(stream)
     pending = make("PENDING")
@@ -135,7 +135,7 @@ def test_a_message_holds_at_most_256_events(any_service, watch, update_of, group
     stream = watch()
     messages = [next(stream) for _ in range(3)]
     assert [len(message.events) for message in messages] == [256, 256, 88]
-    assert told(next(stream)) == [(SYNCED, "")]
+    assert events_of(next(stream)) == [(SYNCED, "")]
     assert len({event.job.id for message in messages for event in message.events}) == 600
     any_service.batch(*(update_of(update.job.id, reason="x") for update in updates[:500]))
     counts = [len(next(stream).events)]
@@ -166,7 +166,7 @@ def test_heartbeats_come_after_silence_with_the_token_only(any_service, make, wa
         assert beat.resume_token == last.resume_token
         assert beat.HasField("server_time")
     any_service.update(job.id, progress=1)
-    assert told(next(stream)) == [(UPDATED, job.id)]
+    assert events_of(next(stream)) == [(UPDATED, job.id)]
 
 
 def test_minor_changes_wait_for_their_jobs_interval_and_others_do_not(any_service, make, watch):
@@ -175,7 +175,7 @@ def test_minor_changes_wait_for_their_jobs_interval_and_others_do_not(any_servic
     synced(stream)
     for job in jobs:
         any_service.update(job.id, progress=1)
-        assert told(next(stream)) == [(UPDATED, job.id)]
+        assert events_of(next(stream)) == [(UPDATED, job.id)]
     any_service.update(jobs[0].id, progress=2)
     changed = any_service.update(jobs[1].id, labels={**jobs[1].labels, "a": "b"})
     assert list(next(stream).events) == [pb.JobEvent(type=UPDATED, job=changed)]
@@ -206,7 +206,7 @@ def test_no_token_passes_a_change_that_is_held_back(any_service, make, watch):
     held_back = any_service.update(jobs[0].id, progress=2)
     any_service.update(jobs[1].id, progress=1)
     message = next(stream)
-    assert told(message) == [(UPDATED, jobs[1].id)]
+    assert events_of(message) == [(UPDATED, jobs[1].id)]
     events, _ = synced(watch(resume_token=message.resume_token))
     assert held_back in [event.job for event in events]
 
@@ -264,7 +264,7 @@ def test_a_changed_job_that_does_not_match_now_is_removed_whole(any_service, mak
     assert events == [pb.JobEvent(type=REMOVED, job=done)]
 
 
-def test_a_job_that_was_deleted_meanwhile_is_removed_with_id_and_revision(any_service, make, watch_to_synced):
+def test_a_job_that_was_deleted_in_between_is_removed_with_id_and_revision(any_service, make, watch_to_synced):
     job = make("SUCCEEDED")
     _, _, token = watch_to_synced(ids=[job.id])
     delete(any_service, job)
@@ -301,7 +301,7 @@ def test_a_job_that_did_not_change_is_removed_when_it_is_deleted(any_service, ma
     _, _, token = watch_to_synced()
     stream, _, _ = watch_to_synced(token)
     delete(any_service, job)
-    assert told(next(stream)) == [(REMOVED, job.id)]
+    assert events_of(next(stream)) == [(REMOVED, job.id)]
 
 
 def test_a_list_gives_a_token_for_what_comes_after_it(any_service, make, watch_to_synced, group):
@@ -313,7 +313,7 @@ def test_a_list_gives_a_token_for_what_comes_after_it(any_service, make, watch_t
     later = any_service.stub.ListJobs(request)
     assert later.resume_token == page.resume_token
     stream, events, _ = watch_to_synced(page.resume_token)
-    if not events:  # the hub had not heard of the change by then
+    if not events:  # the hub had not read the change by then
         events = next(stream).events
     assert changed in [event.job for event in events]
 
@@ -358,7 +358,7 @@ def test_a_page_token_is_no_resume_token(service, refused, new_id):
     assert refusal.kind == ("INVALID_ARGUMENT", "INVALID_TOKEN")
 
 
-def test_all_that_is_wrong_with_a_watch_is_told_at_once(service, refused):
+def test_all_violations_of_a_watch_are_reported_at_once(service, refused):
     request = pb.WatchJobsRequest(
         filter=pb.JobFilter(ids=["/"], parent_id="/", names=["\0"]),
         resume_token="x",
@@ -459,7 +459,7 @@ def test_a_watch_goes_on_where_it_was_after_its_server_was_restarted(serve, new_
         messages.append(next(stream))
         reader.take(messages[-1])
     assert reader.resets == 0
-    assert jobs[2].id not in [job_id for message in messages for _, job_id in told(message)]
+    assert jobs[2].id not in [job_id for message in messages for _, job_id in events_of(message)]
     assert reader.jobs == {job.id: service.get(job.id) for job in jobs}
     service.close()
 
@@ -531,7 +531,7 @@ CALLERS = 4
 
 
 def filter_of(number):
-    """A filter that only one job matches, or beside it a few that are like it."""
+    """A filter that only one job matches, or one with a few similar jobs."""
     kinds = [
         pb.JobFilter(ids=[f"job-{number}"]),
         pb.JobFilter(labels={"n": str(number)}),
@@ -549,7 +549,7 @@ def job_of(number, **fields):
 
 
 class Watcher:
-    """Notes how old each job is when it comes, and the newest of each."""
+    """Records the age of each job on arrival, and the newest revision of each."""
 
     def __init__(self):
         self.is_synced = asyncio.Event()

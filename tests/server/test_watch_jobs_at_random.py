@@ -1,4 +1,4 @@
-"""WatchJobs with random filters, on a store that takes its time at random: the reader ends up with what is listed."""
+"""WatchJobs with random filters, on a store with random delays: the reader ends with the jobs that are listed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READERS, CUTS, WRITERS = 12, 12, 3
 
 
 class LeisurelyStore(MemoryStore):
-    """Takes its time before and after each reading, and has small pages."""
+    """Waits at random before and after each read, and has small pages."""
 
     def __init__(self, chance):
         super().__init__()
@@ -58,7 +58,7 @@ def random_filter(chance):
 
 
 async def read(stub, job_filter, chance, is_over):
-    """Read, come and go at random, and once it is over until the reader's jobs are those that are listed."""
+    """Read and reconnect at random; after the writer's end, read until the reader's jobs equal the listed ones."""
     reader = Reader()
     cuts = 0
     while not is_over.is_set() or cuts < CUTS:

@@ -1,4 +1,4 @@
-"""What no client can bring about at will: changes between the steps of a WatchJobs, and stores that change under it."""
+"""Races that a client cannot force: changes between the steps of a WatchJobs, and stores that are replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch import filter_stream
 from tests.support.paused_store import PausedStore
 from tests.support.servers import serving
-from tests.support.watch_jobs import HEARTBEAT, REMOVED, RESET, Reader, listed, told
+from tests.support.watch_jobs import HEARTBEAT, REMOVED, RESET, Reader, events_of, listed
 
 NONE = duration_pb2.Duration()
 SECOND = duration_pb2.Duration(seconds=1)
@@ -57,7 +57,7 @@ async def read_until(stream, reader, is_there):
 
 
 async def is_right(stub, stream, reader):
-    """Read on until the newest is known, and see that the reader's jobs are those that match."""
+    """Read until the newest job arrives, and require that the reader's jobs equal the matching ones."""
     await read_until(stream, reader, lambda: reader.is_synced)
     await create(stub, "last")
     await read_until(stream, reader, lambda: "last" in reader.jobs)
@@ -76,7 +76,7 @@ def watched(stub, reader):
 
 
 async def resumed(stub, reader, *changes):
-    """Read to SYNCED, go away while things change, and come back."""
+    """Read to SYNCED, disconnect during changes, and resume."""
     stream = watched(stub, reader)
     await read_until(stream, reader, lambda: reader.is_synced)
     stream.cancel()
@@ -88,7 +88,7 @@ async def resumed(stub, reader, *changes):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("number", [1, 3])
-def test_what_changes_while_a_page_is_read_is_told(number, moment, change):
+def test_what_changes_while_a_page_is_read_is_sent(number, moment, change):
     async def scenario():
         store = PausedStore()
         async with serving(store) as stub:
@@ -107,7 +107,7 @@ def test_what_changes_while_a_page_is_read_is_told(number, moment, change):
 @pytest.mark.parametrize("again", CHANGES)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_what_changes_while_a_reader_resumes_is_told(moment, change, again):
+def test_what_changes_while_a_reader_resumes_is_sent(moment, change, again):
     async def scenario():
         store = PausedStore()
         async with serving(store) as stub:
@@ -116,7 +116,7 @@ def test_what_changes_while_a_reader_resumes_is_told(moment, change, again):
             reader = Reader()
             resuming = asyncio.ensure_future(is_right(stub, await resumed(stub, reader, CHANGES[change]), reader))
             await stop.reached.wait()
-            with contextlib.suppress(grpc.aio.AioRpcError):  # what is gone cannot change again
+            with contextlib.suppress(grpc.aio.AioRpcError):  # a deleted job cannot change again
                 await CHANGES[again](stub)
             stop.go_on.set()
             await resuming
@@ -128,7 +128,7 @@ def test_what_changes_while_a_reader_resumes_is_told(moment, change, again):
 @pytest.mark.parametrize("with_token", [False, True])
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changes_while_the_hub_takes_over_is_told(change, moment, with_token, monkeypatch):
+def test_what_changes_while_the_hub_takes_over_is_sent(change, moment, with_token, monkeypatch):
     monkeypatch.setattr(filter_stream, "UNSURE_SECONDS", 0)
 
     async def scenario():
@@ -150,7 +150,7 @@ def test_what_changes_while_the_hub_takes_over_is_told(change, moment, with_toke
     run(scenario)
 
 
-def test_a_job_that_left_the_filter_and_changes_again_before_the_hub_hears_of_it_is_removed(monkeypatch):
+def test_a_job_that_left_the_filter_and_changes_again_before_the_hub_reads_it_is_removed(monkeypatch):
     monkeypatch.setattr(filter_stream, "UNSURE_SECONDS", 0.01)
 
     async def scenario():
@@ -170,7 +170,7 @@ def test_a_job_that_left_the_filter_and_changes_again_before_the_hub_hears_of_it
     run(scenario)
 
 
-def test_a_resumed_reader_hears_of_what_it_holds_and_of_nothing_else(monkeypatch):
+def test_a_resumed_reader_gets_changes_of_the_jobs_that_it_holds_and_no_others(monkeypatch):
     monkeypatch.setattr(filter_stream, "UNSURE_SECONDS", 0)
 
     async def scenario():
@@ -183,7 +183,7 @@ def test_a_resumed_reader_hears_of_what_it_holds_and_of_nothing_else(monkeypatch
             await update(stub, "other", progress=1)
             await CHANGES["stops matching"](stub)
             message = await stream.read()
-            assert told(message) == [(REMOVED, "job-2")]
+            assert events_of(message) == [(REMOVED, "job-2")]
             reader.take(message)
             await is_right(stub, stream, reader)
 
@@ -191,7 +191,7 @@ def test_a_resumed_reader_hears_of_what_it_holds_and_of_nothing_else(monkeypatch
 
 
 @pytest.mark.parametrize("with_token", [False, True])
-def test_a_reader_hears_heartbeats_while_the_store_takes_its_time(with_token):
+def test_a_reader_gets_heartbeats_while_the_store_is_slow(with_token):
     async def scenario():
         store = PausedStore()
         async with serving(store) as stub:
@@ -205,7 +205,7 @@ def test_a_reader_hears_heartbeats_while_the_store_takes_its_time(with_token):
                 reader.take(await stream.read())
             for _ in range(2):
                 message: Any = await stream.read()
-                assert told(message) == [(HEARTBEAT, "")]
+                assert events_of(message) == [(HEARTBEAT, "")]
                 assert message.resume_token == reader.token
             stop.go_on.set()
             await is_right(stub, stream, reader)
@@ -214,7 +214,7 @@ def test_a_reader_hears_heartbeats_while_the_store_takes_its_time(with_token):
 
 
 class ReplaceableStore(PausedStore):
-    """Becomes another incarnation, with fewer jobs, when it is told to."""
+    """Becomes another incarnation, with fewer jobs, when a test replaces it."""
 
     def replace(self):
         before, self._feed = self._feed, Feed("another")
@@ -277,7 +277,7 @@ def test_a_token_leads_to_reset_exactly_where_history_does_not_cover_it(is_cover
                 pass
             stream = watched(stub, reader)
             first = await stream.read()
-            assert told(first)[0][0] == RESET if not is_covered else told(first)[0][0] not in (RESET, REMOVED)
+            assert events_of(first)[0][0] == RESET if not is_covered else events_of(first)[0][0] not in (RESET, REMOVED)
             reader.take(first)
             await is_right(stub, stream, reader)
             assert reader.resets == (not is_covered)

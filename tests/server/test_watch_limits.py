@@ -1,4 +1,4 @@
-"""How many may watch, and that watches and other calls do not starve each other."""
+"""The limit of watches, and that watches and other calls do not starve each other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refused_watch(refused, service, job):
 
 @pytest.fixture(scope="module")
 def limited(serve_module):
-    """A server that takes three watches."""
+    """A server that admits three watches."""
     return serve_module("--max-watchers", "3", "--max-requests", "100")
 
 
@@ -35,7 +35,7 @@ def running(limited, new_id):
     return limited.job_in("IN_PROGRESS", id=new_id())
 
 
-def test_one_watch_too_many_is_refused_and_told_when_to_try_again(limited, refused, running):
+def test_one_watch_too_many_is_refused_with_a_retry_delay(limited, refused, running):
     streams = opened(limited, running, 3)
     refusal = refused_watch(refused, limited, running)
     assert refusal.kind == TOO_MANY

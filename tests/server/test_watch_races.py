@@ -1,4 +1,4 @@
-"""What no client can bring about at will: changes between a watch's steps, and stores that fail under it."""
+"""Races that a client cannot force: changes between a watch's steps, and stores that fail."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def read_to_the_end(stream, note=lambda: None):
 
 
 async def end_of(events):
-    """The last job of a stream that ended well, or what its caller was told to do."""
+    """The last job of a stream that ended with OK, or "call again" after a retryable error."""
     try:
         return (await events)[-1].job
     except grpc.aio.AioRpcError as error:
@@ -84,7 +84,7 @@ def test_what_changes_while_a_watch_reads_its_job_is_not_missed(state):
 
 
 class InterruptedFeed(MemoryStore):
-    """Its feed fails once for each change, in the way it is told."""
+    """Its feed raises `error` once for each change."""
 
     def __init__(self, error):
         super().__init__()
@@ -100,7 +100,7 @@ class InterruptedFeed(MemoryStore):
 
 
 @pytest.mark.parametrize("error", [StoreUnavailableError, ZeroDivisionError])
-def test_a_watch_outlives_an_interruption_of_the_feed_or_is_told_to_call_again(caplog, error):
+def test_a_watch_outlives_an_interruption_of_the_feed_or_ends_with_a_retry_delay(caplog, error):
     async def scenario():
         async with serving(InterruptedFeed(error)) as stub:
             await running_job(stub)
@@ -116,7 +116,7 @@ def test_a_watch_outlives_an_interruption_of_the_feed_or_is_told_to_call_again(c
 
 
 class ReplacedStore(MemoryStore):
-    """Becomes another incarnation when it is told to."""
+    """Becomes another incarnation when a test replaces it."""
 
     def __init__(self):
         super().__init__()
@@ -148,9 +148,9 @@ def test_watches_end_when_the_store_is_replaced_and_go_on_when_called_again(refu
             for stream in streams:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await stream.read()
-                told = refusal(caught.value)
-                assert told.kind == ("UNAVAILABLE", "STORE_CHANGED")
-                assert told.retry_seconds > 0
+                error = refusal(caught.value)
+                assert error.kind == ("UNAVAILABLE", "STORE_CHANGED")
+                assert error.retry_seconds > 0
             again = asyncio.ensure_future(read_to_the_end(stub.WatchJob(pb.WatchJobRequest(id="a"))))
             job = await update(stub, state=pb.JOB_STATE_SUCCEEDED)
             assert (await again)[-1].job == job
@@ -159,7 +159,7 @@ def test_watches_end_when_the_store_is_replaced_and_go_on_when_called_again(refu
 
 
 class SlowlyReplacedStore(ReplacedStore):
-    """Fails to tell its position once it is replaced, and then takes its time."""
+    """Fails to return its position once it is replaced, and is slow after that."""
 
     def __init__(self):
         super().__init__()
@@ -178,7 +178,7 @@ class SlowlyReplacedStore(ReplacedStore):
 
 
 async def end_seen(stub):
-    """Follow the job to its end, calling again as a client does where the server says so."""
+    """Follow the job to its end, and call again after a retryable error, as a client does."""
     while True:
         try:
             return (await read_to_the_end(stub.WatchJob(pb.WatchJobRequest(id="a"), timeout=5)))[-1].job
@@ -213,7 +213,7 @@ def test_no_end_is_missed_while_the_server_finds_its_place_in_another_store(capl
 
 
 class ClosedStore(MemoryStore):
-    """Cannot be reached when it is told so."""
+    """Is unavailable while `is_gone`."""
 
     is_gone = False
 
@@ -253,9 +253,9 @@ def test_a_store_that_cannot_be_reached_is_unavailable_to_every_call(refusal):
             for call in calls:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await call
-                told = refusal(caught.value)
-                assert told.kind == ("UNAVAILABLE", "STORE_UNAVAILABLE")
-                assert told.retry_seconds > 0
+                error = refusal(caught.value)
+                assert error.kind == ("UNAVAILABLE", "STORE_UNAVAILABLE")
+                assert error.retry_seconds > 0
             store.is_gone = False
             job = await update(stub, state=pb.JOB_STATE_SUCCEEDED)
             message: Any = await stream.read()

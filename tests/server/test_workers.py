@@ -25,7 +25,7 @@ ANYWHERE = "127.0.0.1:0"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Where a store for workers is installed, and can be made to fail."""
+    """The folder of an installed store for workers that can be made to fail."""
     folder = tmp_path / "installed"
     folder.mkdir()
     shared_store.install(folder)
@@ -104,7 +104,7 @@ def test_a_killed_worker_is_replaced_and_calls_go_on(serve_with, log):
     assert {line["worker"] for line in later} == {0, 1}
 
 
-def test_a_worker_that_is_told_to_end_drains_and_is_replaced(serve_with, log):
+def test_a_worker_that_gets_sigterm_drains_and_is_replaced(serve_with, log):
     service = serve_with("--workers", "2")
     workers_of(service)[1].terminate()
     assert logged(log, "worker 1 .* has ended with exit code 0")
@@ -175,7 +175,7 @@ def test_a_worker_that_cannot_start_again_says_why_and_is_tried_again(serve_with
 
 
 def test_no_line_of_one_is_torn_apart_by_anothers():
-    read_end, write_end = os.pipe2(os.O_DIRECT)  # a read returns what one write wrote, up to what is never torn apart
+    read_end, write_end = os.pipe2(os.O_DIRECT)  # a read returns one write, up to PIPE_BUF
     lines = [f"{number} {'x' * (number * 37 % 700)}\n" for number in range(60)]
     with open(read_end, "rb", buffering=0) as reader:
         with open(write_end, "w") as writer:

@@ -1,4 +1,4 @@
-"""Workers on the store that they are made for: a job is the same at each."""
+"""Workers on PostgreSQL: each returns the same job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store is found by the scheme of its URL."""
+"""The scheme of a URL selects the store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_each_scheme_has_its_store(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["oracle://me:secret@host/jobs", "jobs.db", "", ":"])
-def test_an_unknown_scheme_is_told_the_known_ones_and_no_password(url):
+def test_an_unknown_scheme_is_refused_with_the_known_ones_and_no_password(url):
     with pytest.raises(CannotStartError, match=r"known are memory:, .*sqlite:") as refusal:
         opened(url)
     assert "secret" not in str(refusal.value)

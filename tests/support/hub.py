@@ -1,4 +1,4 @@
-"""A hub of watchers with a store in memory, and events rendered as words."""
+"""A hub of watchers on a store in memory; events are rendered as words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TENANT = "default"
 
 
 class FallibleStore(MemoryStore):
-    """Cannot be read for the next so many tries."""
+    """Raises StoreUnavailableError for the next `failures` reads."""
 
     failures = 0
 
@@ -36,7 +36,7 @@ class FallibleStore(MemoryStore):
 
 
 class Hub:
-    """A hub that follows a store; it renders an event as its type, its job's revision and the number of rendering."""
+    """A hub that follows a store; an event is rendered as its type and its job's revision."""
 
     def __init__(self, **settings):
         self.store = FallibleStore()
@@ -109,7 +109,7 @@ async def turns(count):
 
 
 class Turns:
-    """Counts the turns of the running loop, from now on."""
+    """Counts the turns of the running loop, from its creation on."""
 
     def __init__(self):
         self.count = 0

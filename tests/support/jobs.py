@@ -1,4 +1,4 @@
-"""Jobs at every point of their life, for tests of the rules."""
+"""Jobs in every state, for tests of the rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ S = JobState
 
 
 def job_in(state: JobState, **fields: Any) -> Job:
-    """A job that has come to `state` the usual way."""
+    """A job in `state`, with the fields that the usual way there sets."""
     values: dict[str, Any] = {"attempt": 0 if state is S.PENDING else 1, "revision": 5}
     if values["attempt"]:
         values["started_at"] = START

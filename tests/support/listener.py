@@ -13,12 +13,12 @@ ECHO = "/test.Echo/Unary"
 TICK = "/test.Echo/Stream"
 CHECK = "/grpc.health.v1.Health/Check"
 OPTIONS = (("grpc.so_reuseport", 0),)
-PATIENCE_SECONDS = 10.0
+MAX_WAIT_SECONDS = 10.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 class Service(grpc.GenericRpcHandler):
-    """Echoes, ticks and answers health checks; remembers the servers that were built for it."""
+    """Echoes, ticks and answers health checks; keeps the servers that were built for it."""
 
     def __init__(self) -> None:
         self.servers: list[grpc.aio.Server] = []
@@ -64,14 +64,14 @@ async def listening(*addresses, **settings):
         await listener.stop(0)
 
 
-async def call(address, timeout_seconds=PATIENCE_SECONDS):
-    """Make one call on a connection of its own, which connects again while it is refused."""
+async def call(address, timeout_seconds=MAX_WAIT_SECONDS):
+    """Make one call on a new connection, which is retried while it is refused."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         return await echo(channel, timeout_seconds)
 
 
-async def echo(channel, timeout_seconds=PATIENCE_SECONDS):
+async def echo(channel, timeout_seconds=MAX_WAIT_SECONDS):
     method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(ECHO)
     return await method(b"hello", timeout=timeout_seconds, wait_for_ready=True)
 
@@ -82,7 +82,7 @@ def ticks(channel):
 
 
 async def make_the_accept_loop_fail(address):
-    """Let the accept loop meet an error while it takes a call, as it does with some malformed ones."""
+    """Make the accept loop raise while it accepts a call, as some malformed calls do."""
 
     def refuse(loop, coroutine, **settings):
         if coroutine.__qualname__ == "_schedule_rpc_coro":
@@ -92,7 +92,7 @@ async def make_the_accept_loop_fail(address):
         return asyncio.Task(coroutine, loop=loop, **settings)
 
     asyncio.get_running_loop().set_task_factory(refuse)
-    with contextlib.suppress(grpc.aio.AioRpcError):  # unless a probe came first
+    with contextlib.suppress(grpc.aio.AioRpcError):  # unless the listener's probe was accepted first
         await call(address, timeout_seconds=0.2)
 
 
@@ -119,5 +119,5 @@ async def logged(caplog, count=1):
 
 
 def run(scenario):
-    """Run a coroutine function to its end, within twenty seconds."""
+    """Run a coroutine function, for at most 20 seconds."""
     asyncio.run(asyncio.wait_for(scenario(), 20))

@@ -1,4 +1,4 @@
-"""Workers that report and remember what was acknowledged, and watchers that must reach the end."""
+"""Load for the fault tests: workers that record what was acknowledged, watchers that must reach the end, replicas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 from jobstatus_grpc import AsyncJobStatusClient, Job, JobState
 from tests.support.servers import ServerProcess
 
-# What a call may meet while its server dies, is away, or comes back.
+# Codes that a call may get while its server dies, is down, or restarts.
 PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -62,13 +62,13 @@ class Worker:
         self.acknowledged = number
 
     def note(self, result: pb.BatchUpdateJobsResult) -> None:
-        """Take the result of the next report, which was sent in a batch."""
+        """Record the result of the next report, which was sent in a batch."""
         assert result.HasField("job"), result.error
         self._note(result.job, self.acknowledged + 1)
 
 
 async def until_answered(call: Any, request: Any) -> Any:
-    """Call until there is an answer, as a worker does that has a request_id."""
+    """Call until there is an answer, as a worker with a request_id does."""
     while True:
         try:
             return await call(request, timeout=5, wait_for_ready=True)
@@ -79,7 +79,7 @@ async def until_answered(call: Any, request: Any) -> Any:
 
 
 async def require_kept(stub: Any, acknowledged: dict[str, int]) -> None:
-    """Require that each job is there, at the last report that was acknowledged or a later one."""
+    """Require that each job exists, at its last acknowledged report or a later one."""
     requests = [pb.GetJobRequest(id=job_id) for job_id in acknowledged]
     replies = await asyncio.gather(*(until_answered(stub.GetJob, request) for request in requests))
     for reply, (job_id, number) in zip(replies, acknowledged.items(), strict=True):
@@ -88,7 +88,7 @@ async def require_kept(stub: Any, acknowledged: dict[str, int]) -> None:
 
 
 async def follow(client: AsyncJobStatusClient, job_id: str) -> list[Job]:
-    """Watch a job to its end, and return what was seen; revisions rise."""
+    """Watch a job to its end, and return its revisions, which must rise."""
     jobs = [job async for job in client.watch(job_id)]
     revisions = [job.revision for job in jobs]
     assert revisions == sorted(set(revisions))
@@ -97,8 +97,8 @@ async def follow(client: AsyncJobStatusClient, job_id: str) -> list[Job]:
 
 
 @asynccontextmanager
-async def crowd() -> AsyncIterator[Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]]:
-    """Yield what starts tasks; those that still run at the end of the block are cancelled and awaited."""
+async def background_tasks() -> AsyncIterator[Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]]:
+    """Yield a function that starts tasks; at the end of the block, running ones are cancelled and awaited."""
     tasks: list[asyncio.Task[Any]] = []
 
     def start(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -121,7 +121,7 @@ async def connected(address: str) -> AsyncIterator[tuple[Any, AsyncJobStatusClie
 
 
 class Load:
-    """Workers that report until they are told to stop, alone and in batches, and more jobs created all the while."""
+    """Workers that report until `end`, alone and in batches, while more jobs are created."""
 
     def __init__(self, stub):
         self._stub = stub
@@ -144,7 +144,7 @@ class Load:
         await asyncio.gather(*loads, self._create())
 
     async def end(self, running):
-        """Let every job succeed with one report more."""
+        """Stop the load, and let every job succeed with one more report."""
         self._is_over = True
         await running
         await asyncio.gather(*(worker.report(state=pb.JOB_STATE_SUCCEEDED) for worker in self.workers))
@@ -168,7 +168,7 @@ class Load:
 
 
 REPLICAS = 3
-# A listener has asked nothing since but whether its connection is there.
+# After LISTEN, a listener's connection sends nothing but its keepalive, SELECT 1.
 CUT_LISTENERS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE usename = 'jobstatus' AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')
@@ -191,7 +191,7 @@ def replicas(url: str, *flags: str, count: int = REPLICAS) -> Iterator[list[Serv
 
 
 class Spread:
-    """A stub whose every call goes to the next replica, as behind a load balancer."""
+    """A stub that sends each call to the next replica, like a load balancer."""
 
     def __init__(self, stubs: list[Any]) -> None:
         self._stubs = itertools.cycle(stubs)
@@ -215,8 +215,8 @@ async def harmed_under_load(
     times: int,
     pause: Callable[[], float],
 ) -> None:
-    """Do harm again and again while workers report: nothing acknowledged is lost, and every watcher reaches the end."""
-    async with connected_to(servers) as (stubs, clients), crowd() as start:
+    """Call `harm` again and again under load: no acknowledged report is lost, and every watcher reaches the end."""
+    async with connected_to(servers) as (stubs, clients), background_tasks() as start:
         stub = Spread(stubs)
         load = Load(stub)
         await load.begin()

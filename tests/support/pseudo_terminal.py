@@ -1,4 +1,4 @@
-"""A terminal with a program in it, for tests to type at and to look at."""
+"""A pseudo-terminal that runs a program, for tests to type into and to read."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ class PseudoTerminal:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Kill the program and close the terminal."""
         with self.process:
             self.process.kill()
         os.close(self._ours)
 
     def type(self, text: str) -> None:
-        """Press these keys; control characters are what Ctrl makes of them."""
+        """Type text; control characters are the keys with Ctrl."""
         os.write(self._ours, text.encode())
 
     def read_until(self, expected: str) -> str:
-        """Return what appears, up to and with `expected`, since the last such call; colours and moves left out."""
+        """Return the output since the last call, up to and with `expected`, without escape sequences."""
         deadline = time.monotonic() + LONGEST_SECONDS
         while expected not in self._seen[self._read_to :]:
             if not self._read(deadline):
@@ -72,7 +72,7 @@ class PseudoTerminal:
         return self._seen[start : self._read_to]
 
     def read_to_end(self) -> str:
-        """Return all that appears until nobody has the terminal open any more."""
+        """Return all output until no process has the terminal open."""
         while self._read(time.monotonic() + LONGEST_SECONDS):
             pass
         start, self._read_to = self._read_to, len(self._seen)
@@ -82,7 +82,7 @@ class PseudoTerminal:
         readable, _, _ = select.select([self._ours], [], [], max(deadline - time.monotonic(), 0))
         try:
             data = os.read(self._ours, 65536) if readable else b""
-        except OSError:  # nobody has it open any more
+        except OSError:  # no process has it open any more
             data = b""
         self._raw += data
         self._seen = _ESCAPES.sub("", self._raw.decode(errors="ignore"))

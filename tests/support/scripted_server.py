@@ -1,4 +1,4 @@
-"""A real gRPC server that does as it is told, well or badly: what a healthy one never shows."""
+"""A real gRPC server with scripted answers, good and bad, for what a healthy server never does."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def fail(code: grpc.StatusCode) -> Answer:
     """End a call as proxies and broken servers do: a code and nothing else."""
 
     def answer(request: Any, context: grpc.ServicerContext) -> bytes:
-        context.abort(code, "as told")
+        context.abort(code, "as scripted")
 
     return answer
 
@@ -76,9 +76,9 @@ def reply(message: Any) -> Answer:
 
 
 class ScriptedServer:
-    """Each of an RPC's answers is given once, the last one for ever. A context manager.
+    """Gives each of an RPC's answers once, and the last one again and again. A context manager.
 
-    `requests` holds what was asked, `silence` is an answer that says nothing until the client has left, and each
+    `requests` holds the requests by RPC, `silence` is an answer that sends nothing until the client has left, and each
     call releases `ended` when it is over.
     """
 
@@ -105,23 +105,23 @@ class ScriptedServer:
         self._server.stop(0).wait()
 
     def script(self, name: str, *answers: Answer) -> None:
-        """Give an RPC its answers afterwards: those that need the server itself."""
+        """Set an RPC's answers afterwards, if they need the server itself."""
         self._answers[name] = list(answers)
 
     def await_request(self, name: str, count: int = 1) -> None:
-        """Wait until clients have called so often."""
+        """Wait until clients have made `count` calls."""
         with self._asked:
             assert self._asked.wait_for(lambda: len(self.requests[name]) >= count, timeout=10)
 
     def silence(self, request: Any, context: grpc.ServicerContext) -> bytes:
-        """Say nothing more, until the client leaves or the server stops."""
+        """Send nothing until the client leaves or the server stops."""
         over = threading.Event()
         if context.add_callback(over.set):
             over.wait()
         return b""
 
     def silent_stream(self, request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """A stream that says nothing."""
+        """A stream without messages."""
         return a_stream(then=self.silence)(request, context)
 
     def _handlers(self) -> Iterator[tuple[str, grpc.RpcMethodHandler[Any, Any]]]:

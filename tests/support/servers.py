@@ -1,4 +1,4 @@
-"""Real servers for tests: processes, and one within a test's event loop for what a process cannot be made to do."""
+"""Real servers for tests: as processes, and within a test's event loop with a store of the test's own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 TRANSPORT = os.environ.get("JOBSTATUS_TEST_TRANSPORT", "grpcio")
-"""What servers are started with that are not told otherwise."""
+"""The default transport of servers."""
 
 
 class ServerProcess:
@@ -38,7 +38,7 @@ class ServerProcess:
     def __init__(
         self, *flags: str, store: str = "memory:", listen: str = "127.0.0.1:0", log: Path | None = None
     ) -> None:
-        """Take the flags of `jobstatus serve`; its log goes to `log`, else to this process's stderr."""
+        """`flags` are those of `jobstatus serve`; without `log`, its log goes to this process's stderr."""
         self._flags = flags
         self._store = store
         self._listen = listen
@@ -117,13 +117,13 @@ async def serving(
 ) -> AsyncIterator[JobStatusServiceAsyncStub]:
     """Serve a store within the running event loop, and yield a stub.
 
-    At the end of the block the server drains; calls on the stub that run then see it.
+    At the end of the block the server drains; running calls on the stub see that.
     """
     settings = {"transport": TRANSPORT, **settings}
     config = ServerConfig(listen=("127.0.0.1:0",), drain_grace=drain_grace, **settings)
     async with contextlib.AsyncExitStack() as after_the_server, _Server(config, store, request_log) as server:
         options = [("grpc.use_local_subchannel_pool", 1)]
         channel = grpc.aio.insecure_channel(server.addresses[0], options=options)
-        # With a grace: replies that are under way still arrive.
+        # With a grace period: replies that are under way still arrive.
         after_the_server.push_async_callback(channel.close, 1)
         yield JobStatusServiceStub(channel)

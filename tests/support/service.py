@@ -19,7 +19,7 @@ DEADLINE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a caller can read of an error."""
+    """An error as its caller can read it."""
 
     code: grpc.StatusCode
     message: str
@@ -54,12 +54,12 @@ def read_refusal(error: Any) -> Refusal:
 
 
 class Service:
-    """The raw stub of one server, and short words for what most tests do with it."""
+    """The raw stub of one server, and short forms of common calls."""
 
     def __init__(self, address: str, process: ServerProcess | None = None) -> None:
         self.address = address
         self.process = process
-        # A connection of its own, which ends when the channel is closed.
+        # A connection of its own, which is closed with the channel.
         self.channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
         self.stub = JobStatusServiceStub(self.channel)
 
@@ -96,7 +96,7 @@ class Service:
         return job
 
     def send(self, method: str, body: bytes) -> bytes:
-        """Call with a body as it is, and return the reply as it is."""
+        """Call with a serialised request, and return the serialised response."""
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
             f"/jobstatus.v1.JobStatusService/{method}"
         )
@@ -110,7 +110,7 @@ class Service:
 
 
 def update_of(job_id: str, *, mask: list[str] | None = None, **fields: Any) -> pb.UpdateJobRequest:
-    """Make an UpdateJobRequest; what is not a field of the request itself is one of its job."""
+    """Make an UpdateJobRequest; other names are fields of its job."""
     names = ("attempt", "expected_revision", "request_id", "allow_missing")
     request = pb.UpdateJobRequest(**{name: fields.pop(name) for name in names if name in fields})
     request.job.CopyFrom(pb.JobStatus(id=job_id, **fields))
@@ -121,7 +121,7 @@ def update_of(job_id: str, *, mask: list[str] | None = None, **fields: Any) -> p
 
 
 def end_by_signal(service, refused, number):
-    """Signal a server that twenty watch, require that all are told to call again, and return its seconds to the end."""
+    """Signal a server with 20 watches; each must end with a retry delay. Return the seconds until its exit."""
     job = service.job_in("IN_PROGRESS")
     streams = [service.watch(job.id) for _ in range(20)]
     for stream in streams:

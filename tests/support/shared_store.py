@@ -1,4 +1,4 @@
-"""A package with a store that says it can be shared, so that workers can be tried without a database.
+"""A package with a store that claims to be shared, so that workers can be tested without a database.
 
 Each process has jobs of its own. A file in the package's folder makes the next openings fail: `crash`, or `refuse`.
 """

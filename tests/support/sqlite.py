@@ -1,4 +1,4 @@
-"""What the SQLite store's tests share."""
+"""SQLite stores and files, for the tests of the SQLite store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def open_at(path: Path, clock=None, **more) -> SqliteStore:
 
 
 def on_file(path: Path, *uses, **more) -> list:
-    """Give each of `uses` the store in the file, opened anew for each, and return what they return."""
+    """Call each of `uses` with the store in the file, opened anew for each, and return the results."""
 
     async def main() -> list:
         results = []

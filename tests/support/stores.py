@@ -1,4 +1,4 @@
-"""What the stores' tests share: a clock, a loop for each test, and short ways to say things."""
+"""A clock, an event loop for each test, and short forms of store calls, for tests of stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_LIMIT = 1000
 
 
 class StandingClock:
-    """A clock that moves when it is told to."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 3, 1, 12, 0, 0, 250, tzinfo=timezone.utc)
@@ -57,7 +57,7 @@ def on_store(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 
 async def done(store: JobStore, *commands: Command) -> list[Job]:
-    """Commit `commands`, none of which may be refused."""
+    """Commit `commands` and return the jobs; none may be refused."""
     outcomes = await settled(store.commit(commands))
     refusals = [outcome for outcome in outcomes if not isinstance(outcome, Job)]
     assert not refusals, refusals
@@ -65,12 +65,12 @@ async def done(store: JobStore, *commands: Command) -> list[Job]:
 
 
 async def settled(commit: Awaitable[Sequence[Any]]) -> list[Outcome]:
-    """Return the outcomes of a commit, those too that come later because somebody else held a job."""
+    """Return the outcomes of a commit, including deferred ones of jobs that were locked."""
     return [await outcome if isinstance(outcome, asyncio.Future) else outcome for outcome in await commit]
 
 
 async def following(store: JobStore, after: str) -> list[Change]:
-    """Return all that changed after a position, oldest batch first."""
+    """Return all changes after a position, oldest batch first."""
     changes: list[Change] = []
     while after != await store.position():
         batch = await store.changes(after)
@@ -106,13 +106,13 @@ async def ids_of(store: JobStore, job_filter: JobFilter = ALL, **more) -> list[s
 
 
 async def due(store: JobStore, fail_after: timedelta | None = None) -> list[tuple[str, str]]:
-    """What is due, by kind and id."""
+    """The overdue commands, by kind and id."""
     commands = await store.overdue(limit=NO_LIMIT, fail_stalled_after=fail_after)
     return [(type(command).__name__, command.id) for command in commands]
 
 
 async def sweep(store: JobStore, fail_after: timedelta | None = None) -> list[Job]:
-    """Commit what is due."""
+    """Commit the overdue commands."""
     return await done(store, *await store.overdue(limit=NO_LIMIT, fail_stalled_after=fail_after))
 
 
@@ -122,6 +122,6 @@ async def start(store: JobStore, *ids: str) -> None:
 
 
 async def trim(store: JobStore, limit: int = NO_LIMIT) -> None:
-    """Drop all that may be dropped."""
+    """Trim until nothing is left to trim."""
     while await store.trim(limit=limit):
         pass

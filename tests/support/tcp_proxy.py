@@ -1,4 +1,4 @@
-"""A line to a server that can be cut: a TCP proxy."""
+"""A TCP proxy for connections that a test cuts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
-class CutLine:
+class TcpProxy:
     """Passes bytes between its own `address` and a server's; a context manager. `cut` resets all connections."""
 
     def __init__(self, address: str) -> None:
@@ -22,12 +22,12 @@ class CutLine:
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
 
-    def __enter__(self) -> CutLine:
+    def __enter__(self) -> TcpProxy:
         self._threads[0].start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closing does not wake who waits in accept().
+        # Closing does not wake a thread in accept().
         self._listener.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()
         self._listener.close()

@@ -1,4 +1,4 @@
-"""For tests that say how long something takes: this machine may stand still at any moment, for seconds."""
+"""Time limits in tests, on a machine that may pause at any moment, for seconds."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Any, TypeVar
 import grpc
 import pytest
 
-STANDSTILL_SECONDS = 3.0
-"""For so long at most, so that a limit which leaves room for it can tell."""
+MAX_PAUSE_SECONDS = 3.0
+"""The longest pause of the machine that a time limit in a test must allow for."""
 
 _TICK_SECONDS = 0.01
 _RUNS = 4
 
 
-def in_peace(seconds: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test again that failed while this process stood still for `seconds` or longer; a few times at most."""
+def rerun_after_pause(seconds: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Rerun a test that failed while this process was paused for `seconds` or longer, at most 3 times."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)
         def run(*arguments: Any, **fixtures: Any) -> None:
             for runs_left in reversed(range(_RUNS)):
-                with _standstills() as standstills:
+                with _pauses() as pauses:
                     try:
                         return test(*arguments, **fixtures)
                     except (Exception, pytest.fail.Exception) as error:
                         failure = error
-                if not runs_left or max(standstills) < seconds:
+                if not runs_left or max(pauses) < seconds:
                     raise failure
 
         return run
@@ -42,8 +42,8 @@ def in_peace(seconds: float) -> Callable[[Callable[..., None]], Callable[..., No
 
 
 @contextlib.contextmanager
-def _standstills() -> Iterator[list[float]]:
-    """How long this process stood still, each time that it did, while the block runs."""
+def _pauses() -> Iterator[list[float]]:
+    """The pauses of this process during the block, in seconds."""
     seconds = [0.0]
     is_over = threading.Event()
 
@@ -63,23 +63,23 @@ def _standstills() -> Iterator[list[float]]:
         ticking.join()
 
 
-# What a try takes beyond this, the machine stood still.
-LONGEST_TRY_SECONDS = 0.1
+# An attempt that takes longer was paused; the rest does not count.
+MAX_ATTEMPT_SECONDS = 0.1
 
 
 def within_a_second(is_so: Callable[[], bool]) -> bool:
-    """Look again and again; tell whether it became so within a second, which is what a watch may take to be gone."""
+    """Whether a condition becomes true within a second: the time that a cancelled watch may take to free its place."""
     seconds = 0.0
     while seconds < 1:
         began_at = time.monotonic()
         if is_so():
             return True
-        seconds += min(time.monotonic() - began_at, LONGEST_TRY_SECONDS)
+        seconds += min(time.monotonic() - began_at, MAX_ATTEMPT_SECONDS)
     return False
 
 
 def admitted_within_a_second(watch: Callable[[], Any]) -> Any:
-    """Open a watch, again and again until it is admitted."""
+    """Open a watch, and retry for a second until it is admitted."""
     admitted = []
 
     def is_admitted() -> bool:
@@ -101,13 +101,13 @@ Store = TypeVar("Store")
 
 REPEATS, ROUNDS = 40, 3
 MEASUREMENTS = REPEATS * ROUNDS
-"""`use` gets numbers below this, each at most once: what it touches need not come from memory."""
+"""`use` gets numbers below this, each at most once, so that each call can touch other rows."""
 
 
 async def ratio(few: Store, many: Store, use: Callable[[Store, int], Awaitable[object]]) -> float:
-    """How many times longer `use(store, number)` takes with many jobs; if twice, measured again, and the best counts.
+    """How many times longer `use(store, number)` takes with many jobs; measured again if above 2, and the best counts.
 
-    What else runs on this machine may make one round slow on one side only; not every round.
+    Other load may slow one side in one round, but hardly in every round.
     """
     numbers = itertools.count()
     ratios: list[float] = []
@@ -119,7 +119,7 @@ async def ratio(few: Store, many: Store, use: Callable[[Store, int], Awaitable[o
 async def _ratio(
     few: Store, many: Store, use: Callable[[Store, int], Awaitable[object]], numbers: Iterable[int]
 ) -> float:
-    """Of medians, taken in turns."""
+    """The ratio of medians, measured in turns."""
     taken: tuple[list[float], list[float]] = ([], [])
     for number in numbers:
         for store, seconds in zip((few, many), taken, strict=True):

@@ -1,4 +1,4 @@
-"""A reader of WatchJobs: keeps what it is told, and holds the server to what every stream of messages must keep."""
+"""A reader of WatchJobs, which checks the rules that every stream must keep, and a writer of random changes."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ MIB = 1024 * 1024
 
 
 class Reader:
-    """The jobs that match, as told; lives through many streams."""
+    """The matching jobs, as sent by the server over many streams."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, pb.JobStatus] = {}
         self.token = ""
         self.resets = 0
         self.is_synced: Any = False
-        self._told: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
 
     @property
     def revisions(self) -> dict[str, int]:
-        """What is known of each job that matches."""
+        """The revision of each matching job."""
         return {job.id: job.revision for job in self.jobs.values()}
 
     def begin(self, **fields: Any) -> pb.WatchJobsRequest:
-        """Make the request of the next stream: with the last token, if there is one."""
+        """Return the request of the next stream, with the last token, if there is one."""
         self.is_synced = False
-        self._told.clear()
+        self._sent.clear()
         if not self.token:
             self.jobs.clear()
         return pb.WatchJobsRequest(resume_token=self.token, **fields)
 
     def take(self, message: Any) -> None:
-        """Take a message as a client would."""
+        """Apply a message as a client would."""
         assert message.HasField("server_time")
         assert 1 <= len(message.events) <= 256
         assert len(message.events) == 1 or message.ByteSize() < MIB + 1000
@@ -56,19 +56,19 @@ class Reader:
         job = event.job
         if event.type == RESET:
             self.jobs.clear()
-            self._told.clear()
+            self._sent.clear()
             self.resets += 1
             self.is_synced = False
         elif event.type == SYNCED:
             assert not self.is_synced
             self.is_synced = True
         elif event.type == REMOVED:
-            assert job.revision > self._told.pop(job.id, 0)
+            assert job.revision > self._sent.pop(job.id, 0)
             self.jobs.pop(job.id, None)
         elif event.type in (SNAPSHOT, UPDATED):
             assert event.type == UPDATED or not self.is_synced
-            assert job.revision > self._told.get(job.id, 0), "never an older state after a newer one"
-            self._told[job.id] = job.revision
+            assert job.revision > self._sent.get(job.id, 0), "never an older state after a newer one"
+            self._sent[job.id] = job.revision
             self.jobs[job.id] = job
         else:
             assert event == pb.JobEvent(type=pb.JOB_EVENT_TYPE_HEARTBEAT)
@@ -87,13 +87,13 @@ async def listed(stub: JobStatusServiceAsyncStub, job_filter: pb.JobFilter) -> d
 
 
 def pauses(messages: Sequence[Any]) -> list[float]:
-    """How many seconds lie between the sending of one message and of the next."""
+    """The seconds between the sending of each message and the next."""
     sent_at = [message.server_time.ToNanoseconds() / 1e9 for message in messages]
     return [later - earlier for earlier, later in itertools.pairwise(sent_at)]
 
 
-def told(message: Any) -> list[tuple[int, str]]:
-    """What a message tells: the events' types and jobs' ids."""
+def events_of(message: Any) -> list[tuple[int, str]]:
+    """The type and job id of each event."""
     return [(event.type, event.job.id) for event in message.events]
 
 
@@ -101,7 +101,7 @@ JOBS = 15
 
 
 class Writer:
-    """Does to its own jobs, one after the other, what comes to its mind."""
+    """Makes random changes to its own jobs, one after another."""
 
     def __init__(self, stub, number, seed):
         self._stub = stub

@@ -1,4 +1,4 @@
-"""The hub of watchers of many, on its own: whom a change concerns, what waits, and what is left behind."""
+"""The hub of filter watches: which watchers get a change, pending changes, and what is freed at the end."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ async def publish(hub, *changes, before="0", after="1"):
     await hub.publish(changes, before=before, after=after)
 
 
-def told(watcher, now=0.0):
+def sent(watcher, now=0.0):
     return [event.decode() for event in watcher.backlog.take(now, render)]
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_watcher_hears_of_a_job_that_matches_and_no_other_job_looks_at_it(name):
+def test_a_watcher_gets_a_job_that_matches_and_no_other_job_looks_at_it(name):
     async def scenario(hub):
         with watching(hub, FILTERS[name]) as watcher:
             settled(hub, watcher)
             await publish(hub, change_of())
-            assert told(watcher) == ["UPDATED a 6"]
+            assert sent(watcher) == ["UPDATED a 6"]
             other = {"id": "c", "name": "x", "parent_id": "", "labels": {}, "stalled": False}
             other_job = evolve(job_in(JobState.FAILED), other)
             is_wide = name in ("all", "prefix")
@@ -94,7 +94,7 @@ def test_what_a_reader_holds_is_found_whatever_it_is_like_now_and_released_once_
             settled(hub, watcher)
             watcher.backlog.hold(JOB)
             await publish(hub, Change(TENANT, "a", 6, None))
-            assert told(watcher) == ["REMOVED a 6"]
+            assert sent(watcher) == ["REMOVED a 6"]
             assert hub.held == {}
 
     run(scenario)
@@ -120,7 +120,7 @@ def test_an_event_is_rendered_once_for_all_watchers():
             for watcher in (first, second, third):
                 settled(hub, watcher)
             await publish(hub, change_of())
-            assert told(first) == told(second) == told(third) == ["UPDATED a 6"]
+            assert sent(first) == sent(second) == sent(third) == ["UPDATED a 6"]
             assert rendered == [("UPDATED", 6)]
 
     run(scenario)
@@ -134,7 +134,7 @@ def test_only_the_newest_change_of_a_job_waits_and_of_one_that_matched_for_a_mom
                 await publish(hub, change_of(revision, reason=str(revision)))
             await publish(hub, Change(TENANT, "b", 6, evolve(JOB, {"id": "b"})))
             await publish(hub, Change(TENANT, "b", 7, evolve(JOB, {"id": "b", "labels": {"k": "x"}})))
-            assert told(watcher) == ["UPDATED a 99"]
+            assert sent(watcher) == ["UPDATED a 99"]
 
     run(scenario)
 
@@ -145,11 +145,11 @@ def test_minor_changes_are_held_back_for_the_interval_of_their_job_and_the_posit
             backlog = settled(hub, watcher).backlog
             backlog.hold(JOB)
             assert backlog.offer(News(change_of(6, reason="x"), "0"), 100.0) == 100.0
-            assert told(watcher, 100.0) == ["UPDATED a 6"]
+            assert sent(watcher, 100.0) == ["UPDATED a 6"]
             assert backlog.offer(News(change_of(7, reason="y"), "1"), 101.0) == 110.0
             assert backlog.offer(News(change_of(8, reason="z"), "2"), 102.0) == 110.0
-            assert (told(watcher, 109.0), backlog.before, backlog.next_due_at) == ([], "2", 110.0)
-            assert told(watcher, 110.0) == ["UPDATED a 8"]
+            assert (sent(watcher, 109.0), backlog.before, backlog.next_due_at) == ([], "2", 110.0)
+            assert sent(watcher, 110.0) == ["UPDATED a 8"]
             assert backlog.before is None
 
     run(scenario)
@@ -162,13 +162,13 @@ def test_what_is_urgent_takes_what_is_held_back_with_it_also_where_a_minor_chang
             backlog = settled(hub, watcher).backlog
             backlog.hold(JOB)
             backlog.offer(News(change_of(6, reason="x"), "0"), 100.0)
-            told(watcher, 100.0)
+            sent(watcher, 100.0)
             backlog.offer(News(change_of(7, reason="y"), "1"), 101.0)
             backlog.offer(News(change_of(8, reason="y", **fields), "2"), 101.0)
             backlog.offer(News(change_of(9, reason="z", **fields), "3"), 101.0)
-            assert told(watcher, 101.0) == ["UPDATED a 9"]
+            assert sent(watcher, 101.0) == ["UPDATED a 9"]
             backlog.offer(News(change_of(10, reason="zz", **fields), "4"), 102.0)
-            assert told(watcher, 102.0) == []
+            assert sent(watcher, 102.0) == []
 
     run(scenario)
 
@@ -195,12 +195,12 @@ def test_a_job_that_never_rests_does_not_hold_up_the_others_nor_stand_behind_the
                 backlog.offer(News(Change(TENANT, job.id, 5, job), "1"), 0.0)
                 backlog.offer(News(change_of(7 + number), "2"), 0.0)
             assert backlog.before == "1"
-            assert told(watcher)[0] == "UPDATED a 306"
+            assert sent(watcher)[0] == "UPDATED a 306"
 
     run(scenario)
 
 
-def test_what_was_told_early_leaves_nothing_in_the_queue_of_what_is_held_back():
+def test_a_change_sent_early_leaves_nothing_in_the_queue_of_held_changes():
     async def scenario(hub):
         with watching(hub, min_update_seconds=86400) as watcher:
             backlog = settled(hub, watcher).backlog
@@ -208,14 +208,14 @@ def test_what_was_told_early_leaves_nothing_in_the_queue_of_what_is_held_back():
             for revision in range(6, 6000, 2):
                 now = float(revision)
                 backlog.offer(News(change_of(revision, labels={"n": str(revision)}), "0"), now)
-                assert told(watcher, now)
+                assert sent(watcher, now)
                 backlog.offer(News(change_of(revision + 1, labels={"n": str(revision)}, reason="x"), "0"), now)
             assert len(backlog._throttled) < 1000
 
     run(scenario)
 
 
-def test_thirty_thousand_waiting_changes_are_told_in_time_that_grows_with_their_number():
+def test_thirty_thousand_waiting_changes_are_sent_in_time_that_grows_with_their_number():
     async def scenario(hub):
         with watching(hub, min_update_seconds=1) as watcher:
             backlog = settled(hub, watcher).backlog
@@ -223,7 +223,7 @@ def test_thirty_thousand_waiting_changes_are_told_in_time_that_grows_with_their_
                 job = evolve(JOB, {"id": f"b{number}"})
                 backlog.offer(News(Change(TENANT, job.id, 5, job), "1"), 0.0)
             count = 0
-            while events := told(watcher, 0.0):
+            while events := sent(watcher, 0.0):
                 count += len(events)
             assert count == 30_000
 
@@ -245,7 +245,7 @@ def test_nothing_is_left_of_watchers_that_have_gone():
     run(scenario)
 
 
-def test_who_is_told_to_go_does_not_begin_again_because_the_store_changes_too():
+def test_a_closing_watcher_does_not_restart_because_the_store_changes_too():
     async def scenario(hub):
         with watching(hub) as watcher:
             hub.close(DrainingError)

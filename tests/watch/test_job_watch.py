@@ -1,4 +1,4 @@
-"""The watch hub on its own: who hears what, when, and rendered how often."""
+"""The hub of watches of one job: what each watcher gets and when, sends without a task, and ends."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_event_is_rendered_once_for_all_watchers():
     assert set(rendered.values()) == {1}
 
 
-def test_a_watcher_of_one_job_hears_nothing_of_another():
+def test_a_watcher_of_one_job_gets_nothing_of_another():
     async def scenario(hub):
         await hub.create("b")
         messages = asyncio.create_task(hub.read_all())
@@ -80,7 +80,7 @@ def test_a_watcher_of_one_job_hears_nothing_of_another():
     assert {job_id for _, job_id, _ in rendered} == {"a"}
 
 
-def test_states_in_between_may_be_skipped_by_who_is_slow_and_the_newest_arrives():
+def test_a_slow_watcher_may_skip_states_and_gets_the_newest():
     async def scenario(hub):
         async with hub.watcher() as watcher:
             messages = [await watcher.next()]
@@ -108,7 +108,7 @@ def test_a_change_that_comes_late_does_not_take_the_job_back():
     assert run(scenario) == [b"SNAPSHOT 1", b"UPDATED 4"]
 
 
-def test_a_feed_that_is_interrupted_is_told_of_when_it_begins_and_when_it_is_over(monkeypatch, caplog):
+def test_an_interruption_of_the_feed_is_logged_when_it_begins_and_when_it_is_over(monkeypatch, caplog):
     monkeypatch.setattr(job_watch, "RETRY_SECONDS", 0)
 
     async def scenario(hub):
@@ -160,7 +160,7 @@ def test_a_watcher_that_has_gone_does_not_wait_for_the_garbage_collector():
         gc.enable()
 
 
-def test_a_watcher_that_gives_up_while_waiting_holds_up_nobody():
+def test_a_watcher_that_gives_up_while_waiting_delays_no_other():
     async def scenario(hub):
         watches = [asyncio.create_task(hub.read_all()) for _ in range(20)]
         await registered(hub, 20)
@@ -246,7 +246,7 @@ def test_a_store_that_was_replaced_by_an_older_one_is_believed_though_a_slow_rea
 
 
 class Reader:
-    """Takes messages as long as it has room."""
+    """Accepts messages while it has room."""
 
     def __init__(self, room=1000):
         self.room = room
@@ -260,7 +260,7 @@ class Reader:
         return True
 
 
-def test_what_changes_is_sent_without_the_task_which_hears_of_the_end_alone():
+def test_changes_are_sent_without_the_task_which_gets_the_end_alone():
     async def scenario(hub):
         reader = Reader()
         returned = asyncio.create_task(hub.read_all(try_send=reader.try_send))
@@ -322,7 +322,7 @@ def test_heartbeats_are_sent_without_the_task_too():
     assert run(scenario) == [b"HEARTBEAT 1", *["HEARTBEAT 1"] * 3]
 
 
-def test_a_task_that_comes_back_after_the_end_hears_of_it():
+def test_a_task_that_comes_back_after_the_end_gets_it():
     async def scenario(hub):
         reader = Reader()
         async with hub.watcher(try_send=reader.try_send) as watcher:
@@ -334,16 +334,16 @@ def test_a_task_that_comes_back_after_the_end_hears_of_it():
     assert run(scenario) == (None, ["UPDATED 2"])
 
 
-def test_all_readers_are_told_the_end_before_the_first_task_ends():
+def test_all_readers_are_sent_the_end_before_the_first_task_ends():
     async def scenario(hub):
         readers = [Reader() for _ in range(100)]
         watches = [asyncio.create_task(hub.read_all(try_send=reader.try_send)) for reader in readers]
         await registered(hub, 100)
         await hub.update(state=JobState.SUCCEEDED)
         await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
-        told = [reader.messages for reader in readers]
+        received = [reader.messages for reader in readers]
         await asyncio.gather(*watches)
-        return told
+        return received
 
     assert run(scenario) == [["UPDATED 2"]] * 100
 

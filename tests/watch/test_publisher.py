@@ -1,4 +1,4 @@
-"""What the log says of something that is tried again and again."""
+"""The log of the feed's outages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def outage(clock):
     return OutageLog(logging.getLogger("jobstatus_grpc.watch.job_watch"), "the feed", seconds=clock.seconds)
 
 
-def test_what_lasts_is_told_of_once_a_minute(outage, clock, caplog):
+def test_a_lasting_outage_is_logged_once_a_minute(outage, clock, caplog):
     for _ in range(119):
         outage.note(AWAY)
         clock.advance(seconds=1)
@@ -32,7 +32,7 @@ def test_what_lasts_is_told_of_once_a_minute(outage, clock, caplog):
     assert caplog.messages == [BEGUN, BEGUN, OVER]
 
 
-def test_what_comes_and_goes_is_told_of_once_a_minute(outage, clock, caplog):
+def test_an_intermittent_outage_is_logged_once_a_minute(outage, clock, caplog):
     for _ in range(119):
         outage.note(AWAY)
         outage.end()
@@ -40,14 +40,14 @@ def test_what_comes_and_goes_is_told_of_once_a_minute(outage, clock, caplog):
     assert caplog.messages == [BEGUN, OVER] * 2
 
 
-def test_where_nothing_failed_nothing_is_told(outage, caplog):
+def test_without_a_failure_nothing_is_logged(outage, caplog):
     outage.end()
     assert caplog.messages == []
 
 
-def test_a_mistake_is_told_of_with_where_it_happened(outage, caplog):
+def test_a_bug_is_logged_with_its_traceback(outage, caplog):
     try:
         raise RuntimeError("a mistake")
     except RuntimeError as error:
         outage.note(error)
-    assert "test_a_mistake_is_told_of" in caplog.text
+    assert "test_a_bug_is_logged_with_its_traceback" in caplog.text

@@ -1,4 +1,4 @@
-"""The queue of those to be woken, and the commits that it makes room for."""
+"""The queue of watchers to wake, and its pauses for commits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jobstatus_grpc.watch.watcher import WAKE, WakeQueue
 
 
 class Crowd:
-    """Stands in the queue for so many turns."""
+    """Watchers that stay in the queue for a number of turns."""
 
     def __init__(self, queue, size):
         self.left = size
@@ -35,25 +35,25 @@ async def turns(count):
         await asyncio.sleep(0)
 
 
-def test_nobody_is_woken_during_a_pause():
+def test_no_watcher_is_woken_during_a_pause():
     async def scenario(queue):
         async with queue.paused():
-            crowd = Crowd(queue, 10)
+            background_tasks = Crowd(queue, 10)
             await turns(100)
-            assert crowd.left == 10
+            assert background_tasks.left == 10
         await turns(20)
-        assert not crowd.left
+        assert not background_tasks.left
 
     run(scenario)
 
 
-def test_a_pause_that_follows_another_waits_until_nobody_stands_in_the_queue():
+def test_a_pause_that_follows_another_waits_until_the_queue_is_empty():
     async def scenario(queue):
         async with queue.paused():
-            crowd = Crowd(queue, 1000)
+            background_tasks = Crowd(queue, 1000)
         queue._may_pause_at = asyncio.get_running_loop().time() + 3600  # as if it had taken an hour
         async with queue.paused():
-            assert not crowd.left
+            assert not background_tasks.left
 
     run(scenario)
 
@@ -61,10 +61,10 @@ def test_a_pause_that_follows_another_waits_until_nobody_stands_in_the_queue():
 def test_a_pause_waits_no_longer_than_the_one_before_took():
     async def scenario(queue):
         async with queue.paused():
-            crowd = Crowd(queue, 10**9)
+            background_tasks = Crowd(queue, 10**9)
             await asyncio.sleep(0.01)
         async with queue.paused():
-            assert 0 < crowd.left < 10**9
+            assert 0 < background_tasks.left < 10**9
 
     run(scenario)
 
@@ -74,15 +74,15 @@ def test_a_long_pause_makes_the_next_wait_for_a_moment_only(monkeypatch):
 
     async def scenario(queue):
         async with queue.paused():
-            crowd = Crowd(queue, 10**9)
+            background_tasks = Crowd(queue, 10**9)
             await asyncio.sleep(0.01)
         async with queue.paused():
-            assert crowd.left == 10**9
+            assert background_tasks.left == 10**9
 
     run(scenario)
 
 
-def test_a_pause_begins_at_once_where_nobody_waits():
+def test_a_pause_begins_at_once_if_the_queue_is_empty():
     async def scenario(queue):
         for _ in range(3):
             async with queue.paused():

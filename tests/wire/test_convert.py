@@ -34,7 +34,7 @@ errors = st.builds(JobError, st.integers(1, 16), texts, texts)
 
 @st.composite
 def jobs(draw):
-    """Jobs as the rules let them be: with start and attempt, end and its times together."""
+    """Jobs that the rules allow: start with attempt, end with its times."""
     state = draw(st.sampled_from(JobState))
     is_done, is_started = state in TERMINAL_STATES, draw(st.booleans())
     has_progress = draw(st.booleans())
@@ -68,7 +68,7 @@ def to_wire(job):
 
 
 def close(job):
-    """A job whose projection stays within the years that there are."""
+    """A job with an estimated completion within the years of datetime."""
     return evolve(job, {"updated_at": START + timedelta(seconds=10)})
 
 

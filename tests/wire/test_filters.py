@@ -1,4 +1,4 @@
-"""Filters ⇄ protobuf, and everything that can be wrong with one."""
+"""Filters ⇄ protobuf, and every violation of one."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def test_an_unset_filter_is_empty():
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_told_once(name):
+def test_a_repeated_violation_is_reported_once(name):
     fields, path = BAD[name]
     assert read(pb.JobFilter(**fields))[1] == [path]
 
 
-def test_all_that_is_wrong_is_told_at_once():
+def test_all_violations_are_reported_at_once():
     fields = {key: value for values, _ in BAD.values() for key, value in values.items()}
     fields |= {"ids": [*fields["ids"], "/"], "created_after": TOO_LARGE}
     paths = {path for _, path in BAD.values()} - {"filter.labels"}

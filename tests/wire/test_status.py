@@ -36,20 +36,20 @@ REASONS = {
 
 
 class Failed(grpc.RpcError):
-    """A call that has failed, as grpc tells it."""
+    """A failed call with the interface of grpc's."""
 
     def __init__(self, code, details="", trailers=()):
         super().__init__()
-        self._told = code, details, trailers
+        self._parts = code, details, trailers
 
     def code(self):
-        return self._told[0]
+        return self._parts[0]
 
     def details(self):
-        return self._told[1]
+        return self._parts[1]
 
     def trailing_metadata(self):
-        return self._told[2]
+        return self._parts[2]
 
 
 def sent(error):
@@ -80,9 +80,9 @@ def test_an_error_comes_back_as_what_it_was(cls):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_status_and_details_say_the_same(cls):
     error = cls("what happened", id="a")
-    told, info = details_of(error), error_details_pb2.ErrorInfo()
-    assert (told.code, told.message) == (status.code_number(error), "what happened")
-    assert told.details[0].Unpack(info)
+    message, info = details_of(error), error_details_pb2.ErrorInfo()
+    assert (message.code, message.message) == (status.code_number(error), "what happened")
+    assert message.details[0].Unpack(info)
     assert (info.reason, info.domain, dict(info.metadata)) == (cls.reason, "jobstatus.v1", {"id": "a"})
 
 
@@ -96,7 +96,7 @@ def test_the_error_of_a_batchs_result_is_that_of_its_own_call(cls):
 
 
 @pytest.mark.parametrize("cls", [cls for cls in CLASSES if issubclass(cls, RetryableError) and cls.reason])
-def test_who_should_try_again_is_told_when(cls):
+def test_a_retryable_error_has_a_retry_delay(cls):
     error = cls()
     error.retry_after_seconds = 2.5
     back = status.from_rpc_error(sent(error))
@@ -112,7 +112,7 @@ def test_every_violation_comes_back():
     assert back.message.startswith("field_0: must be 0; field_1: must be 1")
 
 
-def test_of_too_many_violations_the_number_left_out_is_told():
+def test_of_too_many_violations_the_number_left_out_is_reported():
     violations = [FieldViolation("f" * 100, "d" * 100) for _ in range(500)]
     back = status.from_rpc_error(sent(InvalidFieldError(violations=violations)))
     assert isinstance(back, InvalidFieldError)
@@ -148,11 +148,11 @@ def packed(message):
 
 
 def foreign(*details, data=None):
-    told = status_pb2.Status(code=5, message="m", details=details)
+    message = status_pb2.Status(code=5, message="m", details=details)
     return Failed(
         grpc.StatusCode.NOT_FOUND,
         "m",
-        (("grpc-status-details-bin", told.SerializeToString() if data is None else data),),
+        (("grpc-status-details-bin", message.SerializeToString() if data is None else data),),
     )
 
 

@@ -1,4 +1,4 @@
-"""What every store must do: `interface.py` as tests. A store's own test file subclasses StoreContract."""
+"""What every store must do with commits, reads, history, the feed and its end."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ S = JobState
 
 
 class CoreContract:
-    """The contract. Names are facts."""
+    """Commits, reads, history, feed, end."""
 
     async def open(self, directory: Path, clock: StandingClock) -> JobStore:
         """Return a new store, or the one in `directory` again, with RETENTION."""
         raise NotImplementedError
 
-    # What commit writes
+    # commit
 
     @pytest.mark.parametrize("name", STORED)
     @pytest.mark.parametrize("in_one_batch", [True, False])
@@ -65,7 +65,7 @@ class CoreContract:
         assert [await store.get("default", job.id) for job in jobs] == jobs
 
     @on_store
-    async def test_a_command_that_changes_nothing_wakes_nobody(self, store):
+    async def test_a_command_that_changes_nothing_leaves_the_position(self, store):
         (job,) = await done(store, Create(id="a", request=REQUESTS[0]))
         position = await store.position()
         same = await done(store, Create(id="a", request=REQUESTS[0]), Update(id="a"))
@@ -115,7 +115,7 @@ class CoreContract:
         assert (job.attempt == 1) is isinstance(probe, Job)
         assert await store.get("default", "a") == job
 
-    # What get answers
+    # get
 
     @on_store
     async def test_an_unknown_job_is_not_found(self, store):
@@ -164,10 +164,10 @@ class CoreContract:
         with pytest.raises(errors.JobExpiredError):
             await store.get("default", "a")
 
-    # What transitions answers
+    # transitions
 
     @on_store
-    async def test_the_history_tells_each_transition_oldest_first(self, store, clock):
+    async def test_the_history_has_each_transition_oldest_first(self, store, clock):
         create = Create(id="a", reason="asked", actor="x")
         await done(store, create, Create(id="b"), claim("a", actor="w"), Update(id="a", changes={"progress": 1.0}))
         at = clock.now
@@ -194,7 +194,7 @@ class CoreContract:
         assert [entry.revision for entry in history] == list(range(1101 - TRANSITIONS_KEPT, 1101))
         assert len(await store.transitions("default", "b")) == 1
 
-    # What the feed tells
+    # The feed
 
     @on_store
     async def test_the_feed_begins_at_its_position(self, store):
@@ -233,7 +233,7 @@ class CoreContract:
         assert changes[1].job == newest
 
     @on_store
-    async def test_a_deleted_job_is_told_with_its_last_revision_plus_one(self, store):
+    async def test_a_deleted_job_is_in_the_feed_with_its_last_revision_plus_one(self, store):
         await done(store, Create(id="a"), end("a"))
         position = await store.position()
         await done(store, Delete(id="a"))
@@ -261,7 +261,7 @@ class CoreContract:
         with pytest.raises(errors.StoreChangedError):
             await store.changes(position)
 
-    # How it ends
+    # Closing
 
     @on_store
     async def test_a_store_is_writable(self, store):
@@ -289,7 +289,7 @@ class CoreContract:
         assert all(isinstance(other, (list, errors.StoreUnavailableError)) for other in others)
 
     @on_store
-    async def test_closed_tells_that_nothing_broke(self, store):
+    async def test_closed_returns_none_if_nothing_broke(self, store):
         wait = asyncio.create_task(store.closed())
         await asyncio.sleep(0)
         assert not wait.done()

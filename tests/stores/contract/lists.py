@@ -1,4 +1,4 @@
-"""What every store must do with lists: which jobs, in which order, page by page; and how many there are."""
+"""What every store must do with lists: filters, order, pages, and counts by state."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ async def farm(store: JobStore, clock: StandingClock) -> None:
 
 
 class ListsContract:
-    """The contract. Names are facts."""
+    """Lists and counts."""
 
     async def open(self, directory: Path, clock: StandingClock) -> JobStore:
         """Return a new store, or the one in `directory` again."""
         raise NotImplementedError
 
-    # Which jobs
+    # Filters
 
     @pytest.mark.parametrize("name", FILTERS)
     @on_store
@@ -179,7 +179,7 @@ class ListsContract:
         assert await ids_of(store, JobFilter(labels={"k": "old"})) == []
         assert await ids_of(store, JobFilter(labels={"k": "new"})) == ["a"]
 
-    # Page by page
+    # Pages
 
     @on_store
     async def test_pages_are_full_but_for_the_last_and_the_last_says_so(self, store):
@@ -219,7 +219,7 @@ class ListsContract:
     @pytest.mark.timeout(120)
     @on_store
     async def test_short_pages_lead_to_all_that_matches(self, store, clock):
-        """More jobs have the parent than may be looked at for a page, and those with the label are behind them."""
+        """More jobs have the parent than one page may examine, and the jobs with the label come after them."""
         count, labelled = MAX_EXAMINED_ROWS + 2000, 1500
         for start in range(0, count, 500):
             labels = {"k": "v"} if start < labelled else {}
@@ -238,7 +238,7 @@ class ListsContract:
         with pytest.raises(errors.StoreUnavailableError):
             await store.page("default", ALL, limit=1)
 
-    # How many
+    # Counts
 
     @on_store
     async def test_jobs_are_counted_by_state_over_all_tenants(self, store, clock):

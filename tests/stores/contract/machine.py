@@ -1,4 +1,4 @@
-"""A state machine of Hypothesis: whatever is asked of them, MemoryStore and another store answer the same."""
+"""A state machine of Hypothesis: for any calls, MemoryStore and another store give the same results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.stores import RETENTION, StandingClock, following, jobs_of, s
 TENANTS = ["default", "other"]
 IDS = ["a", "b", "c", "d"]
 tenants, ids = st.sampled_from(TENANTS), st.sampled_from(IDS)
-# Nothing that a store gets holds NUL: see limits.py.
+# No text that reaches a store contains NUL: see limits.py.
 texts = st.text(max_size=5).map(lambda text: text.replace("\0", ""))
 percents = st.floats(0, 100)
 states = st.sampled_from(JobState)
@@ -117,8 +117,8 @@ filters_of_few_fields = st.builds(
 commands = st.one_of(creations, updates, moves, cancels, deletions, silences, expiries)
 
 
-def told(outcome: object) -> object:
-    """Return what can be compared of an outcome."""
+def comparable(outcome: object) -> object:
+    """Return the comparable part of an outcome."""
     return (type(outcome), str(outcome), outcome.metadata) if isinstance(outcome, JobStatusError) else outcome
 
 
@@ -138,20 +138,20 @@ class StorePair(RuleBasedStateMachine):
 
     def answer(self, call: Any) -> object:
         try:
-            return told(self.await_(call))
+            return comparable(self.await_(call))
         except JobStatusError as error:
-            return told(error)
+            return comparable(error)
 
     def stores(self) -> tuple[JobStore, JobStore]:
         return self.memory, self.other
 
     async def open(self) -> JobStore:
-        """Open what is stored, which is nothing the first time."""
+        """Open the store that is compared, with the jobs stored so far."""
         raise NotImplementedError
 
     async def opened(self) -> JobStore:
         store = await self.open()
-        await store.overdue(limit=0)  # starts the clocks of silence
+        await store.overdue(limit=0)  # starts the stall clocks
         return store
 
     def teardown(self) -> None:
@@ -164,7 +164,7 @@ class StorePair(RuleBasedStateMachine):
 
     @rule(batch=st.lists(commands, min_size=1, max_size=6))
     def commit(self, batch: list[Command]) -> None:
-        outcomes = [[*map(told, self.await_(settled(store.commit(batch))))] for store in self.stores()]
+        outcomes = [[*map(comparable, self.await_(settled(store.commit(batch))))] for store in self.stores()]
         assert outcomes[1] == outcomes[0]
 
     @rule(duration=st.sampled_from([timedelta(microseconds=1), timedelta(hours=1), timedelta(hours=24), RETENTION]))

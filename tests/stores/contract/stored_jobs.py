@@ -1,4 +1,4 @@
-"""Jobs that use every field, and the commands that make them: what a store must read back as it was."""
+"""Commands that make jobs with every field, which a store must read back unchanged."""
 
 from __future__ import annotations
 

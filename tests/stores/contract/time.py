@@ -1,4 +1,4 @@
-"""What every store must do because time passes: silence, retention, the end of history."""
+"""What every store must do as time passes: silence, retention, the end of history."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ S = JobState
 
 
 class TimeContract:
-    """The contract. Names are facts."""
+    """Silence, retention, the end of history."""
 
     async def open(self, directory: Path, clock: StandingClock) -> JobStore:
         """Return a new store, or the one in `directory` again, with RETENTION and the clock's seconds."""
@@ -137,7 +137,7 @@ class TimeContract:
         assert await due(store) == [("Stall", "a")]
 
     @on_store
-    async def test_silence_before_clocks_were_restarted_fails_nobody(self, store, clock):
+    async def test_silence_before_clocks_were_restarted_fails_no_job(self, store, clock):
         await start(store, "a")
         clock.advance(hours=1)
         store.restart_stall_clocks()
@@ -145,7 +145,7 @@ class TimeContract:
         assert [job.state for job in await sweep(store, TIMEOUT)] == [S.IN_PROGRESS]
 
     @on_store
-    async def test_a_job_that_stays_stalled_fails_if_the_server_is_told_so(self, store, clock):
+    async def test_a_job_that_stays_stalled_fails_if_the_server_is_configured_so(self, store, clock):
         await start(store, "a")
         clock.advance(seconds=30)
         await sweep(store, TIMEOUT)
@@ -193,7 +193,7 @@ class TimeContract:
         clock.advance(days=RETENTION.days)
         assert await due(store) == []
 
-    # History's end
+    # The end of history
 
     @on_store
     async def test_the_newest_change_of_a_job_that_exists_is_never_dropped(self, store, clock):
@@ -245,7 +245,7 @@ class TimeContract:
     # Between two positions
 
     @on_store
-    async def test_changes_up_to_a_position_are_told_without_waiting(self, store):
+    async def test_changes_up_to_a_position_are_returned_without_waiting(self, store):
         start_position = await store.position()
         await done(store, Create(id="a"), Create(id="b"))
         middle = await store.position()

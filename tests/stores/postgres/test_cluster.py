@@ -1,4 +1,4 @@
-"""The PostgreSQL that the stores' tests run on does what they build on."""
+"""The PostgreSQL clusters for tests behave as the tests assume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_each_test_has_an_empty_database(postgres, postgres_url, _turn):
     fill(postgres, database)
 
 
-def test_a_database_is_dropped_whoever_uses_it(postgres):
+def test_a_database_is_dropped_while_it_is_used(postgres):
     database = postgres.create_database()
     fill(postgres, database)
     user = subprocess.Popen(postgres.command("SELECT 'here', pg_sleep(60)", database), stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Where the PostgreSQL store finds its database, and what it says where it does not: never the password."""
+"""How the PostgreSQL store finds its database, and its errors, which never contain the password."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobstatus_grpc.stores.postgres.connect import read_address
 from jobstatus_grpc.stores.postgres.store import PostgresStore, migrate
 
 SECRET = "sEcReT"
-# What the driver says is the same with every server.
+# The driver's messages do not depend on the server's version.
 ONE_VERSION = pytest.mark.parametrize("postgres", [18], indirect=True)
 
 
@@ -24,9 +24,9 @@ def refusal(url: str) -> str:
     """Return why the store cannot be opened, in one line that holds neither the password nor the URL."""
     with pytest.raises(CannotStartError) as caught:
         asyncio.run(PostgresStore.open(url))
-    told = "".join(traceback.format_exception(caught.value))
-    assert SECRET not in told
-    assert url not in told
+    trace = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in trace
+    assert url not in trace
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -66,7 +66,7 @@ def locked_url(postgres, postgres_url):
         f"postgresql://me:{SECRET}\u2100@host/db",
     ],
 )
-def test_a_url_that_cannot_be_understood_is_told_how_to_write_one(url):
+def test_a_url_that_cannot_be_parsed_is_refused_with_the_right_form(url):
     assert "write postgresql://USER@HOST:PORT/DATABASE" in refusal(url)
 
 
@@ -96,7 +96,7 @@ def test_what_keeps_it_from_opening_is_one_line(locked_url, change, says):
     assert re.search(says, refusal(change(locked_url)))
 
 
-def test_where_nobody_listens_the_address_is_told():
+def test_a_refused_connection_names_the_address():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Whatever is asked of them, PostgresStore and MemoryStore answer the same."""
+"""PostgresStore and MemoryStore give the same results for random calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PostgresAndMemory(StorePair):
         super().teardown()
 
     async def empty(self) -> None:
-        """Leave a new database to the next example. To drop the schema would take longer than the example."""
+        """Empty the database for the next example. To drop the schema would take longer than the example."""
         assert isinstance(self.other, PostgresStore)
         async with self.other._database.connection() as connection:
             await connection.execute("; ".join(f"DELETE FROM jobstatus.{table}" for table in TABLES))
@@ -35,7 +35,7 @@ class PostgresAndMemory(StorePair):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("examples", [4, pytest.param(150, marks=pytest.mark.slow)])
 def test_they_answer_the_same(postgres_url, examples):
-    # What is tested here is not what survives a crash.
+    # Durability is not tested here.
     url = f"{postgres_url}?synchronous_commit=off"
     examples_of = settings(max_examples=examples, stateful_step_count=15, deadline=None)
     machine = type("OnThisDatabase", (PostgresAndMemory,), {"url": url})

@@ -1,4 +1,4 @@
-"""Of all processes that share a PostgreSQL database, one tends it; when it is gone, or stands still, another does."""
+"""Of all processes that share a PostgreSQL database, one does maintenance; if it ends or is suspended, another does."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def end_holder(postgres, url: str) -> None:
     postgres.execute(f"SELECT pg_terminate_backend(pid, 10000) FROM ({HOLDERS.format(url.rpartition('/')[2])}) AS h")
 
 
-def test_one_store_at_a_time_tells_what_is_due(postgres_url):
+def test_one_store_at_a_time_returns_what_is_due(postgres_url):
     async def main() -> None:
         clock = StandingClock()
         async with two_stores(postgres_url, clock) as (first, second):
@@ -61,7 +61,7 @@ def test_what_was_over_the_limit_is_due_in_the_next_round(postgres_url):
         clock = StandingClock()
         async with two_stores(postgres_url, clock) as (store, _):
             await silent_job(store, clock, "a")
-            await silent_job(store, clock, "b")  # by then a was handed out once, and nobody judged it
+            await silent_job(store, clock, "b")  # by then "a" was returned once, and not committed
             assert [await due(store, limit=1), await due(store, limit=1)] == [["a"], ["b"]]
 
     asyncio.run(main())
@@ -99,7 +99,7 @@ def test_one_that_is_cut_off_and_meets_no_other_goes_on(postgres, postgres_url):
 
 
 def test_sessions_that_stand_still_are_ended_by_the_server(postgres, postgres_url):
-    """However little its process notices: it holds no job for longer than this, and the lead neither."""
+    """Even while its process is suspended, a session holds no job and no lead for longer than this."""
 
     async def main() -> None:
         store = await PostgresStore.open(postgres_url)

@@ -1,4 +1,4 @@
-"""How the PostgreSQL store reads its lists, with or without statistics, and what a report of progress writes."""
+"""The query plans of the PostgreSQL store's lists, with or without statistics, and what a progress report writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ S = JobState
 JOBS = 20_000
 LIMIT = 50
 MOST_ARMS = 8
-"""So many indexed ranges may be read side by side: a state each, IN_PROGRESS twice. Not more than a page of each."""
+"""Most index ranges that a query may merge: one for each state, two for IN_PROGRESS; at most a page of each."""
 
 # Each in a database of JOBS jobs, of which every label, name and parent has one in 400.
 FILTERS = {
@@ -52,7 +52,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def explained(connection: Any, job_filter: JobFilter) -> AsyncIterator[list[dict[str, Any]]]:
-    """The steps of each query that reads the first page."""
+    """The plan steps of each query of the first page."""
     queries: list[tuple[str, tuple[Any, ...]]] = []
     fetch = connection.fetch
 

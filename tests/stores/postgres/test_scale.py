@@ -1,4 +1,4 @@
-"""The PostgreSQL store costs the same with many jobs."""
+"""The PostgreSQL store is as fast with many jobs as with few."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schema of the PostgreSQL store: made once, migrated one version after another, and by whom."""
+"""The schema of the PostgreSQL store: created once, migrated version by version, and the rights that this needs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_newer_schema_is_refused_and_left_alone(postgres, postgres_url):
     assert postgres.execute("SELECT version FROM jobstatus.schema_version", name_of(postgres_url)) == [[f"{newest}"]]
 
 
-def test_whoever_waits_too_long_for_another_to_migrate_is_told(postgres_url, monkeypatch):
+def test_a_wait_for_another_migration_that_takes_too_long_is_an_error(postgres_url, monkeypatch):
     monkeypatch.setattr(schema, "LOCK_SECONDS", 1.0)
 
     async def main() -> None:
@@ -87,7 +87,7 @@ def test_whoever_waits_too_long_for_another_to_migrate_is_told(postgres_url, mon
 
 @pytest.fixture
 def guest_url(postgres, postgres_url):
-    """The database, for a role that may connect to it, and no more."""
+    """The URL of the database for a role that has no right but to connect."""
     guest = f"guest_of_{name_of(postgres_url)}"
     postgres.execute(f"CREATE ROLE {guest} LOGIN PASSWORD 'word'")
     yield postgres_url.replace("jobstatus@", f"{guest}:word@")
@@ -99,7 +99,7 @@ def guest_of(url: str) -> str:
     return url.partition("://")[2].partition(":")[0]
 
 
-def test_a_role_that_may_not_make_a_schema_is_told_who_should(guest_url):
+def test_a_role_that_may_not_make_a_schema_gets_an_error_that_names_the_role_needed(guest_url):
     with pytest.raises(CannotStartError, match=r"permission denied for database .*; have its owner run jobstatus mig"):
         prepared(guest_url)
 

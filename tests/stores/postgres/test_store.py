@@ -1,4 +1,4 @@
-"""PostgresStore keeps the contract."""
+"""PostgresStore passes the contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache holds what is committed, and nothing older."""
+"""The cache holds committed jobs, and no older revisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SQLite store's file: who may open it, and how it is kept."""
+"""The SQLite store's file: its lock, its errors at opening, its mode, its migrations."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_path_may_hold_what_a_uri_may_not(tmp_path):
     assert path.exists()
 
 
-# How the file is kept
+# The file
 
 
 def test_what_is_created_is_for_its_owner_only(tmp_path):

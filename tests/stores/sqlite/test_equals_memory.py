@@ -1,4 +1,4 @@
-"""Whatever is asked of them, SqliteStore and MemoryStore answer the same."""
+"""SqliteStore and MemoryStore give the same results for random calls."""
 
 from __future__ import annotations
 

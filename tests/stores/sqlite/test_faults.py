@@ -1,4 +1,4 @@
-"""What the SQLite store does when its process, its disk or its file fails."""
+"""The SQLite store when its process, its disk or its file fails."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_write_ahead_log_is_copied_into_the_file_while_it_runs(tmp_path, mon
 def file_size_limit(directory: Path) -> Iterator[Callable[[], None]]:
     """Let no file grow beyond 700 kB until the yielded function is called."""
     if not hasattr(sqlite3, "SQLITE_IOERR_WRITE"):
-        pytest.skip("this Python does not tell a file's limit from a failing disk")
+        pytest.skip("this Python reports the limit of a file as a failing disk")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def make_room() -> None:
@@ -148,7 +148,7 @@ def test_a_full_disk_refuses_writes_reads_on_and_recovers_by_itself(tmp_path, li
         assert raw(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_while_nothing_could_be_written_nobody_was_silent(tmp_path):
+def test_time_without_writes_does_not_count_as_silence(tmp_path):
     clock = StandingClock()
 
     async def use(store, make_room):
@@ -240,7 +240,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize(("suffix", "outcome"), [("-wal", "StoreUnavailableError"), (".db", "list")])
 def test_a_failed_fsync_ends_the_store(tmp_path, suffix, outcome):
-    """One of the log refuses the write; one of the database comes after it, and leaves the log as it is."""
+    """A limit on the log makes the write fail; one on the database applies later, and leaves the log intact."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     path, shim = tmp_path / "jobs.db", tmp_path / "shim.so"

@@ -1,4 +1,4 @@
-"""Jobs that the SQLite store's cache lacks are read in groups, and never as they were before the latest commit."""
+"""Jobs that are not in the SQLite store's cache are read in groups, and never older than the latest commit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.support.sqlite import on_file, raw
 from tests.support.stores import done, end
 
 LARGE = {"text": "r" * 5000}
-"""A job with this result is never kept in memory."""
+"""A job with this result is too large for the cache."""
 
 
 class HeldReads:
-    """Lets each group see the file, and then wait to be let go."""
+    """Holds each group after its read, until it is released."""
 
     def __init__(self):
         self.ids: list[list[str]] = []
@@ -36,7 +36,7 @@ class HeldReads:
         return found
 
     async def begun(self):
-        """Wait until one more group has seen the file."""
+        """Wait until one more group has read the file."""
         await self._begun.acquire()
 
     def let_go(self, groups=1000):
@@ -45,7 +45,7 @@ class HeldReads:
 
 @pytest.fixture
 def held(monkeypatch):
-    """How to hold the groups' reads within a block; they go on at its end."""
+    """Hold the groups' reads during a block; its end releases them."""
 
     @contextmanager
     def hold():
@@ -62,7 +62,7 @@ def held(monkeypatch):
 
 @pytest.fixture
 def path(tmp_path):
-    """A file with the jobs a to f, of which memory holds none at first, and the deleted job g."""
+    """A file with jobs a to f, none of them cached, and the deleted job g."""
     path = tmp_path / "jobs.db"
     creations = [Create(id=job_id) for job_id in "abcdefg"]
     on_file(path, lambda store: done(store, *creations, end("g"), Delete(id="g")))
@@ -75,7 +75,7 @@ def no_read_is_slow(monkeypatch):
 
 
 def asked(store, *ids):
-    """Ask for jobs, each in a task of its own."""
+    """Request jobs, each in a task of its own."""
     return [asyncio.create_task(store.get("default", job_id)) for job_id in ids]
 
 

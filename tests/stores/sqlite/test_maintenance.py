@@ -1,4 +1,4 @@
-"""What SqliteStore does in time that the contract cannot see: rows that go, clocks from one process to the next."""
+"""Maintenance of SqliteStore beyond the contract: deleted rows, and stall clocks across processes."""
 
 from __future__ import annotations
 

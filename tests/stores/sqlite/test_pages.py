@@ -1,4 +1,4 @@
-"""How the SQLite store reads its lists, and keeps what they are read from."""
+"""The query plans of the SQLite store's lists, and what writes do to the indexes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def queries(path, job_filter: JobFilter) -> list[str]:
 
 
 def plan(path, query: str) -> str:
-    """What SQLite does for a query, a line for each step."""
+    """SQLite's plan of a query, a line for each step."""
     return "\n".join(row[3] for row in raw(path, f"EXPLAIN QUERY PLAN {query}"))
 
 
@@ -46,7 +46,7 @@ def farm_path(tmp_path_factory):
     return path
 
 
-# Which index
+# Indexes
 
 INDEXES = {
     "nothing": "jobs_by_state",
@@ -115,7 +115,7 @@ def test_more_names_than_an_index_is_read_for_are_found_all_the_same(tmp_path):
     on_file(tmp_path / "jobs.db", use)
 
 
-# How much
+# Rows read
 
 
 def test_a_page_of_large_jobs_is_cut_short(tmp_path):
@@ -144,11 +144,11 @@ def test_a_page_is_read_from_one_moment_of_the_file(tmp_path):
     assert raw(path, "SELECT * FROM jobs") == []
 
 
-# What is written for them
+# Index writes
 
 
 def index_writes(path, statement: str) -> list[str]:
-    """What a statement may do to indexes, in the order of its program."""
+    """The index operations of a statement, in program order."""
     connection = sqlite3.connect(path)
     with closing(connection):
         program = connection.execute(f"EXPLAIN {statement}", [None] * statement.count("?")).fetchall()
@@ -156,7 +156,7 @@ def index_writes(path, statement: str) -> list[str]:
 
 
 def test_a_report_of_progress_touches_no_index(farm_path):
-    """An upsert can always insert; it takes entries out of indexes only where it names one of their columns."""
+    """An upsert can always insert; it deletes index entries only if it names one of their columns."""
     indexes = [row[1] for row in raw(farm_path, "PRAGMA index_list(jobs)")]
     assert index_writes(farm_path, _write_reports(1)) == ["IdxInsert"] * len(indexes)
     assert "IdxDelete" in index_writes(farm_path, _write_jobs(1))
@@ -169,7 +169,7 @@ def test_what_stands_in_an_index_is_no_part_of_a_report(farm_path):
         for (_, _, column) in raw(farm_path, f"PRAGMA index_info({index[1]})")
     }
     assert {"state", "stalled", "name", "parent_id", "created_at", "expires_at"} <= indexed <= {"key", *JOB_COLUMNS}
-    assert indexed & set(REPORT_COLUMNS) == {"tenant", "id"}  # every row names them, and no update changes them
+    assert indexed & set(REPORT_COLUMNS) == {"tenant", "id"}  # every statement names them, and no update changes them
 
 
 def test_no_commit_goes_through_a_whole_table(tmp_path):

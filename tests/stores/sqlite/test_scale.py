@@ -1,4 +1,4 @@
-"""The SQLite store costs the same with many jobs."""
+"""The SQLite store is as fast with many jobs as with few."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def creation(number: int) -> Create:
 
 
 async def opening_seconds(path) -> float:
-    """How long it takes to open the file: the best of some times, for the machine may stand still."""
+    """Seconds to open the file: the best of several, since this machine may pause."""
     seconds = []
     for _ in range(3):
         began_at = time.perf_counter()
@@ -74,7 +74,7 @@ async def opening_seconds(path) -> float:
 
 
 def uses(spread: Mapping[SqliteStore, int]) -> dict[str, Callable[[SqliteStore, int], Awaitable[object]]]:
-    """What is done again and again. A store's jobs are `spread` apart, a multiple of 10: none comes from memory."""
+    """The operations that are measured. They use jobs `spread` apart, a multiple of 10, so that none is cached."""
 
     async def get(store: SqliteStore, number: int) -> object:
         return await store.get("default", f"{number * spread[store]}")

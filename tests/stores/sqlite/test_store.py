@@ -1,4 +1,4 @@
-"""SqliteStore keeps the contract, also from one process to the next."""
+"""SqliteStore passes the contract, and keeps its jobs from one process to the next."""
 
 from __future__ import annotations
 

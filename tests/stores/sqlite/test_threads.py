@@ -1,4 +1,4 @@
-"""The readers of the SQLite store share what there is to do."""
+"""The reader threads of the SQLite store share their work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def answer(connection) -> int:
 
 
 class LongQuery:
-    """Runs until it is let go."""
+    """Runs until it is released."""
 
     def __init__(self, readers):
         self._go_on = threading.Event()
@@ -44,7 +44,7 @@ async def opened(tmp_path):
 
 
 async def all_busy(readers):
-    """Return queries that keep both readers, and calls that wait behind them."""
+    """Return queries that occupy both readers, and calls that are queued behind them."""
     queries = [LongQuery(readers), LongQuery(readers)]
     calls = [asyncio.create_task(readers.call(answer)) for _ in range(3)]
     await asyncio.sleep(0)
