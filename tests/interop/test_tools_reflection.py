@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import functools
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from jobstatus_grpc.server import health, reflection
+from tests.support.loop import on_a_loop
 
 SERVICES = (health.SERVICE, health.SERVICE_NAME)
 REFUSAL = error_details_pb2.ErrorInfo(reason="JOB_NOT_FOUND", domain="jobstatus.v1", metadata={"id": "7"})
@@ -28,14 +28,6 @@ REFUSAL = error_details_pb2.ErrorInfo(reason="JOB_NOT_FOUND", domain="jobstatus.
 needs_grpcurl = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="PyPI has grpcurl for Linux on x86-64 only"
 )
-
-
-def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(test(*args, **kwargs))
-
-    return run
 
 
 class Tools:

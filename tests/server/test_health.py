@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import struct
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,17 +23,10 @@ from jobstatus_grpc.server.health import (
     HealthServicer,
     add_health,
 )
+from tests.support.loop import on_a_loop
 
 UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 NEVER_BY_ITSELF_SECONDS = 3600.0
-
-
-def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(test(*args, **kwargs))
-
-    return run
 
 
 class Serving:

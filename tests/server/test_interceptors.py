@@ -18,6 +18,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.server.logs import JsonFormatter, RequestLog, TextFormatter
 from jobstatus_grpc.stores.memory import MemoryStore
+from tests.support.loop import run
 from tests.support.servers import serving
 
 
@@ -43,10 +44,6 @@ class HeldStore(MemoryStore):
         self.is_asked.set()
         await self.go_on.wait()
         return await super().commit(commands)
-
-
-def run(scenario):
-    return asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 async def refused(call, refusal):
@@ -193,7 +190,7 @@ def logged(log_format, scenario):
         async with serving(MemoryStore(), request_log=log) as stub:
             await scenario(stub)
 
-    asyncio.run(asyncio.wait_for(with_log(), 20))
+    run(with_log)
     return stream.getvalue().splitlines()
 
 

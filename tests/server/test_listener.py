@@ -24,10 +24,10 @@ from tests.support.listener import (
     logged,
     make_the_accept_loop_fail,
     read_to_the_end,
-    run,
     send,
     ticks,
 )
+from tests.support.loop import run
 from tests.support.timing import MAX_PAUSE_SECONDS, rerun_after_pause
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.loop import run
+
 pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
 
 from jobstatus_grpc.errors import StreamAgeError
@@ -39,13 +41,6 @@ async def serving(
     finally:
         await server.stop(grace_seconds)
         await channel.close(5)  # replies that were sent can still be read
-
-
-def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
-    async def within_time() -> Any:
-        return await asyncio.wait_for(scenario(), 20)
-
-    return asyncio.run(within_time())
 
 
 def test_a_call_sees_one_current_task_before_and_after_it_waits():

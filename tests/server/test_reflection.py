@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +19,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 from jobstatus.v1 import job_status_pb2
 
 from jobstatus_grpc.server.reflection import SERVICE_NAMES, add_reflection
+from tests.support.loop import on_a_loop
 
 SERVICES = ("jobstatus.v1.JobStatusService", "grpc.health.v1.Health")
 JOB_STATUS = "jobstatus/v1/job_status.proto"
@@ -45,14 +45,6 @@ def extend_the_pool() -> None:
 
 
 extend_the_pool()
-
-
-def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(test(*args, **kwargs))
-
-    return run
 
 
 class Serving:

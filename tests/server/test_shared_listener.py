@@ -10,7 +10,8 @@ import pytest
 
 from jobstatus_grpc.server.addresses import CannotListenError, Reservation, require_free
 from jobstatus_grpc.server.transports.grpcio import Listener
-from tests.support.listener import Service, call, ends, logged, make_the_accept_loop_fail, run
+from tests.support.listener import Service, call, ends, logged, make_the_accept_loop_fail
+from tests.support.loop import run
 
 
 class SharingService(Service):

@@ -15,6 +15,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.stores.embedded import Feed
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch import filter_stream
+from tests.support.loop import run
 from tests.support.paused_store import PausedStore
 from tests.support.servers import serving
 from tests.support.watch_jobs import HEARTBEAT, REMOVED, RESET, Reader, events_of, listed
@@ -22,10 +23,6 @@ from tests.support.watch_jobs import HEARTBEAT, REMOVED, RESET, Reader, events_o
 NONE = duration_pb2.Duration()
 SECOND = duration_pb2.Duration(seconds=1)
 OPEN = pb.JobFilter(labels={"is": "open"})
-
-
-def run(scenario):
-    return asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 async def create(stub, job_id):

@@ -12,13 +12,10 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
 from jobstatus_grpc.stores.memory import MemoryStore
+from tests.support.loop import run
 from tests.support.servers import serving
 
 SNAPSHOT, UPDATED = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_UPDATED
-
-
-def run(scenario):
-    return asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 async def running_job(stub, job_id="a"):

@@ -12,6 +12,7 @@ from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch.filter_watch import FilterHub
 from jobstatus_grpc.watch.job_watch import WatchHub
 from jobstatus_grpc.watch.watcher import WakeQueue
+from tests.support import loop
 
 TENANT = "default"
 
@@ -94,7 +95,7 @@ def run(scenario, **settings):
             await hub.create()
             return await scenario(hub)
 
-    return asyncio.run(asyncio.wait_for(with_hub(), 20))
+    return loop.run(with_hub)
 
 
 async def registered(hub, count):

@@ -116,8 +116,3 @@ def ends(caplog):
 async def logged(caplog, count=1):
     while len(ends(caplog)) < count:  # noqa: ASYNC110 - the log has no event to wait for
         await asyncio.sleep(0.01)
-
-
-def run(scenario):
-    """Run a coroutine function, for at most 20 seconds."""
-    asyncio.run(asyncio.wait_for(scenario(), 20))

@@ -13,6 +13,7 @@ from jobstatus_grpc.stores.interface import Change
 from jobstatus_grpc.watch.backlog import Backlog, HeldJob, News
 from jobstatus_grpc.watch.filter_watch import FilterHub, FilterWatcher
 from jobstatus_grpc.watch.watcher import WakeQueue
+from tests.support import loop
 from tests.support.jobs import job_in
 
 TENANT = "default"
@@ -35,7 +36,7 @@ def run(scenario):
         rendered.clear()
         return await scenario(FilterHub(wakes=WakeQueue(), render=render, stamp=lambda: b""))
 
-    return asyncio.run(asyncio.wait_for(with_hub(), 20))
+    return loop.run(with_hub)
 
 
 rendered: list[tuple[str, int]] = []

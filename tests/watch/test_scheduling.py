@@ -6,6 +6,7 @@ import asyncio
 
 from jobstatus_grpc.watch import watcher
 from jobstatus_grpc.watch.watcher import WAKE, WakeQueue
+from tests.support import loop
 
 
 class Crowd:
@@ -27,7 +28,7 @@ def run(scenario):
     async def with_queue():
         await scenario(WakeQueue())
 
-    asyncio.run(asyncio.wait_for(with_queue(), 20))
+    loop.run(with_queue)
 
 
 async def turns(count):
