@@ -6,7 +6,7 @@ import pytest
 
 from jobstatus_grpc.stores.sql.migrations import migrations
 
-NEWEST = len(migrations("postgres.sql"))
+NEWEST = len(migrations("jobstatus_grpc.stores.postgres"))
 
 
 def test_it_prints_the_version_of_the_schema(offline_cli, postgres, postgres_url):

@@ -11,7 +11,6 @@ import pytest
 from jobstatus_grpc.errors import DrainingError, JobExpiredError, StoreChangedError, StreamAgeError
 from jobstatus_grpc.job import JobState, evolve
 from jobstatus_grpc.stores.interface import Change
-from jobstatus_grpc.watch import job_watch
 from jobstatus_grpc.watch.job_watch import Watcher
 from tests.support.hub import TENANT, Turns, registered, run, turns
 
@@ -106,18 +105,6 @@ def test_a_change_that_comes_late_does_not_take_the_job_back():
             return messages
 
     assert run(scenario) == [b"SNAPSHOT 1", b"UPDATED 4"]
-
-
-def test_an_interruption_of_the_feed_is_logged_when_it_begins_and_when_it_is_over(monkeypatch, caplog):
-    monkeypatch.setattr(job_watch, "RETRY_SECONDS", 0)
-
-    async def scenario(hub):
-        hub.store.failures = 50
-        await hub.update(reason="x")  # lets the hub read again
-        await turns(200)
-
-    run(scenario)
-    assert caplog.messages == ["the change feed is interrupted: the disk is away", "the change feed goes on"]
 
 
 def test_nothing_is_left_behind_once_all_watchers_have_gone():

@@ -7,7 +7,9 @@ import logging
 import pytest
 
 from jobstatus_grpc.errors import StoreUnavailableError
+from jobstatus_grpc.watch import job_watch
 from jobstatus_grpc.watch.publisher import OutageLog
+from tests.support.hub import run, turns
 from tests.support.stores import StandingClock
 
 AWAY = StoreUnavailableError("the disk is away")
@@ -51,3 +53,15 @@ def test_a_bug_is_logged_with_its_traceback(outage, caplog):
     except RuntimeError as error:
         outage.note(error)
     assert "test_a_bug_is_logged_with_its_traceback" in caplog.text
+
+
+def test_an_interruption_of_the_feed_is_logged_when_it_begins_and_when_it_is_over(monkeypatch, caplog):
+    monkeypatch.setattr(job_watch, "RETRY_SECONDS", 0)
+
+    async def scenario(hub):
+        hub.store.failures = 50
+        await hub.update(reason="x")  # lets the hub read again
+        await turns(200)
+
+    run(scenario)
+    assert caplog.messages == ["the change feed is interrupted: the disk is away", "the change feed goes on"]

@@ -15,7 +15,7 @@ from jobstatus_grpc.stores.postgres.store import PostgresStore
 from jobstatus_grpc.stores.sql.migrations import migrations
 from tests.support.stores import done
 
-STEPS = migrations("postgres.sql")
+STEPS = migrations("jobstatus_grpc.stores.postgres")
 NEWEST = len(STEPS)
 ADD = "ALTER TABLE jobstatus.jobs ADD COLUMN later{0} integer; INSERT INTO jobstatus.counts VALUES (9, {0})"
 

@@ -21,7 +21,7 @@ from jobstatus_grpc.stores.sqlite.store import SqliteStore, open_store
 from tests.support.sqlite import on_file, open_at, raw, raw_script
 from tests.support.stores import done, ids_of
 
-STEPS = migrations("sqlite.sql")
+STEPS = migrations("jobstatus_grpc.stores.sqlite")
 
 # One process
 
