@@ -28,6 +28,67 @@ from tests.support.scripted_server import a_job
 AWAY = UnavailableError("away")
 
 
+class Worker:
+    """A Gathering with a clock of its own, and the service that answers it."""
+
+    def __init__(self, *, has_on_error: bool = True, max_pending: int = 1000) -> None:
+        self.now = 1000.0
+        self.wakes = 0
+        self.refused: list[tuple[str, str]] = []
+        self.jobs: list[str] = []
+        self.gathering = Gathering(
+            Answers(lambda job: self.jobs.append(job.id), self.refuse if has_on_error else None),
+            flush_interval_seconds=0.05,
+            max_pending=max_pending,
+            finish_timeout_seconds=10,
+            call_timeout_seconds=10,
+            clock=lambda: self.now,
+        )
+        self.gathering.wake = self.wake
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def refuse(self, update: JobUpdate, error: JobStatusError) -> None:
+        self.refused.append((update.id, type(error).__name__))
+
+    def give(self, id: str, **fields: Any) -> Worker:
+        self.gathering.update(JobUpdate(id, **fields))
+        return self
+
+    def next_due(self) -> Step:
+        """Advance the clock until a step is due, and return it."""
+        due = self.gathering.due_in_seconds()
+        assert due is not None
+        self.now += due
+        return self.gathering.next_step()[0]
+
+    def send(self, *results: JobStatusError | None) -> list[pb.UpdateJobRequest]:
+        """Advance the clock until a step is due, answer it, and return its updates."""
+        step = self.next_due()
+        updates = list(step.request.updates)  # type: ignore[attr-defined]
+        response = pb.BatchUpdateJobsResponse()
+        for index, update in enumerate(updates):
+            error = results[index] if index < len(results) else None
+            if error is not None:
+                response.results.add(error=status.to_job_error(error))
+            else:
+                response.results.add(job=a_job(id=update.job.id))
+        self.gathering.succeeded(step, response)
+        return updates
+
+    @property
+    def is_idle(self) -> bool:
+        due = self.gathering.due_in_seconds()
+        return due is not None and due > 60
+
+
+def sent(updates: list[pb.UpdateJobRequest]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (update.job.id, {path: getattr(update.job, path) for path in update.update_mask.paths}) for update in updates
+    ]
+
+
 def test_updates_share_a_call_after_a_little_while():
     worker = Worker().give("a", progress=1).give("b", progress=2)
     began = worker.now
@@ -247,64 +308,3 @@ def test_the_log_says_of_drops_that_there_are_and_how_many_there_were(caplog):
     worker.send()
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
     assert "99 updates were dropped" in caplog.records[1].getMessage()
-
-
-class Worker:
-    """A Gathering with a clock of its own, and the service that answers it."""
-
-    def __init__(self, *, has_on_error: bool = True, max_pending: int = 1000) -> None:
-        self.now = 1000.0
-        self.wakes = 0
-        self.refused: list[tuple[str, str]] = []
-        self.jobs: list[str] = []
-        self.gathering = Gathering(
-            Answers(lambda job: self.jobs.append(job.id), self.refuse if has_on_error else None),
-            flush_interval_seconds=0.05,
-            max_pending=max_pending,
-            finish_timeout_seconds=10,
-            call_timeout_seconds=10,
-            clock=lambda: self.now,
-        )
-        self.gathering.wake = self.wake
-
-    def wake(self) -> None:
-        self.wakes += 1
-
-    def refuse(self, update: JobUpdate, error: JobStatusError) -> None:
-        self.refused.append((update.id, type(error).__name__))
-
-    def give(self, id: str, **fields: Any) -> Worker:
-        self.gathering.update(JobUpdate(id, **fields))
-        return self
-
-    def next_due(self) -> Step:
-        """Advance the clock until a step is due, and return it."""
-        due = self.gathering.due_in_seconds()
-        assert due is not None
-        self.now += due
-        return self.gathering.next_step()[0]
-
-    def send(self, *results: JobStatusError | None) -> list[pb.UpdateJobRequest]:
-        """Advance the clock until a step is due, answer it, and return its updates."""
-        step = self.next_due()
-        updates = list(step.request.updates)  # type: ignore[attr-defined]
-        response = pb.BatchUpdateJobsResponse()
-        for index, update in enumerate(updates):
-            error = results[index] if index < len(results) else None
-            if error is not None:
-                response.results.add(error=status.to_job_error(error))
-            else:
-                response.results.add(job=a_job(id=update.job.id))
-        self.gathering.succeeded(step, response)
-        return updates
-
-    @property
-    def is_idle(self) -> bool:
-        due = self.gathering.due_in_seconds()
-        return due is not None and due > 60
-
-
-def sent(updates: list[pb.UpdateJobRequest]) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (update.job.id, {path: getattr(update.job, path) for path in update.update_mask.paths}) for update in updates
-    ]

@@ -17,6 +17,15 @@ from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 from jobstatus_grpc import AsyncJobStatusClient, Job, JobState
 from tests.support.servers import ServerProcess
 
+REPLICAS = 3
+# After LISTEN, a listener's connection sends nothing but its keepalive, SELECT 1.
+CUT_LISTENERS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE usename = 'jobstatus' AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')
+"""
+CUT_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'jobstatus'"
+Harm: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
 # Codes that a call may get while its server dies, is down, or restarts.
 PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 OPTIONS = [
@@ -165,17 +174,6 @@ class Load:
             worker = Worker(self._stub, f"created-{len(self.created)}")
             await worker.create()
             self.created.append(worker)
-
-
-REPLICAS = 3
-# After LISTEN, a listener's connection sends nothing but its keepalive, SELECT 1.
-CUT_LISTENERS = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE usename = 'jobstatus' AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')
-"""
-CUT_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'jobstatus'"
-
-Harm: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 @contextlib.contextmanager

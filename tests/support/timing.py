@@ -14,6 +14,13 @@ from typing import Any, TypeVar
 import grpc
 import pytest
 
+# An attempt that takes longer was paused; the rest does not count.
+MAX_ATTEMPT_SECONDS = 0.1
+Store = TypeVar("Store")
+REPEATS, ROUNDS = 40, 3
+MEASUREMENTS = REPEATS * ROUNDS
+"""`use` gets numbers below this, each at most once, so that each call can touch other rows."""
+
 MAX_PAUSE_SECONDS = 3.0
 """The longest pause of the machine that a time limit in a test must allow for."""
 
@@ -63,10 +70,6 @@ def _pauses() -> Iterator[list[float]]:
         ticking.join()
 
 
-# An attempt that takes longer was paused; the rest does not count.
-MAX_ATTEMPT_SECONDS = 0.1
-
-
 def within_a_second(is_so: Callable[[], bool]) -> bool:
     """Whether a condition becomes true within a second: the time that a cancelled watch may take to free its place."""
     seconds = 0.0
@@ -95,13 +98,6 @@ def admitted_within_a_second(watch: Callable[[], Any]) -> Any:
 
     assert within_a_second(is_admitted)
     return admitted[0]
-
-
-Store = TypeVar("Store")
-
-REPEATS, ROUNDS = 40, 3
-MEASUREMENTS = REPEATS * ROUNDS
-"""`use` gets numbers below this, each at most once, so that each call can touch other rows."""
 
 
 async def ratio(few: Store, many: Store, use: Callable[[Store, int], Awaitable[object]]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 if TYPE_CHECKING:
     from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceAsyncStub
-import random
+
+JOBS = 15
 
 SNAPSHOT, UPDATED, REMOVED = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_UPDATED, pb.JOB_EVENT_TYPE_REMOVED
 SYNCED, HEARTBEAT, RESET = pb.JOB_EVENT_TYPE_SYNCED, pb.JOB_EVENT_TYPE_HEARTBEAT, pb.JOB_EVENT_TYPE_RESET
@@ -95,9 +97,6 @@ def pauses(messages: Sequence[Any]) -> list[float]:
 def events_of(message: Any) -> list[tuple[int, str]]:
     """The type and job id of each event."""
     return [(event.type, event.job.id) for event in message.events]
-
-
-JOBS = 15
 
 
 class Writer:
