@@ -35,7 +35,7 @@ def test_an_unknown_scheme_is_refused_with_the_known_ones_and_no_password(url):
 
 
 def test_a_missing_driver_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("jobstatus_grpc.stores.postgres.store")]:
+    for name in [name for name in sys.modules if name.startswith("jobstatus_grpc.stores.postgres")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "asyncpg", None)
     with pytest.raises(CannotStartError, match=r"needs asyncpg; pip install 'jobstatus-grpc\[postgres\]'"):
