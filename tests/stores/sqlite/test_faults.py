@@ -221,13 +221,13 @@ FAILING = """
 import asyncio, os, sys
 from pathlib import Path
 from jobstatus_grpc.job import Create
-from jobstatus_grpc.stores import sqlite_writer
+from jobstatus_grpc.stores.sqlite import writer
 from jobstatus_grpc.stores.sqlite import open_store
 
 async def main():
     store = await open_store(sys.argv[1])
     await store.commit([Create(id="before")])
-    sqlite_writer.CHECKPOINT_ROWS = 1
+    writer.CHECKPOINT_ROWS = 1
     Path(os.environ["FAILING_FSYNC"]).write_text(sys.argv[2])
     outcome, = await asyncio.gather(store.commit([Create(id="after")]), return_exceptions=True)
     print(type(outcome).__name__)
