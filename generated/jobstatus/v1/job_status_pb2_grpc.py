@@ -28,7 +28,11 @@ if _version_not_supported:
 class JobStatusServiceStub(object):
     """Stores the status of jobs and streams it.
 
-    A call that fails has written nothing. A reply to a write is sent once the write is durable.
+    A failed call has written nothing. The response to a write is sent after the write is durable.
+
+    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
+    (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
+    reason; its message has an id that is also in the server's log.
     """
 
     def __init__(self, channel):
@@ -92,14 +96,18 @@ class JobStatusServiceStub(object):
 class JobStatusServiceServicer(object):
     """Stores the status of jobs and streams it.
 
-    A call that fails has written nothing. A reply to a write is sent once the write is durable.
+    A failed call has written nothing. The response to a write is sent after the write is durable.
+
+    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
+    (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
+    reason; its message has an id that is also in the server's log.
     """
 
     def CreateJob(self, request, context):
-        """Creates a job in state PENDING (the default) or IN_PROGRESS (which begins attempt 1).
+        """Creates a job in state PENDING (the default) or IN_PROGRESS (which starts attempt 1).
 
-        Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) where the id is taken, also by a job deleted or expired within
-        the last 24 hours; INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+        Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
+        within the last 24 hours; INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,20 +116,22 @@ class JobStatusServiceServicer(object):
     def GetJob(self, request, context):
         """Returns a job as of the latest committed write.
 
-        Errors: NOT_FOUND with JOB_NOT_FOUND, or with JOB_EXPIRED for a job deleted or expired within 24 hours.
+        Errors: NOT_FOUND with JOB_NOT_FOUND, or with JOB_EXPIRED if the job was deleted or expired within the last 24
+        hours; INVALID_ARGUMENT (INVALID_FIELD).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateJob(self, request, context):
-        """Reports on a job: the worker's one call. It claims a job, moves its state, reports progress, or merely says
-        that the worker lives; an update that changes nothing is such a heartbeat.
+        """Reports on a job. This is the one call that a worker needs: it claims a job, changes its state, reports progress,
+        or sends a heartbeat. An update that changes nothing is a heartbeat.
 
-        Checked in this order: validity, existence, request_id, same end, attempt, expected_revision, transition.
+        Checks run in this order: validity, existence, request_id, same final state, attempt, expected_revision,
+        transition.
 
-        A done job given its own state again, with an equal reason, error and result where the update carries
-        them, answers OK and changes nothing.
+        If a done job is updated with the state that it already has, and the reason, error and result in the update (if
+        any) equal the stored ones, the call returns OK and changes nothing.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED); NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED);
         FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH).
@@ -131,18 +141,19 @@ class JobStatusServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchUpdateJobs(self, request, context):
-        """Applies up to 500 updates in their order, each on its own: one that is refused stops no other.
+        """Applies up to 500 updates in order. Each succeeds or fails independently of the others.
 
-        Errors of single updates stand in the results. INVALID_ARGUMENT (INVALID_FIELD) for the call itself where
-        there are more than 500.
+        The error of an update is in its result. The call itself fails with INVALID_ARGUMENT (INVALID_FIELD) if it has more
+        than 500 updates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Cancels a job, cooperatively. PENDING and RETRYING become CANCELLED at once. A job IN_PROGRESS gets
-        cancel_requested, which its worker meets in the reply to its next update. A done job stays as it is: OK.
+        """Cancels a job cooperatively. A PENDING or RETRYING job becomes CANCELLED at once. A job that is IN_PROGRESS gets
+        cancel_requested, which its worker receives in the response to its next update. If the job is done, or a cancel was
+        requested before, the call returns OK and changes nothing.
 
         Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
         """
@@ -151,17 +162,17 @@ class JobStatusServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Deletes a done job and its history. Its id stays taken for 24 hours.
+        """Deletes a done job and its history. The id cannot be used again for 24 hours.
 
-        Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); FAILED_PRECONDITION (JOB_NOT_DONE); ABORTED
-        (REVISION_MISMATCH).
+        Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); FAILED_PRECONDITION (JOB_NOT_DONE); ABORTED (REVISION_MISMATCH);
+        INVALID_ARGUMENT (INVALID_FIELD).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists jobs page by page, the newest created first; pages are stable while jobs are added.
+        """Lists jobs in pages, newest created first. Pages are stable while jobs are added.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
         """
@@ -170,7 +181,8 @@ class JobStatusServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListJobTransitions(self, request, context):
-        """Lists who did what to a job and when, oldest first. A job keeps its newest 1,000 transitions.
+        """Lists the history of a job: each transition with its actor and time, oldest first. The newest 1,000 transitions of
+        a job are kept.
 
         Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
         """
@@ -179,12 +191,13 @@ class JobStatusServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Follows one job to its end: a SNAPSHOT at once, then UPDATED with the newest state after each change, and
-        HEARTBEAT when silent. States in between may be skipped; the newest always arrives, and so does the end.
+        """Follows one job to its end: a SNAPSHOT at once, UPDATED with the newest state after each change, and HEARTBEAT if
+        nothing else was sent for heartbeat_interval. Intermediate states may be skipped. The newest state and the final
+        state are always sent.
 
-        The stream ends with OK if and only if a done job was sent on it. Any other end is an error, and resuming is
-        calling again: UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) with RetryInfo. At the opening also
-        NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with RetryInfo,
+        The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
+        server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
+        also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with RetryInfo, or
         INVALID_ARGUMENT (INVALID_FIELD).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -192,12 +205,13 @@ class JobStatusServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJobs(self, request, context):
-        """Follows all jobs that match a filter. Without a token: SNAPSHOT events for all that match, one SYNCED, then
-        changes. With one: what changed since, then SYNCED; where history no longer covers it, RESET and then as
-        without. Events come at least once; revision tells what was seen.
+        """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
+        changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
+        old, or the store was replaced: RESET, then the same as without a token. Delivery is at least once; discard
+        duplicates by revision.
 
-        Never ends with OK. Errors: as WatchJob; INVALID_ARGUMENT (INVALID_TOKEN) for a token that is malformed or of
-        another tenant or filter.
+        The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
+        token is malformed or belongs to another tenant or filter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,7 +281,11 @@ def add_JobStatusServiceServicer_to_server(servicer, server):
 class JobStatusService(object):
     """Stores the status of jobs and streams it.
 
-    A call that fails has written nothing. A reply to a write is sent once the write is durable.
+    A failed call has written nothing. The response to a write is sent after the write is durable.
+
+    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
+    (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
+    reason; its message has an id that is also in the server's log.
     """
 
     @staticmethod
