@@ -22,10 +22,10 @@ using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 using Stub = JobStatusService::Stub;
 
-// Prints a line in one piece: two threads do.
+// Prints a line with one write, because two threads print.
 void Print(const std::string& line) { std::cout << line + "\n" << std::flush; }
 
-// Ends the program unless all is as expected.
+// Exits with an error message unless `ok`.
 void Check(bool ok, const std::string& otherwise) {
   if (!ok) {
     std::cerr << otherwise << std::endl;
@@ -33,12 +33,13 @@ void Check(bool ok, const std::string& otherwise) {
   }
 }
 
-// UNAVAILABLE: the server cannot be reached. CANCELLED, as we cancel nothing: it was stopping when the call arrived.
+// UNAVAILABLE: the server cannot be reached. CANCELLED: the server was shutting down when the call arrived (this
+// program cancels no calls).
 bool IsAway(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::UNAVAILABLE || status.error_code() == grpc::StatusCode::CANCELLED;
 }
 
-// Tries again, with backoff and jitter, while the server is away.
+// Retries a call, with backoff and jitter, while the server is unavailable.
 grpc::Status UntilReachable(const std::function<grpc::Status(grpc::ClientContext*)>& attempt) {
   thread_local std::mt19937 random{std::random_device{}()};
   for (double pause = 0.1;; pause = std::min(2 * pause, 10.0)) {
@@ -46,12 +47,12 @@ grpc::Status UntilReachable(const std::function<grpc::Status(grpc::ClientContext
     const auto begun_at = Clock::now();
     const grpc::Status status = attempt(&context);
     if (!IsAway(status)) return status;
-    if (Clock::now() - begun_at > Seconds(10)) pause = 0.1;  // it went well for a while
+    if (Clock::now() - begun_at > Seconds(10)) pause = 0.1;  // reset after a call that ran for long
     std::this_thread::sleep_for(Seconds(std::uniform_real_distribution<>(0, pause)(random)));
   }
 }
 
-// Makes one call of a method of the stub.
+// Calls a method of the stub, with retries.
 template <typename Request, typename Reply>
 grpc::Status Call(Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Reply*),
                   const Request& request, Reply* reply) {
@@ -61,7 +62,7 @@ grpc::Status Call(Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*,
   });
 }
 
-// The machine-readable reason of an error: google.rpc.ErrorInfo's.
+// Returns the machine-readable reason of an error, from google.rpc.ErrorInfo.
 std::string ReasonOf(const grpc::Status& status) {
   google::rpc::Status details;
   google::rpc::ErrorInfo info;
@@ -72,13 +73,13 @@ std::string ReasonOf(const grpc::Status& status) {
   return "none";
 }
 
-// Prints each new state of a job to its end; a watch that was cut resumes by calling again.
+// Prints each new state of a job until it is done. To resume an interrupted watch, it calls again.
 void Watch(Stub& stub, const std::string& id, const std::function<void()>& on_first) {
   JobStatus job;
   const grpc::Status status = UntilReachable([&](grpc::ClientContext* context) {
     WatchJobRequest request;
     request.set_id(id);
-    context->set_wait_for_ready(true);  // also lets the library notice at once that the server is back, not every 5 s
+    context->set_wait_for_ready(true);  // otherwise gRPC checks only every 5 s whether the server is back
     const auto stream = stub.WatchJob(context, request);
     for (WatchJobResponse message; stream->Read(&message);) {
       const JobStatus& newest = message.event().job();
@@ -89,7 +90,7 @@ void Watch(Stub& stub, const std::string& id, const std::function<void()>& on_fi
     return stream->Finish();
   });
   Check(status.ok(), status.error_message());
-  Check(job.done(), "a watch ends with OK only after the end");
+  Check(job.done(), "the watch ended with OK before the job was done");
 }
 
 std::string NewRequestId() {
@@ -101,14 +102,14 @@ std::string NewRequestId() {
 
 int main(int argc, char** argv) {
   Check(argc > 1, "usage: worker HOST:PORT [SECONDS_PER_STEP]");
-  grpc::ChannelArguments arguments;  // pings let a watch notice that the server's machine is gone
+  grpc::ChannelArguments arguments;  // keepalive pings detect that the server's machine is down
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   const auto channel = grpc::CreateCustomChannel(argv[1], grpc::InsecureChannelCredentials(), arguments);
   const auto stub = JobStatusService::NewStub(channel);
   const Seconds step_time(argc > 2 ? std::stod(argv[2]) : 0.1);
 
-  // The request_id makes this safe to repeat: the job is created once.
+  // The request_id makes a retry safe: the job is created once.
   CreateJobRequest creation;
   creation.mutable_job()->set_name("import customers");
   creation.mutable_job()->mutable_heartbeat_timeout()->set_seconds(60);
@@ -120,10 +121,10 @@ int main(int argc, char** argv) {
   Print("job: " + id);
   Print("created: " + JobState_Name(created.job().state()));
   status = Call(*stub, &Stub::CreateJob, creation, &again);
-  Check(status.ok() && again.job().id() == id, "two jobs " + status.error_message());
+  Check(status.ok() && again.job().id() == id, "a second job was created " + status.error_message());
   Print("created again: the same job");
 
-  // A claim names the attempt that it begins. Later updates name the same, so that a lost worker cannot write.
+  // A claim names the attempt that it starts. Later updates name that attempt, so a stale worker cannot write.
   UpdateJobRequest claim;
   UpdateJobResponse reply;
   claim.mutable_job()->set_id(id);
@@ -139,10 +140,10 @@ int main(int argc, char** argv) {
   const auto watching = std::async(std::launch::async, [&] { Watch(*stub, id, [&] { begun.set_value(); }); });
   begun.get_future().wait();
 
-  // Of two claims of one attempt one wins; this is the other.
+  // Of two claims of one attempt, only the first succeeds. This is the second.
   claim.set_request_id(NewRequestId());
   status = Call(*stub, &Stub::UpdateJob, claim, &reply);
-  Check(status.error_code() == grpc::StatusCode::FAILED_PRECONDITION, "two claims won");
+  Check(status.error_code() == grpc::StatusCode::FAILED_PRECONDITION, "the second claim succeeded");
   Print("second claim: " + ReasonOf(status));
 
   UpdateJobRequest update;
@@ -171,6 +172,6 @@ int main(int argc, char** argv) {
   GetJobResponse nothing;
   unknown.set_id("no-such-job");
   status = Call(*stub, &Stub::GetJob, unknown, &nothing);
-  Check(status.error_code() == grpc::StatusCode::NOT_FOUND, "a job that nobody created");
+  Check(status.error_code() == grpc::StatusCode::NOT_FOUND, "an unknown job was found");
   Print("unknown job: " + ReasonOf(status));
 }

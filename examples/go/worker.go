@@ -24,18 +24,18 @@ import (
 	pb "github.com/jobstatus/jobstatus-grpc/gen/go/jobstatus/v1"
 )
 
-// untilReachable tries again, with backoff and jitter, while the server is away.
+// untilReachable retries a call, with backoff and jitter, while the server is unavailable.
 func untilReachable(attempt func() error) error {
 	for pause := 100 * time.Millisecond; ; pause = 2 * pause {
 		begunAt := time.Now()
 		err := attempt()
 		switch status.Code(err) {
 		case codes.Unavailable: // the server cannot be reached
-		case codes.Canceled: // not by us: the server was stopping when the call arrived
+		case codes.Canceled: // the server was shutting down when the call arrived; this program cancels no calls
 		default:
 			return err
 		}
-		if time.Since(begunAt) > 10*time.Second { // it went well for a while
+		if time.Since(begunAt) > 10*time.Second { // reset after a call that ran for long
 			pause = 100 * time.Millisecond
 		} else if pause > 10*time.Second {
 			pause = 10 * time.Second
@@ -44,7 +44,7 @@ func untilReachable(attempt func() error) error {
 	}
 }
 
-// call makes one call of a method of the client.
+// call calls a method of the client, with retries.
 func call[Request, Reply any](
 	method func(context.Context, Request, ...grpc.CallOption) (Reply, error), request Request,
 ) (reply Reply, err error) {
@@ -57,7 +57,7 @@ func call[Request, Reply any](
 	return reply, err
 }
 
-// reasonOf returns the machine-readable reason of an error: google.rpc.ErrorInfo's.
+// reasonOf returns the machine-readable reason of an error, from google.rpc.ErrorInfo.
 func reasonOf(err error) string {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok {
@@ -67,7 +67,7 @@ func reasonOf(err error) string {
 	return "none"
 }
 
-// watch prints each new state of a job to its end; a watch that was cut resumes by calling again.
+// watch prints each new state of a job until it is done. To resume an interrupted watch, it calls again.
 func watch(client pb.JobStatusServiceClient, id string, begun chan<- bool) error {
 	job := &pb.JobStatus{}
 	err := untilReachable(func() error {
@@ -86,19 +86,19 @@ func watch(client pb.JobStatusServiceClient, id string, begun chan<- bool) error
 			default:
 			}
 		}
-		if err == io.EOF { // OK, in Go's words
+		if err == io.EOF { // the stream ended with OK
 			return nil
 		}
 		return err
 	})
 	if err == nil && !job.Done {
-		return errors.New("a watch ends with OK only after the end")
+		return errors.New("the watch ended with OK before the job was done")
 	}
 	return err
 }
 
 func work(client pb.JobStatusServiceClient, stepTime time.Duration) {
-	// The request_id makes this safe to repeat: the job is created once.
+	// The request_id makes a retry safe: the job is created once.
 	creation := &pb.CreateJobRequest{
 		Job:       &pb.JobStatus{Name: "import customers", HeartbeatTimeout: durationpb.New(time.Minute)},
 		RequestId: newRequestID(),
@@ -112,7 +112,7 @@ func work(client pb.JobStatusServiceClient, stepTime time.Duration) {
 	check(err == nil && again.Job.Id == id, again, err)
 	fmt.Println("created again: the same job")
 
-	// A claim names the attempt that it begins. Later updates name the same, so that a lost worker cannot write.
+	// A claim names the attempt that it starts. Later updates name that attempt, so a stale worker cannot write.
 	claim := &pb.UpdateJobRequest{
 		Job:       &pb.JobStatus{Id: id, State: pb.JobState_JOB_STATE_IN_PROGRESS},
 		Attempt:   1,
@@ -127,7 +127,7 @@ func work(client pb.JobStatusServiceClient, stepTime time.Duration) {
 	go func() { ended <- watch(client, id, begun); close(begun) }()
 	<-begun
 
-	// Of two claims of one attempt one wins; this is the other.
+	// Of two claims of one attempt, only the first succeeds. This is the second.
 	claim.RequestId = newRequestID()
 	_, err = call(client.UpdateJob, claim)
 	check(status.Code(err) == codes.FailedPrecondition, err)
@@ -180,7 +180,7 @@ func main() {
 		stepTime, err = time.ParseDuration(os.Args[2] + "s")
 		check(err == nil, err)
 	}
-	// Pings let a watch notice that the server's machine is gone.
+	// Keepalive pings detect that the server's machine is down.
 	pings := grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second})
 	channel, err := grpc.Dial(os.Args[1], grpc.WithInsecure(), pings)
 	check(err == nil, err)

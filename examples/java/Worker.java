@@ -27,7 +27,10 @@ import java.util.concurrent.TimeUnit;
 
 /** A worker and a watcher of one job. Usage: java Worker HOST:PORT [SECONDS_PER_STEP] */
 public class Worker {
-    /** UNAVAILABLE: the server cannot be reached. CANCELLED, as we cancel nothing: it was stopping as the call came. */
+    /**
+     * UNAVAILABLE: the server cannot be reached. CANCELLED: the server was shutting down when the call arrived (this
+     * program cancels no calls).
+     */
     private static final Set<Status.Code> AWAY = EnumSet.of(Status.Code.UNAVAILABLE, Status.Code.CANCELLED);
 
     private final JobStatusServiceBlockingStub stub;
@@ -36,7 +39,7 @@ public class Worker {
         this.stub = stub;
     }
 
-    /** Tries again, with backoff and jitter, while the server is away. */
+    /** Retries a call, with backoff and jitter, while the server is unavailable. */
     static <T> T untilReachable(Callable<T> attempt) throws Exception {
         for (long pause = 100; ; pause = Math.min(2 * pause, 10_000)) {
             long begunAt = System.nanoTime();
@@ -48,13 +51,13 @@ public class Worker {
                 }
             }
             if (System.nanoTime() - begunAt > 10e9) {
-                pause = 100; // it went well for a while
+                pause = 100; // reset after a call that ran for long
             }
             Thread.sleep((long) (Math.random() * pause));
         }
     }
 
-    /** The stub for one call, with its deadline. */
+    /** Returns the stub with a deadline for one call. */
     JobStatusServiceBlockingStub inTime() {
         return stub.withDeadlineAfter(10, TimeUnit.SECONDS);
     }
@@ -67,10 +70,10 @@ public class Worker {
         return untilReachable(() -> inTime().updateJob(request).getJob());
     }
 
-    /** The error that a call is expected to meet. */
+    /** Returns the error of a call that must fail with `code`. */
     static StatusRuntimeException refusal(Callable<JobStatus> call, Status.Code code) throws Exception {
         try {
-            throw new IllegalStateException("not refused: " + call.call());
+            throw new IllegalStateException("the call succeeded: " + call.call());
         } catch (StatusRuntimeException error) {
             if (error.getStatus().getCode() != code) {
                 throw error;
@@ -79,7 +82,7 @@ public class Worker {
         }
     }
 
-    /** The machine-readable reason of an error: google.rpc.ErrorInfo's. */
+    /** Returns the machine-readable reason of an error, from google.rpc.ErrorInfo. */
     static String reasonOf(StatusRuntimeException error) throws Exception {
         for (Any detail : StatusProto.fromThrowable(error).getDetailsList()) {
             if (detail.is(ErrorInfo.class)) {
@@ -89,7 +92,7 @@ public class Worker {
         return "none";
     }
 
-    /** Prints each new state of a job to its end; a watch that was cut resumes by calling again. */
+    /** Prints each new state of a job until it is done. To resume an interrupted watch, it calls again. */
     JobStatus watch(String id, CompletableFuture<Void> begun) throws Exception {
         JobStatus[] job = {JobStatus.getDefaultInstance()};
         untilReachable(() -> {
@@ -105,12 +108,12 @@ public class Worker {
             return null;
         });
         if (!job[0].getDone()) {
-            throw new IllegalStateException("a watch ends with OK only after the end");
+            throw new IllegalStateException("the watch ended with OK before the job was done");
         }
         return job[0];
     }
 
-    /** Runs a task in a thread that does not keep the program from ending. */
+    /** Runs a task in a daemon thread, which does not prevent the program from exiting. */
     static void inBackground(Runnable task) {
         Thread thread = new Thread(task);
         thread.setDaemon(true);
@@ -118,7 +121,7 @@ public class Worker {
     }
 
     void work(double secondsPerStep) throws Exception {
-        // The request_id makes this safe to repeat: the job is created once.
+        // The request_id makes a retry safe: the job is created once.
         JobStatus.Builder wanted = JobStatus.newBuilder().setName("import customers")
                 .setHeartbeatTimeout(Duration.newBuilder().setSeconds(60));
         CreateJobRequest creation = CreateJobRequest.newBuilder()
@@ -128,11 +131,11 @@ public class Worker {
         System.out.println("job: " + id);
         System.out.println("created: " + created.getState());
         if (!create(creation).getId().equals(id)) {
-            throw new IllegalStateException("two jobs");
+            throw new IllegalStateException("a second job was created");
         }
         System.out.println("created again: the same job");
 
-        // A claim names the attempt that it begins. Later updates name the same, so that a lost worker cannot write.
+        // A claim names the attempt that it starts. Later updates name that attempt, so a stale worker cannot write.
         UpdateJobRequest.Builder claim = UpdateJobRequest.newBuilder()
                 .setJob(JobStatus.newBuilder().setId(id).setState(JobState.JOB_STATE_IN_PROGRESS))
                 .setAttempt(1);
@@ -150,7 +153,7 @@ public class Worker {
         }, Worker::inBackground);
         begun.get();
 
-        // Of two claims of one attempt one wins; this is the other.
+        // Of two claims of one attempt, only the first succeeds. This is the second.
         UpdateJobRequest late = claim.setRequestId(UUID.randomUUID().toString()).build();
         System.out.println("second claim: " + reasonOf(refusal(() -> update(late), Status.Code.FAILED_PRECONDITION)));
 
@@ -183,7 +186,7 @@ public class Worker {
     public static void main(String[] arguments) throws Exception {
         ManagedChannel channel = ManagedChannelBuilder.forTarget(arguments[0])
                 .usePlaintext()
-                .keepAliveTime(20, TimeUnit.SECONDS) // a watch notices that the server's machine is gone
+                .keepAliveTime(20, TimeUnit.SECONDS) // detects that the server's machine is down
                 .build();
         try {
             double secondsPerStep = arguments.length > 1 ? Double.parseDouble(arguments[1]) : 0.1;

@@ -11,22 +11,23 @@ const protoLoader = require('@grpc/proto-loader');
 const PROTOS = ['jobstatus/v1/job_status.proto', 'google/rpc/status.proto', 'google/rpc/error_details.proto'];
 const loaded = protoLoader.loadSync(PROTOS, {
   includeDirs: [path.join(__dirname, '../../protos'), path.join(__dirname, '../protos')],
-  defaults: true, // fields at their default are there to be read
+  defaults: true, // set unset fields to their defaults
   enums: String,
   longs: Number,
-  json: true, // google.protobuf.Any is shown as what it holds
+  json: true, // decode google.protobuf.Any
 });
 const { JobStatusService } = grpc.loadPackageDefinition(loaded).jobstatus.v1;
 
 const [address, secondsPerStep = '0.1'] = process.argv.slice(2);
 const client = new JobStatusService(address, grpc.credentials.createInsecure(), {
-  'grpc.keepalive_time_ms': 20_000, // a watch notices that the server's machine is gone
+  'grpc.keepalive_time_ms': 20_000, // detects that the server's machine is down
 });
 
-// UNAVAILABLE: the server cannot be reached. CANCELLED, as we cancel nothing: it was stopping when the call arrived.
+// UNAVAILABLE: the server cannot be reached. CANCELLED: the server was shutting down when the call arrived (this
+// program cancels no calls).
 const AWAY = [grpc.status.UNAVAILABLE, grpc.status.CANCELLED];
 
-// Tries again, with backoff and jitter, while the server is away.
+// Retries a call, with backoff and jitter, while the server is unavailable.
 async function untilReachable(attempt) {
   for (let pause = 100; ; pause = Math.min(2 * pause, 10_000)) {
     const begunAt = Date.now();
@@ -35,12 +36,12 @@ async function untilReachable(attempt) {
     } catch (error) {
       if (!AWAY.includes(error.code)) throw error;
     }
-    if (Date.now() - begunAt > 10_000) pause = 100; // it went well for a while
+    if (Date.now() - begunAt > 10_000) pause = 100; // reset after a call that ran for long
     await sleep(Math.random() * pause);
   }
 }
 
-// Makes one call, and resolves to the job in its reply.
+// Makes one call, with retries; resolves to the job in its response.
 function call(method, request) {
   return untilReachable(() => new Promise((resolve, reject) => {
     const options = { deadline: Date.now() + 10_000 };
@@ -48,14 +49,14 @@ function call(method, request) {
   }));
 }
 
-// The machine-readable reason of an error: google.rpc.ErrorInfo's, which travels in grpc-status-details-bin.
+// Returns the machine-readable reason of an error, from google.rpc.ErrorInfo in the trailer grpc-status-details-bin.
 function reasonOf(error) {
   const [bytes] = error.metadata.get('grpc-status-details-bin');
   const { details } = loaded['google.rpc.Status'].deserialize(bytes);
   return details.find((detail) => detail['@type'].endsWith('/google.rpc.ErrorInfo')).reason;
 }
 
-// Prints each new state of a job to its end; a watch that was cut resumes by calling again.
+// Prints each new state of a job until it is done. To resume an interrupted watch, it calls again.
 async function watch(id, onFirst) {
   let job = {};
   await untilReachable(async () => {
@@ -65,11 +66,11 @@ async function watch(id, onFirst) {
       onFirst();
     }
   });
-  assert(job.done, 'a watch ends with OK only after the end');
+  assert(job.done, 'the watch ended with OK before the job was done');
 }
 
 async function main() {
-  // The request_id makes this safe to repeat: the job is created once.
+  // The request_id makes a retry safe: the job is created once.
   const creation = { job: { name: 'import customers', heartbeatTimeout: { seconds: 60 } }, requestId: randomUUID() };
   const { id, state } = await call('createJob', creation);
   console.log(`job: ${id}`);
@@ -77,7 +78,7 @@ async function main() {
   assert.equal((await call('createJob', creation)).id, id);
   console.log('created again: the same job');
 
-  // A claim names the attempt that it begins. Later updates name the same, so that a lost worker cannot write.
+  // A claim names the attempt that it starts. Later updates name that attempt, so a stale worker cannot write.
   const claim = { job: { id, state: 'JOB_STATE_IN_PROGRESS' }, attempt: 1, requestId: randomUUID() };
   const { state: claimed, attempt } = await call('updateJob', claim);
   console.log(`claimed: ${claimed}, attempt ${attempt}`);
@@ -88,7 +89,7 @@ async function main() {
     watching.catch(reject);
   });
 
-  // Of two claims of one attempt one wins; this is the other.
+  // Of two claims of one attempt, only the first succeeds. This is the second.
   const refusal = await call('updateJob', { ...claim, requestId: randomUUID() }).catch((error) => error);
   assert.equal(refusal.code, grpc.status.FAILED_PRECONDITION);
   console.log(`second claim: ${reasonOf(refusal)}`);

@@ -1,7 +1,7 @@
 """A worker and a watcher of one job. Usage: python worker.py HOST:PORT [SECONDS_PER_STEP]
 
-The client retries what is safe to retry, and resumes watches, by itself. For a worker that needs no more than to report
-what it does, `client.track(name)` is shorter still: the README shows it.
+The client retries calls that are safe to retry, and resumes watches. If a worker only reports its progress and outcome,
+`client.track(name)` is shorter: see the README.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from jobstatus_grpc import JobNotFoundError, JobState, JobStatusClient, StaleAtt
 
 
 def say(line: str) -> None:
-    """Print a line in one piece: two threads do."""
+    """Print a line with one write, because two threads print."""
     print(f"{line}\n", end="", flush=True)
 
 
 def watch(client: JobStatusClient, job_id: str, begun: threading.Event) -> None:
-    """Print each new state of a job to its end."""
+    """Print each new state of a job until it is done."""
     state = None
     try:
         for job in client.watch(job_id):
@@ -34,7 +34,7 @@ def watch(client: JobStatusClient, job_id: str, begun: threading.Event) -> None:
 
 
 def work(client: JobStatusClient, job_id: str, attempt: int, seconds_per_step: float) -> None:
-    """Report three steps and the end of an attempt; stop when asked to."""
+    """Report three steps and the outcome of an attempt; stop if a cancel was requested."""
     end = JobState.SUCCEEDED
     step = 0
     while step < 3 and end is JobState.SUCCEEDED:
@@ -50,7 +50,7 @@ def work(client: JobStatusClient, job_id: str, attempt: int, seconds_per_step: f
 
 def main(address: str, seconds_per_step: float = 0.1) -> None:
     with ThreadPoolExecutor() as threads, JobStatusClient(address) as client:
-        # The request_id makes this safe to repeat: the job is created once.
+        # The request_id makes a retry safe: the job is created once.
         request_id = str(uuid.uuid4())
         created = client.create("import customers", heartbeat_timeout_seconds=60, request_id=request_id)
         say(f"job: {created.id}")
@@ -59,7 +59,7 @@ def main(address: str, seconds_per_step: float = 0.1) -> None:
         assert again.id == created.id
         say("created again: the same job")
 
-        # A claim names the attempt that it begins. Later updates name the same, so that a lost worker cannot write.
+        # A claim names the attempt that it starts. Later updates name that attempt, so a stale worker cannot write.
         claimed = client.update(created.id, state=JobState.IN_PROGRESS, attempt=1)
         say(f"claimed: JOB_STATE_{claimed.state.name}, attempt {claimed.attempt}")
 
@@ -67,19 +67,19 @@ def main(address: str, seconds_per_step: float = 0.1) -> None:
         watching = threads.submit(watch, client, created.id, begun)
         begun.wait()
 
-        # Of two claims of one attempt one wins; this is the other.
+        # Of two claims of one attempt, only the first succeeds. This is the second.
         try:
             client.update(created.id, state=JobState.IN_PROGRESS, attempt=1)
-            sys.exit("two claims won")
+            sys.exit("the second claim succeeded")
         except StaleAttemptError as error:
             say(f"second claim: {error.reason}")
 
         work(client, created.id, claimed.attempt, seconds_per_step)
-        watching.result()  # raises what the watch raised
+        watching.result()  # raises the error of the watch, if any
 
         try:
             client.get("no-such-job")
-            sys.exit("a job that nobody created")
+            sys.exit("an unknown job was found")
         except JobNotFoundError as error:
             say(f"unknown job: {error.reason}")
 

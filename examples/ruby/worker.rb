@@ -8,34 +8,35 @@ require 'securerandom'
 V1 = JobStatus::V1
 $stdout.sync = true
 
-# Unavailable: the server cannot be reached. Cancelled, as we cancel nothing: it was stopping when the call arrived.
+# Unavailable: the server cannot be reached. Cancelled: the server was shutting down when the call arrived (this
+# program cancels no calls).
 AWAY = [GRPC::Unavailable, GRPC::Cancelled].freeze
 
-# Tries again, with backoff and jitter, while the server is away.
+# Retries a call, with backoff and jitter, while the server is unavailable.
 def until_reachable
   pause = 0.1
   begin
     begun_at = Time.now
     yield
   rescue *AWAY
-    pause = Time.now - begun_at > 10 ? 0.1 : [2 * pause, 10].min # short again, if it went well for a while
+    pause = Time.now - begun_at > 10 ? 0.1 : [2 * pause, 10].min # reset after a call that ran for long
     sleep(rand * pause)
     retry
   end
 end
 
-# Makes one call; returns the job in its reply.
+# Makes one call, with retries; returns the job in its response.
 def call(method, request)
   until_reachable { method.call(request, deadline: Time.now + 10).job }
 end
 
-# The machine-readable reason of an error: google.rpc.ErrorInfo's.
+# Returns the machine-readable reason of an error, from google.rpc.ErrorInfo.
 def reason_of(error)
   info = error.to_rpc_status.details.find { |detail| detail.is(Google::Rpc::ErrorInfo) }
   info.unpack(Google::Rpc::ErrorInfo).reason
 end
 
-# Prints each new state of a job to its end; a watch that was cut resumes by calling again.
+# Prints each new state of a job until it is done. To resume an interrupted watch, it calls again.
 def watch(client, id)
   job = nil
   until_reachable do
@@ -45,11 +46,11 @@ def watch(client, id)
       yield
     end
   end
-  raise 'a watch ends with OK only after the end' unless job.done
+  raise 'the watch ended with OK before the job was done' unless job.done
 end
 
 def work(client, seconds_per_step)
-  # The request_id makes this safe to repeat: the job is created once.
+  # The request_id makes a retry safe: the job is created once.
   creation = V1::CreateJobRequest.new(
     job: { name: 'import customers', heartbeat_timeout: { seconds: 60 } },
     request_id: SecureRandom.uuid
@@ -57,10 +58,10 @@ def work(client, seconds_per_step)
   created = call(client.method(:create_job), creation)
   id = created.id
   puts "job: #{id}", "created: #{created.state}"
-  raise 'two jobs' if call(client.method(:create_job), creation).id != id
+  raise 'a second job was created' if call(client.method(:create_job), creation).id != id
   puts 'created again: the same job'
 
-  # A claim names the attempt that it begins. Later updates name the same, so that a lost worker cannot write.
+  # A claim names the attempt that it starts. Later updates name that attempt, so a stale worker cannot write.
   update = client.method(:update_job)
   claim = { job: { id: id, state: :JOB_STATE_IN_PROGRESS }, attempt: 1 }
   claimed = call(update, V1::UpdateJobRequest.new(**claim, request_id: SecureRandom.uuid))
@@ -74,10 +75,10 @@ def work(client, seconds_per_step)
   end
   first.pop
 
-  # Of two claims of one attempt one wins; this is the other.
+  # Of two claims of one attempt, only the first succeeds. This is the second.
   begin
     call(update, V1::UpdateJobRequest.new(**claim, request_id: SecureRandom.uuid))
-    raise 'two claims won'
+    raise 'the second claim succeeded'
   rescue GRPC::FailedPrecondition => error
     puts "second claim: #{reason_of(error)}"
   end
@@ -96,11 +97,11 @@ def work(client, seconds_per_step)
   ended = { id: id, state: ending, result: result }
   job = call(update, V1::UpdateJobRequest.new(job: ended, attempt: claimed.attempt))
   puts "ended: #{job.state}, progress #{job.progress.to_i}"
-  watching.value # raises what the watch raised
+  watching.value # raises the error of the watch, if any
 
   begin
     call(client.method(:get_job), V1::GetJobRequest.new(id: 'no-such-job'))
-    raise 'a job that nobody created'
+    raise 'an unknown job was found'
   rescue GRPC::NotFound => error
     puts "unknown job: #{reason_of(error)}"
   end
@@ -111,6 +112,6 @@ pings = { 'grpc.keepalive_time_ms' => 20_000, 'grpc.http2.max_pings_without_data
 client = V1::JobStatusService::Stub.new(
   address,
   :this_channel_is_insecure,
-  channel_args: pings # they let a watch notice that the server's machine is gone
+  channel_args: pings # detect that the server's machine is down
 )
 work(client, Float(seconds_per_step || 0.1))
