@@ -1,4 +1,4 @@
-# Every task of the project. `make` lists them; home and CI run the same.
+# All tasks of the project. `make` lists them; developers and CI run the same tasks.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -6,52 +6,52 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
-# Python 3.10 or newer; another one: make PYTHON3=python3.13 setup
+# Python 3.10 or newer. To choose another: make PYTHON3=python3.13 setup
 PYTHON3 ?= python3
 VENV := .venv
 PROTO_VENV := .venv-proto
 PYTHON := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-# Where generated code goes; tests/project has it made elsewhere and compares.
+# The folder of generated code. tests/project generates into another folder and compares.
 GENERATED := generated
 BASELINE := tests/project/api_baseline.binpb
 PROTOS = $(shell find protos -name '*.proto' | sort)
-# More for the tool, such as: make test ARGS="-k watch"
+# Extra arguments for the tool, for example: make test ARGS="-k watch"
 ARGS ?=
-# Most tests wait for a process more than they compute. One process, for a debugger: make test WORKERS=
+# pytest-xdist runs more processes than cores, because most tests wait for a process. For a debugger: make test WORKERS=
 WORKERS ?= --numprocesses 3 --dist worksteal
 
 export PATH := $(abspath $(VENV)/bin):$(abspath $(PROTO_VENV)/bin):$(PATH)
 
 .PHONY: help
-help: ## list these tasks
+help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 # ---- run and test
 
 .PHONY: run
-run: $(VENV)/.base ## serve from this checkout (make run ARGS="--listen 127.0.0.1:50052")
+run: $(VENV)/.base ## run a server from this checkout (make run ARGS="--listen 127.0.0.1:50052")
 	exec $(VENV)/bin/jobstatus serve $(ARGS)
 
 .PHONY: setup
-setup: $(VENV)/.dev $(PROTO_VENV)/.tools ## everything that developing needs, in .venv and .venv-proto
+setup: $(VENV)/.dev $(PROTO_VENV)/.tools ## install the development environments .venv and .venv-proto
 
 .PHONY: test
-test: $(VENV)/.dev ## the tests, without those that are slow or build (under 5 minutes)
+test: $(VENV)/.dev ## run the tests, without slow tests and tests that build (under 5 minutes)
 	$(PYTHON) -m pytest $(WORKERS) -m 'not slow and not proto and not wheel and not interop' $(ARGS)
 
 .PHONY: check
-check: lint types imports test-all ## all that CI asks for (under 12 minutes)
+check: lint types imports test-all ## run everything that CI runs (under 12 minutes)
 
 .PHONY: test-all
-test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node ## every test, but for make interop's
+test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node ## run all tests except those of make interop
 	$(PYTHON) -m pytest $(WORKERS) -m 'not interop' $(ARGS)
 
-# What the examples in other languages need stands in examples/Makefile.
+# examples/Makefile lists the packages that the examples in other languages need.
 INTEROP_PACKAGES = $(shell $(MAKE) --silent --no-print-directory -C examples packages)
 
 .PHONY: interop
-interop: $(VENV)/.dev node ## the examples in every language as tests; installs their Debian packages
+interop: $(VENV)/.dev node ## run the examples in every language as tests; installs their Debian packages
 	@dpkg-query --show $(INTEROP_PACKAGES) >/dev/null 2>&1 || $(call apt-install,$(INTEROP_PACKAGES))
 	$(PYTHON) -m pytest tests/interop/test_languages.py $(ARGS)
 
@@ -60,37 +60,37 @@ node:
 	@command -v npm >/dev/null || $(call apt-install,nodejs npm)
 
 .PHONY: faults
-faults: $(VENV)/.dev ## the fault tests at full length
+faults: $(VENV)/.dev ## run the fault tests at full length
 	$(PYTHON) -m pytest tests/faults --full $(ARGS)
 
 .PHONY: test-native
-test-native: $(VENV)/.dev ## what a server shows of itself, with --transport native (under 10 minutes)
+test-native: $(VENV)/.dev ## run server, client, CLI, interop and fault tests with --transport native (under 10 minutes)
 	JOBSTATUS_TEST_TRANSPORT=native $(PYTHON) -m pytest $(WORKERS) -m 'not slow and not interop' \
 		tests/server tests/client tests/cli tests/interop tests/faults $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev ## measure beside etcd and bare handlers, and write BENCHMARKS.md (under 25 minutes)
+bench: $(VENV)/.dev ## compare with etcd and bare handlers, and write BENCHMARKS.md (under 25 minutes)
 	$(PYTHON) -m benchmarks $(ARGS)
 
-# ---- look at the code
+# ---- check the code
 
 .PHONY: lint
-lint: $(VENV)/.dev ## ruff: rules and format
+lint: $(VENV)/.dev ## check rules and format with ruff
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
 .PHONY: format
-format: $(VENV)/.dev $(PROTO_VENV)/.tools ## rewrite the code and the protos in our format
+format: $(VENV)/.dev $(PROTO_VENV)/.tools ## format the code and the protos
 	$(PYTHON) -m ruff check --fix-only .
 	$(PYTHON) -m ruff format .
 	buf format --write
 
 .PHONY: types
-types: $(VENV)/.dev ## mypy, strict
+types: $(VENV)/.dev ## check types with mypy, strict
 	$(PYTHON) -m mypy
 
 .PHONY: imports
-imports: $(VENV)/.dev ## the layers, and who may import what
+imports: $(VENV)/.dev ## check the layers with import-linter
 	lint-imports --no-logo
 
 # ---- the API
@@ -103,29 +103,29 @@ proto: $(PROTO_VENV)/.tools ## generate Python code, stubs and the descriptor se
 	buf build --as-file-descriptor-set --output $(GENERATED)/jobstatus/v1/descriptor_set.binpb
 
 .PHONY: proto-check
-proto-check: $(VENV)/.dev $(PROTO_VENV)/.tools ## generated code is current; buf lint, format and breaking
+proto-check: $(VENV)/.dev $(PROTO_VENV)/.tools ## check that generated code is current; buf lint, format and breaking
 	$(PYTHON) -m pytest -m proto $(ARGS)
 
 .PHONY: baseline
-baseline: $(PROTO_VENV)/.tools ## make today's API the one that buf breaking compares with; once a release
+baseline: $(PROTO_VENV)/.tools ## save the API as the baseline of buf breaking; once per release
 	buf build --exclude-source-info --output $(BASELINE)
 
 # ---- package
 
 .PHONY: wheel
-wheel: $(VENV)/.dev ## build sdist and wheel into dist/
+wheel: $(VENV)/.dev ## build sdist and wheel in dist/
 	$(PYTHON) -m build --no-isolation --outdir dist
 
 .PHONY: wheel-check
-wheel-check: $(VENV)/.dev ## build the wheel, install it away from the checkout, run it
+wheel-check: $(VENV)/.dev ## build the wheel, install it outside the checkout, and run it
 	$(PYTHON) -m pytest -m wheel $(ARGS)
 
 .PHONY: clean
-clean: ## remove what these tasks made, databases excepted
+clean: ## remove all files that these tasks created, except databases
 	rm -rf $(VENV) $(PROTO_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# ---- environments: a stamp each, renewed when pyproject.toml changes
+# ---- environments: one stamp file each; reinstalled if pyproject.toml changes
 
 $(VENV)/.base: pyproject.toml | $(VENV)/.created
 	$(PYTHON) $(PIP_INSTALL) --editable .
@@ -140,18 +140,18 @@ $(PROTO_VENV)/.tools: pyproject.toml | $(PROTO_VENV)/.created
 	$(PROTO_VENV)/bin/python $(PIP_INSTALL) --group proto
 	@touch $@
 
-# pip knows --group since 25.1.
+# pip has --group since 25.1.
 $(VENV)/.created $(PROTO_VENV)/.created: %/.created:
 	@$(PYTHON3) -c 'import ensurepip, venv' 2>/dev/null || $(call apt-install,python3 python3-venv)
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-		|| { echo 'Python 3.10 or newer is needed. Name one: make PYTHON3=python3.13 setup' >&2; exit 1; }
+		|| { echo 'Python 3.10 or newer is required. Choose one: make PYTHON3=python3.13 setup' >&2; exit 1; }
 	$(PYTHON3) -m venv $*
 	$*/bin/python $(PIP_INSTALL) --upgrade 'pip>=25.1'
 	@touch $@
 
-# Debian packages that a fresh machine lacks: installed as root, otherwise named.
+# Installs Debian packages if run as root; otherwise fails and prints their names.
 define apt-install
-{ command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || { echo 'Install first: $(1)' >&2; exit 1; }; \
+{ command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || { echo 'Install these packages first: $(1)' >&2; exit 1; }; \
 	apt-get -o DPkg::Lock::Timeout=300 --quiet update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 --quiet --yes install $(1); }
 endef

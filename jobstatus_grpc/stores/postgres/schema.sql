@@ -1,7 +1,7 @@
--- The schema of the PostgreSQL store: one section per version, each run in one transaction on the one before it. A
--- section that was released is never changed. Instants and durations are whole microseconds, instants since 1970 in UTC,
--- by this database's clock; texts of several values are JSON. No index holds a column that every update changes: updates
--- then stay within their page (heap-only tuples), for which fillfactor leaves room.
+-- The schema of the PostgreSQL store: one section per version. Each section migrates from the version before it, in one
+-- transaction. Statements of a released section are never changed. Instants are microseconds since 1970 in UTC, by the
+-- database's clock; durations are microseconds; text columns with several values are JSON. No index contains a column
+-- that every update changes: updates then stay within their page (heap-only tuples); fillfactor leaves room for them.
 
 -- version 1
 
@@ -30,13 +30,13 @@ CREATE TABLE jobstatus.jobs (
     labels text,
     creation_request text,
     requests text,
-    -- When its worker last wrote a change; see also the table heard.
+    -- Time of the last update by the worker that changed the job. Heartbeats are in the table heard.
     heard_at bigint NOT NULL,
     result text,
     UNIQUE (tenant, id)
 ) WITH (fillfactor = 80);
 
--- Lists: each page is read from one of these, in the order of creation.
+-- For lists: each page is read from one of these indexes, in the order of creation.
 CREATE INDEX jobs_by_state ON jobstatus.jobs (tenant, state, stalled, created_at, key);
 CREATE INDEX jobs_by_name ON jobstatus.jobs (tenant, name, created_at, key) WHERE name <> '';
 CREATE INDEX jobs_by_parent ON jobstatus.jobs (tenant, parent_id, created_at, key) WHERE parent_id <> '';
@@ -51,12 +51,12 @@ CREATE TABLE jobstatus.labels (
 );
 CREATE INDEX labels_by_job ON jobstatus.labels (job_key);
 
--- Time: what expires, and whose silence counts.
+-- For maintenance: jobs that expire, and jobs that can become stalled.
 CREATE INDEX jobs_by_expiry ON jobstatus.jobs (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX jobs_by_silence ON jobstatus.jobs (key) WHERE state = 2 AND heartbeat_timeout IS NOT NULL;
 
--- One row per job and transaction that changed it; the job itself tells its newest state. A reader of the feed takes the
--- rows that its snapshot sees and the one before it did not: `xid` is what tells.
+-- The change feed: one row per job and transaction that changed it. The newest state of the job is in `jobs`. A reader
+-- returns the rows with an `xid` that is visible in its snapshot and was not visible in its previous snapshot.
 CREATE TABLE jobstatus.changes (
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     number integer NOT NULL,
@@ -91,8 +91,8 @@ CREATE TABLE jobstatus.tombstones (
 );
 CREATE INDEX tombstones_by_age ON jobstatus.tombstones (removed_at);
 
--- When workers were last heard that changed nothing. Losing some with a crash makes nobody wrong for longer than until
--- the next update, so that they need not be durable.
+-- Times of the last heartbeats (updates that changed nothing). Unlogged: if a crash loses some, a job may be marked
+-- stalled, and the next update corrects that.
 CREATE UNLOGGED TABLE jobstatus.heard (
     tenant text COLLATE "C" NOT NULL,
     id text COLLATE "C" NOT NULL,
@@ -100,14 +100,14 @@ CREATE UNLOGGED TABLE jobstatus.heard (
     PRIMARY KEY (tenant, id)
 );
 
--- By how much the number of jobs in each state rose, one row per transaction: a single row would be a queue for all
--- writers. Whoever tends the store sums them up.
+-- Changes of the number of jobs in each state, appended by each transaction: one row per state would make all writers
+-- wait for its lock. Maintenance replaces the rows with their sums.
 CREATE TABLE jobstatus.counts (
     state smallint NOT NULL,
     jobs bigint NOT NULL
 );
 
--- The newest removal that was dropped from `changes`: who has not seen it would miss it.
+-- forgotten_xid: the newest removal that was deleted from `changes`. A reader with an older position has missed it.
 CREATE TABLE jobstatus.store (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     forgotten_xid xid8 NOT NULL DEFAULT '0'

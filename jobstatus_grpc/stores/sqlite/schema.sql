@@ -1,6 +1,7 @@
--- The schema of the SQLite store: one section per version, each run in one transaction on the one before it. A section
--- that was released is never changed. Instants and durations are whole microseconds, instants since 1970 in UTC; texts
--- of several values are JSON. No index holds a column that every update changes: it would halve the rate of updates.
+-- The schema of the SQLite store: one section per version. Each section migrates from the version before it, in one
+-- transaction. Released statements are never changed, nor the comments inside them, which SQLite stores with a table.
+-- Instants are microseconds since 1970 in UTC; durations are microseconds; text columns with several values are JSON.
+-- No index contains a column that every update changes: that would halve the rate of updates.
 
 -- version 1
 
@@ -15,9 +16,9 @@ CREATE TABLE store (
 
 INSERT INTO store (only_row, incarnation) VALUES (1, lower(hex(randomblob(8))));
 
--- `key` rises in the order of creation. The large columns stand last: reading the others does not touch them. The
--- defaults are for upserts that name few columns, always of a row that is there. Both columns of requests hold
--- {request_id: payload_hash}, one a line, the oldest first.
+-- `key` increases in the order of creation. The large columns are last, so that reading the other columns does not read
+-- them. The defaults serve upserts that name few columns, always of an existing row. creation_request and requests
+-- contain {request_id: payload_hash}, one per line, oldest first.
 CREATE TABLE jobs (
     key INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
@@ -47,7 +48,7 @@ CREATE TABLE jobs (
     UNIQUE (tenant, id)
 );
 
--- One row per job and commit that changed it; the job itself tells its newest state.
+-- The change feed: one row per job and commit that changed it. The newest state of the job is in `jobs`.
 CREATE TABLE changes (
     sequence INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
@@ -79,7 +80,7 @@ CREATE TABLE tombstones (
 
 -- version 2
 
--- Lists: each page is read from one of these, in the order of creation.
+-- For lists: each page is read from one of these indexes, in the order of creation.
 CREATE INDEX jobs_by_state ON jobs (tenant, state, stalled, created_at);
 CREATE INDEX jobs_by_name ON jobs (tenant, name, created_at) WHERE name <> '';
 CREATE INDEX jobs_by_parent ON jobs (tenant, parent_id, created_at) WHERE parent_id <> '';
@@ -96,7 +97,7 @@ CREATE TABLE labels (
 INSERT INTO labels (tenant, name, value, created_at, job_key)
 SELECT jobs.tenant, label.key, label.value, jobs.created_at, jobs.key FROM jobs, json_each(jobs.labels) AS label;
 
--- How many jobs there are in each state that ever had one.
+-- The number of jobs in each state that ever had a job.
 CREATE TABLE counts (
     state INTEGER PRIMARY KEY,
     jobs INTEGER NOT NULL
@@ -104,12 +105,12 @@ CREATE TABLE counts (
 
 INSERT INTO counts (state, jobs) SELECT state, count(*) FROM jobs GROUP BY state;
 
--- Time: what expires, whose silence counts, and what is old enough to be dropped.
+-- For maintenance: jobs that expire, jobs that can become stalled, and old tombstones.
 CREATE INDEX jobs_by_expiry ON jobs (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX jobs_by_silence ON jobs (key) WHERE state = 2 AND heartbeat_timeout IS NOT NULL;
 CREATE INDEX tombstones_by_age ON tombstones (removed_at);
 
--- The number of the newest change at certain instants: it tells how old the changes are.
+-- The sequence of the newest change at certain instants, to determine the age of changes.
 CREATE TABLE marks (
     marked_at INTEGER PRIMARY KEY,
     sequence INTEGER NOT NULL
