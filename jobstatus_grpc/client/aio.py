@@ -22,6 +22,7 @@ from jobstatus_grpc.client.track import (
     DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
     AsyncTrackedJob,
     Claim,
+    OnReportError,
     Reporting,
 )
 from jobstatus_grpc.client.watch import WAIT_UPDATE_INTERVAL_SECONDS, AsyncJobsWatch, AsyncWatch, JobsWatching, Watching
@@ -438,6 +439,7 @@ class AsyncJobStatusClient(AsyncCalls):
         heartbeat_timeout_seconds: float | None = DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
         finish_timeout_seconds: float = DEFAULT_FINISH_TIMEOUT_SECONDS,
         strict: bool = False,
+        on_report_error: OnReportError | None = None,
     ) -> AsyncTrackedJob:
         """Report a block of work as a job: a context manager for workers.
 
@@ -458,6 +460,8 @@ class AsyncJobStatusClient(AsyncCalls):
             finish_timeout_seconds: how long the end of the block may be held up until the outcome is reported.
             strict: raise at the beginning of the block where the job cannot be created or claimed, and at its end where
                 the outcome cannot be reported.
+            on_report_error: is called with a sentence and the error when reports begin to fail, are refused, or end;
+                from where they are sent, so keep it short. None: these are logged.
         """
         claim = Claim(
             name=name,
@@ -472,8 +476,9 @@ class AsyncJobStatusClient(AsyncCalls):
             finish_timeout_seconds=finish_timeout_seconds,
             call_timeout_seconds=self._connection.timeout_seconds,
             strict=strict,
+            on_report_error=on_report_error,
         )
-        return AsyncTrackedJob(reporting, self._connection.report)
+        return AsyncTrackedJob(reporting, self._connection)
 
     def reporter(
         self,

@@ -48,11 +48,13 @@ class AsyncSender:
         self._reports.wake = lambda: set_from_any_thread(self._wake, loop)
         self._task = loop.create_task(self._send_all())
 
-    async def finish(self) -> None:
-        """Wait until nothing more is to be sent."""
+    async def finish(self, timeout_seconds: float | None = None) -> None:
+        """Wait until nothing more is to be sent; a call that is under way after `timeout_seconds` is cancelled."""
         assert self._task is not None
         try:
-            await asyncio.wait({self._task})
+            await asyncio.wait({self._task}, timeout=timeout_seconds)
+            if not self._task.done():
+                await self.stop()
             # Where the event loop ends, it cancels that task too, and the end is still to be told.
             await self._send_all()
         finally:
@@ -112,9 +114,10 @@ class Sender:
         self._reports.wake = self._wake.set
         self._thread.start()
 
-    def finish(self) -> None:
-        """Wait until nothing more is to be sent."""
-        self._thread.join()
+    def finish(self, timeout_seconds: float | None = None) -> None:
+        """Wait until nothing more is to be sent; a call that is under way after `timeout_seconds` is left alone."""
+        self._thread.join(timeout_seconds)
+        self._reports.due_in_seconds()  # the reports give up by their own clock
 
     def _send_all(self) -> None:
         while (due_in_seconds := self._reports.due_in_seconds()) is not None:

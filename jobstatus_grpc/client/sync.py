@@ -22,6 +22,7 @@ from jobstatus_grpc.client.track import (
     DEFAULT_FINISH_TIMEOUT_SECONDS,
     DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
     Claim,
+    OnReportError,
     Reporting,
     TrackedJob,
 )
@@ -254,6 +255,7 @@ class JobStatusClient(Calls):
         heartbeat_timeout_seconds: float | None = DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
         finish_timeout_seconds: float = DEFAULT_FINISH_TIMEOUT_SECONDS,
         strict: bool = False,
+        on_report_error: OnReportError | None = None,
     ) -> TrackedJob:
         claim = Claim(
             name=name,
@@ -268,8 +270,9 @@ class JobStatusClient(Calls):
             finish_timeout_seconds=finish_timeout_seconds,
             call_timeout_seconds=self._connection.timeout_seconds,
             strict=strict,
+            on_report_error=on_report_error,
         )
-        return TrackedJob(reporting, self._connection.report)
+        return TrackedJob(reporting, self._connection)
 
     def reporter(
         self,

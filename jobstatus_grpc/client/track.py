@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import TracebackType
@@ -16,11 +16,12 @@ from typing import Any
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.client import requests
-from jobstatus_grpc.client.connection import ClientClosedError
+from jobstatus_grpc.client.connection import AsyncConnection, ClientClosedError, Connection
 from jobstatus_grpc.client.requests import UNSET, HasJob, JobUpdate
 from jobstatus_grpc.client.retry import Backoff, pause
 from jobstatus_grpc.client.sender import AsyncSender, Sender, Step
-from jobstatus_grpc.errors import DeadlineExceededError, JobNotFoundError, JobStatusError
+from jobstatus_grpc.client.watch import AsyncWatch, Watch, Watching
+from jobstatus_grpc.errors import DeadlineExceededError, JobNotFoundError, JobStatusError, UnavailableError
 from jobstatus_grpc.job import Job, JobError, JobState, limits
 from jobstatus_grpc.job.ids import new_job_id
 
@@ -172,6 +173,8 @@ class Claim:
 
 log = logging.getLogger("jobstatus_grpc.client")
 
+OnReportError = Callable[[str, Exception], object]
+
 DEFAULT_HEARTBEAT_TIMEOUT_SECONDS = 30.0
 
 DEFAULT_FINISH_TIMEOUT_SECONDS = 10.0
@@ -194,10 +197,12 @@ class Reporting:
         finish_timeout_seconds: float,
         call_timeout_seconds: float,
         strict: bool = False,
+        on_report_error: OnReportError | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the claim, the arguments of the clients' `track`, and the deadline of the client's calls."""
         self._now = clock
+        self._on_report_error = on_report_error
+        self._problems: list[tuple[str, Exception]] = []
         self.claim = claim
         self.job: Job | None = None
         self.is_open = False
@@ -213,7 +218,7 @@ class Reporting:
         self.wake: Callable[[], None] = lambda: None
         """Called where the sender may wait for less than it was told."""
         self._heartbeat_seconds = (heartbeat_timeout_seconds or DEFAULT_HEARTBEAT_TIMEOUT_SECONDS) / 3
-        self._finish_timeout_seconds = finish_timeout_seconds
+        self.finish_timeout_seconds = finish_timeout_seconds
         self._lock = threading.Lock()
         self._backoff = Backoff(min(self._heartbeat_seconds, 10.0))
         self._not_before = 0.0
@@ -238,12 +243,25 @@ class Reporting:
             self._is_pressing = True
         self.wake()
 
+    def observe(self, job: Job) -> None:
+        """Take the job as a watch delivered it; if it looks lost, a report is sent at once, whose answer decides."""
+        with self._lock:
+            self._take(job)
+            if not job.done and job.attempt <= self.claim.attempt:
+                return
+            self._is_pressing = True
+        self.wake()
+
+    def is_settled(self) -> bool:
+        """Whether a cancel was requested, the job is lost, or the block has ended."""
+        return self.cancel_requested or self.is_over or self._outcome is not None
+
     def finish(self, outcome: Outcome, result: Mapping[str, Any] | None) -> None:
         """Take note of the end: it is all that is reported from now on, for as long as finishing may take."""
         with self._lock:
             self._outcome = outcome
             self._result = result
-            self._finish_at = self._now() + self._finish_timeout_seconds
+            self._finish_at = self._now() + self.finish_timeout_seconds
             self._backoff = Backoff(LONGEST_PAUSE_AT_THE_END_SECONDS)
             self._not_before = 0.0
         self.wake()
@@ -261,16 +279,19 @@ class Reporting:
             now = self._now()
             if not self.is_over and now >= self._finish_at:
                 self._give_up()
-            if self.is_over:
-                return None
-            if not self.is_open or self._outcome is not None:
-                due_at = self._not_before
-            else:
-                due_at = self._reported_at + self._heartbeat_seconds
-                if self._is_pressing:
-                    due_at = min(due_at, self._changes_sent_at + SHORTEST_PAUSE_SECONDS)
-                due_at = max(due_at, self._not_before)
-            return max(min(due_at, self._finish_at) - now, 0.0)
+            due_in_seconds = None if self.is_over else max(self._due_at() - now, 0.0)
+        self._tell_problems()
+        return due_in_seconds
+
+    def _due_at(self) -> float:
+        if not self.is_open or self._outcome is not None:
+            due_at = self._not_before
+        else:
+            due_at = self._reported_at + self._heartbeat_seconds
+            if self._is_pressing:
+                due_at = min(due_at, self._changes_sent_at + SHORTEST_PAUSE_SECONDS)
+            due_at = max(due_at, self._not_before)
+        return min(due_at, self._finish_at)
 
     def next_step(self) -> tuple[Step, float]:
         """Return what to send now, and the deadline for that in seconds."""
@@ -299,8 +320,7 @@ class Reporting:
             if self.error is not None:
                 log.info("job %s is being reported again", self.claim.id)
             self.error = None
-            self.job = job
-            self.cancel_requested = job.cancel_requested or job.state is JobState.CANCELLED
+            self._take(job)
             self._backoff.reset()
             self._not_before = 0.0
             if not self.is_open:
@@ -320,24 +340,34 @@ class Reporting:
     def failed(self, step: Step, error: Exception) -> None:
         """Take note that a step failed, and of what follows from that."""
         with self._lock:
-            if passes(error):
-                self._put_back(step)
-                self._not_before = self._now() + self._backoff.pause_seconds(error)
-                if self.error is None:
-                    log.warning("job %s cannot be reported at the moment: %s", self.claim.id, error)
-                self.error = error
-            elif not self.is_open and self.claim.is_saved_from(error):
-                log.info("job %s is not there; it will be created", self.claim.id)
-            elif step is self._final and self._result is not None and not (_is_end(error) or self.strict):
-                log.error("job %s ends without its result, which was refused: %s", self.claim.id, error)
-                self._result = self._final = None
-            elif not self.is_open or step is self._final or _is_end(error) or isinstance(error, ClientClosedError):
-                self._stop(error)
-            else:
-                if self.error is None:
-                    log.error("a report on job %s was refused: %s", self.claim.id, error)
-                self.error = error
-                self._reported_at = self._now()
+            if self.is_over:
+                return
+            self._failed(step, error)
+        self._tell_problems()
+
+    def _failed(self, step: Step, error: Exception) -> None:
+        if passes(error):
+            self._put_back(step)
+            self._not_before = self._now() + self._backoff.pause_seconds(error)
+            if self.error is None:
+                self._note_problem(
+                    logging.WARNING, f"job {self.claim.id} cannot be reported at the moment: {error}", error
+                )
+            self.error = error
+        elif not self.is_open and self.claim.is_saved_from(error):
+            log.info("job %s is not there; it will be created", self.claim.id)
+        elif step is self._final and self._result is not None and not (_is_end(error) or self.strict):
+            self._note_problem(
+                logging.ERROR, f"job {self.claim.id} ends without its result, which was refused: {error}", error
+            )
+            self._result = self._final = None
+        elif not self.is_open or step is self._final or _is_end(error) or isinstance(error, ClientClosedError):
+            self._stop(error)
+        else:
+            if self.error is None:
+                self._note_problem(logging.ERROR, f"a report on job {self.claim.id} was refused: {error}", error)
+            self.error = error
+            self._reported_at = self._now()
 
     def abandon(self) -> None:
         """Send nothing more."""
@@ -375,7 +405,8 @@ class Reporting:
         try:
             return Step("UpdateJob", requests.update_request(update))
         except (TypeError, ValueError) as error:
-            log.error("job %s ends without its result, which is not JSON: %s", self.claim.id, error)
+            problem = f"job {self.claim.id} ends without its result, which is not JSON: {error}"
+            self._note_problem(logging.ERROR, problem, error)
             return Step("UpdateJob", requests.update_request(replace(update, result=UNSET)))
 
     def _stop(self, error: Exception) -> None:
@@ -384,16 +415,37 @@ class Reporting:
         self.lost = _is_end(error)
         metadata = getattr(error, "metadata", {})
         self.cancel_requested = self.cancel_requested or metadata.get("from") == "JOB_STATE_CANCELLED"
-        level = logging.WARNING if self.lost else logging.ERROR
+        problem = f"job {self.claim.id} is not reported any more: {error}"
         if isinstance(error, ClientClosedError):  # the program's own doing, most often at its end
-            level = logging.DEBUG
-        log.log(level, "job %s is not reported any more: %s", self.claim.id, error)
+            log.debug(problem)
+        else:
+            self._note_problem(logging.WARNING if self.lost else logging.ERROR, problem, error)
 
     def _give_up(self) -> None:
         self.is_over = True
         self.error = self.error or errors.DeadlineExceededError()
         outcome = self._outcome.state.name if self._outcome else ""
-        log.error("job %s is %s, but that could not be reported: %s", self.claim.id, outcome, self.error)
+        problem = f"job {self.claim.id} is {outcome}, but that could not be reported: {self.error}"
+        self._note_problem(logging.ERROR, problem, self.error)
+
+    def _take(self, job: Job) -> None:
+        if self.job is None or (job.created_at, job.revision) >= (self.job.created_at, self.job.revision):
+            self.job = job
+            self.cancel_requested = job.cancel_requested or job.state is JobState.CANCELLED
+
+    def _note_problem(self, level: int, problem: str, error: Exception) -> None:
+        if self._on_report_error is None:
+            log.log(level, "%s", problem)
+        else:
+            self._problems.append((problem, error))
+
+    def _tell_problems(self) -> None:
+        """Call `on_report_error`, without the lock: it may call `progress`."""
+        while self._problems and self._on_report_error is not None:
+            try:
+                self._on_report_error(*self._problems.pop(0))
+            except Exception:
+                log.exception("on_report_error raised")
 
 
 def clean_reason(reason: str) -> str:
@@ -418,11 +470,22 @@ START_SECONDS = 2.0
 """How long the beginning of a block waits to know its job, unless it is strict."""
 
 
+WATCH_AGAIN_SECONDS = 1.0
+"""Pause before `wait_cancelled` watches again, after a watch that ended with an error."""
+
+CANCEL_WATCH_UPDATE_INTERVAL_SECONDS = 60.0
+"""Progress is of no interest to `wait_cancelled`; other changes are delivered at once."""
+
+ABANDON_AFTER_SECONDS = 0.5
+"""Time for a call to end by its own deadline, which is the end of finish_timeout_seconds, before it is abandoned."""
+
+
 class Tracked:
-    """What a block of work knows of its job, and says about it. All of it may be used by any thread; nothing blocks."""
+    """What a block of work knows of its job, and says about it. May be used by any thread; only the waits block."""
 
     def __init__(self, reporting: Reporting) -> None:
         self._reporting = reporting
+        self._watches: set[AsyncWatch | Watch] = set()
         self._was_told = False
         self._outcome: Outcome | None = None
         self.result: Mapping[str, Any] | None = None
@@ -466,6 +529,18 @@ class Tracked:
         """Why the job cannot be reported at the moment, or, once `lost` or refused, any more; None: all is well."""
         return self._reporting.error
 
+    @property
+    def finish_timeout_seconds(self) -> float:
+        """How long the end of the block waits at most for the outcome to be reported; may be set until then.
+
+        0 abandons the outcome, also while a call is under way.
+        """
+        return self._reporting.finish_timeout_seconds
+
+    @finish_timeout_seconds.setter
+    def finish_timeout_seconds(self, seconds: float) -> None:
+        self._reporting.finish_timeout_seconds = seconds
+
     def progress(self, percent: float | None = None, reason: str = "") -> None:
         """Say how far the work is, and what it is at; costs next to nothing, call it as often as you like.
 
@@ -504,6 +579,19 @@ class Tracked:
         elif outcome.state is JobState.ABORTED and cancel_requested:
             outcome = replace(outcome, state=JobState.CANCELLED)
         self._reporting.finish(outcome, self.result)
+        self._close_watches()
+
+    def _close_watches(self) -> None:
+        for watch in list(self._watches):
+            watch.abandon(UnavailableError("the tracked job needs no watch any more"))
+
+    def _cancel_watching(self, deadline: float | None) -> Watching:
+        return Watching(
+            self.id,
+            min_update_interval_seconds=CANCEL_WATCH_UPDATE_INTERVAL_SECONDS,
+            timeout_seconds=_left_until(deadline),
+            warns=False,
+        )
 
     def _start_seconds(self) -> float:
         return self._reporting.call_timeout_seconds if self._reporting.strict else START_SECONDS
@@ -521,16 +609,25 @@ class Tracked:
             raise DeadlineExceededError(f"job {self.id} could not be claimed in time")
 
 
+def _deadline_after(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _left_until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+
 class AsyncTrackedJob(Tracked):
     """A block of work as a job: an async context manager, for one block.
 
     Reports are sent by a task of its own: a block that holds up the event loop holds them up too.
     """
 
-    def __init__(self, reporting: Reporting, send: Callable[[Step, float], Awaitable[Any]]) -> None:
+    def __init__(self, reporting: Reporting, connection: AsyncConnection) -> None:
         super().__init__(reporting)
-        self._started = asyncio.Event()
-        self._sender = AsyncSender(reporting, send, self._answered)
+        self._connection = connection
+        self._changed = asyncio.Event()
+        self._sender = AsyncSender(reporting, connection.report, self._answered)
         self._was_entered = False
 
     async def __aenter__(self) -> AsyncTrackedJob:
@@ -539,7 +636,7 @@ class AsyncTrackedJob(Tracked):
         self._was_entered = True
         self._sender.start()
         try:
-            await pause(self._start_seconds(), unless=self._started)
+            await self._wait_for(self._is_started, self._start_seconds())
             self._raise_if_strict(is_beginning=True)
         except JobStatusError:
             self._reporting.abandon()
@@ -554,27 +651,77 @@ class AsyncTrackedJob(Tracked):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._finish(error)
-        await self._sender.finish()
+        self._notify()
+        await self._sender.finish(self.finish_timeout_seconds + ABANDON_AFTER_SECONDS)
         if error is None:
             self._raise_if_strict()
 
+    async def wait_claimed(self, timeout_seconds: float | None = None) -> bool:
+        """Wait until the service has answered that the job is this worker's.
+
+        Returns:
+            True: `attempt` is known. False: it is not after `timeout_seconds` (None: no limit), the job cannot be
+            claimed (see `error`), or the block has ended.
+        """
+        await self._wait_for(lambda: self.attempt > 0 or self._reporting.is_settled(), timeout_seconds)
+        return self.attempt > 0
+
+    async def wait_cancelled(self, timeout_seconds: float | None = None) -> bool:
+        """Wait until the job's end is requested, or the job is no longer this worker's; learnt at once, by a watch.
+
+        As with `cancelled`, the end of the block means CANCELLED after that, unless it calls `succeed` or `fail`.
+
+        Returns:
+            True: `cancelled` or `lost` is true. False: neither is after `timeout_seconds` (None: no limit), or when
+            the block ended.
+        """
+        deadline = _deadline_after(timeout_seconds)
+        await self.wait_claimed(timeout_seconds)
+        while not self._reporting.is_settled() and _left_until(deadline) != 0:
+            watch = self._connection.watch(self._cancel_watching(deadline))
+            self._watches.add(watch)
+            try:
+                async with watch:
+                    async for job in watch:
+                        self._reporting.observe(job)
+                        if self._reporting.is_settled():
+                            break
+            except JobStatusError:
+                pass
+            finally:
+                self._watches.discard(watch)
+            pause_seconds = min(WATCH_AGAIN_SECONDS, _left_until(deadline) or WATCH_AGAIN_SECONDS)
+            await self._wait_for(self._reporting.is_settled, pause_seconds)
+        return self.cancelled or self.lost
+
+    async def _wait_for(self, condition: Callable[[], bool], timeout_seconds: float | None) -> None:
+        deadline = _deadline_after(timeout_seconds)
+        while not condition() and _left_until(deadline) != 0:
+            await pause(_left_until(deadline), unless=self._changed)
+
     def _answered(self) -> None:
-        if self._is_started():
-            self._started.set()
+        self._notify()
+        if self._reporting.is_settled():
+            self._close_watches()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
 
 class TrackedJob(Tracked):
     """A block of work as a job: a context manager, for one block. Reports are sent by a thread of its own."""
 
-    def __init__(self, reporting: Reporting, send: Callable[[Step, float], Any]) -> None:
+    def __init__(self, reporting: Reporting, connection: Connection) -> None:
         super().__init__(reporting)
-        self._started = threading.Event()
-        self._sender = Sender(reporting, send, self._answered, name=f"jobstatus-track-{self.id}")
+        self._connection = connection
+        self._changed = threading.Condition()
+        self._sender = Sender(reporting, connection.report, self._answered, name=f"jobstatus-track-{self.id}")
 
     def __enter__(self) -> TrackedJob:
         self._sender.start()
         try:
-            self._started.wait(self._start_seconds())
+            self._wait_for(self._is_started, self._start_seconds())
             self._raise_if_strict(is_beginning=True)
         except JobStatusError:
             self._reporting.abandon()
@@ -589,10 +736,50 @@ class TrackedJob(Tracked):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._finish(error)
-        self._sender.finish()
+        self._notify()
+        self._sender.finish(self.finish_timeout_seconds + ABANDON_AFTER_SECONDS)
         if error is None:
             self._raise_if_strict()
 
+    def wait_claimed(self, timeout_seconds: float | None = None) -> bool:
+        self._wait_for(lambda: self.attempt > 0 or self._reporting.is_settled(), timeout_seconds)
+        return self.attempt > 0
+
+    wait_claimed.__doc__ = AsyncTrackedJob.wait_claimed.__doc__
+
+    def wait_cancelled(self, timeout_seconds: float | None = None) -> bool:
+        deadline = _deadline_after(timeout_seconds)
+        self.wait_claimed(timeout_seconds)
+        while not self._reporting.is_settled() and _left_until(deadline) != 0:
+            watch = self._connection.watch(self._cancel_watching(deadline))
+            self._watches.add(watch)
+            try:
+                with watch:
+                    # Between the check and `add`, another thread may have settled it without closing this watch.
+                    if not self._reporting.is_settled():
+                        for job in watch:
+                            self._reporting.observe(job)
+                            if self._reporting.is_settled():
+                                break
+            except JobStatusError:
+                pass
+            finally:
+                self._watches.discard(watch)
+            pause_seconds = min(WATCH_AGAIN_SECONDS, _left_until(deadline) or WATCH_AGAIN_SECONDS)
+            self._wait_for(self._reporting.is_settled, pause_seconds)
+        return self.cancelled or self.lost
+
+    wait_cancelled.__doc__ = AsyncTrackedJob.wait_cancelled.__doc__
+
+    def _wait_for(self, condition: Callable[[], bool], timeout_seconds: float | None) -> None:
+        with self._changed:
+            self._changed.wait_for(condition, timeout_seconds)
+
     def _answered(self) -> None:
-        if self._is_started():
-            self._started.set()
+        self._notify()
+        if self._reporting.is_settled():
+            self._close_watches()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()

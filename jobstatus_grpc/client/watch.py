@@ -165,10 +165,12 @@ class Endurance(abc.ABC, Generic[Message, News]):
         *,
         heartbeat_interval_seconds: float | None,
         give_up_seconds: float | None,
+        warns: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take what is watched, for people, and the arguments of the clients' watches."""
         self._now = clock
+        self._warning = logging.WARNING if warns else logging.DEBUG
         if heartbeat_interval_seconds is None and give_up_seconds is not None:
             third = max(give_up_seconds / SILENT_HEARTBEATS, SHORTEST_HEARTBEAT_INTERVAL_SECONDS)
             heartbeat_interval_seconds = min(third, DEFAULT_HEARTBEAT_INTERVAL_SECONDS)
@@ -240,7 +242,7 @@ class Endurance(abc.ABC, Generic[Message, News]):
             self._is_open = self._was_opened = True
             self._backoff.reset()
             if self._ends >= WARN_AFTER_ENDS:
-                log.warning("the watch of %s goes on", self._subject)
+                log.log(self._warning, "the watch of %s goes on", self._subject)
             self._ends = 0
 
     def _survives(self, error: grpc.RpcError | JobStatusError | None) -> bool:
@@ -252,7 +254,7 @@ class Endurance(abc.ABC, Generic[Message, News]):
     def _log_end(self, cause: JobStatusError | None, pause: float) -> None:
         """Say once in each row of failures that something is wrong; a single end is everyday life."""
         self._ends += 1
-        level = logging.WARNING if self._ends == WARN_AFTER_ENDS else logging.DEBUG
+        level = self._warning if self._ends == WARN_AFTER_ENDS else logging.DEBUG
         log.log(level, "the watch of %s was cut (%s); next try in %.1f s", self._subject, cause or "no reason", pause)
 
 
@@ -282,6 +284,7 @@ class Watching(Endurance[pb.WatchJobResponse, Job]):
         min_update_interval_seconds: float | None = None,
         give_up_seconds: float | None = None,
         timeout_seconds: float | None = None,
+        warns: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the arguments of the clients' `watch`, and for `wait` when to raise DeadlineExceededError."""
@@ -289,6 +292,7 @@ class Watching(Endurance[pb.WatchJobResponse, Job]):
             f"job {id}",
             heartbeat_interval_seconds=heartbeat_interval_seconds,
             give_up_seconds=give_up_seconds,
+            warns=warns,
             clock=clock,
         )
         self.id = id

@@ -103,6 +103,9 @@ class BlockingClient:
 
         return call
 
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._loop.run(coroutine)
+
     def watch(self, *args: Any, **kwargs: Any) -> BlockingIterator:
         return BlockingIterator(self._loop, self._client.watch(*args, **kwargs))
 
