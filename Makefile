@@ -93,6 +93,10 @@ types: $(VENV)/.dev ## check types with mypy, strict
 imports: $(VENV)/.dev ## check the layers with import-linter
 	lint-imports --no-logo
 
+.PHONY: sync
+sync: $(VENV)/.dev ## generate the sync client from the asyncio one
+	$(PYTHON) tests/support/generate_sync.py
+
 # ---- the API
 
 .PHONY: proto

@@ -1,4 +1,4 @@
-"""The asyncio client. The sync one has the same methods, and takes their documentation from here."""
+"""The asyncio client. sync.py is generated from this file: run `make sync` after a change."""
 
 from __future__ import annotations
 
@@ -7,34 +7,81 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any
 
+from jobstatus.v1 import job_status_pb2 as pb
+
 from jobstatus_grpc.client import requests
-from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, AsyncConnection, ClientClosedError, endpoint
+from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, AsyncConnection, endpoint
 from jobstatus_grpc.client.reporter import (
     DEFAULT_FLUSH_INTERVAL_SECONDS,
     DEFAULT_MAX_PENDING,
-    Answers,
     AsyncReporter,
-    Gathering,
+    Callbacks,
+    ReporterState,
 )
 from jobstatus_grpc.client.requests import UNSET, BatchResults, JobPage, JobUpdate, TransitionPage, Unset
+from jobstatus_grpc.client.retry import ClientClosedError
 from jobstatus_grpc.client.track import (
     DEFAULT_FINISH_TIMEOUT_SECONDS,
     DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
     AsyncTrackedJob,
     Claim,
     OnReportError,
-    Reporting,
+    TrackState,
 )
-from jobstatus_grpc.client.watch import WAIT_UPDATE_INTERVAL_SECONDS, AsyncJobsWatch, AsyncWatch, JobsWatching, Watching
+from jobstatus_grpc.client.watch import (
+    WAIT_UPDATE_INTERVAL_SECONDS,
+    AsyncJobsWatch,
+    AsyncWatch,
+    JobsWatchState,
+    JobWatchState,
+)
 from jobstatus_grpc.errors import JobExpiredError, JobStatusError
 from jobstatus_grpc.job import Job, JobError, JobFilter, JobState
 
 
-class AsyncCalls:
-    """What AsyncJobStatusClient can ask of the service."""
+class AsyncJobStatusClient:
+    """A client of the job status service for asyncio; an async context manager.
 
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
+    It connects with its first call and belongs to the event loop of that call; the loop's tasks may share it.
+
+    A call that fails raises `jobstatus_grpc.JobStatusError` and nothing else. It has a deadline; within it, UNAVAILABLE
+    and TOO_MANY_REQUESTS are retried. That is safe: a write carries a request_id, so that it takes effect once.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        ca_file: str | None = None,
+        cert_file: str | None = None,
+        key_file: str | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        """Make a client of the server at `address`.
+
+        Args:
+            address: `host:port`, `dns:///host:port` or `unix:/path`.
+            token: sent with each call, as a bearer token. Without TLS it can be read on the network.
+            ca_file: use TLS, and trust the CAs in this PEM file.
+            cert_file: use TLS, and present this certificate (PEM); without ca_file public CAs are trusted.
+            key_file: its private key (PEM).
+            timeout_seconds: the default deadline of a call.
+
+        Raises:
+            ValueError: an argument is not valid, or they do not fit together.
+            OSError: a file cannot be read.
+        """
+        server = endpoint(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+        self._connection = AsyncConnection(server, timeout_seconds)
+
+    async def __aenter__(self) -> AsyncJobStatusClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def create(
         self,
@@ -57,7 +104,7 @@ class AsyncCalls:
 
         Args:
             name: for people and filters; need not be unique.
-            id: "" lets the service choose one.
+            id: "": the service chooses one.
             state: PENDING, or IN_PROGRESS, which begins attempt 1.
             reason: why it is in this state, for people.
             has_progress: whether it will report progress.
@@ -65,9 +112,9 @@ class AsyncCalls:
             estimated_completion: an aware datetime.
             heartbeat_timeout_seconds: the longest pause between updates while IN_PROGRESS, 1 second to 7 days; after it
                 the job is `stalled`. None: never.
-            labels: small facts to filter by.
+            labels: to filter by.
             parent_id: the id of the job that this one is part of.
-            result: a small outcome, as JSON could hold it.
+            result: a small result, as JSON could hold it.
             request_id: 1 to 64 characters; with the same one the job is created once. None: a new one for this call.
             timeout_seconds: the call's deadline; None: the client's.
 
@@ -75,11 +122,12 @@ class AsyncCalls:
             JobAlreadyExistsError: the id is taken, or was within the last 24 hours.
             InvalidArgumentError: a value is not valid.
         """
-        request = requests.create_request(
-            id=id, name=name, state=state, reason=reason, has_progress=has_progress, progress=progress,
+        job = JobUpdate(
+            id, name=name, state=state, reason=reason, has_progress=has_progress, progress=progress, labels=labels,
             estimated_completion=estimated_completion, heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            labels=labels, parent_id=parent_id, result=result, request_id=request_id,
+            parent_id=parent_id, result=result, request_id=request_id,
         )  # fmt: skip
+        request = requests.create_request(job)
         response = await self._connection.call(self._connection.stub.CreateJob, request, timeout_seconds)
         return requests.job_in(response)
 
@@ -87,10 +135,11 @@ class AsyncCalls:
         """Return a job as of the latest committed write.
 
         Raises:
-            JobNotFoundError: no job has this id; JobExpiredError where one had within the last 24 hours. Both are
+            JobNotFoundError: no job has this id; JobExpiredError if one had within the last 24 hours. Both are
                 NotFoundError.
         """
-        response = await self._connection.call(self._connection.stub.GetJob, requests.get_request(id), timeout_seconds)
+        request = pb.GetJobRequest(id=id)
+        response = await self._connection.call(self._connection.stub.GetJob, request, timeout_seconds)
         return requests.job_in(response)
 
     async def update(
@@ -114,27 +163,27 @@ class AsyncCalls:
         parent_id: str = "",
         timeout_seconds: float | None = None,
     ) -> Job:
-        """Report on a job and return it as stored: the worker's one call.
+        """Report on a job and return it as stored: the one call of a worker.
 
-        What is left out is not written; None clears (as do "" and {}), but for `state`. Without anything to write it is
-        a heartbeat.
+        An argument left out is not written; None clears the field (as do "" and {}), except `state`. Without anything
+        to write it is a heartbeat.
 
         Args:
             id: which job.
             state: where to move it.
             reason: why it is in this state, for people.
-            has_progress: whether it reports progress; the first progress says so by itself.
+            has_progress: whether it reports progress; the first progress sets it.
             progress: in percent, 0 to 100; a lower value within one attempt leaves it where it is.
             estimated_completion: an aware datetime.
             error: what went wrong; for FAILED, RETRYING, ABORTED and CANCELLED.
             heartbeat_timeout_seconds: as in `create`.
             labels: replace all labels.
             result: replaces the whole result.
-            attempt: which attempt writes; 0 is not fenced. With state IN_PROGRESS it is a claim, and must be the job's
-                attempt plus one; otherwise the job's own.
+            attempt: the attempt that writes; 0: any. With state IN_PROGRESS it is a claim, and must be the job's
+                attempt plus one; otherwise the job's attempt.
             expected_revision: above 0, the revision that the job must have.
             request_id: as in `create`.
-            allow_missing: create the job first where the id is unknown, with `name`, `parent_id` and `labels`.
+            allow_missing: create the job first if it does not exist, with `name`, `parent_id` and `labels`.
             name: for a job that is created.
             parent_id: for a job that is created.
             timeout_seconds: the call's deadline; None: the client's.
@@ -157,7 +206,7 @@ class AsyncCalls:
         return requests.job_in(response)
 
     async def batch_update(self, updates: Iterable[JobUpdate], *, timeout_seconds: float | None = None) -> BatchResults:
-        """Send up to 500 updates in one call; return what became of each, in their order.
+        """Send up to 500 updates in one call; return the result of each, in their order.
 
         Each is `JobUpdate(id, …)` with the arguments of `update`, and succeeds or fails by itself: its place in the
         list holds the job, without its `result`, or the error that `update` would have raised. Updates of one job take
@@ -166,14 +215,14 @@ class AsyncCalls:
         Raises:
             InvalidArgumentError: there are more than 500 updates.
         """
-        request = requests.batch_request(updates)
+        request = pb.BatchUpdateJobsRequest(updates=map(requests.update_request, updates))
         response = await self._connection.call(self._connection.stub.BatchUpdateJobs, request, timeout_seconds)
         return requests.batch_results(response, len(request.updates))
 
     async def cancel(
         self, id: str, *, reason: str = "", request_id: str | None = None, timeout_seconds: float | None = None
     ) -> Job:
-        """Ask for a job's end and return it as stored.
+        """Request a job's end and return it as stored.
 
         PENDING and RETRYING become CANCELLED at once. IN_PROGRESS gets `cancel_requested`; the worker decides. A done
         job stays as it is.
@@ -181,7 +230,7 @@ class AsyncCalls:
         Raises:
             NotFoundError: no job has this id.
         """
-        request = requests.cancel_request(id, reason, request_id)
+        request = pb.CancelJobRequest(id=id, reason=reason, request_id=request_id or requests.new_request_id())
         response = await self._connection.call(self._connection.stub.CancelJob, request, timeout_seconds)
         return requests.job_in(response)
 
@@ -198,12 +247,13 @@ class AsyncCalls:
             NotFoundError: no job has this id.
             RevisionMismatchError: the job has another revision than expected.
         """
-        tries = self._connection.tries(timeout_seconds)
-        request = requests.delete_request(id, expected_revision)
+        budget = self._connection.retry_budget(timeout_seconds)
+        request = pb.DeleteJobRequest(id=id, expected_revision=expected_revision)
         try:
-            await self._connection.call_within(tries, self._connection.stub.DeleteJob, request)
+            await self._connection.call(self._connection.stub.DeleteJob, request, budget=budget)
         except JobExpiredError:
-            if not tries.may_have_taken_effect:
+            # A try before this one may have deleted it.
+            if not budget.may_have_taken_effect:
                 raise
 
     async def list(
@@ -214,18 +264,18 @@ class AsyncCalls:
         page_token: str = "",
         timeout_seconds: float | None = None,
     ) -> JobPage:
-        """Return a page of the jobs that match, the newest created first.
+        """Return a page of the jobs that match, newest created first.
 
         Pages are stable while jobs are added. Only an empty `next_page_token` means that there are no more.
 
         Args:
             filter: which jobs; None: all.
-            page_size: how many at most; 0 means 50, above 1,000 means 1,000.
+            page_size: the largest number of entries; 0 means 50, above 1,000 means 1,000.
             page_token: the `next_page_token` of the page before, of the same filter; "": the first page.
             timeout_seconds: the call's deadline; None: the client's.
 
         Raises:
-            InvalidTokenError: page_token is none, or is one of another filter.
+            InvalidTokenError: page_token is not valid, or belongs to another filter.
             InvalidArgumentError: a value is not valid.
         """
         request = requests.list_request(filter, page_size, page_token)
@@ -235,11 +285,11 @@ class AsyncCalls:
     async def list_all(
         self, filter: JobFilter | None = None, *, page_size: int = 0, timeout_seconds: float | None = None
     ) -> AsyncIterator[Job]:
-        """Iterate over all jobs that match, the newest created first, page after page as they are needed.
+        """Iterate over all jobs that match, newest created first; pages are read as they are needed.
 
         Args:
             filter: which jobs; None: all.
-            page_size: how many to ask for in one call; 0: as many as the service allows, which is 1,000.
+            page_size: the number of jobs to read in one call; 0: as many as the service allows, which is 1,000.
             timeout_seconds: the deadline of each call; None: the client's.
 
         Raises:
@@ -262,73 +312,21 @@ class AsyncCalls:
     async def history(
         self, id: str, *, page_size: int = 0, page_token: str = "", timeout_seconds: float | None = None
     ) -> TransitionPage:
-        """Return a page of who did what to a job and when, the oldest first; a job keeps its newest 1,000 transitions.
+        """Return a page of a job's transitions, oldest first; a job keeps its newest 1,000.
 
         Args:
             id: which job.
-            page_size: how many at most; 0 means 50, above 1,000 means 1,000.
+            page_size: the largest number of entries; 0 means 50, above 1,000 means 1,000.
             page_token: the `next_page_token` of the page before; "": the first page.
             timeout_seconds: the call's deadline; None: the client's.
 
         Raises:
             NotFoundError: no job has this id.
-            InvalidTokenError: page_token is none, or is one of another job.
+            InvalidTokenError: page_token is not valid, or belongs to another job.
         """
-        request = requests.history_request(id, page_size, page_token)
+        request = pb.ListJobTransitionsRequest(id=id, page_size=page_size, page_token=page_token)
         response = await self._connection.call(self._connection.stub.ListJobTransitions, request, timeout_seconds)
         return requests.transitions_in(response)
-
-
-class AsyncJobStatusClient(AsyncCalls):
-    """A client of the job status service for asyncio; an async context manager.
-
-    It connects with its first call, belongs to the event loop of that call, and may be shared by all its tasks. Every
-    call raises `jobstatus_grpc.JobStatusError` and nothing else where it fails. A call has a deadline; within it,
-    UNAVAILABLE and TOO_MANY_REQUESTS are tried again. That is safe: a write carries a request_id, by which the service
-    knows it again.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        token: str | None = None,
-        ca_file: str | None = None,
-        cert_file: str | None = None,
-        key_file: str | None = None,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-    ) -> None:
-        """Take where the server is, and who calls.
-
-        Args:
-            address: `host:port`, `dns:///host:port` or `unix:/path`.
-            token: sent with each call, as a bearer token. Without TLS everybody on the way can read it.
-            ca_file: use TLS, and trust the CAs in this PEM file.
-            cert_file: use TLS, and show this certificate (PEM); without ca_file public CAs are trusted.
-            key_file: its private key (PEM).
-            timeout_seconds: the deadline of each call that names none.
-
-        Raises:
-            ValueError: the arguments do not fit together.
-            OSError: a file cannot be read.
-        """
-        where = endpoint(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
-        super().__init__(AsyncConnection(where, timeout_seconds))
-
-    async def __aenter__(self) -> AsyncJobStatusClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection. Calls and watches that are still open end with UnavailableError, and so do later ones.
-
-        May be called more than once.
-        """
-        await self._connection.close()
 
     def watch(
         self,
@@ -338,32 +336,32 @@ class AsyncJobStatusClient(AsyncCalls):
         min_update_interval_seconds: float | None = None,
         give_up_seconds: float | None = None,
     ) -> AsyncWatch:
-        """Follow a job to its end: iterate over its newest states, the first as it is now, the last done.
+        """Follow a job to its end: iterate over its states, the first as it is now, the last done.
 
-        States in between may be skipped, the newest always arrives. Cut connections, restarts and silent servers are
-        survived: the watch calls again, with growing pauses up to 10 seconds, and goes on where it was. Leaving the
-        loop early, or closing what this returns, ends the stream at once.
+        States in between may be skipped; the newest is always returned. The watch survives cut connections, restarts
+        and silent servers: it calls again, with growing pauses up to 10 seconds, and resumes where it was. Leaving the
+        loop early, or closing the iterator, ends the stream at once.
 
         Args:
             id: which job.
-            heartbeat_interval_seconds: how soon a quiet server must show that it lives, at least 1; three times that
-                without a word and the watch calls again. None: 30, or a third of give_up_seconds if that is less.
+            heartbeat_interval_seconds: the interval of the server's heartbeats while nothing changes, at least 1; after
+                three times that without a message, the watch calls again. None: 30, or a third of give_up_seconds if
+                that is less.
             min_update_interval_seconds: the shortest time between states that differ in progress, reason and estimates
                 only. None: 0.1.
-            give_up_seconds: raise UnavailableError where nothing was heard from a server for so long. None: try for
-                ever.
+            give_up_seconds: raise UnavailableError after this time without a message from a server. None: never.
 
         Raises:
             NotFoundError: no job has this id.
-            JobStatusError: an error that does not pass by itself.
+            JobStatusError: an error that is not transient.
         """
-        watching = Watching(
+        state = JobWatchState(
             id,
             heartbeat_interval_seconds=heartbeat_interval_seconds,
             min_update_interval_seconds=min_update_interval_seconds,
             give_up_seconds=give_up_seconds,
         )
-        return self._connection.watch(watching)
+        return self._connection.watch(state)
 
     def watch_jobs(
         self,
@@ -374,56 +372,56 @@ class AsyncJobStatusClient(AsyncCalls):
         min_update_interval_seconds: float | None = None,
         give_up_seconds: float | None = None,
     ) -> AsyncJobsWatch:
-        """Follow all jobs that match, for as long as you like: iterate over what happens to them.
+        """Follow all jobs that match: iterate over their changes, without an end.
 
-        Each is a `JobChange(type, id, revision, job)`. SNAPSHOT for each job that is there, then one SYNCED, then
-        UPDATED with the newest state after changes, and REMOVED for a job that matches no longer (with the job) or is
-        deleted or expired (job is None). States in between may be skipped, the newest always arrives, and none twice.
+        Each is a `JobChange(type, id, revision, job)`: SNAPSHOT for each job that exists, then one SYNCED, then UPDATED
+        with the newest state after changes, and REMOVED for a job that no longer matches (with the job) or was deleted
+        or has expired (job is None). States in between may be skipped; the newest is always returned, and none twice.
 
-        The same ends are survived as by `watch`, and what was missed is told then, with another SYNCED. RESET means:
-        forget all jobs, snapshots of those that are there follow. It comes where the service does not remember what
-        was missed, and where a watch without resume_token is cut before its first SYNCED, since jobs may have vanished
-        in between.
+        The watch survives interruptions as `watch` does, and returns the missed changes and another SYNCED after them.
+        RESET means: discard all jobs, snapshots of those that exist follow. It is returned if the service no longer has
+        the missed changes, and if a watch without resume_token is cut before its first SYNCED, since jobs may have been
+        removed in between.
 
-        The iterator has a `resume_token`, with which another watch goes on where this one stopped. It remembers the id
-        and the revision of each job that matches, and nothing else of it.
+        The iterator has a `resume_token`, with which another watch resumes where this one stopped. It keeps the id and
+        the version of each job that matches.
 
         Args:
             filter: which jobs; None: all.
-            resume_token: of an earlier watch or a `list` with the same filter: begin with what changed since, and no
-                snapshots; jobs that do not match are REMOVED then, known or not. "": begin with snapshots.
+            resume_token: of an earlier watch or a `list` with the same filter: begin with the changes since, without
+                snapshots; jobs that do not match are REMOVED then, whether or not they were returned before. "": begin
+                with snapshots.
             heartbeat_interval_seconds: as in `watch`.
             min_update_interval_seconds: as in `watch`, for each job.
             give_up_seconds: as in `watch`.
 
         Raises:
-            InvalidTokenError: resume_token is none, or is one of another filter.
-            JobStatusError: an error that does not pass by itself.
+            InvalidTokenError: resume_token is not valid, or belongs to another filter.
+            JobStatusError: an error that is not transient.
         """
-        watching = JobsWatching(
+        state = JobsWatchState(
             filter,
             resume_token=resume_token,
             heartbeat_interval_seconds=heartbeat_interval_seconds,
             min_update_interval_seconds=min_update_interval_seconds,
             give_up_seconds=give_up_seconds,
         )
-        return self._connection.watch_jobs(watching)
+        return self._connection.watch_jobs(state)
 
     async def wait(self, id: str, timeout: float | None = None) -> Job:
         """Wait for a job's end and return the done job.
 
         Args:
             id: which job.
-            timeout: in seconds; None: for ever, also while no server can be reached.
+            timeout: in seconds; None: no limit, also while no server can be reached.
 
         Raises:
-            DeadlineExceededError: the job was not known to be done in time.
+            DeadlineExceededError: the job is not known to be done in time.
             NotFoundError: no job has this id.
         """
         interval = WAIT_UPDATE_INTERVAL_SECONDS
-        async with self._connection.watch(
-            Watching(id, min_update_interval_seconds=interval, timeout_seconds=timeout)
-        ) as jobs:
+        state = JobWatchState(id, min_update_interval_seconds=interval, timeout_seconds=timeout)
+        async with self._connection.watch(state) as jobs:
             async for job in jobs:
                 if job.done:
                     return job
@@ -443,25 +441,25 @@ class AsyncJobStatusClient(AsyncCalls):
     ) -> AsyncTrackedJob:
         """Report a block of work as a job: a context manager for workers.
 
-        Entering it creates a job IN_PROGRESS, or with `id` claims one that is there. While the block runs, heartbeats
-        say that the worker lives. Its end reports SUCCEEDED, or FAILED where it raises; what it raises goes on.
+        Entering it creates a job IN_PROGRESS, or with `id` claims one that exists. While the block runs, heartbeats are
+        sent. Its end reports SUCCEEDED, or FAILED if it raises; the exception is propagated.
 
-        Reporting never breaks the work: while the service cannot be reached the block runs all the same, the newest is
-        reported once it can, and what could not be reported in the end is logged.
+        Reporting never breaks the work: while the service cannot be reached, the block runs and its newest state is
+        reported later. An outcome that could not be reported is logged.
 
         Args:
             name: for people and filters.
-            id: claim the job with this id, as its next attempt; with a name too, create it where it is unknown.
+            id: claim the job with this id, as its next attempt; with a name too, create it if it does not exist.
                 None: create a job.
-            labels: small facts to filter by, for a job that is created.
+            labels: to filter by, for a job that is created.
             parent_id: the id of the job that this one is part of, for a job that is created.
-            heartbeat_timeout_seconds: after so long without a word the job is `stalled`; 1 second to 7 days. None:
+            heartbeat_timeout_seconds: the job is `stalled` after this time without a report; 1 second to 7 days. None:
                 never, or with `id` as the job has it.
-            finish_timeout_seconds: how long the end of the block may be held up until the outcome is reported.
-            strict: raise at the beginning of the block where the job cannot be created or claimed, and at its end where
-                the outcome cannot be reported.
-            on_report_error: is called with a sentence and the error when reports begin to fail, are refused, or end;
-                from where they are sent, so keep it short. None: these are logged.
+            finish_timeout_seconds: how long the end of the block waits at most for the outcome to be reported.
+            strict: raise at the beginning of the block if the job cannot be created or claimed, and at its end if the
+                outcome cannot be reported.
+            on_report_error: called with a sentence and the error when reports begin to fail, are refused, or end. It is
+                called where reports are sent, and delays them. None: log a warning or an error.
         """
         claim = Claim(
             name=name,
@@ -470,7 +468,7 @@ class AsyncJobStatusClient(AsyncCalls):
             parent_id=parent_id,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         )
-        reporting = Reporting(
+        state = TrackState(
             claim,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
             finish_timeout_seconds=finish_timeout_seconds,
@@ -478,7 +476,7 @@ class AsyncJobStatusClient(AsyncCalls):
             strict=strict,
             on_report_error=on_report_error,
         )
-        return AsyncTrackedJob(reporting, self._connection)
+        return AsyncTrackedJob(state, self._connection)
 
     def reporter(
         self,
@@ -489,30 +487,36 @@ class AsyncJobStatusClient(AsyncCalls):
         max_pending: int = DEFAULT_MAX_PENDING,
         finish_timeout_seconds: float = DEFAULT_FINISH_TIMEOUT_SECONDS,
     ) -> AsyncReporter:
-        """Report on many jobs, off the caller's path: a context manager for workers.
+        """Report on many jobs in the background: a context manager for workers.
 
-        Its `update` returns at once; what it is given is sent in batches of up to 500, in its order, and again while
-        the service cannot be reached, without taking effect twice. Reporting never breaks the work: nothing is raised.
-        Leaving the block sends what is left. `track` is for one job, and does more: it claims it, and says that the
-        worker lives.
+        Its `update` returns at once. Updates are sent in batches of up to 500, in their order, and retried while the
+        service cannot be reached, without taking effect twice. Reporting never breaks the work: nothing is raised.
+        Leaving the block sends the pending updates. `track` is for one job, and also claims it and sends heartbeats.
 
-        Keep the two functions short: they are called where the batches are sent, and hold those up; for an update that
-        cannot even wait, on_error is called where it is given. Both may give further updates.
+        The two functions are called where batches are sent, and delay them; for an update that cannot be queued,
+        on_error is called by `update`. Both may call `update`.
 
         Args:
-            on_error: is given each update that has no effect, and why: the service refused it, it could not be sent
-                until the end, or there was no room for it. None: such are logged.
-            on_job: is given each job as it was answered, without its `result`; look at its `cancel_requested`.
+            on_error: called with each update that has no effect, and the error: the service refused it, it could not be
+                sent until the end, or the queue was full. None: log an error.
+            on_job: called with each job as it was answered, without its `result`; check its `cancel_requested`.
             flush_interval_seconds: how long the first update waits for others to share its call.
-            max_pending: how many updates may wait. Beyond that the oldest that says nothing but progress, reason and
-                estimated_completion is dropped; without any such, the newest update is. `update` never waits.
-            finish_timeout_seconds: how long the end of the block may be held up until all is answered.
+            max_pending: the largest number of updates in the queue. When it is full, the oldest with nothing but
+                progress, reason and estimated_completion is dropped; without any such, the newest update is.
+            finish_timeout_seconds: how long the end of the block waits at most for all answers.
         """
-        gathering = Gathering(
-            Answers(on_job, on_error),
+        state = ReporterState(
+            Callbacks(on_job, on_error),
             flush_interval_seconds=flush_interval_seconds,
             max_pending=max_pending,
             finish_timeout_seconds=finish_timeout_seconds,
             call_timeout_seconds=self._connection.timeout_seconds,
         )
-        return AsyncReporter(gathering, self._connection.report)
+        return AsyncReporter(state, self._connection.send_once)
+
+    async def close(self) -> None:
+        """Close the connection. Calls and watches that are open end with UnavailableError, and so do later ones.
+
+        May be called more than once.
+        """
+        await self._connection.close()

@@ -1,4 +1,4 @@
-"""When to try again: how long to wait, and which errors are worth it."""
+"""When to try again: which errors are worth it, and how long to wait."""
 
 from __future__ import annotations
 
@@ -13,58 +13,68 @@ import grpc
 from jobstatus_grpc.errors import (
     DeadlineExceededError,
     DrainingError,
+    InternalError,
     JobStatusError,
+    RetryableError,
     TooManyRequestsError,
     UnavailableError,
 )
 from jobstatus_grpc.wire import status
 
-FIRST_SECONDS = 0.1
+FIRST_PAUSE_SECONDS = 0.1
+"""Limit of the first pause: short enough for a restarted server, long enough not to load a busy one."""
 
-LONGEST_SECONDS = 10.0
+LONGEST_PAUSE_SECONDS = 10.0
+"""Limit of all pauses: a server that is back after hours is found this soon."""
+
+LONGEST_FINAL_PAUSE_SECONDS = 1.0
+"""Limit of the pauses at the end of a tracked job or reporter, which waits a few seconds only."""
 
 MAX_RETRY_AFTER_SECONDS = 60.0
-"""A server that asks for a longer pause than this is not believed."""
+"""Limit of the pause that a server may ask for."""
 
 LAST_TRY_SECONDS = 1.0
+"""Time before a call's deadline that is kept for its last try."""
 
-_REFUSED_AT_THE_DOOR = (DrainingError, TooManyRequestsError)
+
+class ClientClosedError(UnavailableError):
+    """The client is closed."""
 
 
 class Backoff:
-    """Pauses between tries: full jitter, so that clients which lost their server together do not return together.
+    """Pauses between tries: full jitter, so that clients that lost one server do not return together.
 
     The n-th pause is random, up to 0.1 s doubled n times, and up to `longest_seconds`.
     """
 
-    def __init__(self, longest_seconds: float = LONGEST_SECONDS) -> None:
+    def __init__(self, longest_seconds: float = LONGEST_PAUSE_SECONDS) -> None:
         self._longest = longest_seconds
-        self._next = FIRST_SECONDS
+        self._next = FIRST_PAUSE_SECONDS
 
     def pause_seconds(self, error: Exception | None = None) -> float:
-        """Return how long to wait after `error`; what its RetryInfo asks for comes on top."""
+        """Return how long to wait after `error`; the pause in its RetryInfo is added."""
         limit = min(self._next, self._longest)
         self._next = limit * 2
         return retry_after_seconds(error) + random.uniform(0, limit)
 
     def reset(self) -> None:
         """Begin with short pauses again."""
-        self._next = FIRST_SECONDS
+        self._next = FIRST_PAUSE_SECONDS
 
 
 def retry_after_seconds(error: Exception | None) -> float:
-    """Return the pause that the server asked for, 0 where it did not."""
-    # On the class it is a default; the server's own RetryInfo stands on the instance.
+    """Return the pause that the server asked for; 0: none."""
+    # On the class it is a default; the server's own RetryInfo is on the instance.
     asked = vars(error).get("retry_after_seconds", 0.0) if error is not None else 0.0
     return min(max(float(asked), 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-class Tries:
-    """The tries of one call, within its deadline.
+class RetryBudget:
+    """The tries of one call within its deadline.
 
-    Tried again are UNAVAILABLE, and a CANCELLED that nobody here asked for, as calls get that a server has received and
-    not taken when it ends: neither tells the outcome, but every write carries a request_id. So is TOO_MANY_REQUESTS,
-    where the server did nothing and says when it may. All else is for the caller to decide.
+    Retried are UNAVAILABLE, and a CANCELLED that this client did not request, which calls get that a server has
+    received and not processed when it ends: neither says whether the call took effect, but every write carries a
+    request_id. TOO_MANY_REQUESTS is retried after the pause that the server asks for. All other errors are raised.
     """
 
     __slots__ = ("_backoff", "_deadline", "_is_last", "_last_error", "_now", "may_have_taken_effect")
@@ -76,18 +86,18 @@ class Tries:
         self._last_error: JobStatusError | None = None
         self._is_last = False
         self.may_have_taken_effect = False
-        """Whether that can be said of a try before the current one."""
+        """Whether a try before the current one may have taken effect."""
 
     @property
     def left_seconds(self) -> float:
-        """How much of the deadline is left for the next try."""
+        """Time until the deadline, for the next try."""
         return max(self._deadline - self._now(), 0.0)
 
     def pause_seconds(self, rpc_error: grpc.RpcError) -> float:
-        """Return how long to wait before the next try; the last one begins a second before the deadline.
+        """Return how long to wait before the next try; the last one begins LAST_TRY_SECONDS before the deadline.
 
         Raises:
-            JobStatusError: what `rpc_error` means, where no other try is allowed or none fits before the deadline.
+            JobStatusError: the meaning of `rpc_error`, if it is not retried or no try fits before the deadline.
         """
         error = status.from_rpc_error(rpc_error)
         if self._last_error is not None and isinstance(error, DeadlineExceededError):
@@ -95,18 +105,27 @@ class Tries:
         left = self.left_seconds
         longest = left - min(LAST_TRY_SECONDS, left / 2)
         is_cancelled = error.metadata.get("code") == "CANCELLED"
-        is_worth_it = is_cancelled or isinstance(error, (UnavailableError, TooManyRequestsError))
-        if not is_worth_it or self._is_last or retry_after_seconds(error) >= longest:
+        is_retried = is_cancelled or isinstance(error, (UnavailableError, TooManyRequestsError))
+        if not is_retried or self._is_last or retry_after_seconds(error) >= longest:
             raise error from rpc_error
         self._last_error = error
-        self.may_have_taken_effect = self.may_have_taken_effect or not isinstance(error, _REFUSED_AT_THE_DOOR)
+        was_refused = isinstance(error, (DrainingError, TooManyRequestsError))
+        self.may_have_taken_effect = self.may_have_taken_effect or not was_refused
         self._backoff = self._backoff or Backoff()
         pause = self._backoff.pause_seconds(error)
         self._is_last = pause >= longest
         return min(pause, longest)
 
 
+def is_transient(error: Exception) -> bool:
+    """Return whether a report that failed with `error` may succeed later: reports are retried after more than calls."""
+    if isinstance(error, ClientClosedError):
+        return False
+    transient = (RetryableError, DeadlineExceededError, InternalError)
+    return isinstance(error, transient) or type(error) is JobStatusError
+
+
 async def pause(seconds: float | None, unless: asyncio.Event) -> None:
-    """Wait for `seconds`, or until the event is set; None: only for that."""
+    """Wait for `seconds` (None: no limit), or until the event is set."""
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(unless.wait(), seconds)

@@ -1,4 +1,4 @@
-"""Who sends reports: a task or a thread of its own. What to send and when is up to the reports."""
+"""Sends calls that a state machine decides on (TrackState, ReporterState), from a task or a thread."""
 
 from __future__ import annotations
 
@@ -14,48 +14,70 @@ from google.protobuf.message import Message
 from jobstatus_grpc.client.retry import pause
 
 
-class Reports(Protocol):
-    """What is to be sent; see Reporting and Gathering."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call to make."""
+
+    method: str
+    """The RPC's name."""
+    request: Message
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """The fields that count as reported once the call succeeds."""
+    begun_at: float = 0.0
+
+
+class Calls(Protocol):
+    """Decides what to send and when. Its methods may be called from any thread."""
 
     wake: Callable[[], None]
+    """Set by the sender; called when the next call may be due sooner than `due_in_seconds` last said."""
 
-    def due_in_seconds(self) -> float | None: ...
-    def next_step(self) -> tuple[Step, float]: ...
-    def succeeded(self, step: Step, response: Any) -> None: ...
-    def failed(self, step: Step, error: Exception) -> None: ...
-    def put_back(self, step: Step) -> None: ...
+    def due_in_seconds(self) -> float | None:
+        """Return the time until the next call is due; None: there is none, sending is over."""
+
+    def next_call(self) -> tuple[Call, float]:
+        """Return the call to send now, and its deadline in seconds."""
+        ...
+
+    def succeeded(self, call: Call, response: Any) -> None:
+        """Take the response to a call."""
+
+    def failed(self, call: Call, error: Exception) -> None:
+        """Take the error of a call; whether to retry is decided here."""
+
+    def put_back(self, call: Call) -> None:
+        """Take back a call that was cancelled on this side: it may or may not have taken effect."""
 
 
 class AsyncSender:
-    """Sends reports from a task: what holds up the event loop holds them up too."""
+    """Sends from a task: code that blocks the event loop delays the calls."""
 
     def __init__(
         self,
-        reports: Reports,
-        send: Callable[[Step, float], Awaitable[Any]],
-        answered: Callable[[], None] = lambda: None,
+        calls: Calls,
+        send: Callable[[Call, float], Awaitable[Any]],
+        on_answer: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take what is to be sent, how, and what to call after each answer."""
-        self._reports = reports
+        self._calls = calls
         self._send = send
-        self._answered = answered
+        self._on_answer = on_answer
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to send, in the running event loop."""
         loop = asyncio.get_running_loop()
-        self._reports.wake = lambda: set_from_any_thread(self._wake, loop)
+        self._calls.wake = lambda: set_from_any_thread(self._wake, loop)
         self._task = loop.create_task(self._send_all())
 
     async def finish(self, timeout_seconds: float | None = None) -> None:
-        """Wait until nothing more is to be sent; a call that is under way after `timeout_seconds` is cancelled."""
+        """Wait until there is nothing more to send; a call in flight after `timeout_seconds` is cancelled."""
         assert self._task is not None
         try:
             await asyncio.wait({self._task}, timeout=timeout_seconds)
             if not self._task.done():
                 await self.stop()
-            # Where the event loop ends, it cancels that task too, and the end is still to be told.
+            # An event loop that ends cancels the task too; the last calls are then made here.
             await self._send_all()
         finally:
             await self.stop()
@@ -67,79 +89,68 @@ class AsyncSender:
         await asyncio.wait({self._task})
 
     async def _send_all(self) -> None:
-        while (due_in_seconds := self._reports.due_in_seconds()) is not None:
+        while (due_in_seconds := self._calls.due_in_seconds()) is not None:
             if due_in_seconds > 0:
                 await pause(due_in_seconds, unless=self._wake)
                 self._wake.clear()
                 continue
-            step, timeout_seconds = self._reports.next_step()
+            call, timeout_seconds = self._calls.next_call()
             try:
-                response = await self._send(step, timeout_seconds)
+                response = await self._send(call, timeout_seconds)
             except asyncio.CancelledError:
-                self._reports.put_back(step)
+                self._calls.put_back(call)
                 raise
             except Exception as error:
-                self._reports.failed(step, error)
+                self._calls.failed(call, error)
             else:
-                self._reports.succeeded(step, response)
-            self._answered()
+                self._calls.succeeded(call, response)
+            self._on_answer()
 
 
 def set_from_any_thread(event: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
-    """Set an event that a task of `loop` may wait for."""
-    with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits
+    """Set an event of `loop`; does nothing once the loop is closed."""
+    with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(event.set)
 
 
 class Sender:
-    """Sends reports from a thread."""
+    """Sends from a thread."""
 
     def __init__(
         self,
-        reports: Reports,
-        send: Callable[[Step, float], Any],
-        answered: Callable[[], None] = lambda: None,
+        calls: Calls,
+        send: Callable[[Call, float], Any],
+        on_answer: Callable[[], None] = lambda: None,
         *,
         name: str,
     ) -> None:
-        """Take what is to be sent, how, what to call after each answer, and the thread's name."""
-        self._reports = reports
+        self._calls = calls
         self._send = send
-        self._answered = answered
+        self._on_answer = on_answer
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name=name, daemon=True)
 
     def start(self) -> None:
         """Begin to send."""
-        self._reports.wake = self._wake.set
+        self._calls.wake = self._wake.set
         self._thread.start()
 
     def finish(self, timeout_seconds: float | None = None) -> None:
-        """Wait until nothing more is to be sent; a call that is under way after `timeout_seconds` is left alone."""
+        """Wait until there is nothing more to send; a call in flight after `timeout_seconds` is not waited for."""
         self._thread.join(timeout_seconds)
-        self._reports.due_in_seconds()  # the reports give up by their own clock
+        self._calls.due_in_seconds()  # while the thread is in a call, the timeout is noticed here
 
     def _send_all(self) -> None:
-        while (due_in_seconds := self._reports.due_in_seconds()) is not None:
+        while (due_in_seconds := self._calls.due_in_seconds()) is not None:
             if due_in_seconds > 0:
                 self._wake.wait(due_in_seconds)
                 self._wake.clear()
                 continue
-            step, timeout_seconds = self._reports.next_step()
+            call, timeout_seconds = self._calls.next_call()
             try:
-                response = self._send(step, timeout_seconds)
+                response = self._send(call, timeout_seconds)
             except Exception as error:
-                self._reports.failed(step, error)
+                self._calls.failed(call, error)
             else:
-                self._reports.succeeded(step, response)
-            self._answered()
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One call to make: the RPC's name, its request, and the changes in it that count as reported once it succeeds."""
-
-    method: str
-    request: Message
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    begun_at: float = 0.0
+                self._calls.succeeded(call, response)
+            self._on_answer()

@@ -1,56 +1,87 @@
-"""The client without asyncio: as the asyncio client, which documents its methods."""
+"""The client without asyncio, generated from aio.py by `make sync`: edit that file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
+
+from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.client import requests
-from jobstatus_grpc.client.aio import AsyncCalls, AsyncJobStatusClient
-from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, ClientClosedError, Connection, endpoint
+from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, Connection, endpoint
 from jobstatus_grpc.client.reporter import (
     DEFAULT_FLUSH_INTERVAL_SECONDS,
     DEFAULT_MAX_PENDING,
-    Answers,
-    Gathering,
+    Callbacks,
     Reporter,
+    ReporterState,
 )
 from jobstatus_grpc.client.requests import UNSET, BatchResults, JobPage, JobUpdate, TransitionPage, Unset
+from jobstatus_grpc.client.retry import ClientClosedError
 from jobstatus_grpc.client.track import (
     DEFAULT_FINISH_TIMEOUT_SECONDS,
     DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
     Claim,
     OnReportError,
-    Reporting,
     TrackedJob,
+    TrackState,
 )
-from jobstatus_grpc.client.watch import WAIT_UPDATE_INTERVAL_SECONDS, JobsWatch, JobsWatching, Watch, Watching
+from jobstatus_grpc.client.watch import (
+    WAIT_UPDATE_INTERVAL_SECONDS,
+    JobsWatch,
+    JobsWatchState,
+    JobWatchState,
+    Watch,
+)
 from jobstatus_grpc.errors import JobExpiredError, JobStatusError
 from jobstatus_grpc.job import Job, JobError, JobFilter, JobState
 
-T = TypeVar("T", bound=type)
 
+class JobStatusClient:
+    """A client of the job status service; a context manager.
 
-def documented_by(model: type) -> Callable[[T], T]:
-    """Give the methods of a class the documentation of the model's methods of the same name."""
+    It connects with its first call. Threads may share it.
 
-    def document(cls: T) -> T:
-        for name, member in vars(cls).items():
-            if callable(member) and not member.__doc__:
-                member.__doc__ = getattr(model, name, member).__doc__
-        return cls
+    A call that fails raises `jobstatus_grpc.JobStatusError` and nothing else. It has a deadline; within it, UNAVAILABLE
+    and TOO_MANY_REQUESTS are retried. That is safe: a write carries a request_id, so that it takes effect once.
+    """
 
-    return document
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        ca_file: str | None = None,
+        cert_file: str | None = None,
+        key_file: str | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        """Make a client of the server at `address`.
 
+        Args:
+            address: `host:port`, `dns:///host:port` or `unix:/path`.
+            token: sent with each call, as a bearer token. Without TLS it can be read on the network.
+            ca_file: use TLS, and trust the CAs in this PEM file.
+            cert_file: use TLS, and present this certificate (PEM); without ca_file public CAs are trusted.
+            key_file: its private key (PEM).
+            timeout_seconds: the default deadline of a call.
 
-@documented_by(AsyncCalls)
-class Calls:
-    """What JobStatusClient can ask of the service."""
+        Raises:
+            ValueError: an argument is not valid, or they do not fit together.
+            OSError: a file cannot be read.
+        """
+        server = endpoint(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+        self._connection = Connection(server, timeout_seconds)
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __enter__(self) -> JobStatusClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def create(
         self,
@@ -69,16 +100,46 @@ class Calls:
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Job:
-        request = requests.create_request(
-            id=id, name=name, state=state, reason=reason, has_progress=has_progress, progress=progress,
+        """Create a job and return it as stored.
+
+        Args:
+            name: for people and filters; need not be unique.
+            id: "": the service chooses one.
+            state: PENDING, or IN_PROGRESS, which begins attempt 1.
+            reason: why it is in this state, for people.
+            has_progress: whether it will report progress.
+            progress: in percent, 0 to 100.
+            estimated_completion: an aware datetime.
+            heartbeat_timeout_seconds: the longest pause between updates while IN_PROGRESS, 1 second to 7 days; after it
+                the job is `stalled`. None: never.
+            labels: to filter by.
+            parent_id: the id of the job that this one is part of.
+            result: a small result, as JSON could hold it.
+            request_id: 1 to 64 characters; with the same one the job is created once. None: a new one for this call.
+            timeout_seconds: the call's deadline; None: the client's.
+
+        Raises:
+            JobAlreadyExistsError: the id is taken, or was within the last 24 hours.
+            InvalidArgumentError: a value is not valid.
+        """
+        job = JobUpdate(
+            id, name=name, state=state, reason=reason, has_progress=has_progress, progress=progress, labels=labels,
             estimated_completion=estimated_completion, heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            labels=labels, parent_id=parent_id, result=result, request_id=request_id,
+            parent_id=parent_id, result=result, request_id=request_id,
         )  # fmt: skip
+        request = requests.create_request(job)
         response = self._connection.call(self._connection.stub.CreateJob, request, timeout_seconds)
         return requests.job_in(response)
 
     def get(self, id: str, *, timeout_seconds: float | None = None) -> Job:
-        response = self._connection.call(self._connection.stub.GetJob, requests.get_request(id), timeout_seconds)
+        """Return a job as of the latest committed write.
+
+        Raises:
+            JobNotFoundError: no job has this id; JobExpiredError if one had within the last 24 hours. Both are
+                NotFoundError.
+        """
+        request = pb.GetJobRequest(id=id)
+        response = self._connection.call(self._connection.stub.GetJob, request, timeout_seconds)
         return requests.job_in(response)
 
     def update(
@@ -102,6 +163,38 @@ class Calls:
         parent_id: str = "",
         timeout_seconds: float | None = None,
     ) -> Job:
+        """Report on a job and return it as stored: the one call of a worker.
+
+        An argument left out is not written; None clears the field (as do "" and {}), except `state`. Without anything
+        to write it is a heartbeat.
+
+        Args:
+            id: which job.
+            state: where to move it.
+            reason: why it is in this state, for people.
+            has_progress: whether it reports progress; the first progress sets it.
+            progress: in percent, 0 to 100; a lower value within one attempt leaves it where it is.
+            estimated_completion: an aware datetime.
+            error: what went wrong; for FAILED, RETRYING, ABORTED and CANCELLED.
+            heartbeat_timeout_seconds: as in `create`.
+            labels: replace all labels.
+            result: replaces the whole result.
+            attempt: the attempt that writes; 0: any. With state IN_PROGRESS it is a claim, and must be the job's
+                attempt plus one; otherwise the job's attempt.
+            expected_revision: above 0, the revision that the job must have.
+            request_id: as in `create`.
+            allow_missing: create the job first if it does not exist, with `name`, `parent_id` and `labels`.
+            name: for a job that is created.
+            parent_id: for a job that is created.
+            timeout_seconds: the call's deadline; None: the client's.
+
+        Raises:
+            NotFoundError: no job has this id.
+            StaleAttemptError: another attempt owns the job; stop working on it.
+            IllegalTransitionError: the job cannot move from its state to this one, or is done.
+            RevisionMismatchError: the job has another revision than expected.
+            InvalidArgumentError: a value is not valid.
+        """
         update = JobUpdate(
             id, state=state, reason=reason, has_progress=has_progress, progress=progress, error=error, labels=labels,
             estimated_completion=estimated_completion, heartbeat_timeout_seconds=heartbeat_timeout_seconds,
@@ -113,24 +206,54 @@ class Calls:
         return requests.job_in(response)
 
     def batch_update(self, updates: Iterable[JobUpdate], *, timeout_seconds: float | None = None) -> BatchResults:
-        request = requests.batch_request(updates)
+        """Send up to 500 updates in one call; return the result of each, in their order.
+
+        Each is `JobUpdate(id, …)` with the arguments of `update`, and succeeds or fails by itself: its place in the
+        list holds the job, without its `result`, or the error that `update` would have raised. Updates of one job take
+        effect in their order.
+
+        Raises:
+            InvalidArgumentError: there are more than 500 updates.
+        """
+        request = pb.BatchUpdateJobsRequest(updates=map(requests.update_request, updates))
         response = self._connection.call(self._connection.stub.BatchUpdateJobs, request, timeout_seconds)
         return requests.batch_results(response, len(request.updates))
 
     def cancel(
         self, id: str, *, reason: str = "", request_id: str | None = None, timeout_seconds: float | None = None
     ) -> Job:
-        request = requests.cancel_request(id, reason, request_id)
+        """Request a job's end and return it as stored.
+
+        PENDING and RETRYING become CANCELLED at once. IN_PROGRESS gets `cancel_requested`; the worker decides. A done
+        job stays as it is.
+
+        Raises:
+            NotFoundError: no job has this id.
+        """
+        request = pb.CancelJobRequest(id=id, reason=reason, request_id=request_id or requests.new_request_id())
         response = self._connection.call(self._connection.stub.CancelJob, request, timeout_seconds)
         return requests.job_in(response)
 
     def delete(self, id: str, *, expected_revision: int = 0, timeout_seconds: float | None = None) -> None:
-        tries = self._connection.tries(timeout_seconds)
-        request = requests.delete_request(id, expected_revision)
+        """Delete a done job and its history. Its id stays taken for 24 hours.
+
+        Args:
+            id: which job.
+            expected_revision: above 0, the revision that the job must have.
+            timeout_seconds: the call's deadline; None: the client's.
+
+        Raises:
+            JobNotDoneError: the job is not done.
+            NotFoundError: no job has this id.
+            RevisionMismatchError: the job has another revision than expected.
+        """
+        budget = self._connection.retry_budget(timeout_seconds)
+        request = pb.DeleteJobRequest(id=id, expected_revision=expected_revision)
         try:
-            self._connection.call_within(tries, self._connection.stub.DeleteJob, request)
+            self._connection.call(self._connection.stub.DeleteJob, request, budget=budget)
         except JobExpiredError:
-            if not tries.may_have_taken_effect:
+            # A try before this one may have deleted it.
+            if not budget.may_have_taken_effect:
                 raise
 
     def list(
@@ -141,6 +264,20 @@ class Calls:
         page_token: str = "",
         timeout_seconds: float | None = None,
     ) -> JobPage:
+        """Return a page of the jobs that match, newest created first.
+
+        Pages are stable while jobs are added. Only an empty `next_page_token` means that there are no more.
+
+        Args:
+            filter: which jobs; None: all.
+            page_size: the largest number of entries; 0 means 50, above 1,000 means 1,000.
+            page_token: the `next_page_token` of the page before, of the same filter; "": the first page.
+            timeout_seconds: the call's deadline; None: the client's.
+
+        Raises:
+            InvalidTokenError: page_token is not valid, or belongs to another filter.
+            InvalidArgumentError: a value is not valid.
+        """
         request = requests.list_request(filter, page_size, page_token)
         response = self._connection.call(self._connection.stub.ListJobs, request, timeout_seconds)
         return requests.jobs_in(response)
@@ -148,6 +285,16 @@ class Calls:
     def list_all(
         self, filter: JobFilter | None = None, *, page_size: int = 0, timeout_seconds: float | None = None
     ) -> Iterator[Job]:
+        """Iterate over all jobs that match, newest created first; pages are read as they are needed.
+
+        Args:
+            filter: which jobs; None: all.
+            page_size: the number of jobs to read in one call; 0: as many as the service allows, which is 1,000.
+            timeout_seconds: the deadline of each call; None: the client's.
+
+        Raises:
+            InvalidArgumentError: a value is not valid.
+        """
         token = ""
         while True:
             page = self.list(
@@ -164,43 +311,21 @@ class Calls:
     def history(
         self, id: str, *, page_size: int = 0, page_token: str = "", timeout_seconds: float | None = None
     ) -> TransitionPage:
-        request = requests.history_request(id, page_size, page_token)
+        """Return a page of a job's transitions, oldest first; a job keeps its newest 1,000.
+
+        Args:
+            id: which job.
+            page_size: the largest number of entries; 0 means 50, above 1,000 means 1,000.
+            page_token: the `next_page_token` of the page before; "": the first page.
+            timeout_seconds: the call's deadline; None: the client's.
+
+        Raises:
+            NotFoundError: no job has this id.
+            InvalidTokenError: page_token is not valid, or belongs to another job.
+        """
+        request = pb.ListJobTransitionsRequest(id=id, page_size=page_size, page_token=page_token)
         response = self._connection.call(self._connection.stub.ListJobTransitions, request, timeout_seconds)
         return requests.transitions_in(response)
-
-
-@documented_by(AsyncJobStatusClient)
-class JobStatusClient(Calls):
-    """A client of the job status service; a context manager. May be shared by threads.
-
-    It connects with its first call. Every call raises `jobstatus_grpc.JobStatusError` and nothing else where it fails.
-    A call has a deadline; within it, UNAVAILABLE and TOO_MANY_REQUESTS are tried again. That is safe: a write carries a
-    request_id, by which the service knows it again.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        token: str | None = None,
-        ca_file: str | None = None,
-        cert_file: str | None = None,
-        key_file: str | None = None,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-    ) -> None:
-        where = endpoint(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
-        super().__init__(Connection(where, timeout_seconds))
-
-    def __enter__(self) -> JobStatusClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._connection.close()
 
     def watch(
         self,
@@ -210,13 +335,32 @@ class JobStatusClient(Calls):
         min_update_interval_seconds: float | None = None,
         give_up_seconds: float | None = None,
     ) -> Watch:
-        watching = Watching(
+        """Follow a job to its end: iterate over its states, the first as it is now, the last done.
+
+        States in between may be skipped; the newest is always returned. The watch survives cut connections, restarts
+        and silent servers: it calls again, with growing pauses up to 10 seconds, and resumes where it was. Leaving the
+        loop early, or closing the iterator, ends the stream at once.
+
+        Args:
+            id: which job.
+            heartbeat_interval_seconds: the interval of the server's heartbeats while nothing changes, at least 1; after
+                three times that without a message, the watch calls again. None: 30, or a third of give_up_seconds if
+                that is less.
+            min_update_interval_seconds: the shortest time between states that differ in progress, reason and estimates
+                only. None: 0.1.
+            give_up_seconds: raise UnavailableError after this time without a message from a server. None: never.
+
+        Raises:
+            NotFoundError: no job has this id.
+            JobStatusError: an error that is not transient.
+        """
+        state = JobWatchState(
             id,
             heartbeat_interval_seconds=heartbeat_interval_seconds,
             min_update_interval_seconds=min_update_interval_seconds,
             give_up_seconds=give_up_seconds,
         )
-        return self._connection.watch(watching)
+        return self._connection.watch(state)
 
     def watch_jobs(
         self,
@@ -227,19 +371,56 @@ class JobStatusClient(Calls):
         min_update_interval_seconds: float | None = None,
         give_up_seconds: float | None = None,
     ) -> JobsWatch:
-        watching = JobsWatching(
+        """Follow all jobs that match: iterate over their changes, without an end.
+
+        Each is a `JobChange(type, id, revision, job)`: SNAPSHOT for each job that exists, then one SYNCED, then UPDATED
+        with the newest state after changes, and REMOVED for a job that no longer matches (with the job) or was deleted
+        or has expired (job is None). States in between may be skipped; the newest is always returned, and none twice.
+
+        The watch survives interruptions as `watch` does, and returns the missed changes and another SYNCED after them.
+        RESET means: discard all jobs, snapshots of those that exist follow. It is returned if the service no longer has
+        the missed changes, and if a watch without resume_token is cut before its first SYNCED, since jobs may have been
+        removed in between.
+
+        The iterator has a `resume_token`, with which another watch resumes where this one stopped. It keeps the id and
+        the version of each job that matches.
+
+        Args:
+            filter: which jobs; None: all.
+            resume_token: of an earlier watch or a `list` with the same filter: begin with the changes since, without
+                snapshots; jobs that do not match are REMOVED then, whether or not they were returned before. "": begin
+                with snapshots.
+            heartbeat_interval_seconds: as in `watch`.
+            min_update_interval_seconds: as in `watch`, for each job.
+            give_up_seconds: as in `watch`.
+
+        Raises:
+            InvalidTokenError: resume_token is not valid, or belongs to another filter.
+            JobStatusError: an error that is not transient.
+        """
+        state = JobsWatchState(
             filter,
             resume_token=resume_token,
             heartbeat_interval_seconds=heartbeat_interval_seconds,
             min_update_interval_seconds=min_update_interval_seconds,
             give_up_seconds=give_up_seconds,
         )
-        return self._connection.watch_jobs(watching)
+        return self._connection.watch_jobs(state)
 
     def wait(self, id: str, timeout: float | None = None) -> Job:
+        """Wait for a job's end and return the done job.
+
+        Args:
+            id: which job.
+            timeout: in seconds; None: no limit, also while no server can be reached.
+
+        Raises:
+            DeadlineExceededError: the job is not known to be done in time.
+            NotFoundError: no job has this id.
+        """
         interval = WAIT_UPDATE_INTERVAL_SECONDS
-        watching = Watching(id, min_update_interval_seconds=interval, timeout_seconds=timeout)
-        with self._connection.watch(watching) as jobs:
+        state = JobWatchState(id, min_update_interval_seconds=interval, timeout_seconds=timeout)
+        with self._connection.watch(state) as jobs:
             for job in jobs:
                 if job.done:
                     return job
@@ -257,6 +438,28 @@ class JobStatusClient(Calls):
         strict: bool = False,
         on_report_error: OnReportError | None = None,
     ) -> TrackedJob:
+        """Report a block of work as a job: a context manager for workers.
+
+        Entering it creates a job IN_PROGRESS, or with `id` claims one that exists. While the block runs, heartbeats are
+        sent. Its end reports SUCCEEDED, or FAILED if it raises; the exception is propagated.
+
+        Reporting never breaks the work: while the service cannot be reached, the block runs and its newest state is
+        reported later. An outcome that could not be reported is logged.
+
+        Args:
+            name: for people and filters.
+            id: claim the job with this id, as its next attempt; with a name too, create it if it does not exist.
+                None: create a job.
+            labels: to filter by, for a job that is created.
+            parent_id: the id of the job that this one is part of, for a job that is created.
+            heartbeat_timeout_seconds: the job is `stalled` after this time without a report; 1 second to 7 days. None:
+                never, or with `id` as the job has it.
+            finish_timeout_seconds: how long the end of the block waits at most for the outcome to be reported.
+            strict: raise at the beginning of the block if the job cannot be created or claimed, and at its end if the
+                outcome cannot be reported.
+            on_report_error: called with a sentence and the error when reports begin to fail, are refused, or end. It is
+                called where reports are sent, and delays them. None: log a warning or an error.
+        """
         claim = Claim(
             name=name,
             id=id,
@@ -264,7 +467,7 @@ class JobStatusClient(Calls):
             parent_id=parent_id,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         )
-        reporting = Reporting(
+        state = TrackState(
             claim,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
             finish_timeout_seconds=finish_timeout_seconds,
@@ -272,7 +475,7 @@ class JobStatusClient(Calls):
             strict=strict,
             on_report_error=on_report_error,
         )
-        return TrackedJob(reporting, self._connection)
+        return TrackedJob(state, self._connection)
 
     def reporter(
         self,
@@ -283,11 +486,36 @@ class JobStatusClient(Calls):
         max_pending: int = DEFAULT_MAX_PENDING,
         finish_timeout_seconds: float = DEFAULT_FINISH_TIMEOUT_SECONDS,
     ) -> Reporter:
-        gathering = Gathering(
-            Answers(on_job, on_error),
+        """Report on many jobs in the background: a context manager for workers.
+
+        Its `update` returns at once. Updates are sent in batches of up to 500, in their order, and retried while the
+        service cannot be reached, without taking effect twice. Reporting never breaks the work: nothing is raised.
+        Leaving the block sends the pending updates. `track` is for one job, and also claims it and sends heartbeats.
+
+        The two functions are called where batches are sent, and delay them; for an update that cannot be queued,
+        on_error is called by `update`. Both may call `update`.
+
+        Args:
+            on_error: called with each update that has no effect, and the error: the service refused it, it could not be
+                sent until the end, or the queue was full. None: log an error.
+            on_job: called with each job as it was answered, without its `result`; check its `cancel_requested`.
+            flush_interval_seconds: how long the first update waits for others to share its call.
+            max_pending: the largest number of updates in the queue. When it is full, the oldest with nothing but
+                progress, reason and estimated_completion is dropped; without any such, the newest update is.
+            finish_timeout_seconds: how long the end of the block waits at most for all answers.
+        """
+        state = ReporterState(
+            Callbacks(on_job, on_error),
             flush_interval_seconds=flush_interval_seconds,
             max_pending=max_pending,
             finish_timeout_seconds=finish_timeout_seconds,
             call_timeout_seconds=self._connection.timeout_seconds,
         )
-        return Reporter(gathering, self._connection.report)
+        return Reporter(state, self._connection.send_once)
+
+    def close(self) -> None:
+        """Close the connection. Calls and watches that are open end with UnavailableError, and so do later ones.
+
+        May be called more than once.
+        """
+        self._connection.close()

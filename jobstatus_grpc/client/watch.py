@@ -1,4 +1,8 @@
-"""The watches that clients return."""
+"""The watches that clients return: iterators that survive the end of their streams.
+
+The state classes decide, without I/O: which messages are news, when to open the next stream, when to give up. The
+iterators open streams, read them, and cancel those that are silent for too long.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import grpc
 from jobstatus.v1 import job_status_pb2 as pb
@@ -25,127 +29,42 @@ from jobstatus_grpc.errors import DeadlineExceededError, InternalError, JobStatu
 from jobstatus_grpc.job import Job, JobFilter
 from jobstatus_grpc.wire import status
 
-
-class Call(Protocol):
-    """What is ended."""
-
-    def cancel(self) -> object: ...
-
-
-class AsyncSilenceTimer:
-    """Cancels a call unless something is heard from it in time; `has_fired` tells. Ends with `cancel`."""
-
-    def __init__(self, call: Call, seconds: float) -> None:
-        self.has_fired = False
-        self._call = call
-        self._loop = asyncio.get_running_loop()
-        self._due_at = self._loop.time() + seconds
-        self._handle = self._loop.call_at(self._due_at, self._check)
-
-    def heard(self, seconds: float) -> None:
-        """Allow `seconds` of silence from now on."""
-        self._due_at = self._loop.time() + seconds
-
-    def cancel(self) -> None:
-        """Stop watching over the call."""
-        self._handle.cancel()
-
-    def _check(self) -> None:
-        # Moving the due time is all that a message costs; whether it has come is asked once it could have.
-        if self._loop.time() < self._due_at:
-            self._handle = self._loop.call_at(self._due_at, self._check)
-        else:
-            self.has_fired = True
-            self._call.cancel()
-
-
-class SilenceTimer:
-    """As AsyncSilenceTimer, for the sync client; made by its Watchdog."""
-
-    def __init__(self, call: Call, seconds: float, news: queue.SimpleQueue[SilenceTimer]) -> None:
-        self.has_fired = False
-        self.is_over = False
-        self.due_at = time.monotonic() + seconds
-        self._call = call
-        self._news = news
-
-    def heard(self, seconds: float) -> None:
-        """Allow `seconds` of silence from now on."""
-        self.due_at = time.monotonic() + seconds
-
-    def cancel(self) -> None:
-        """Stop watching over the call."""
-        if not self.is_over:
-            self.is_over = True
-            self._news.put(self)
-
-    def fire(self) -> None:
-        """End the call."""
-        self.is_over = self.has_fired = True
-        self._call.cancel()
-
-
-class Watchdog:
-    """Fires the timers of all of a client's watches, in one thread that lives while there are any."""
-
-    def __init__(self) -> None:
-        # Timers end in finalizers too, which may run anywhere: SimpleQueue is the one lock-free way to a thread.
-        self._news: queue.SimpleQueue[SilenceTimer] = queue.SimpleQueue()
-        self._starting = threading.Lock()
-        self._is_running = False
-
-    def watch_over(self, call: Call, seconds: float) -> SilenceTimer:
-        """Return a timer that cancels `call` after `seconds` of silence."""
-        timer = SilenceTimer(call, seconds, self._news)
-        with self._starting:
-            self._news.put(timer)
-            if not self._is_running:
-                self._is_running = True
-                threading.Thread(target=self._run, name="jobstatus-watchdog", daemon=True).start()
-        return timer
-
-    def _run(self) -> None:
-        timers: set[SilenceTimer] = set()
-        while True:
-            due_at = min((timer.due_at for timer in timers), default=0.0)
-            try:
-                timer = self._news.get(timeout=max(due_at - time.monotonic(), 0.0))
-            except queue.Empty:
-                if not timers and self._may_stop():
-                    return
-                for timer in [timer for timer in timers if timer.due_at <= time.monotonic()]:
-                    timers.discard(timer)
-                    timer.fire()
-            else:
-                if timer.is_over:
-                    timers.discard(timer)
-                else:
-                    timers.add(timer)
-
-    def _may_stop(self) -> bool:
-        with self._starting:
-            self._is_running = not self._news.empty()
-            return not self._is_running
-
-
 log = logging.getLogger("jobstatus_grpc.client")
 
 DEFAULT_HEARTBEAT_INTERVAL_SECONDS = 30.0
-"""The server's, where a watch names none."""
+"""The server's default."""
 
 SHORTEST_HEARTBEAT_INTERVAL_SECONDS = 1.0
+"""The server's limit."""
 
 SILENT_HEARTBEATS = 3
+"""Heartbeats that may be missing before a stream counts as dead: one or two are late under load."""
+
+WAIT_UPDATE_INTERVAL_SECONDS = 60.0
+"""For a watch that waits for a state: its changes are delivered at once, and progress rarely."""
 
 LAST_TRY_SECONDS = 1.0
+"""Time for the last stream before a watch gives up: enough to connect and read a snapshot."""
 
 WARN_AFTER_ENDS = 3
+"""Streams in a row that end without a message before a warning is logged: one restart of a server takes two."""
 
-_SURVIVED = {
+END_SECONDS = 1.0
+"""Limit of the server's time to end a stream after its last message."""
+
+SILENT = "the server was silent for too long"
+
+_SURVIVED_CODES = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.CANCELLED,
+}
+
+_EVENTS_WITH_JOB = {
+    pb.JobEventType.JOB_EVENT_TYPE_SNAPSHOT,
+    pb.JobEventType.JOB_EVENT_TYPE_UPDATED,
+    pb.JobEventType.JOB_EVENT_TYPE_HEARTBEAT,
 }
 
 Message = TypeVar("Message", contravariant=True)
@@ -153,11 +72,14 @@ Message = TypeVar("Message", contravariant=True)
 News = TypeVar("News", covariant=True)
 
 
-class Endurance(abc.ABC, Generic[Message, News]):
-    """One watch, over as many streams as it takes."""
+class ResumableStream(abc.ABC, Generic[Message, News]):
+    """The state of one watch over any number of streams."""
+
+    METHOD: ClassVar[str]
+    """The name of the RPC."""
 
     is_over = False
-    """Nothing more is to come, however the stream ends."""
+    """Nothing more is to be read, however the stream ends."""
 
     def __init__(
         self,
@@ -168,9 +90,16 @@ class Endurance(abc.ABC, Generic[Message, News]):
         warns: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what is watched, for people, and the arguments of the clients' watches."""
+        """Begin a watch.
+
+        Args:
+            subject: for the log: what is watched.
+            heartbeat_interval_seconds: as of the clients' `watch`.
+            give_up_seconds: as of the clients' `watch`.
+            warns: log a row of failures as a warning; otherwise for debugging only.
+            clock: in seconds.
+        """
         self._now = clock
-        self._warning = logging.WARNING if warns else logging.DEBUG
         if heartbeat_interval_seconds is None and give_up_seconds is not None:
             third = max(give_up_seconds / SILENT_HEARTBEATS, SHORTEST_HEARTBEAT_INTERVAL_SECONDS)
             heartbeat_interval_seconds = min(third, DEFAULT_HEARTBEAT_INTERVAL_SECONDS)
@@ -178,27 +107,28 @@ class Endurance(abc.ABC, Generic[Message, News]):
         self._heartbeat_interval_seconds = heartbeat_interval_seconds
         self._silence_seconds = SILENT_HEARTBEATS * (heartbeat_interval_seconds or DEFAULT_HEARTBEAT_INTERVAL_SECONDS)
         self._give_up_seconds = give_up_seconds
-        self._heard_at = self._now()
+        self._warning_level = logging.WARNING if warns else logging.DEBUG
+        self._received_at = self._now()
         self._was_opened = False
         self._is_open = False
         self._backoff = Backoff()
         self._ends = 0
 
+    def begin(self) -> float | None:
+        """Begin a stream; return the deadline of its call in seconds, None: without."""
+        self._is_open = False
+        return None
+
     @abc.abstractmethod
     def take(self, message: Message | None) -> News | None:
-        """Return the first news in `message`, None: there is none; grpc.aio gives None for one that it could not parse.
+        """Return the first news in `message`, None: there is none. grpc.aio gives None for one it could not parse.
 
         Raises:
-            InternalError: the message makes no sense; the stream is to be ended with this.
+            InternalError: the message is not valid; call `ended` with this error.
         """
 
     def more(self) -> News | None:
-        """Return what else is news in the message that was taken last; None: nothing."""
-        return None
-
-    def begin(self) -> float | None:
-        """Begin a stream: return the deadline that its call gets, in seconds from now; None for none."""
-        self._is_open = False
+        """Return the next news in the message that was taken last; None: there is none."""
         return None
 
     @property
@@ -209,72 +139,60 @@ class Endurance(abc.ABC, Generic[Message, News]):
         return min(self._silence_seconds, max(self._left_seconds, LAST_TRY_SECONDS))
 
     def ended(self, error: grpc.RpcError | JobStatusError | None) -> float:
-        """Return how long to wait before the next stream begins, after one that ended.
+        """Return how long to wait, after a stream that ended, before the next begins.
 
         Args:
-            error: how it ended: the call's error, one of ours (InternalError for a message that makes no sense,
-                UnavailableError for silence), or None for OK, although the watch is not over.
+            error: the call's error; InternalError for a message that is not valid; UnavailableError for silence; None
+                for OK, which is no end of the watch.
 
         Raises:
-            JobStatusError: the watch is not to go on: the error is not one that passes, or patience is at its end.
+            JobStatusError: the error is not transient, or give_up_seconds are over.
         """
-        cause = meaning_of(error)
+        cause = _meaning_of(error)
         if cause is not None and not self._survives(error):
             raise cause from error
         pause = self._backoff.pause_seconds(cause)
         if self._give_up_seconds is not None:
             if self._left_seconds <= 0:
-                heard = f"nothing was heard from the server for {self._give_up_seconds:g} s"
-                raise UnavailableError(f"{heard}; last: {cause or 'the stream ended'}") from error
+                silence = f"nothing was heard from the server for {self._give_up_seconds:g} s"
+                raise UnavailableError(f"{silence}; last: {cause or 'the stream ended'}") from error
             pause = min(pause, self._left_seconds)
-        self._log_end(cause, pause)
+        # A single end is normal: servers restart, proxies limit the age of connections.
+        self._ends += 1
+        level = self._warning_level if self._ends == WARN_AFTER_ENDS else logging.DEBUG
+        log.log(level, "the watch of %s was cut (%s); retrying in %.1f s", self._subject, cause or "no error", pause)
         return pause
-
-    @property
-    def _left_seconds(self) -> float:
-        """How long until the watch gives up; endless without give_up_seconds."""
-        give_up_seconds = float("inf") if self._give_up_seconds is None else self._give_up_seconds
-        return self._heard_at + give_up_seconds - self._now()
-
-    def _note_life(self) -> None:
-        self._heard_at = self._now()
-        if not self._is_open:
-            self._is_open = self._was_opened = True
-            self._backoff.reset()
-            if self._ends >= WARN_AFTER_ENDS:
-                log.log(self._warning, "the watch of %s goes on", self._subject)
-            self._ends = 0
 
     def _survives(self, error: grpc.RpcError | JobStatusError | None) -> bool:
         if not isinstance(error, grpc.RpcError):
             return isinstance(error, (InternalError, UnavailableError))
         code = error.code()
-        return code in _SURVIVED or (self._was_opened and code is grpc.StatusCode.RESOURCE_EXHAUSTED)
+        return code in _SURVIVED_CODES or (self._was_opened and code is grpc.StatusCode.RESOURCE_EXHAUSTED)
 
-    def _log_end(self, cause: JobStatusError | None, pause: float) -> None:
-        """Say once in each row of failures that something is wrong; a single end is everyday life."""
-        self._ends += 1
-        level = self._warning if self._ends == WARN_AFTER_ENDS else logging.DEBUG
-        log.log(level, "the watch of %s was cut (%s); next try in %.1f s", self._subject, cause or "no reason", pause)
+    @property
+    def _left_seconds(self) -> float:
+        """How long until the watch gives up; infinite without give_up_seconds."""
+        give_up_seconds = float("inf") if self._give_up_seconds is None else self._give_up_seconds
+        return self._received_at + give_up_seconds - self._now()
+
+    def _note_message(self) -> None:
+        self._received_at = self._now()
+        if not self._is_open:
+            self._is_open = self._was_opened = True
+            self._backoff.reset()
+            if self._ends >= WARN_AFTER_ENDS:
+                log.log(self._warning_level, "the watch of %s is resumed", self._subject)
+            self._ends = 0
 
 
-def meaning_of(error: grpc.RpcError | JobStatusError | None) -> JobStatusError | None:
-    """Return the end of a stream as an error of our tree; None: it ended with OK."""
+def _meaning_of(error: grpc.RpcError | JobStatusError | None) -> JobStatusError | None:
     return status.from_rpc_error(error) if isinstance(error, grpc.RpcError) else error
 
 
-WAIT_UPDATE_INTERVAL_SECONDS = 60.0
-"""Who only waits for the end need not hear of each step of progress."""
+class JobWatchState(ResumableStream[pb.WatchJobResponse, Job]):
+    """The state of a watch of one job. `is_over` once a done job was taken."""
 
-_WITH_A_JOB = {
-    pb.JobEventType.JOB_EVENT_TYPE_SNAPSHOT,
-    pb.JobEventType.JOB_EVENT_TYPE_UPDATED,
-    pb.JobEventType.JOB_EVENT_TYPE_HEARTBEAT,
-}
-
-
-class Watching(Endurance[pb.WatchJobResponse, Job]):
-    """One watch of one job. `is_over` once a done job was taken."""
+    METHOD = "WatchJob"
 
     def __init__(
         self,
@@ -287,7 +205,11 @@ class Watching(Endurance[pb.WatchJobResponse, Job]):
         warns: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the arguments of the clients' `watch`, and for `wait` when to raise DeadlineExceededError."""
+        """Begin a watch, with the arguments of the clients' `watch`.
+
+        Args:
+            timeout_seconds: for the clients' `wait`: raise DeadlineExceededError after this; None: never.
+        """
         super().__init__(
             f"job {id}",
             heartbeat_interval_seconds=heartbeat_interval_seconds,
@@ -299,33 +221,30 @@ class Watching(Endurance[pb.WatchJobResponse, Job]):
         self.request = requests.watch_request(id, self._heartbeat_interval_seconds, min_update_interval_seconds)
         self._timeout_seconds = timeout_seconds
         self._deadline = None if timeout_seconds is None else self._now() + timeout_seconds
-        self._yielded: tuple[int, int, int] | None = None
+        self._returned: tuple[int, int, int] | None = None
 
     def begin(self) -> float | None:
-        """As of any watch; a `wait` has a deadline."""
         super().begin()
         return None if self._deadline is None else max(self._deadline - self._now(), 0.0)
 
     def take(self, message: pb.WatchJobResponse | None) -> Job | None:
-        """Return the job in `message` if it is news."""
         if message is None:
-            raise InternalError("a message of the server cannot be read")
+            raise InternalError("a message of the server cannot be parsed")
         event = message.event
-        key = (event.job.created_at.seconds, event.job.created_at.nanos, event.job.revision)
-        is_news = event.type in _WITH_A_JOB and event.HasField("job") and key != self._yielded
+        version = (event.job.created_at.seconds, event.job.created_at.nanos, event.job.revision)
+        is_news = event.type in _EVENTS_WITH_JOB and event.HasField("job") and version != self._returned
         job = requests.job_in(event) if is_news else None
-        self._note_life()
+        self._note_message()
         if job is not None:
-            self._yielded = key
+            self._returned = version
             self.is_over = job.done
         return job
 
     def ended(self, error: grpc.RpcError | JobStatusError | None) -> float:
-        """As of any watch; the end of a `wait` past its deadline is DeadlineExceededError."""
         if self._deadline is None:
             return super().ended(error)
-        # The core's clock may be a little ahead of ours.
-        if self._now() >= self._deadline or isinstance(meaning_of(error), DeadlineExceededError):
+        # gRPC's clock may be a little ahead of ours.
+        if self._now() >= self._deadline or isinstance(_meaning_of(error), DeadlineExceededError):
             within = f"within {self._timeout_seconds:g} s"
             raise DeadlineExceededError(f"job {self.id!r} is not known to be done {within}") from error
         return min(super().ended(error), max(self._deadline - self._now(), 0.0))
@@ -334,11 +253,13 @@ class Watching(Endurance[pb.WatchJobResponse, Job]):
 RESET = JobChange(JobChangeType.RESET)
 
 
-class JobsWatching(Endurance[pb.WatchJobsResponse, JobChange]):
-    """One watch of many jobs. It is never over by itself.
+class JobsWatchState(ResumableStream[pb.WatchJobsResponse, JobChange]):
+    """The state of a watch of many jobs; `is_over` is never true.
 
-    Of each job that matches it remembers what was returned last: events come at least once.
+    It keeps the version last returned of each job that matches, because events are delivered at least once.
     """
+
+    METHOD = "WatchJobs"
 
     def __init__(
         self,
@@ -350,7 +271,6 @@ class JobsWatching(Endurance[pb.WatchJobsResponse, JobChange]):
         give_up_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the arguments of the clients' `watch_jobs`."""
         super().__init__(
             "many jobs",
             heartbeat_interval_seconds=heartbeat_interval_seconds,
@@ -363,102 +283,88 @@ class JobsWatching(Endurance[pb.WatchJobsResponse, JobChange]):
             filter, self._heartbeat_interval_seconds, min_update_interval_seconds
         )
         self._news: deque[JobChange] = deque()
-        self._token_after_the_news = ""
+        self._token_after_news = ""
         self._returned: dict[str, requests.Version] = {}
-        self._knows_all = not resume_token
-        """What is not in `_returned` is nothing that anybody was told of."""
+        # With a resume_token, the caller may have jobs from an earlier watch that are not in `_returned`.
+        self._has_all = not resume_token
         self._begins_anew = False
 
     @property
     def request(self) -> pb.WatchJobsRequest:
-        """The request of a stream that goes on where the last one was."""
+        """The request of a stream that resumes after the last one."""
         request = pb.WatchJobsRequest(resume_token=self.resume_token)
         request.MergeFrom(self._request)
         return request
 
     def begin(self) -> float | None:
-        """As of any watch. Without a token the snapshots begin anew, and tell nothing of jobs that have vanished."""
+        # Without a token the snapshots begin anew, and say nothing of jobs that were removed in between.
         self._begins_anew = not self.resume_token and bool(self._returned)
         return super().begin()
 
     def take(self, message: pb.WatchJobsResponse | None) -> JobChange | None:
-        """Return the first event of `message` that is news."""
-        events = requests.events_in(message)
-        self._note_life()
+        changes = requests.changes_in(message)
+        self._note_message()
         if self._begins_anew:
             self._begins_anew = False
-            self._news.extend(self._reset())
-        for change, version in events:
-            self._news.extend(self._if_news(change, version))
-        # An empty one comes while snapshots do: a token from before is still good then.
-        self._token_after_the_news = message.resume_token if message is not None else ""
+            self._news.append(self._reset())
+        self._news.extend(change for change, version in changes if self._is_news(change, version))
+        # Without one, as between snapshots, the token before is still valid.
+        self._token_after_news = message.resume_token if message is not None else ""
         return self.more()
 
     def more(self) -> JobChange | None:
-        """Return the next event of that message that is news; the message's token counts once all were returned."""
+        """Return the next news in the message that was taken last; its token is valid once all were returned."""
         change = self._news.popleft() if self._news else None
-        if not self._news and self._token_after_the_news:
-            self.resume_token, self._token_after_the_news = self._token_after_the_news, ""
+        if not self._news and self._token_after_news:
+            self.resume_token, self._token_after_news = self._token_after_news, ""
         return change
 
-    def _if_news(self, change: JobChange, version: requests.Version) -> Iterator[JobChange]:
+    def _is_news(self, change: JobChange, version: requests.Version) -> bool:
         if change.type is JobChangeType.RESET:
-            yield from self._reset()
-        elif change.type is JobChangeType.SYNCED:
-            yield change
-        elif change.type is JobChangeType.REMOVED:
-            known = self._returned.get(change.id)
-            if known is None:
-                if not self._knows_all:
-                    yield change
-            elif version.is_after(known):
+            self._reset()
+            return True
+        if change.type is JobChangeType.SYNCED:
+            return True
+        returned = self._returned.get(change.id)
+        if change.type is JobChangeType.REMOVED:
+            if returned is None:
+                return not self._has_all
+            if version.is_after(returned):
                 del self._returned[change.id]
-                yield change
-        elif change.id not in self._returned or version.is_after(self._returned[change.id]):
+                return True
+            return False
+        if returned is None or version.is_after(returned):
             self._returned[change.id] = version
-            yield change
+            return True
+        return False
 
-    def _reset(self) -> Iterator[JobChange]:
+    def _reset(self) -> JobChange:
         self._returned.clear()
-        self._knows_all = True
-        yield RESET
+        self._has_all = True
+        return RESET
 
 
 Item = TypeVar("Item")
 
-SelfAsync = TypeVar("SelfAsync", bound="AsyncFollower[Any]")
+SelfAsync = TypeVar("SelfAsync", bound="AsyncWatchIterator[Any]")
 
-SelfSync = TypeVar("SelfSync", bound="Follower[Any]")
+SelfSync = TypeVar("SelfSync", bound="WatchIterator[Any]")
 
 AsyncStream: TypeAlias = "grpc.aio.UnaryStreamCall[Any, Any]"
 
 
-class Stream(Protocol):
-    """A call of the sync client that answers with a stream."""
+class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
+    """Reads the streams of a watch, for asyncio."""
 
-    def __next__(self) -> Any: ...
-
-    def cancel(self) -> object: ...
-
-
-SILENT = "the server was silent for too long"
-
-END_SECONDS = 1.0
-"""How long a server may take to end a stream after the last news."""
-
-
-class AsyncFollower(AsyncIterator[Item], Generic[Item]):
-    """Follows streams for asyncio."""
-
-    def __init__(self, endurance: Endurance[Any, Item], open_stream: Callable[[], AsyncStream]) -> None:
-        self._endurance = endurance
+    def __init__(self, state: ResumableStream[Any, Item], open_stream: Callable[[], AsyncStream]) -> None:
+        self._state = state
         self._open_stream = open_stream
         self._open: tuple[AsyncStream, AsyncSilenceTimer] | None = None
         self._closing = asyncio.Event()
         self._error: JobStatusError | None = None
 
     async def __anext__(self) -> Item:
-        while not self._closing.is_set() and not self._endurance.is_over:
+        while not self._closing.is_set() and not self._state.is_over:
             try:
                 news = self._more() or await self._read()
             except JobStatusError:
@@ -471,13 +377,13 @@ class AsyncFollower(AsyncIterator[Item], Generic[Item]):
         raise error or StopAsyncIteration
 
     async def aclose(self) -> None:
-        """End the watch and its stream at once. A task that waits for news meets the end of the iterator."""
-        if self._open is not None and self._endurance.is_over:
-            await _end_well(self._open[0])
+        """End the watch and its stream at once. In a task that waits for the next item, the iteration ends."""
+        if self._open is not None and self._state.is_over:
+            await _read_end(self._open[0])
         self._close()
 
     def abandon(self, error: JobStatusError) -> None:
-        """As aclose, but who waits for news gets `error`."""
+        """End the watch and its stream at once; a task that waits for the next item gets `error`."""
         self._error = error
         self._close()
 
@@ -490,7 +396,7 @@ class AsyncFollower(AsyncIterator[Item], Generic[Item]):
         await self.aclose()
 
     def __del__(self) -> None:
-        # `break` merely drops the iterator: without this its stream would live until the timer fires.
+        # `break` merely drops the iterator: without this its stream would be open until the timer fires.
         with contextlib.suppress(RuntimeError):  # the event loop is closed
             self._drop_stream()
 
@@ -499,36 +405,37 @@ class AsyncFollower(AsyncIterator[Item], Generic[Item]):
         self._drop_stream()
 
     def _more(self) -> Item | None:
-        """Return what else is news in the last message: while that is worked on, nobody listens for the next."""
-        news = self._endurance.more()
+        """Return the next news in the last message; the time that the caller works on it is no silence."""
+        news = self._state.more()
         if news is not None and self._open is not None:
-            self._open[1].heard(self._endurance.silence_seconds)
+            self._open[1].extend(self._state.silence_seconds)
         return news
 
     async def _read(self) -> Item | None:
         """Return the first news in the next message, if any; after the end of a stream, wait until the next is due."""
         if self._open is None:
             stream = self._open_stream()
-            self._open = stream, AsyncSilenceTimer(stream, self._endurance.silence_seconds)
+            self._open = stream, AsyncSilenceTimer(stream, self._state.silence_seconds)
         stream, timer = self._open
         cancels = _cancels_of_this_task()
         error: grpc.RpcError | JobStatusError | None = None
         try:
             message = await stream.read()
             if message is not grpc.aio.EOF:
-                news = self._endurance.take(message)
-                timer.heard(self._endurance.silence_seconds)
+                news = self._state.take(message)
+                timer.extend(self._state.silence_seconds)
                 return news
         except (grpc.RpcError, InternalError) as failure:
             error = failure
         except asyncio.CancelledError:
+            # Cancelling the stream, which the timer and `_close` do, looks like cancelling the task.
             if _cancels_of_this_task() > cancels or not (timer.has_fired or self._closing.is_set()):
                 self._drop_stream()
                 raise
             error = UnavailableError(SILENT)
         self._drop_stream()
         if not self._closing.is_set():
-            await pause(self._endurance.ended(error), unless=self._closing)
+            await pause(self._state.ended(error), unless=self._closing)
         return None
 
     def _drop_stream(self) -> None:
@@ -538,29 +445,63 @@ class AsyncFollower(AsyncIterator[Item], Generic[Item]):
             stream.cancel()
 
 
-async def _end_well(stream: AsyncStream) -> None:
-    """Let the server end a stream that has told the end: if we cancelled, its log would speak of trouble."""
+async def _read_end(stream: AsyncStream) -> None:
+    """Read the end of a stream after its last message: cancelling it would be logged as an error by the server."""
     reading = asyncio.ensure_future(stream.read())
     try:
         await asyncio.wait({reading}, timeout=END_SECONDS)
     finally:
         if not reading.cancel() and not reading.cancelled():
-            reading.exception()  # asked for, or asyncio complains that nobody did
+            reading.exception()  # without this asyncio logs an exception that was never retrieved
 
 
 def _cancels_of_this_task() -> int:
-    """Return how often the running task was asked to cancel itself; 0 before Python 3.11, which does not count."""
+    """Return the number of requests to cancel the running task; 0 before Python 3.11, which does not count them."""
     if sys.version_info >= (3, 11):
         task = asyncio.current_task()
         return 0 if task is None else task.cancelling()
     return 0
 
 
-class Follower(Iterator[Item], Generic[Item]):
-    """Follows streams for the sync client."""
+class AsyncWatch(AsyncWatchIterator[Job]):
+    """An async iterator of a job's states; also a context manager. Ends after the done job, or with `aclose`.
 
-    def __init__(self, endurance: Endurance[Any, Item], open_stream: Callable[[], Stream], watchdog: Watchdog) -> None:
-        self._endurance = endurance
+    An `anext` that is cancelled loses nothing: the next one continues.
+    """
+
+
+class AsyncJobsWatch(AsyncWatchIterator[JobChange]):
+    """An async iterator of changes of many jobs; also a context manager. Ends with `aclose`, and not by itself.
+
+    An `anext` that is cancelled loses nothing: the next one continues.
+    """
+
+    _state: JobsWatchState
+
+    @property
+    def resume_token(self) -> str:
+        """The newest token up to which everything has been returned; "" before the first SYNCED.
+
+        With the same filter, another watch resumes from here.
+        """
+        return self._state.resume_token
+
+
+class Stream(Protocol):
+    """A call of the sync client with a stream of responses."""
+
+    def __next__(self) -> Any: ...
+
+    def cancel(self) -> object: ...
+
+
+class WatchIterator(Iterator[Item], Generic[Item]):
+    """Reads the streams of a watch, for threads: as AsyncWatchIterator, and `close` may be called by any thread."""
+
+    def __init__(
+        self, state: ResumableStream[Any, Item], open_stream: Callable[[], Stream], watchdog: Watchdog
+    ) -> None:
+        self._state = state
         self._open_stream = open_stream
         self._watchdog = watchdog
         self._open: tuple[Stream, SilenceTimer] | None = None
@@ -568,7 +509,7 @@ class Follower(Iterator[Item], Generic[Item]):
         self._error: JobStatusError | None = None
 
     def __next__(self) -> Item:
-        while not self._closing.is_set() and not self._endurance.is_over:
+        while not self._closing.is_set() and not self._state.is_over:
             try:
                 news = self._more() or self._read()
             except JobStatusError:
@@ -576,18 +517,18 @@ class Follower(Iterator[Item], Generic[Item]):
                 raise
             if news is not None:
                 return news
-        self._end_well()
+        self._read_end()
         self.close()
         error, self._error = self._error, None
         raise error or StopIteration
 
     def close(self) -> None:
-        """End the watch and its stream at once. A thread that waits for news meets the end of the iterator."""
+        """End the watch and its stream at once. In a thread that waits for the next item, the iteration ends."""
         self._closing.set()
         self._drop_stream()
 
     def abandon(self, error: JobStatusError) -> None:
-        """As close, but who waits for news gets `error`."""
+        """End the watch and its stream at once; a thread that waits for the next item gets `error`."""
         self._error = error
         self.close()
 
@@ -597,32 +538,30 @@ class Follower(Iterator[Item], Generic[Item]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_well()
+        self._read_end()
         self.close()
 
     def __del__(self) -> None:
         self._drop_stream()
 
     def _more(self) -> Item | None:
-        """As for the asyncio client."""
-        news, opened = self._endurance.more(), self._open
+        news, opened = self._state.more(), self._open
         if news is not None and opened is not None:
-            opened[1].heard(self._endurance.silence_seconds)
+            opened[1].extend(self._state.silence_seconds)
         return news
 
     def _read(self) -> Item | None:
-        """Return the first news in the next message, if any; after the end of a stream, wait until the next is due."""
         if self._open is None:
             stream = self._open_stream()
-            self._open = stream, self._watchdog.watch_over(stream, self._endurance.silence_seconds)
-            if self._closing.is_set():  # by another thread that did not see this stream
+            self._open = stream, self._watchdog.watch_over(stream, self._state.silence_seconds)
+            if self._closing.is_set():  # by another thread, which may not have seen this stream
                 self._drop_stream()
                 return None
         stream, timer = self._open
         error: grpc.RpcError | JobStatusError | None = None
         try:
-            news = self._endurance.take(next(stream))
-            timer.heard(self._endurance.silence_seconds)
+            news = self._state.take(next(stream))
+            timer.extend(self._state.silence_seconds)
             return news
         except StopIteration:
             pass
@@ -630,12 +569,11 @@ class Follower(Iterator[Item], Generic[Item]):
             error = UnavailableError(SILENT) if timer.has_fired else failure
         self._drop_stream()
         if not self._closing.is_set():
-            self._closing.wait(self._endurance.ended(error))
+            self._closing.wait(self._state.ended(error))
         return None
 
-    def _end_well(self) -> None:
-        """As for the asyncio client."""
-        if self._open is not None and self._endurance.is_over:
+    def _read_end(self) -> None:
+        if self._open is not None and self._state.is_over:
             stream, _ = self._open
             timer = self._watchdog.watch_over(stream, END_SECONDS)
             with contextlib.suppress(StopIteration, grpc.RpcError):
@@ -650,44 +588,119 @@ class Follower(Iterator[Item], Generic[Item]):
             stream.cancel()
 
 
-class AsyncWatch(AsyncFollower[Job]):
-    """An async iterator of a job's states; also a context manager. Ends after the done job, or with `aclose`.
-
-    An `anext` that is cancelled loses nothing: the next one goes on.
-    """
-
-
-class Watch(Follower[Job]):
+class Watch(WatchIterator[Job]):
     """An iterator of a job's states; also a context manager. Ends after the done job, or with `close`."""
 
 
-class AsyncJobsWatch(AsyncFollower[JobChange]):
-    """An async iterator of what happens to many jobs; also a context manager. Ends with `aclose`, and not by itself.
+class JobsWatch(WatchIterator[JobChange]):
+    """An iterator of changes of many jobs; also a context manager. Ends with `close`, and not by itself."""
 
-    An `anext` that is cancelled loses nothing: the next one goes on.
-    """
-
-    def __init__(self, watching: JobsWatching, open_stream: Callable[[], AsyncStream]) -> None:
-        super().__init__(watching, open_stream)
-        self._watching = watching
+    _state: JobsWatchState
 
     @property
     def resume_token(self) -> str:
-        """The newest token up to which everything has been returned; "" before the first SYNCED.
+        return self._state.resume_token
 
-        With the same filter, another watch goes on from here.
-        """
-        return self._watching.resume_token
+    resume_token.__doc__ = AsyncJobsWatch.resume_token.__doc__
 
 
-class JobsWatch(Follower[JobChange]):
-    """An iterator of what happens to many jobs; also a context manager. Ends with `close`, and not by itself."""
+class Cancellable(Protocol):
+    """A call."""
 
-    def __init__(self, watching: JobsWatching, open_stream: Callable[[], Stream], watchdog: Watchdog) -> None:
-        super().__init__(watching, open_stream, watchdog)
-        self._watching = watching
+    def cancel(self) -> object: ...
 
-    @property
-    def resume_token(self) -> str:
-        """As of the asyncio client."""
-        return self._watching.resume_token
+
+class AsyncSilenceTimer:
+    """Cancels a call after `seconds` without `extend`; `has_fired` then."""
+
+    def __init__(self, call: Cancellable, seconds: float) -> None:
+        self.has_fired = False
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._due_at = self._loop.time() + seconds
+        self._handle = self._loop.call_at(self._due_at, self._check)
+
+    def extend(self, seconds: float) -> None:
+        """Allow `seconds` of silence from now on."""
+        self._due_at = self._loop.time() + seconds
+
+    def cancel(self) -> None:
+        """Stop the timer."""
+        self._handle.cancel()
+
+    def _check(self) -> None:
+        # `extend` only moves `_due_at`: scheduling there would restart a timer that was cancelled during the read.
+        if self._loop.time() < self._due_at:
+            self._handle = self._loop.call_at(self._due_at, self._check)
+        else:
+            self.has_fired = True
+            self._call.cancel()
+
+
+class SilenceTimer:
+    """As AsyncSilenceTimer, for threads; made by a Watchdog."""
+
+    def __init__(self, call: Cancellable, seconds: float, changed: queue.SimpleQueue[SilenceTimer]) -> None:
+        self.has_fired = False
+        self.is_over = False
+        self.due_at = time.monotonic() + seconds
+        self._call = call
+        self._changed = changed
+
+    def extend(self, seconds: float) -> None:
+        """Allow `seconds` of silence from now on."""
+        self.due_at = time.monotonic() + seconds
+
+    def cancel(self) -> None:
+        """Stop the timer."""
+        if not self.is_over:
+            self.is_over = True
+            self._changed.put(self)
+
+    def fire(self) -> None:
+        """Cancel the call."""
+        self.is_over = self.has_fired = True
+        self._call.cancel()
+
+
+class Watchdog:
+    """Fires the timers of all of a client's watches, in one thread that runs while there are any."""
+
+    def __init__(self) -> None:
+        # Timers are cancelled in finalizers too, which may run while any lock is held: SimpleQueue.put is reentrant.
+        self._changed: queue.SimpleQueue[SilenceTimer] = queue.SimpleQueue()
+        self._starting = threading.Lock()
+        self._is_running = False
+
+    def watch_over(self, call: Cancellable, seconds: float) -> SilenceTimer:
+        """Return a timer that cancels `call` after `seconds` of silence."""
+        timer = SilenceTimer(call, seconds, self._changed)
+        with self._starting:
+            self._changed.put(timer)
+            if not self._is_running:
+                self._is_running = True
+                threading.Thread(target=self._run, name="jobstatus-watchdog", daemon=True).start()
+        return timer
+
+    def _run(self) -> None:
+        timers: set[SilenceTimer] = set()
+        while True:
+            due_at = min((timer.due_at for timer in timers), default=0.0)
+            try:
+                timer = self._changed.get(timeout=max(due_at - time.monotonic(), 0.0))
+            except queue.Empty:
+                if not timers and self._may_stop():
+                    return
+                for timer in [timer for timer in timers if timer.due_at <= time.monotonic()]:
+                    timers.discard(timer)
+                    timer.fire()
+            else:
+                if timer.is_over:
+                    timers.discard(timer)
+                else:
+                    timers.add(timer)
+
+    def _may_stop(self) -> bool:
+        with self._starting:
+            self._is_running = not self._changed.empty()
+            return not self._is_running

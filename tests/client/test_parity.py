@@ -19,6 +19,7 @@ from jobstatus_grpc import (
     TrackedJob,
     Watch,
 )
+from tests.support import generate_sync
 
 
 def public(cls: type) -> dict[str, object]:
@@ -28,6 +29,11 @@ def public(cls: type) -> dict[str, object]:
 def parameters(function: object) -> list[inspect.Parameter]:
     assert callable(function)
     return list(inspect.signature(function).parameters.values())
+
+
+def test_the_sync_client_is_generated_from_the_asyncio_one():
+    expected = generate_sync.generate(generate_sync.SOURCE.read_text())
+    assert generate_sync.TARGET.read_text() == expected, "sync.py is stale: run make sync"
 
 
 METHODS = sorted(public(AsyncJobStatusClient))
@@ -58,6 +64,15 @@ def test_a_method_returns_the_same_in_both(name):
 
 def test_tracked_jobs_are_used_alike():
     assert public(AsyncTrackedJob).keys() == public(TrackedJob).keys()
+
+
+@pytest.mark.parametrize("name", [name for name in public(AsyncTrackedJob) if name != "__init__"])
+def test_a_tracked_jobs_members_are_alike_and_documented_in_the_same_words(name):
+    aio, sync = public(AsyncTrackedJob)[name], public(TrackedJob)[name]
+    assert inspect.getdoc(aio)
+    assert inspect.getdoc(sync) == inspect.getdoc(aio)
+    if inspect.isfunction(aio):
+        assert parameters(sync) == parameters(aio)
 
 
 @pytest.mark.parametrize(("aio", "sync"), [(AsyncWatch, Watch), (AsyncJobsWatch, JobsWatch)])

@@ -9,9 +9,9 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobState, JobUpdate
-from jobstatus_grpc.client.connection import ClientClosedError
-from jobstatus_grpc.client.reporter import Answers, Gathering
-from jobstatus_grpc.client.sender import Step
+from jobstatus_grpc.client.reporter import Callbacks, ReporterState
+from jobstatus_grpc.client.retry import ClientClosedError
+from jobstatus_grpc.client.sender import Call
 from jobstatus_grpc.errors import (
     IllegalTransitionError,
     InternalError,
@@ -29,22 +29,22 @@ AWAY = UnavailableError("away")
 
 
 class Worker:
-    """A Gathering with a clock of its own, and the service that answers it."""
+    """A ReporterState with a clock of its own, and the service that answers it."""
 
     def __init__(self, *, has_on_error: bool = True, max_pending: int = 1000) -> None:
         self.now = 1000.0
         self.wakes = 0
         self.refused: list[tuple[str, str]] = []
         self.jobs: list[str] = []
-        self.gathering = Gathering(
-            Answers(lambda job: self.jobs.append(job.id), self.refuse if has_on_error else None),
+        self.state = ReporterState(
+            Callbacks(lambda job: self.jobs.append(job.id), self.refuse if has_on_error else None),
             flush_interval_seconds=0.05,
             max_pending=max_pending,
             finish_timeout_seconds=10,
             call_timeout_seconds=10,
             clock=lambda: self.now,
         )
-        self.gathering.wake = self.wake
+        self.state.wake = self.wake
 
     def wake(self) -> None:
         self.wakes += 1
@@ -53,15 +53,15 @@ class Worker:
         self.refused.append((update.id, type(error).__name__))
 
     def give(self, id: str, **fields: Any) -> Worker:
-        self.gathering.update(JobUpdate(id, **fields))
+        self.state.update(JobUpdate(id, **fields))
         return self
 
-    def next_due(self) -> Step:
+    def next_due(self) -> Call:
         """Advance the clock until a step is due, and return it."""
-        due = self.gathering.due_in_seconds()
+        due = self.state.due_in_seconds()
         assert due is not None
         self.now += due
-        return self.gathering.next_step()[0]
+        return self.state.next_call()[0]
 
     def send(self, *results: JobStatusError | None) -> list[pb.UpdateJobRequest]:
         """Advance the clock until a step is due, answer it, and return its updates."""
@@ -74,12 +74,12 @@ class Worker:
                 response.results.add(error=status.to_job_error(error))
             else:
                 response.results.add(job=a_job(id=update.job.id))
-        self.gathering.succeeded(step, response)
+        self.state.succeeded(step, response)
         return updates
 
     @property
     def is_idle(self) -> bool:
-        due = self.gathering.due_in_seconds()
+        due = self.state.due_in_seconds()
         return due is not None and due > 60
 
 
@@ -116,7 +116,7 @@ def test_a_report_is_not_put_into_one_that_is_under_way():
     worker = Worker().give("a", progress=1)
     step = worker.next_due()
     worker.give("a", progress=2)
-    worker.gathering.failed(step, AWAY)
+    worker.state.failed(step, AWAY)
     assert worker.next_due() is step
     assert sent(worker.send()) == [("a", {"progress": 1})]
     assert sent(worker.send()) == [("a", {"progress": 2})]
@@ -128,7 +128,7 @@ def test_a_batch_is_sent_again_as_it_was_with_growing_pauses(monkeypatch):
     first = worker.next_due()
     began = worker.now
     for _ in range(3):
-        worker.gathering.failed(first, AWAY)
+        worker.state.failed(first, AWAY)
         assert worker.next_due() is first
     assert worker.now - began == pytest.approx(0.1 + 0.2 + 0.4)
 
@@ -151,7 +151,7 @@ def test_an_update_that_the_store_could_not_take_now_is_sent_again_and_first():
 
 def test_a_call_that_is_refused_refuses_its_updates_and_not_the_next():
     worker = Worker().give("a", progress=1).give("b", progress=1)
-    worker.gathering.failed(worker.next_due(), PermissionDeniedError())
+    worker.state.failed(worker.next_due(), PermissionDeniedError())
     assert worker.refused == [("a", "PermissionDeniedError"), ("b", "PermissionDeniedError")]
     assert sent(worker.give("a", progress=2).send()) == [("a", {"progress": 2})]
 
@@ -161,7 +161,7 @@ def test_a_batch_over_which_the_server_fails_again_and_again_is_given_up():
     first = worker.next_due()
     for _ in range(10):
         assert worker.refused == []
-        worker.gathering.failed(first, InternalError())
+        worker.state.failed(first, InternalError())
     assert worker.refused == [("a", "InternalError")]
     assert sent(worker.give("b", progress=2).send()) == [("b", {"progress": 2})]
 
@@ -169,18 +169,18 @@ def test_a_batch_over_which_the_server_fails_again_and_again_is_given_up():
 def test_an_answer_that_is_not_one_counts_as_none():
     worker = Worker().give("a", progress=1)
     step = worker.next_due()
-    worker.gathering.succeeded(step, pb.BatchUpdateJobsResponse())
+    worker.state.succeeded(step, pb.BatchUpdateJobsResponse())
     assert worker.next_due() is step
 
 
 def test_a_flush_waits_for_what_was_given_before_and_for_nothing_else():
     worker, done = Worker(), []
-    worker.gathering.flush(lambda: done.append("nothing"))
-    worker.give("a", state=JobState.FAILED).gathering.flush(lambda: done.append("a"))
-    assert (done, worker.gathering.due_in_seconds()) == (["nothing"], 0)
+    worker.state.flush(lambda: done.append("nothing"))
+    worker.give("a", state=JobState.FAILED).state.flush(lambda: done.append("a"))
+    assert (done, worker.state.due_in_seconds()) == (["nothing"], 0)
     step = worker.next_due()
-    worker.give("b", progress=1).gathering.flush(lambda: done.append("b"))
-    worker.gathering.succeeded(step, pb.BatchUpdateJobsResponse(results=[pb.BatchUpdateJobsResult(job=a_job())]))
+    worker.give("b", progress=1).state.flush(lambda: done.append("b"))
+    worker.state.succeeded(step, pb.BatchUpdateJobsResponse(results=[pb.BatchUpdateJobsResult(job=a_job())]))
     assert done == ["nothing", "a"]
     worker.send()
     assert done == ["nothing", "a", "b"]
@@ -188,20 +188,20 @@ def test_a_flush_waits_for_what_was_given_before_and_for_nothing_else():
 
 def test_the_end_sends_what_is_left_at_once_and_takes_no_more():
     worker = Worker().give("a", progress=1)
-    worker.gathering.finish()
-    assert worker.gathering.due_in_seconds() == 0
+    worker.state.finish()
+    assert worker.state.due_in_seconds() == 0
     worker.give("b", progress=1).send()
-    assert (worker.refused, worker.gathering.due_in_seconds()) == ([("b", "UnavailableError")], None)
+    assert (worker.refused, worker.state.due_in_seconds()) == ([("b", "UnavailableError")], None)
 
 
 def test_updates_unsent_at_the_end_are_reported():
     worker = Worker().give("a", progress=1).give("b", progress=1)
-    worker.gathering.finish()
+    worker.state.finish()
     began = worker.now
-    while (due := worker.gathering.due_in_seconds()) is not None:
+    while (due := worker.state.due_in_seconds()) is not None:
         worker.now += due
         if worker.now - began < 10:
-            worker.gathering.failed(worker.gathering.next_step()[0], AWAY)
+            worker.state.failed(worker.state.next_call()[0], AWAY)
     assert worker.refused == [("a", "UnavailableError"), ("b", "UnavailableError")]
     assert worker.now - began == pytest.approx(10)
 
@@ -209,36 +209,36 @@ def test_updates_unsent_at_the_end_are_reported():
 def test_a_closed_client_ends_it_all():
     worker, done = Worker().give("a", progress=1), []
     step = worker.next_due()
-    worker.give("b", progress=1).gathering.flush(lambda: done.append(1))
-    worker.gathering.failed(step, ClientClosedError())
+    worker.give("b", progress=1).state.flush(lambda: done.append(1))
+    worker.state.failed(step, ClientClosedError())
     worker.give("c", progress=1)
     assert worker.refused == [(id, "ClientClosedError") for id in "abc"]
-    assert (done, worker.gathering.due_in_seconds()) == ([1], None)
+    assert (done, worker.state.due_in_seconds()) == ([1], None)
 
 
 def test_without_on_error_the_log_says_what_has_no_effect(caplog):
     worker = Worker(has_on_error=False).give("a", progress=1).give("b", progress=1)
-    worker.gathering.failed(worker.next_due(), InvalidArgumentError("no"))
-    assert [record.getMessage() for record in caplog.records] == ["2 updates have no effect (of a, b): no"]
+    worker.state.failed(worker.next_due(), InvalidArgumentError("no"))
+    assert [record.getMessage() for record in caplog.records] == ["2 updates have no effect (jobs a, b): no"]
 
 
 def test_an_outage_is_logged_once(caplog):
     caplog.set_level(logging.WARNING, "jobstatus_grpc.client")
     worker = Worker().give("a", progress=1)
     for _ in range(3):
-        worker.gathering.failed(worker.next_due(), AWAY)
+        worker.state.failed(worker.next_due(), AWAY)
     worker.send()
     messages = [record.getMessage() for record in caplog.records]
-    assert messages == ["updates cannot be sent at the moment: away", "updates are being sent again"]
+    assert messages == ["updates cannot be sent, retrying: away", "updates are sent again"]
 
 
 def test_what_on_error_raises_goes_to_the_log(caplog):
     def broken(update: JobUpdate, error: JobStatusError) -> None:
         raise ValueError("broken")
 
-    answers = Answers(None, broken)
-    answers.refused(JobUpdate("a"), ResourceExhaustedError())
-    answers.tell()
+    callbacks = Callbacks(None, broken)
+    callbacks.refused(JobUpdate("a"), ResourceExhaustedError())
+    callbacks.call()
     assert "broken" in caplog.text
 
 

@@ -14,7 +14,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import AsyncJobStatusClient, JobUpdate
-from jobstatus_grpc.client.retry import Backoff, Tries
+from jobstatus_grpc.client.retry import Backoff, RetryBudget
 from jobstatus_grpc.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -243,7 +243,7 @@ def test_what_the_server_asks_for_comes_on_top(longest_jitter):
 
 def test_the_last_try_begins_a_second_before_the_deadline(longest_jitter):
     now = 0.0
-    tries = Tries(10, clock=lambda: now)
+    tries = RetryBudget(10, clock=lambda: now)
     while now < 9.0:
         now += tries.pause_seconds(Refused())
     assert now == 9.0
@@ -255,11 +255,11 @@ def test_a_server_that_asks_for_more_time_than_there_is_is_not_tried_again():
     error = DrainingError()
     error.retry_after_seconds = 9.5
     with pytest.raises(DrainingError):
-        Tries(10).pause_seconds(Refused(error=error))
+        RetryBudget(10).pause_seconds(Refused(error=error))
 
 
 def test_a_deadline_met_while_trying_again_says_what_was_wrong_before():
-    tries = Tries(10)
+    tries = RetryBudget(10)
     tries.pause_seconds(Refused())
     with pytest.raises(DeadlineExceededError, match="the try before: refused"):
         tries.pause_seconds(Refused(grpc.StatusCode.DEADLINE_EXCEEDED))

@@ -10,8 +10,8 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobError, JobState
-from jobstatus_grpc.client.sender import Step
-from jobstatus_grpc.client.track import SUCCESS, Claim, Outcome, Reporting, make_error, outcome_of
+from jobstatus_grpc.client.sender import Call
+from jobstatus_grpc.client.track import SUCCESS, BlockOutcome, Claim, TrackState, make_error, outcome_of
 from jobstatus_grpc.errors import (
     IllegalTransitionError,
     InvalidArgumentError,
@@ -27,35 +27,35 @@ AWAY = UnavailableError("away")
 
 
 class Worker:
-    """A Reporting with a clock of its own, and the service that answers it."""
+    """A TrackState with a clock of its own, and the service that answers it."""
 
     def __init__(self, heartbeat_timeout_seconds: float | None = 30.0, **claim: Any) -> None:
         self.now = 1000.0
         self.wakes = 0
         settings = {"name": "n", "id": None, "labels": None, "parent_id": ""} | claim
-        self.reporting = Reporting(
+        self.state = TrackState(
             Claim(heartbeat_timeout_seconds=heartbeat_timeout_seconds, **settings),
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
             finish_timeout_seconds=10,
             call_timeout_seconds=10,
             clock=lambda: self.now,
         )
-        self.reporting.wake = self.wake
+        self.state.wake = self.wake
 
     def wake(self) -> None:
         self.wakes += 1
 
-    def next_due(self) -> Step:
+    def next_due(self) -> Call:
         """Advance the clock until a step is due, and return it."""
-        due = self.reporting.due_in_seconds()
+        due = self.state.due_in_seconds()
         assert due is not None
         self.now += due
-        return self.reporting.next_step()[0]
+        return self.state.next_call()[0]
 
     def send(self, **job: Any) -> Any:
         """Advance the clock until a step is due, answer it, and return its request."""
         step = self.next_due()
-        self.reporting.succeeded(step, pb.GetJobResponse(job=a_job(**{"attempt": 1} | job)))
+        self.state.succeeded(step, pb.GetJobResponse(job=a_job(**{"attempt": 1} | job)))
         return step.request
 
     def open(self) -> Worker:
@@ -72,13 +72,13 @@ def test_a_job_is_created_in_progress_and_known_by_its_id():
     request = worker.send()
     assert (request.job.state, request.job.name, request.job.parent_id) == (2, "n", "p")
     assert (dict(request.job.labels), request.job.heartbeat_timeout.seconds) == ({"a": "b"}, 30)
-    assert (worker.reporting.claim.id, worker.reporting.claim.attempt) == (request.job.id, 1)
+    assert (worker.state.claim.id, worker.state.claim.attempt) == (request.job.id, 1)
 
 
 def test_a_creation_that_fails_is_sent_again_as_it_was():
     worker = Worker()
     first = worker.next_due()
-    worker.reporting.failed(first, AWAY)
+    worker.state.failed(first, AWAY)
     assert worker.next_due().request is first.request
 
 
@@ -103,24 +103,24 @@ def test_without_a_timeout_there_are_heartbeats_to_learn_of_cancels():
     began = worker.now
     worker.send(cancel_requested=True)
     assert worker.now - began == 10
-    assert worker.reporting.cancel_requested
+    assert worker.state.cancel_requested
 
 
 def test_the_first_progress_is_sent_at_once():
     worker = Worker().open()
     began = worker.now
-    worker.reporting.progress(0.5, "reading")
+    worker.state.progress(0.5, "reading")
     assert sent(worker.send()) == {"progress": 0.5, "reason": "reading"}
     assert (worker.now, worker.wakes) == (began, 1)
 
 
 def test_progress_is_sent_at_most_every_250_milliseconds_and_the_newest_wins():
     worker = Worker().open()
-    worker.reporting.progress(1, "")
+    worker.state.progress(1, "")
     worker.send()
     began = worker.now
     for percent in range(2, 50):
-        worker.reporting.progress(percent, "")
+        worker.state.progress(percent, "")
     assert sent(worker.send()) == {"progress": 49}
     assert worker.now - began == 0.25
     assert worker.wakes == 2
@@ -128,88 +128,88 @@ def test_progress_is_sent_at_most_every_250_milliseconds_and_the_newest_wins():
 
 def test_a_move_of_less_than_a_percent_waits_for_the_next_heartbeat():
     worker = Worker().open()
-    worker.reporting.progress(10, "")
+    worker.state.progress(10, "")
     worker.send()
     began = worker.now
-    worker.reporting.progress(10.9, "")
+    worker.state.progress(10.9, "")
     assert sent(worker.send()) == {"progress": 10.9}
     assert worker.now - began == 10
 
 
 def test_a_new_reason_is_worth_a_call_and_the_same_one_is_not():
     worker = Worker().open()
-    worker.reporting.progress(None, "reading")
+    worker.state.progress(None, "reading")
     worker.send()
-    worker.reporting.progress(None, "reading")
-    assert worker.reporting.due_in_seconds() == 10
-    worker.reporting.progress(None, "writing")
-    assert worker.reporting.due_in_seconds() == 0.25
+    worker.state.progress(None, "reading")
+    assert worker.state.due_in_seconds() == 10
+    worker.state.progress(None, "writing")
+    assert worker.state.due_in_seconds() == 0.25
 
 
 def test_what_failed_to_be_sent_is_sent_again_unless_there_is_newer():
     worker = Worker().open()
-    worker.reporting.progress(10, "reading")
+    worker.state.progress(10, "reading")
     step = worker.next_due()
-    worker.reporting.progress(20, "")
-    worker.reporting.failed(step, AWAY)
+    worker.state.progress(20, "")
+    worker.state.failed(step, AWAY)
     assert sent(worker.send()) == {"progress": 20, "reason": "reading"}
 
 
 def test_progress_is_put_right():
     worker = Worker().open()
-    worker.reporting.progress(101, "a\x00b")
-    worker.reporting.progress(float("nan"), "")
+    worker.state.progress(101, "a\x00b")
+    worker.state.progress(float("nan"), "")
     assert sent(worker.send()) == {"progress": 100, "reason": "a b"}
-    worker.reporting.progress(-1, "")
+    worker.state.progress(-1, "")
     assert sent(worker.send()) == {"progress": 0}
 
 
 def test_the_end_carries_the_last_progress():
     worker = Worker().open()
-    worker.reporting.progress(10, "")
+    worker.state.progress(10, "")
     worker.send()
-    worker.reporting.progress(10.1, "nearly")
-    worker.reporting.finish(Outcome(JobState.FAILED, JobError(2, "bad")), {"a": 1})
+    worker.state.progress(10.1, "nearly")
+    worker.state.finish(BlockOutcome(JobState.FAILED, JobError(2, "bad")), {"a": 1})
     request = worker.send()
     assert (request.job.state, request.job.error.message, request.job.progress) == (6, "bad", 10.1)
     assert (request.job.reason, dict(request.job.result), request.attempt) == ("nearly", {"a": 1}, 1)
-    assert worker.reporting.due_in_seconds() is None
+    assert worker.state.due_in_seconds() is None
 
 
 def test_the_end_is_sent_at_once_and_again_as_it_was():
     worker = Worker().open()
-    worker.reporting.failed(worker.next_due(), AWAY)
-    worker.reporting.finish(SUCCESS, None)
-    assert worker.reporting.due_in_seconds() == 0
+    worker.state.failed(worker.next_due(), AWAY)
+    worker.state.finish(SUCCESS, None)
+    assert worker.state.due_in_seconds() == 0
     first = worker.next_due()
-    worker.reporting.failed(first, AWAY)
+    worker.state.failed(first, AWAY)
     assert worker.next_due().request is first.request
 
 
 def test_the_end_is_given_up_after_its_time():
     worker = Worker().open()
-    worker.reporting.finish(SUCCESS, None)
+    worker.state.finish(SUCCESS, None)
     began = worker.now
-    while (due := worker.reporting.due_in_seconds()) is not None:
+    while (due := worker.state.due_in_seconds()) is not None:
         worker.now += due
-        step, timeout = worker.reporting.next_step()
+        step, timeout = worker.state.next_call()
         assert timeout <= began + 10 - worker.now
-        worker.reporting.failed(step, AWAY)
+        worker.state.failed(step, AWAY)
     assert worker.now - began == pytest.approx(10)
-    assert worker.reporting.error is AWAY
+    assert worker.state.error is AWAY
 
 
 def test_an_end_whose_result_is_refused_is_sent_without_it():
     worker = Worker().open()
-    worker.reporting.finish(SUCCESS, {"a": "x"})
-    worker.reporting.failed(worker.next_due(), InvalidArgumentError("too large"))
+    worker.state.finish(SUCCESS, {"a": "x"})
+    worker.state.failed(worker.next_due(), InvalidArgumentError("too large"))
     request = worker.send()
     assert sent(request) == {"state": 4}
 
 
 def test_an_end_whose_result_is_not_json_is_sent_without_it():
     worker = Worker().open()
-    worker.reporting.finish(SUCCESS, {"a": object()})
+    worker.state.finish(SUCCESS, {"a": object()})
     assert sent(worker.send()) == {"state": 4}
 
 
@@ -218,36 +218,36 @@ def test_a_claim_reads_the_job_and_takes_the_next_attempt():
     assert worker.send(attempt=4).id == "a"
     step = worker.next_due()
     assert (step.request.attempt, step.request.job.state) == (5, 2)  # type: ignore[attr-defined]
-    worker.reporting.failed(step, AWAY)
+    worker.state.failed(step, AWAY)
     again = worker.next_due()
     assert again.request is step.request
-    worker.reporting.succeeded(again, pb.UpdateJobResponse(job=a_job(attempt=5)))
-    assert (worker.reporting.is_open, worker.reporting.claim.attempt) == (True, 5)
+    worker.state.succeeded(again, pb.UpdateJobResponse(job=a_job(attempt=5)))
+    assert (worker.state.is_open, worker.state.claim.attempt) == (True, 5)
 
 
 def test_a_claim_of_an_unknown_job_creates_it_where_it_has_a_name():
     worker = Worker(id="a", labels={"x": "y"})
-    worker.reporting.failed(worker.next_due(), JobNotFoundError())
+    worker.state.failed(worker.next_due(), JobNotFoundError())
     request = worker.send()
     assert (request.attempt, request.allow_missing, request.job.name) == (1, True, "n")
     assert dict(request.job.labels) == {"x": "y"}
-    assert worker.reporting.is_open
+    assert worker.state.is_open
 
 
 @pytest.mark.parametrize("error", [StaleAttemptError(), IllegalTransitionError(), JobNotFoundError()])
 def test_a_job_that_is_not_ours_any_more_is_left_alone(error):
     worker = Worker().open()
-    worker.reporting.failed(worker.next_due(), error)
-    assert worker.reporting.lost
-    assert worker.reporting.due_in_seconds() is None
+    worker.state.failed(worker.next_due(), error)
+    assert worker.state.lost
+    assert worker.state.due_in_seconds() is None
 
 
 def test_a_report_that_is_refused_for_itself_is_dropped(caplog):
     worker = Worker().open()
-    worker.reporting.progress(10, "")
+    worker.state.progress(10, "")
     for _ in range(3):
-        worker.reporting.failed(worker.next_due(), PermissionDeniedError())
-    assert not worker.reporting.lost
+        worker.state.failed(worker.next_due(), PermissionDeniedError())
+    assert not worker.state.lost
     assert sent(worker.send()) == {}
     assert [record.levelname for record in caplog.records].count("ERROR") == 1
 
@@ -255,8 +255,8 @@ def test_a_report_that_is_refused_for_itself_is_dropped(caplog):
 def test_a_job_that_was_cancelled_before_its_worker_came_says_so():
     worker = Worker(name="", id="a")
     worker.send(attempt=0)
-    worker.reporting.failed(worker.next_due(), IllegalTransitionError(**{"from": "JOB_STATE_CANCELLED"}))
-    assert (worker.reporting.lost, worker.reporting.cancel_requested) == (True, True)
+    worker.state.failed(worker.next_due(), IllegalTransitionError(**{"from": "JOB_STATE_CANCELLED"}))
+    assert (worker.state.lost, worker.state.cancel_requested) == (True, True)
 
 
 # What the block raised, whether a cancel was requested, whether the block saw it → the end of its job.
@@ -280,13 +280,13 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("exception", "cancel_requested", "was_told", "state"), ENDS)
-def test_the_end_of_a_block_is_a_state(exception, cancel_requested, was_told, state):
-    assert outcome_of(exception, cancel_requested=cancel_requested, was_told=was_told).state is state
+@pytest.mark.parametrize(("exception", "cancel_requested", "saw_cancel", "state"), ENDS)
+def test_the_end_of_a_block_is_a_state(exception, cancel_requested, saw_cancel, state):
+    assert outcome_of(exception, cancel_requested=cancel_requested, saw_cancel=saw_cancel).state is state
 
 
 def error_for(exception: BaseException) -> JobError:
-    error = outcome_of(exception, cancel_requested=False, was_told=False).error
+    error = outcome_of(exception, cancel_requested=False, saw_cancel=False).error
     assert error is not None
     return error
 

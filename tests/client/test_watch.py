@@ -422,7 +422,7 @@ def test_a_row_of_failures_is_logged_once(connect, caplog, monkeypatch):
         list(connect(server.address).watch("a"))
     assert [record.getMessage().split("(")[0] for record in caplog.records] == [
         "the watch of job a was cut ",
-        "the watch of job a goes on",
+        "the watch of job a is resumed",
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobChangeType
-from jobstatus_grpc.client.watch import JobsWatching, Watching
+from jobstatus_grpc.client.watch import JobsWatchState, JobWatchState
 from jobstatus_grpc.errors import DeadlineExceededError, InternalError, UnavailableError
 from tests.support.scripted_server import a_job, an_event, some_events
 
@@ -31,7 +31,7 @@ def message(revision: int = 1) -> pb.WatchJobResponse:
 
 
 def test_pauses_grow_until_a_stream_delivers(clock):
-    watching = Watching("a", clock=clock)
+    watching = JobWatchState("a", clock=clock)
     assert [watching.ended(CUT), watching.ended(None), watching.ended(CUT)] == [0.1, 0.2, 0.4]
     watching.begin()
     watching.take(message())
@@ -39,7 +39,7 @@ def test_pauses_grow_until_a_stream_delivers(clock):
 
 
 def test_a_heartbeat_delivers_too(clock):
-    watching = Watching("a", clock=clock)
+    watching = JobWatchState("a", clock=clock)
     watching.take(message())
     watching.ended(CUT)
     watching.ended(CUT)
@@ -49,7 +49,7 @@ def test_a_heartbeat_delivers_too(clock):
 
 
 def test_a_message_that_makes_no_sense_delivers_nothing(clock):
-    watching = Watching("a", clock=clock)
+    watching = JobWatchState("a", clock=clock)
     watching.ended(CUT)
     with pytest.raises(InternalError):
         watching.take(None)
@@ -57,18 +57,18 @@ def test_a_message_that_makes_no_sense_delivers_nothing(clock):
 
 
 def test_three_heartbeat_intervals_are_silence(clock):
-    assert Watching("a", clock=clock).silence_seconds == 90
-    assert Watching("a", heartbeat_interval_seconds=5, clock=clock).silence_seconds == 15
+    assert JobWatchState("a", clock=clock).silence_seconds == 90
+    assert JobWatchState("a", heartbeat_interval_seconds=5, clock=clock).silence_seconds == 15
 
 
 def test_a_watch_that_gives_up_soon_asks_for_heartbeats_that_are_soon_enough(clock):
-    assert Watching("a", give_up_seconds=12, clock=clock).request.heartbeat_interval.seconds == 4
-    assert Watching("a", give_up_seconds=1, clock=clock).request.heartbeat_interval.seconds == 1
-    assert Watching("a", give_up_seconds=3600, clock=clock).request.heartbeat_interval.seconds == 30
+    assert JobWatchState("a", give_up_seconds=12, clock=clock).request.heartbeat_interval.seconds == 4
+    assert JobWatchState("a", give_up_seconds=1, clock=clock).request.heartbeat_interval.seconds == 1
+    assert JobWatchState("a", give_up_seconds=3600, clock=clock).request.heartbeat_interval.seconds == 30
 
 
 def test_a_quiet_stream_is_no_reason_to_give_up(clock):
-    watching = Watching("a", heartbeat_interval_seconds=30, give_up_seconds=10, clock=clock)
+    watching = JobWatchState("a", heartbeat_interval_seconds=30, give_up_seconds=10, clock=clock)
     watching.begin()
     assert watching.silence_seconds == 10
     watching.take(message())
@@ -76,7 +76,7 @@ def test_a_quiet_stream_is_no_reason_to_give_up(clock):
 
 
 def test_patience_begins_anew_with_each_message(clock):
-    watching = Watching("a", give_up_seconds=10, clock=clock)
+    watching = JobWatchState("a", give_up_seconds=10, clock=clock)
     for _ in range(5):
         clock.now += 9
         watching.begin()
@@ -90,14 +90,14 @@ def test_patience_begins_anew_with_each_message(clock):
 
 
 def test_without_give_up_a_watch_tries_for_ever(clock):
-    watching = Watching("a", clock=clock)
+    watching = JobWatchState("a", clock=clock)
     for _ in range(1000):
         clock.now += watching.ended(CUT)
     assert watching.ended(CUT) == 10
 
 
 def test_a_wait_ends_at_its_deadline_and_not_before(clock):
-    watching = Watching("a", timeout_seconds=0.25, clock=clock)
+    watching = JobWatchState("a", timeout_seconds=0.25, clock=clock)
     assert watching.begin() == 0.25
     clock.now += watching.ended(CUT)
     clock.now += watching.ended(CUT)
@@ -114,7 +114,7 @@ class Consumer:
     """Receives messages as the clients' watches do, and keeps the jobs as a caller would."""
 
     def __init__(self, resume_token: str = "") -> None:
-        self.watching = JobsWatching(resume_token=resume_token)
+        self.watching = JobsWatchState(resume_token=resume_token)
         self.watching.begin()
 
     def cut(self) -> Consumer:
@@ -207,7 +207,7 @@ def test_after_a_reset_all_is_news():
 
 
 def test_a_token_counts_once_all_before_it_is_yielded():
-    watching = JobsWatching()
+    watching = JobsWatchState()
     events = [("SNAPSHOT", job("a", 1)), SYNCED]
     watching.take(pb.WatchJobsResponse.FromString(some_events(*events, token="t1")))
     assert watching.resume_token == ""
@@ -242,7 +242,7 @@ def test_a_cut_before_anything_was_yielded_needs_no_reset():
 def test_kinds_from_the_future_are_passed_over():
     message = pb.WatchJobsResponse(resume_token="t1")
     message.events.add(type=99, job=job("a", 1))
-    watching = JobsWatching()
+    watching = JobsWatchState()
     assert (watching.take(message), watching.resume_token) == (None, "t1")
 
 
@@ -260,4 +260,4 @@ def test_a_message_that_makes_no_sense_yields_nothing(event):
 
 def test_a_message_that_cannot_be_read_is_an_internal_error():
     with pytest.raises(InternalError):
-        JobsWatching().take(None)
+        JobsWatchState().take(None)
