@@ -71,7 +71,7 @@ UNKNOWN_CODE = 2
 
 
 class Tracked:
-    """A job as its worker sees it. All of it may be used by any thread; only the waits block."""
+    """A job as its worker sees it. Any thread may use it, except the waits of an AsyncTrackedJob; only waits block."""
 
     def __init__(self, state: TrackState) -> None:
         self._state = state
@@ -187,6 +187,10 @@ class Tracked:
         self._state.finish(outcome, self.result)
         self._end_watches_if_settled()
 
+    def _abandon_after_seconds(self) -> float | None:
+        seconds = self.finish_timeout_seconds + ABANDON_AFTER_SECONDS
+        return seconds if seconds <= threading.TIMEOUT_MAX else None
+
     def _watch_state(self, deadline: float | None) -> JobWatchState:
         """Return a watch for `wait_cancelled`. It does not warn: the reports fail too while no server is reached."""
         return JobWatchState(
@@ -225,6 +229,7 @@ class AsyncTrackedJob(Tracked):
             self._raise_if_strict(is_beginning=True)
         except JobStatusError:
             self._state.abandon()
+            self._notify()
             await self._sender.stop()
             raise
         except BaseException as error:
@@ -237,7 +242,7 @@ class AsyncTrackedJob(Tracked):
     ) -> None:
         self._finish(error)
         self._notify()
-        await self._sender.finish(self.finish_timeout_seconds + ABANDON_AFTER_SECONDS)
+        await self._sender.finish(self._abandon_after_seconds())
         if error is None:
             self._raise_if_strict()
 
@@ -275,8 +280,7 @@ class AsyncTrackedJob(Tracked):
                 pass
             finally:
                 self._watches.discard(watch)
-            pause_seconds = min(WATCH_AGAIN_SECONDS, _left_until(deadline) or WATCH_AGAIN_SECONDS)
-            await self._wait_for(self._state.is_settled, pause_seconds)
+            await self._wait_for(self._state.is_settled, _watch_again_seconds(deadline))
         return self.cancelled or self.lost
 
     async def _wait_for(self, condition: Callable[[], bool], timeout_seconds: float | None) -> None:
@@ -309,6 +313,7 @@ class TrackedJob(Tracked):
             self._raise_if_strict(is_beginning=True)
         except JobStatusError:
             self._state.abandon()
+            self._notify()
             self._sender.finish()
             raise
         except BaseException as error:
@@ -321,7 +326,7 @@ class TrackedJob(Tracked):
     ) -> None:
         self._finish(error)
         self._notify()
-        self._sender.finish(self.finish_timeout_seconds + ABANDON_AFTER_SECONDS)
+        self._sender.finish(self._abandon_after_seconds())
         if error is None:
             self._raise_if_strict()
 
@@ -349,8 +354,7 @@ class TrackedJob(Tracked):
                 pass
             finally:
                 self._watches.discard(watch)
-            pause_seconds = min(WATCH_AGAIN_SECONDS, _left_until(deadline) or WATCH_AGAIN_SECONDS)
-            self._wait_for(self._state.is_settled, pause_seconds)
+            self._wait_for(self._state.is_settled, _watch_again_seconds(deadline))
         return self.cancelled or self.lost
 
     wait_cancelled.__doc__ = AsyncTrackedJob.wait_cancelled.__doc__
@@ -374,6 +378,11 @@ def _deadline_after(seconds: float | None) -> float | None:
 
 def _left_until(deadline: float | None) -> float | None:
     return None if deadline is None else max(deadline - time.monotonic(), 0.0)
+
+
+def _watch_again_seconds(deadline: float | None) -> float:
+    left = _left_until(deadline)
+    return WATCH_AGAIN_SECONDS if left is None else min(left, WATCH_AGAIN_SECONDS)
 
 
 class TrackState:

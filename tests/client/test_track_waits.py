@@ -14,7 +14,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobState, StaleAttemptError, UnavailableError
 from tests.support.scripted_server import ScriptedServer, a_job, a_stream, fail, reply
-from tests.support.timing import STANDSTILL_SECONDS
+from tests.support.timing import MAX_PAUSE_SECONDS
 
 CREATED = reply(pb.CreateJobResponse(job=a_job(attempt=1)))
 ALIVE = reply(pb.UpdateJobResponse(job=a_job(attempt=1)))
@@ -52,9 +52,12 @@ def test_a_lost_job_ends_the_wait_for_a_cancel_at_once(client, background, chang
         assert (tracked.lost, tracked.cancelled) == (True, False)
 
 
-def test_a_cancel_that_was_not_requested_is_waited_for_no_longer_than_the_timeout(client):
+def test_a_cancel_that_was_not_requested_is_waited_for_no_longer_than_the_timeout(client, monkeypatch):
+    monkeypatch.setattr("jobstatus_grpc.client.track.WATCH_AGAIN_SECONDS", 15)
     with client.track() as tracked:
+        began = time.monotonic()
         assert result_of(client, tracked.wait_cancelled(0.1)) is False
+        assert time.monotonic() - began < 5 + MAX_PAUSE_SECONDS
     assert client.get(tracked.id).state is JobState.SUCCEEDED
 
 
@@ -80,6 +83,22 @@ def test_the_watch_for_a_cancel_survives_errors_without_a_word_in_the_log(connec
         with client.track() as tracked:
             assert background(lambda: result_of(client, tracked.wait_cancelled())).result() is True
     assert caplog.records == []
+
+
+def test_a_strict_block_that_does_not_begin_ends_the_waits(connect, unused_address, background):
+    client = connect(unused_address, timeout_seconds=0.5)
+    tracks = client.track(strict=True)
+    tracked = getattr(tracks, "_block", tracks)
+    waiting = background(lambda: result_of(client, tracked.wait_cancelled()))
+    with pytest.raises(UnavailableError), tracks:
+        raise AssertionError
+    assert waiting.result() is False
+
+
+def test_an_end_without_a_limit_is_reported(client):
+    with client.track(finish_timeout_seconds=float("inf")) as tracked:
+        pass
+    assert client.get(tracked.id).state is JobState.SUCCEEDED
 
 
 def test_a_claim_is_waited_for(connect, sqlite_server, background):
@@ -118,7 +137,7 @@ def test_on_report_error_is_called_once_when_reports_begin_to_fail_and_once_at_t
         finish_timeout_seconds=0.3, on_report_error=lambda text, error: errors.append(error)
     )
     with tracks as tracked:
-        assert result_of(None, tracked.attempt) == 0
+        assert tracked.attempt == 0
     assert [type(error) for error in errors] == [UnavailableError] * 2
 
 
@@ -139,7 +158,7 @@ def test_the_end_can_be_shortened_while_a_call_is_under_way(connect, monkeypatch
         began = time.monotonic()
         with client.track(finish_timeout_seconds=30) as tracked:
             tracked.finish_timeout_seconds = 0.1
-        assert time.monotonic() - began < 5 + STANDSTILL_SECONDS
+        assert time.monotonic() - began < 5 + MAX_PAUSE_SECONDS
     assert "SUCCEEDED could not be reported" in caplog.text
 
 
