@@ -1,33 +1,36 @@
-"""Group commit: what is asked while a transaction runs is committed together in the next one."""
+"""Group commit: commands that are submitted while a transaction runs are committed together in the next one."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import Command, Outcome
-from jobstatus_grpc.stores.interface import JobStore
+from jobstatus_grpc.stores.interface import CommitResult, JobStore
 
 Submission: TypeAlias = tuple[Sequence[Command], asyncio.Future[list[Outcome]]]
 
 MAX_GROUP_COMMANDS = 1000
-"""A group is as large as what waits, up to this; a single submission may exceed it."""
+"""The number of commands in a group, unless a single submission has more. It bounds how long one transaction takes."""
 
 SLOW_COMMIT_SECONDS = 0.05
-"""A commit that takes longer lets another run beside it, where the store can. At once it would make groups small."""
+"""The duration from which a commit allows the next one to run concurrently, if the store supports that. Starting it
+earlier would make groups small."""
 
 MAX_GATHER_SECONDS = 0.005
+"""How long a group is held open at most for more submissions."""
+
 QUIET_TURNS = 16
-"""So many turns of the event loop without a new submission close a group; a request takes several to arrive."""
+"""A group is closed after this number of event loop turns without a new submission; a request takes several turns."""
 
 
 class CommitQueue:
-    """Stands between the calls and the store, which sees one group at a time, in the order of submission."""
+    """Passes commands to the store in groups, in the order of their submission."""
 
     def __init__(
         self,
@@ -36,66 +39,72 @@ class CommitQueue:
         around_commit: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         observe_commit: Callable[[int, float], None] | None = None,
     ) -> None:
-        """Take the store, what to hold while it commits, and what to tell of a commit: its commands and seconds."""
+        """Create a queue for `store`.
+
+        Args:
+            store: where to commit.
+            around_commit: returns a context manager that is entered for each commit.
+            observe_commit: called after each successful commit with its number of commands and its seconds.
+        """
         self._store = store
         self._around_commit = around_commit
         self._observe_commit = observe_commit
-        self._waiting: deque[Submission] = deque()
+        self._pending: deque[Submission] = deque()
         self._committers: set[asyncio.Task[None]] = set()
         self._slow_commits = 0
-        self._held: set[asyncio.Task[None]] = set()
+        self._deferred: set[asyncio.Task[None]] = set()
 
     def submit(self, commands: Sequence[Command]) -> asyncio.Future[list[Outcome]]:
-        """Commit `commands`, in one transaction with whatever else waits.
+        """Commit `commands`, all in one transaction, which may include other submissions.
 
-        Cancelling the wait does not withdraw them.
+        Cancelling the future does not withdraw the commands.
 
         Returns:
-            What to wait for: one outcome per command, in order, once all of them are durable; or
-            StoreFullError, StoreUnavailableError, as `JobStore.commit`.
+            A future of one outcome per command, in order, which is done once all of them are durable. It raises
+            StoreFullError or StoreUnavailableError as `JobStore.commit` does.
         """
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((commands, done))
-        self._begin_if_none_will_soon()
+        self._pending.append((commands, done))
+        self._start_committer_if_needed()
         return done
 
     async def close(self) -> None:
-        """Wait until everything that was submitted is committed."""
-        while self._committers or self._held:
-            await asyncio.wait(self._committers | self._held)
+        """Wait until all submitted commands are committed."""
+        while self._committers or self._deferred:
+            await asyncio.wait(self._committers | self._deferred)
 
     @property
     def _quick_committers(self) -> int:
         return len(self._committers) - self._slow_commits
 
-    def _begin_if_none_will_soon(self) -> None:
-        if self._waiting and not self._quick_committers and len(self._committers) < self._store.commits_at_once:
-            self._committers.add(asyncio.create_task(self._commit_all()))
+    def _start_committer_if_needed(self) -> None:
+        if self._pending and not self._quick_committers and len(self._committers) < self._store.commits_at_once:
+            self._committers.add(asyncio.create_task(self._commit_groups()))
 
-    async def _commit_all(self) -> None:
+    async def _commit_groups(self) -> None:
         try:
-            while self._waiting and self._quick_committers == 1:
+            while self._pending and self._quick_committers == 1:
                 async with self._around_commit():
-                    with self._slowness():
+                    with self._counted_if_slow():
                         await self._commit_group()
                 await self._gather()
         finally:
             task = asyncio.current_task()
             assert task is not None
-            self._committers.discard(task)  # at once: what is submitted from now on needs another
+            self._committers.discard(task)  # not in a done callback: a submission before that would start no committer
 
     @contextmanager
-    def _slowness(self) -> Iterator[None]:
-        """Count the commit that the block makes among the slow ones, once it is."""
+    def _counted_if_slow(self) -> Iterator[None]:
+        """Count the commit in the block as a slow one once it has taken SLOW_COMMIT_SECONDS."""
         is_slow = False
 
-        def begin_another() -> None:
+        def become_slow() -> None:
             nonlocal is_slow
             is_slow = True
             self._slow_commits += 1
-            self._begin_if_none_will_soon()
+            self._start_committer_if_needed()
 
-        timer = asyncio.get_running_loop().call_later(SLOW_COMMIT_SECONDS, begin_another)
+        timer = asyncio.get_running_loop().call_later(SLOW_COMMIT_SECONDS, become_slow)
         try:
             yield
         finally:
@@ -103,62 +112,59 @@ class CommitQueue:
             self._slow_commits -= is_slow
 
     async def _gather(self) -> None:
-        """Let what has arrived already join the group: while each commit is quick, groups would stay small and dear."""
+        """Hold the next group open for requests that have already arrived: after a quick commit it would be small."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + MAX_GATHER_SECONDS
         quiet_turns = 0
         while quiet_turns < QUIET_TURNS and loop.time() < ends_at:
-            count = len(self._waiting)
+            count = len(self._pending)
             await asyncio.sleep(0)
-            quiet_turns = quiet_turns + 1 if len(self._waiting) == count else 0
+            quiet_turns = quiet_turns + 1 if len(self._pending) == count else 0
 
     async def _commit_group(self) -> None:
-        group = [self._waiting.popleft()]
+        group = [self._pending.popleft()]
         commands = list(group[0][0])
-        while self._waiting and len(commands) + len(self._waiting[0][0]) <= MAX_GROUP_COMMANDS:
-            group.append(self._waiting.popleft())
+        while self._pending and len(commands) + len(self._pending[0][0]) <= MAX_GROUP_COMMANDS:
+            group.append(self._pending.popleft())
             commands.extend(group[-1][0])
+        began_at = time.perf_counter()
         try:
-            outcomes = await self._commit(commands)
+            result = await self._store.commit(commands)
+            if self._observe_commit is not None:
+                self._observe_commit(len(commands), time.perf_counter() - began_at)
         except BaseException as error:
-            is_ours = isinstance(error, Exception)
+            is_of_store = isinstance(error, Exception)
             for _, done in group:
                 if not done.done():
-                    done.set_exception(error if is_ours else StoreUnavailableError())
-            if is_ours:
+                    done.set_exception(error if is_of_store else StoreUnavailableError())
+            if is_of_store:
                 return
             raise
-        self._answer(group, outcomes)
+        self._resolve_group(group, result)
 
-    def _answer(self, group: Sequence[Submission], outcomes: Sequence[Outcome | asyncio.Future[Outcome]]) -> None:
-        is_known = not any(isinstance(outcome, asyncio.Future) for outcome in outcomes)
+    def _resolve_group(self, group: Sequence[Submission], result: CommitResult) -> None:
         start = 0
-        for submitted, done in group:
-            end = start + len(submitted)
-            of_these, start = outcomes[start:end], end
-            if is_known:
-                _resolve(done, of_these)
+        for commands, done in group:
+            end = start + len(commands)
+            outcomes = list(result.outcomes[start:end])
+            deferred = {index - start: result.deferred[index] for index in result.deferred if start <= index < end}
+            if deferred:
+                task = asyncio.create_task(_resolve_later(done, outcomes, deferred))
+                self._deferred.add(task)
+                task.add_done_callback(self._deferred.discard)
             else:
-                answer = asyncio.create_task(_answer_later(done, of_these))
-                self._held.add(answer)
-                answer.add_done_callback(self._held.discard)
-
-    async def _commit(self, commands: Sequence[Command]) -> Sequence[Outcome | asyncio.Future[Outcome]]:
-        if self._observe_commit is None:
-            return await self._store.commit(commands)
-        began_at = time.perf_counter()
-        outcomes = await self._store.commit(commands)
-        self._observe_commit(len(commands), time.perf_counter() - began_at)
-        return outcomes
+                _resolve(done, outcomes)
+            start = end
 
 
-async def _answer_later(
-    done: asyncio.Future[list[Outcome]], outcomes: Sequence[Outcome | asyncio.Future[Outcome]]
+async def _resolve_later(
+    done: asyncio.Future[list[Outcome]], outcomes: list[Outcome], deferred: Mapping[int, asyncio.Future[Outcome]]
 ) -> None:
-    """Wait for jobs that others hold, apart from all who need not."""
-    _resolve(done, [await outcome if isinstance(outcome, asyncio.Future) else outcome for outcome in outcomes])
+    for index, outcome in deferred.items():
+        outcomes[index] = await outcome
+    _resolve(done, outcomes)
 
 
-def _resolve(done: asyncio.Future[list[Outcome]], outcomes: Sequence[Any]) -> None:
+def _resolve(done: asyncio.Future[list[Outcome]], outcomes: list[Outcome]) -> None:
     if not done.done():
-        done.set_result(list(outcomes))
+        done.set_result(outcomes)

@@ -1,25 +1,20 @@
-"""Where jobs are kept. `interface` is the contract; `open_store` finds the store that a URL names."""
+"""Where jobs are kept. `interface` is the contract of all stores; `open_store` opens the one that a URL names.
+
+A package adds a kind of store with an entry point of the group `jobstatus_grpc.stores`: its name is the scheme of the
+store's URLs, its object a `StoreType`.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, Clock, JobStore, utc_now
+from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, Clock, JobStore, StoreType, utc_now
 
 ENTRY_POINT_GROUP = "jobstatus_grpc.stores"
-"""A store is a function `open_store(url, *, clock, retention)` that returns an awaitable JobStore, named by scheme.
-
-Its module has a constant `IS_SHARED = True` if any number of processes may have the same store open at once, and may
-have a function `migrate(url)` that returns an awaitable number: the version of the schema, which it brought up to date.
-"""
 
 _EXTRAS = {"postgresql": "postgres"}
-
-Opener = Callable[..., Awaitable[JobStore]]
 
 
 async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> JobStore:
@@ -29,42 +24,38 @@ async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta =
         CannotStartError: no store is installed for the URL's scheme, or it cannot be opened. The message never holds
             the URL, which may hold a password.
     """
-    return await _opener(url.partition(":")[0])(url, clock=clock, retention=retention)
+    return await _store_type(url).open(url, clock=clock, retention=retention)
 
 
 async def migrate_store(url: str) -> int:
-    """Create what `url` names, or bring it up to date, and return the version of its schema; 0: it tells none.
+    """Create the store that `url` names or bring it up to date, and return the version of its schema; 0 if it has none.
 
     Raises:
         CannotStartError: as `open_store`.
     """
-    opener = _opener(url.partition(":")[0])
-    migrate: Callable[[str], Awaitable[int]] | None = getattr(sys.modules[opener.__module__], "migrate", None)
-    if migrate is not None:
-        return await migrate(url)
-    store = await opener(url)
-    await store.close()
-    return 0
+    return await _store_type(url).prepare(url)
 
 
 def is_shared(url: str) -> bool:
-    """Tell whether any number of processes may have the store open at once.
+    """Return whether several processes may have the store open at once.
 
     Raises:
-        CannotStartError: as `open_store`, of the scheme.
+        CannotStartError: no store is installed for the URL's scheme.
     """
-    opener = _opener(url.partition(":")[0])
-    return bool(getattr(sys.modules[opener.__module__], "IS_SHARED", False))
+    return _store_type(url).is_shared
 
 
-def _opener(scheme: str) -> Opener:
-    stores: dict[str, EntryPoint] = {store.name: store for store in entry_points(group=ENTRY_POINT_GROUP)}
+def _store_type(url: str) -> StoreType:
+    scheme = url.partition(":")[0]
+    stores = {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
     if scheme in stores:
         try:
-            opener: Opener = stores[scheme].load()
+            store_type = stores[scheme].load()
         except ModuleNotFoundError as error:
             raise CannotStartError(f"the store {scheme}: needs {error.name}; {_advice(scheme)}") from error
-        return opener
+        if not isinstance(store_type, StoreType):
+            raise CannotStartError(f"the store {scheme}: its entry point {stores[scheme].value} is not a StoreType")
+        return store_type
     if scheme in _EXTRAS:
         raise CannotStartError(f"the store {scheme}: is not installed; {_advice(scheme)}")
     known = ", ".join(f"{name}:" for name in sorted(stores)) or "none"

@@ -1,14 +1,14 @@
-"""The contract between the service and whatever keeps its jobs. `tests/stores/contract/` says it again, as tests.
+"""The contract between the service and the stores. `tests/stores/contract/` states it as tests.
 
-A store never decides: it loads what is under an id, calls `job.apply`, and writes what comes back. Every key and every
-query holds the tenant.
+A store makes no decision about a job: it loads what is stored under the ids of some commands, calls `batch.apply_all`,
+and writes the result. Every key and every query includes the tenant.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -20,13 +20,38 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+Key: TypeAlias = tuple[str, str]
+"""A job's tenant and id."""
+
 Position: TypeAlias = str
-"""A place in a store's change feed. Opaque to everybody but its store; holds the store's incarnation."""
+"""A place in a store's change feed, with the store's incarnation. Opaque to all but that store."""
 
 Clock: TypeAlias = Callable[[], datetime]
-"""Tells the time as an aware UTC datetime. The store's clock is the only one that a job's instants come from."""
+"""Returns the time as an aware UTC datetime. All instants in a job come from its store's clock."""
 
 DEFAULT_RETENTION = timedelta(days=7)
+"""How long a job is kept after its end."""
+
+TOMBSTONE_RETENTION = timedelta(hours=24)
+"""How long the tombstone of a removed job is found: its id cannot be used, and calls for it get JobExpiredError."""
+
+FEED_RETENTION = timedelta(hours=24)
+"""The age from which a change may be dropped from the feed, unless it is the newest of a job that exists."""
+
+
+def is_remembered(removed_at: datetime, now: datetime) -> bool:
+    """Whether the tombstone of a job that was removed at `removed_at` is found at `now`."""
+    return now - removed_at < TOMBSTONE_RETENTION
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """What became of the commands of one `JobStore.commit`."""
+
+    outcomes: Sequence[Outcome]
+    """One per command, in order. In the place of a deferred command: StoreUnavailableError, which means "not known"."""
+    deferred: Mapping[int, asyncio.Future[Outcome]] = field(default_factory=dict)
+    """The outcomes that follow later, by the index of the command: another process has locked the job."""
 
 
 class Change(NamedTuple):
@@ -35,14 +60,14 @@ class Change(NamedTuple):
     tenant: str
     id: str
     revision: int
-    """For a removed job: its last revision plus one."""
+    """Of a removed job: its last revision plus one."""
     job: Job | None
     """None: the job was deleted or has expired."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeBatch:
-    """What changed from one position to another, each job at most once, with its newest state."""
+    """The changes up to a position, at most one for each job, with its newest state."""
 
     position: Position
     changes: Sequence[Change]
@@ -53,11 +78,11 @@ class Page:
     """Some of the jobs that match a filter."""
 
     jobs: Sequence[Job]
-    """The newest created first. May be fewer than were asked for, or none, also where others follow."""
+    """The newest created first. There may be fewer than the limit, or none, even if more pages follow."""
     cursors: Sequence[str]
-    """One per job: what follows it. Opaque to everybody but the store."""
+    """One per job: where the list continues after it. Opaque to all but the store."""
     next_cursor: str
-    """What follows this page; empty where nothing does."""
+    """Where the list continues after this page; empty at the end of the list."""
 
 
 class JobStore(Protocol):
@@ -65,41 +90,40 @@ class JobStore(Protocol):
 
     @property
     def commits_at_once(self) -> int:
-        """How many commits may run side by side."""
+        """The number of commits that may run concurrently."""
         ...
 
-    async def commit(self, commands: Sequence[Command]) -> Sequence[Outcome | asyncio.Future[Outcome]]:
+    async def commit(self, commands: Sequence[Command]) -> CommitResult:
         """Apply `commands` in order, in one durable transaction.
 
         Each succeeds or fails by itself: a refused command leaves no trace and does not stop the next. Commands on
-        one job take effect in their order, and each sees the ones before it. When this returns, `get` and `changes`
-        show what was written.
+        one job take effect in their order, and each sees the effect of the ones before it. When this returns, `get`
+        and `changes` show what was written.
 
         Returns:
-            One outcome per command, in order: the job as stored, or the error that refused it. Of a deleted job: as
-            it last was. In place of an outcome there may be a future of it, where another process holds the job: the
-            others need not wait for that.
+            One outcome per command, in order: the job as stored, or the error that refused it. For a deleted job: the
+            job as it was before. The outcomes of commands on jobs that another process has locked are deferred.
 
         Raises:
-            StoreFullError: nothing was written, and nothing will be until there is room.
-            StoreUnavailableError: nothing is known to be written; a request_id tells on retry.
+            StoreFullError: nothing was written; commits fail until there is space.
+            StoreUnavailableError: nothing is known to be written; retry with the same request_id.
         """
         ...
 
     async def get(self, tenant: str, job_id: str) -> Job:
-        """Return the job as of the latest committed write.
+        """Return the job as of the latest commit.
 
         Raises:
-            JobNotFoundError: the id was never used, or its tombstone is gone.
-            JobExpiredError: the job was deleted or has expired within 24 hours.
-            StoreUnavailableError: try again later.
+            JobNotFoundError: the id was never used, or the job was removed more than 24 hours ago.
+            JobExpiredError: the job was deleted or has expired within the last 24 hours.
+            StoreUnavailableError: retry later.
         """
         ...
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
     ) -> list[Transition]:
-        """Return the job's history, oldest first, from the first entry above `after_revision`, at most `limit`.
+        """Return the job's history, oldest first: at most `limit` entries with a revision above `after_revision`.
 
         Raises:
             JobNotFoundError, JobExpiredError, StoreUnavailableError: as `get`.
@@ -107,66 +131,70 @@ class JobStore(Protocol):
         ...
 
     async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
-        """Return at most `limit` jobs that match, the newest created first, of those that follow `cursor`.
+        """Return at most `limit` jobs that match, the newest created first, starting after `cursor`.
 
-        Pages are stable: no job comes twice or is left out because others were created meanwhile. A page that would
-        take too long is cut short.
+        Pages are stable: a job is neither repeated nor skipped because other jobs are created between two pages. A
+        page that would take too long to read is cut short.
 
         Raises:
-            InvalidTokenError: `cursor` is not one of this kind of store.
-            StoreUnavailableError: try again later.
+            InvalidTokenError: `cursor` is not a cursor of this kind of store.
+            StoreUnavailableError: retry later.
         """
         ...
 
     def jobs_by_state(self) -> Mapping[JobState, int]:
-        """Return how many jobs there are in each state, of all tenants, as of a moment ago; cheap at any size."""
+        """Return the number of jobs in each state, over all tenants, as of a few seconds ago. Cheap at any size."""
         ...
 
     async def position(self) -> Position:
-        """Return where the feed stands now: `changes` from here misses nothing that is committed later.
+        """Return the feed's position now: `changes` from here misses no later commit.
 
-        While nothing changes it stays the same, and `changes` leads to exactly this.
+        It stays the same until something changes, and `changes` leads to exactly this position.
         """
         ...
 
     async def changes(self, after: Position, *, up_to: Position | None = None) -> ChangeBatch:
-        """Wait until something changed after `after`, and return all of it, or as much as fits a batch.
+        """Wait until something has changed since `after`, and return all changes, or as many as fit in a batch.
 
-        Every job's newest change is in exactly one place of the feed; older ones may be left out. Cancelling the wait
-        loses nothing.
+        The newest change of each job is in exactly one place of the feed; older ones may be left out. Cancelling the
+        call loses nothing.
 
         Args:
-            up_to: a position of now or earlier: return what lies before it, without waiting. The batch that reaches it
-                has it as its own position.
+            up_to: an earlier or the current position: return the changes before it, without waiting. The batch that
+                reaches it has it as its own position.
 
         Raises:
-            StoreChangedError: a position is of another incarnation of the store, or older than its history.
-            StoreUnavailableError: try again later.
+            StoreChangedError: a position is from another incarnation of the store, or older than its history.
+            StoreUnavailableError: retry later.
         """
         ...
 
     async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
-        """Return what time asks for, at most `limit` commands: Stall and Expire. They are judged once committed.
+        """Return at most `limit` commands for jobs that are due: Stall and Expire. The commit decides whether they are.
 
-        In one process of all that share a store; the others get nothing. The clocks of silence start when a store is
-        opened, and when it can be written again.
+        Of the processes that share a store only one gets commands. The stall clocks start when a store is opened, and
+        again when writes succeed after a failure.
+
+        Args:
+            limit: the maximum number of commands.
+            fail_stalled_after: how long a job may be stalled before it fails; None: it never fails.
 
         Raises:
-            StoreUnavailableError: try again later.
+            StoreUnavailableError: retry later.
         """
         ...
 
     def restart_stall_clocks(self) -> None:
-        """Count every worker's silence from now on: this process was absent, and nobody could report to it."""
+        """Measure the silence of all workers from now on: this process was suspended, and could not receive reports."""
         ...
 
     async def trim(self, *, limit: int) -> bool:
-        """Look at up to `limit` rows of history, and drop those that nobody needs: changes and tombstones of 24 hours.
+        """Examine up to `limit` rows of history, and drop the changes and tombstones that are older than 24 hours.
 
         The newest change of a job that exists is never dropped.
 
         Returns:
-            Whether there is more to look at now.
+            Whether there are more rows to examine now.
 
         Raises:
             StoreFullError, StoreUnavailableError: as `commit`.
@@ -175,23 +203,35 @@ class JobStore(Protocol):
 
     @property
     def writable(self) -> bool:
-        """Whether the last write went through, or the store has since found that writes do again."""
+        """Whether the last write succeeded, or a later probe did."""
         ...
 
     async def closed(self) -> BaseException | None:
-        """Wait for the store's end: None after `close`, else what broke it, beyond repair; the process should end."""
+        """Wait for the store's end. Return None after `close`, or the error that broke it: the process should end."""
         ...
 
     async def close(self) -> None:
-        """Finish the running commit, refuse later ones, and release everything. Calling it again does nothing."""
+        """Finish the running commit, refuse later ones, and release all resources. Further calls do nothing."""
         ...
 
 
-Key: TypeAlias = tuple[str, str]
-"""A job's tenant and id."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreType:
+    """A kind of store, as an entry point of the group `jobstatus_grpc.stores` names it under its URL scheme."""
 
-TOMBSTONE_RETENTION = timedelta(hours=24)
-"""A tombstone of this age is not found any more."""
+    open: Callable[..., Awaitable[JobStore]]
+    """`open(url, *, clock, retention)` returns the open store. Raises CannotStartError; its message never holds the
+    URL, which may hold a password."""
+    migrate: Callable[[str], Awaitable[int]] | None = None
+    """`migrate(url)` creates the store's schema or brings it up to date, and returns its version. None: `open` does,
+    and the schema has no version."""
+    is_shared: bool = False
+    """Whether several processes may have the same store open at once."""
 
-FEED_RETENTION = timedelta(hours=24)
-"""A change of this age may be dropped, unless it is the newest of a job that exists."""
+    async def prepare(self, url: str) -> int:
+        """Create or migrate the store at `url`, and return the version of its schema; 0 if it has none."""
+        if self.migrate is not None:
+            return await self.migrate(url)
+        store = await self.open(url)
+        await store.close()
+        return 0

@@ -19,7 +19,6 @@ from jobstatus_grpc.job import (
     Job,
     JobFilter,
     JobState,
-    Outcome,
     Stall,
     Tombstone,
     Transition,
@@ -30,12 +29,14 @@ from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.embedded import Feed, StallClocks
 from jobstatus_grpc.stores.interface import (
     DEFAULT_RETENTION,
-    TOMBSTONE_RETENTION,
     ChangeBatch,
     Clock,
+    CommitResult,
     Key,
     Page,
     Position,
+    StoreType,
+    is_remembered,
     utc_now,
 )
 from jobstatus_grpc.stores.paging import MAX_EXAMINED_ROWS, Cursor, read_cursor, write_cursor
@@ -87,6 +88,9 @@ async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta =
     return MemoryStore(clock=clock, retention=retention)
 
 
+STORE_TYPE = StoreType(open=open_store)
+
+
 def _new_history() -> deque[Transition]:
     return deque(maxlen=TRANSITIONS_KEPT)
 
@@ -122,7 +126,7 @@ class MemoryStore:
         self._stall_clocks = StallClocks(seconds)
         self._closed = asyncio.Event()
 
-    async def commit(self, commands: Sequence[Command]) -> list[Outcome]:
+    async def commit(self, commands: Sequence[Command]) -> CommitResult:
         """See JobStore. Nothing is durable here."""
         self._check_open()
         now = self._clock()
@@ -132,7 +136,7 @@ class MemoryStore:
         self._stall_clocks.note(commands, batch.outcomes)
         if batch.changes:
             self._feed.publish(batch.changes)
-        return batch.outcomes
+        return CommitResult(batch.outcomes)
 
     def _write(self, batch: Batch, now: datetime) -> None:
         for key, job in batch.jobs.items():
@@ -214,7 +218,7 @@ class MemoryStore:
         now = self._clock()
         for _ in range(limit):
             key = next(iter(self._tombstones), None)
-            if key is None or now - self._tombstones[key][1] < TOMBSTONE_RETENTION:
+            if key is None or is_remembered(self._tombstones[key][1], now):
                 return False
             del self._tombstones[key]
             self._feed.forget(key)
@@ -244,6 +248,6 @@ class MemoryStore:
             return self._jobs[key]
         if key in self._tombstones:
             tombstone, removed_at = self._tombstones[key]
-            if now - removed_at < TOMBSTONE_RETENTION:
+            if is_remembered(removed_at, now):
                 return tombstone
         return None

@@ -55,9 +55,9 @@ def test_it_ships_types_sql_and_licence_and_nothing_beside(wheel, root):
         names = archive.namelist()
     assert {"jobstatus/py.typed", "jobstatus_grpc/py.typed"} <= set(names)
     assert [name for name in names if name.endswith("/licenses/LICENSE")]
-    assert {f"jobstatus_grpc/stores/{path.name}" for path in (root / "jobstatus_grpc/stores").glob("*.sql")} <= set(
-        names
-    )
+    schemas = {str(path.relative_to(root)) for path in (root / "jobstatus_grpc/stores").rglob("*.sql")}
+    assert schemas
+    assert schemas <= set(names)
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"jobstatus", "jobstatus_grpc"}
 
 

@@ -59,11 +59,11 @@ class Hub:
             await asyncio.gather(following, return_exceptions=True)
 
     async def create(self, job_id="a"):
-        (job,) = await self.store.commit([Create(id=job_id, state=JobState.IN_PROGRESS)])
+        (job,) = (await self.store.commit([Create(id=job_id, state=JobState.IN_PROGRESS)])).outcomes
         return job
 
     async def update(self, job_id="a", **changes):
-        (job,) = await self.store.commit([Update(id=job_id, changes=changes)])
+        (job,) = (await self.store.commit([Update(id=job_id, changes=changes)])).outcomes
         return job
 
     @contextlib.asynccontextmanager

@@ -11,8 +11,8 @@ MODULE = """
 import os, pathlib
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.stores import memory
+from jobstatus_grpc.stores.interface import StoreType
 
-IS_SHARED = True
 HERE = pathlib.Path(__file__).parent
 
 async def open_store(url, **settings):
@@ -21,6 +21,8 @@ async def open_store(url, **settings):
     if (HERE / "refuse").exists():
         raise CannotStartError("the store is away; bring it back")
     return await memory.open_store("memory:", **settings)
+
+STORE_TYPE = StoreType(open=open_store, is_shared=True)
 """
 
 
@@ -30,5 +32,5 @@ def install(folder: Path) -> None:
     distribution = folder / "shared_store_of_tests-1.0.dist-info"
     distribution.mkdir()
     (distribution / "METADATA").write_text("Name: shared-store-of-tests\nVersion: 1.0\n")
-    entry_point = "[jobstatus_grpc.stores]\nshared = shared_store_of_tests:open_store\n"
+    entry_point = "[jobstatus_grpc.stores]\nshared = shared_store_of_tests:STORE_TYPE\n"
     (distribution / "entry_points.txt").write_text(entry_point)

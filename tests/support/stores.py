@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from jobstatus_grpc.job import Command, Create, Job, JobFilter, JobState, Outcome, Update
-from jobstatus_grpc.stores.interface import Change, JobStore, Page
+from jobstatus_grpc.stores.interface import Change, CommitResult, JobStore, Page
 
 RETENTION = timedelta(days=7)
 ALL = JobFilter()
@@ -64,9 +64,13 @@ async def done(store: JobStore, *commands: Command) -> list[Job]:
     return [outcome for outcome in outcomes if isinstance(outcome, Job)]
 
 
-async def settled(commit: Awaitable[Sequence[Any]]) -> list[Outcome]:
-    """Return the outcomes of a commit, including deferred ones of jobs that were locked."""
-    return [await outcome if isinstance(outcome, asyncio.Future) else outcome for outcome in await commit]
+async def settled(commit: Awaitable[CommitResult]) -> list[Outcome]:
+    """Return the outcomes of a commit, with those that were deferred because another process held the job."""
+    result = await commit
+    outcomes = list(result.outcomes)
+    for index, outcome in result.deferred.items():
+        outcomes[index] = await outcome
+    return outcomes
 
 
 async def following(store: JobStore, after: str) -> list[Change]:

@@ -1,5 +1,5 @@
 """Jobs in a PostgreSQL database that any number of server processes share."""
 
-from jobstatus_grpc.stores.postgres.store import IS_SHARED, migrate, open_store
+from jobstatus_grpc.stores.postgres.store import STORE_TYPE
 
-__all__ = ["IS_SHARED", "migrate", "open_store"]
+__all__ = ["STORE_TYPE"]

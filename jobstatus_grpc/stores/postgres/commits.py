@@ -11,12 +11,11 @@ import asyncpg
 
 from jobstatus_grpc.errors import RetryableError, StoreUnavailableError
 from jobstatus_grpc.job import Command, Outcome
-from jobstatus_grpc.stores.interface import Clock, Key
-from jobstatus_grpc.stores.postgres.cache import KnownJobs
+from jobstatus_grpc.stores.interface import Clock, CommitResult, Key
 from jobstatus_grpc.stores.postgres.database import CALL_SECONDS, Database
 from jobstatus_grpc.stores.postgres.feed import INCARNATION
-from jobstatus_grpc.stores.postgres.transaction import Heard, HeldError, Written
-from jobstatus_grpc.stores.sql.rows import from_instant
+from jobstatus_grpc.stores.postgres.transaction import Heard, HeldError, Written, run
+from jobstatus_grpc.stores.sql.rows import JobCache, from_instant
 
 LONGEST_LOCK_SECONDS = 30.0
 
@@ -51,7 +50,7 @@ class Commits:
         clock: Clock | None,
         retention: timedelta,
         heard: Heard,
-        known: KnownJobs,
+        known: JobCache,
         incarnation: Callable[[], str],
         written: Callable[[Sequence[Command], Written], None],
     ) -> None:
@@ -76,9 +75,10 @@ class Commits:
         self._waiters = asyncio.Semaphore(WAITING_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def commit(self, commands: Sequence[Command]) -> list[Outcome | asyncio.Future[Outcome]]:
-        """See JobStore."""
-        outcomes: list[Outcome | asyncio.Future[Outcome]] = [StoreUnavailableError()] * len(commands)
+    async def commit(self, commands: Sequence[Command]) -> CommitResult:
+        """See JobStore. Commands on jobs that another transaction has locked are deferred."""
+        outcomes: list[Outcome] = [StoreUnavailableError()] * len(commands)
+        deferred: dict[int, asyncio.Future[Outcome]] = {}
         free = list(range(len(commands)))
         held: set[Key] = set()
         while free:
@@ -94,8 +94,8 @@ class Commits:
                 outcomes[index] = outcome
             break
         for key in held:
-            self._wait_for(key, commands, outcomes)
-        return outcomes
+            deferred |= self._wait_for(key, commands)
+        return CommitResult(outcomes, deferred)
 
     async def close(self) -> None:
         """Give up what still waits for locks."""
@@ -103,18 +103,16 @@ class Commits:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _wait_for(
-        self, key: Key, commands: Sequence[Command], outcomes: list[Outcome | asyncio.Future[Outcome]]
-    ) -> None:
-        """Commit the commands on a job that somebody else holds, apart from the others."""
-        indexes = [index for index, command in enumerate(commands) if _key(command) == key]
+    def _wait_for(self, key: Key, commands: Sequence[Command]) -> dict[int, asyncio.Future[Outcome]]:
+        """Commit the commands on a job that another transaction holds in a task; return their outcomes by index."""
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Outcome]] = [loop.create_future() for _ in indexes]
-        for index, future in zip(indexes, futures, strict=True):
-            outcomes[index] = future
-        task = asyncio.ensure_future(self._commit_alone([commands[index] for index in indexes], futures))
+        deferred: dict[int, asyncio.Future[Outcome]] = {
+            index: loop.create_future() for index, command in enumerate(commands) if _key(command) == key
+        }
+        task = asyncio.ensure_future(self._commit_alone([commands[index] for index in deferred], [*deferred.values()]))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return deferred
 
     async def _commit_alone(self, commands: Sequence[Command], futures: Sequence[asyncio.Future[Outcome]]) -> None:
         outcomes: Sequence[Outcome] = [StoreUnavailableError("another transaction holds the job")] * len(commands)
@@ -148,7 +146,7 @@ class Commits:
                 transaction = connection.transaction()
                 await transaction.start()
                 try:
-                    written = await transaction.run(
+                    written = await run(
                         connection,
                         commands,
                         waits=waits,

@@ -19,9 +19,9 @@ from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
 from jobstatus_grpc.job import Job
 from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD
 from jobstatus_grpc.stores.interface import Change, ChangeBatch, Key, Position
-from jobstatus_grpc.stores.postgres.cache import KnownJobs
 from jobstatus_grpc.stores.postgres.database import Connection, Database
 from jobstatus_grpc.stores.postgres.statements import JOB, columns_of
+from jobstatus_grpc.stores.sql.rows import JobCache
 
 POLL_SECONDS = 0.2
 """How long a change can stay unseen where the doorbell was not heard."""
@@ -119,7 +119,7 @@ class _ChangeRow(NamedTuple):
 class PostgresFeed:
     """Reads the feed. One reader may wait in it, for which the doorbell rings."""
 
-    def __init__(self, database: Database, bell: asyncio.Event, known: KnownJobs) -> None:
+    def __init__(self, database: Database, bell: asyncio.Event, known: JobCache) -> None:
         """Take the database, what is set when something may have changed, and what saves the decoding of rows."""
         self._database = database
         self._known = known
@@ -210,7 +210,7 @@ class PostgresFeed:
         if any(row.removed for row in changes):
             return None  # made anew, it may have begun at a lower revision
         newest = max(changes, key=lambda row: row.revision)
-        known = self._known.find(key, newest.revision, newest.changed_at)
+        known = self._known.get_revision(key, newest.revision, newest.changed_at)
         return None if known is None else known.job
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 from jobstatus_grpc.stores.sql.rows import (
     CONSTANT_COLUMNS,
+    COUNT_COLUMNS,
     JOB_COLUMNS,
     LABEL_COLUMNS,
     REPORT_COLUMNS,
+    STORED_COLUMNS,
+    TOMBSTONE_COLUMNS,
     TRANSITION_COLUMNS,
     Row,
 )
@@ -27,16 +30,12 @@ _RARER_TYPES = {"progress": "double precision", "attempt": "integer", "number": 
 
 CHANGE_COLUMNS = ("number", "tenant", "id", "revision", "removed", "changed_at")
 
-TOMBSTONE_COLUMNS = ("tenant", "id", "revision", "removed_at")
-
 OLD_LABEL_COLUMNS = ("job_key", "name", "value")
-
-COUNT_COLUMNS = ("state", "jobs")
 
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 """Microseconds since 1970, by the one clock that all share."""
 
-JOB = ", ".join(f"j.{name}" for name in ("key", *JOB_COLUMNS))
+JOB = ", ".join(f"j.{name}" for name in STORED_COLUMNS)
 """What `rows.read_job` reads, of `jobstatus.jobs AS j`."""
 
 _INSERTED_COLUMNS = (*JOB_COLUMNS, "heard_at")

@@ -14,23 +14,21 @@ from jobstatus_grpc.job import (
     Job,
     JobFilter,
     JobState,
-    Outcome,
     Stall,
-    Tombstone,
     Transition,
     Update,
     require_job,
 )
 from jobstatus_grpc.stores.interface import (
     DEFAULT_RETENTION,
-    TOMBSTONE_RETENTION,
     ChangeBatch,
     Clock,
+    CommitResult,
     Page,
     Position,
+    StoreType,
     utc_now,
 )
-from jobstatus_grpc.stores.postgres.cache import KnownJobs
 from jobstatus_grpc.stores.postgres.commits import Commits
 from jobstatus_grpc.stores.postgres.database import Database
 from jobstatus_grpc.stores.postgres.feed import PostgresFeed
@@ -40,9 +38,14 @@ from jobstatus_grpc.stores.postgres.pages import read_page
 from jobstatus_grpc.stores.postgres.schema import prepare
 from jobstatus_grpc.stores.postgres.statements import JOB, NOW
 from jobstatus_grpc.stores.postgres.transaction import Written
-from jobstatus_grpc.stores.sql.rows import TRANSITION_COLUMNS, from_instant, read_transition, to_instant
-
-IS_SHARED = True
+from jobstatus_grpc.stores.sql.rows import (
+    TRANSITION_COLUMNS,
+    JobCache,
+    from_instant,
+    read_tombstone,
+    read_transition,
+    to_instant,
+)
 
 COMMITS_AT_ONCE = 3
 
@@ -81,6 +84,9 @@ async def migrate(url: str) -> int:
         await database.close()
 
 
+STORE_TYPE = StoreType(open=open_store, migrate=migrate, is_shared=True)
+
+
 class PostgresStore:
     """A JobStore that other processes write too. Nothing is kept here but what is on its way."""
 
@@ -93,7 +99,7 @@ class PostgresStore:
         self._database = database
         self._clock = clock
         self._doorbell = Doorbell(database)
-        self._known = KnownJobs()
+        self._known = JobCache()
         self._feed = PostgresFeed(database, self._doorbell.heard, self._known)
         self._upkeep = Upkeep(database, clock=clock, seconds=seconds)
         self._commits = Commits(
@@ -136,11 +142,11 @@ class PostgresStore:
         store._doorbell.start()
         return store
 
-    async def commit(self, commands: Sequence[Command]) -> list[Outcome | asyncio.Future[Outcome]]:
+    async def commit(self, commands: Sequence[Command]) -> CommitResult:
         """See JobStore."""
         self._check_open()
         if not commands:
-            return []
+            return CommitResult(())
         return await self._commits.commit(commands)
 
     async def get(self, tenant: str, job_id: str) -> Job:
@@ -149,8 +155,9 @@ class PostgresStore:
             now, revision, removed_at, *columns = await connection.fetchrow(_GET, tenant, job_id)
         if columns[0] is not None:
             return self._known.read(columns).job
-        is_known = removed_at is not None and self._time(now) - to_instant(removed_at) < TOMBSTONE_RETENTION
-        return require_job(Tombstone(tenant, job_id, revision) if is_known else None, job_id)
+        if removed_at is None:
+            return require_job(None, job_id)
+        return require_job(read_tombstone((tenant, job_id), revision, removed_at, self._time(now)), job_id)
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
@@ -238,7 +245,7 @@ class PostgresStore:
         """Note what a transaction did, once it is durable."""
         batch = written.batch
         for stored in written.stored:
-            self._known.note(stored)
+            self._known.put((stored.job.tenant, stored.job.id), stored)
         self._upkeep.counts.update(batch.counts)
         alive = [
             key

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jobstatus_grpc.job import Command, Create, Found, Job, Stall, Tombstone, Update, is_report
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch, apply_all
-from jobstatus_grpc.stores.interface import TOMBSTONE_RETENTION, Key
+from jobstatus_grpc.stores.interface import Key
 from jobstatus_grpc.stores.postgres import statements
-from jobstatus_grpc.stores.postgres.cache import KnownJobs
 from jobstatus_grpc.stores.sql.rows import (
+    JobCache,
     Row,
     StoredJob,
     from_instant,
     job_row,
     label_changes,
+    read_tombstone,
     report_row,
     store_job,
     to_instant,
@@ -83,7 +84,7 @@ async def run(
     now: datetime | None,
     retention: timedelta,
     heard: Heard,
-    known: KnownJobs,
+    known: JobCache,
 ) -> Written:
     """Judge `commands` and write what they change, within the connection's transaction, which the caller commits.
 
@@ -113,7 +114,7 @@ async def run(
 
 
 async def _load(
-    connection: Connection, keys: Sequence[Key], known: KnownJobs, *, waits: bool, now: datetime | None
+    connection: Connection, keys: Sequence[Key], known: JobCache, *, waits: bool, now: datetime | None
 ) -> Loaded:
     query = statements.LOAD_WAITING if waits else statements.LOAD_FREE
     rows = await connection.fetch(query, *statements.columns_of(keys))
@@ -126,8 +127,10 @@ async def _load(
             loaded.heard_at[key] = heard_at
         elif exists:
             loaded.held.add(key)
-        elif removed_at is not None and now - to_instant(removed_at) < TOMBSTONE_RETENTION:
-            loaded.tombstones[key] = Tombstone(tenant, job_id, tombstone_revision)
+        elif removed_at is not None:
+            tombstone = read_tombstone(key, tombstone_revision, removed_at, now)
+            if tombstone is not None:
+                loaded.tombstones[key] = tombstone
     return loaded
 
 

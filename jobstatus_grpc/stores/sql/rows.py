@@ -1,19 +1,31 @@
-"""Jobs and their history as rows of a database, and back. The columns and their encodings stand here alone.
+"""Jobs and their history as rows of a database, and the cache of jobs that were read or written last.
 
-Instants and durations are whole microseconds, instants since 1970; texts of several values are JSON.
+Instants are whole microseconds since 1970 in UTC, durations whole microseconds. A column that holds several values
+holds them as JSON.
 """
 
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
-from jobstatus_grpc.job import JOB_FIELDS, REPORT_FIELDS, Job, JobError, JobState, RequestId, Transition
-from jobstatus_grpc.stores.interface import Key
+from jobstatus_grpc.job import (
+    JOB_FIELDS,
+    REPORT_FIELDS,
+    Job,
+    JobError,
+    JobState,
+    RequestId,
+    Tombstone,
+    Transition,
+    is_large,
+)
+from jobstatus_grpc.stores.interface import Key, is_remembered
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -21,11 +33,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 _MICROSECOND = timedelta(microseconds=1)
 
-# json.dumps with arguments would make an encoder for each call.
+# json.dumps with arguments makes a new encoder on each call.
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-# Most of the instants written together are the same.
+# Most instants of one commit are equal.
 @lru_cache(maxsize=4096)
 def from_instant(instant: datetime) -> int:
     """Return microseconds since 1970."""
@@ -43,7 +55,7 @@ def to_duration(microseconds: int) -> timedelta:
 
 
 def _from_requests(requests: tuple[RequestId, ...]) -> str | None:
-    """Return an object of JSON with one line per request, the oldest first."""
+    """Return a JSON object with one line per request, the oldest first."""
     lines = [f"{_to_json(request.value)}:{_to_json(request.payload_hash)}" for request in requests]
     return "{" + ",\n".join(lines) + "}" if lines else None
 
@@ -60,7 +72,7 @@ _Codec: TypeAlias = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 
 _PLAIN: _Codec = (_as_it_is, _as_it_is)
 
-_FLAG: _Codec = (int, bool)  # SQLite's binding takes long over subclasses of int
+_FLAG: _Codec = (int, bool)  # sqlite3 binds subclasses of int slowly
 
 _INSTANT: _Codec = (_unless_none(from_instant), _unless_none(to_instant))
 
@@ -92,25 +104,33 @@ _CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
         _unless_none(lambda text: RequestId(*next(iter(json.loads(text).items())))),
     ),
     "requests": (
-        lambda _: None,  # see StoredJob.requests
+        lambda _: None,  # job_row writes StoredJob.requests instead
         lambda text: () if text is None else tuple(RequestId(*item) for item in json.loads(text).items()),
     ),
     "result": (_unless_none(_to_json), _unless_none(json.loads)),
 }
 
 JOB_COLUMNS = (*(name for name in JOB_FIELDS if name != "result"), "result")
-"""What follows the key, the largest last. Each column is named as its field."""
+"""The columns of a job besides its key, named as the fields of Job. The largest is the last."""
 
-CONSTANT_COLUMNS = frozenset({"tenant", "id", "name", "created_at", "parent_id", "creation_request"})
+STORED_COLUMNS = ("key", *JOB_COLUMNS)
+"""The columns that `read_job` reads and `job_row` writes."""
+
+CONSTANT_COLUMNS = frozenset({"key", "tenant", "id", "name", "created_at", "parent_id", "creation_request"})
+"""The columns that no update changes."""
 
 REPORT_COLUMNS = ("tenant", "id", *REPORT_FIELDS)
-"""What a report of progress changes, after what every row must have. No index holds any: naming one would write it."""
+"""The columns that a progress report writes. No index holds any of REPORT_FIELDS: a report must not update indexes."""
 
 LABEL_COLUMNS = ("tenant", "name", "value", "created_at", "job_key")
 
 TRANSITION_COLUMNS = (
     "tenant", "id", "revision", "from_state", "to_state", "reason", "transitioned_at", "attempt", "actor",
 )  # fmt: skip
+
+TOMBSTONE_COLUMNS = ("tenant", "id", "revision", "removed_at")
+
+COUNT_COLUMNS = ("state", "jobs")
 
 _ENCODERS = tuple(_CODECS[name][0] for name in JOB_COLUMNS)
 
@@ -122,16 +142,16 @@ _fields_of = itemgetter(*JOB_COLUMNS)
 
 
 class StoredJob(NamedTuple):
-    """A job with what its row is known by."""
+    """A job and the parts of its row that are not fields of Job."""
 
     key: int
     job: Job
     requests: str | None
-    """The text of its requests: the next change adds to it."""
+    """The column `requests`, kept so that the next change can append to the text."""
 
 
 def store_job(key: int, job: Job, before: StoredJob | None) -> StoredJob:
-    """Return `job` as it will be stored under `key`, in place of `before` (None: new)."""
+    """Return `job` as it will be stored under `key`, where it replaces `before` (None: the job is new)."""
     if before is None:
         return StoredJob(key, job, _from_requests(job.requests))
     if job.requests is before.job.requests:
@@ -140,7 +160,7 @@ def store_job(key: int, job: Job, before: StoredJob | None) -> StoredJob:
 
 
 def report_row(stored: StoredJob) -> Row:
-    """Return the key, then the values of REPORT_COLUMNS."""
+    """Return the key, followed by the values of REPORT_COLUMNS."""
     key, job, requests = stored
     return (
         key,
@@ -157,7 +177,7 @@ def report_row(stored: StoredJob) -> Row:
 
 
 def job_row(stored: StoredJob) -> Row:
-    """Return the key, then the values of JOB_COLUMNS."""
+    """Return the values of STORED_COLUMNS."""
     values = [encode(value) for encode, value in zip(_ENCODERS, _fields_of(vars(stored.job)), strict=True)]
     values[_REQUESTS] = stored.requests
     return (stored.key, *values)
@@ -166,7 +186,13 @@ def job_row(stored: StoredJob) -> Row:
 def label_changes(
     before: Mapping[Key, StoredJob], written: Mapping[Key, StoredJob], removed: Iterable[Key]
 ) -> tuple[list[Row], list[Row]]:
-    """Return the values of LABEL_COLUMNS that a transaction makes obsolete, and those that it brings, in order."""
+    """Return the label rows that a transaction deletes and those that it inserts, as values of LABEL_COLUMNS, sorted.
+
+    Args:
+        before: the jobs as they were stored.
+        written: the jobs as the transaction writes them.
+        removed: the keys of the jobs that it removes.
+    """
     old: set[Row] = set()
     new: set[Row] = set()
     for key, stored in written.items():
@@ -189,16 +215,16 @@ def _label_rows(stored: StoredJob) -> list[Row]:
 
 
 def read_job(row: Sequence[Any]) -> StoredJob:
-    """Return the job of a row that holds the key, then JOB_COLUMNS."""
+    """Return the job in a row of STORED_COLUMNS."""
     key, *values = row
-    job = object.__new__(Job)  # see record.evolve: the generated __init__ is slow
+    job = object.__new__(Job)  # the generated __init__ is slow, as in job.evolve
     fields = [decode(value) for decode, value in zip(_DECODERS, values, strict=True)]
     vars(job).update(zip(JOB_COLUMNS, fields, strict=True))
     return StoredJob(key, job, values[_REQUESTS])
 
 
 def _next_requests(requests: tuple[RequestId, ...], before: StoredJob) -> str | None:
-    """Return the text of `requests`, most often that of the ones before and one more. All anew would cost the most."""
+    """Return the column for `requests`: the text of `before` and one more line, or else all of it written anew."""
     known, text = before.job.requests, before.requests
     dropped = len(known) + 1 - len(requests)
     if text is None or dropped not in (0, 1) or requests[:-1] != known[dropped:]:
@@ -223,7 +249,7 @@ def transition_row(key: Key, entry: Transition) -> Row:
 
 
 def read_transition(row: Row) -> Transition:
-    """Return the entry of a row of TRANSITION_COLUMNS."""
+    """Return the entry in a row of TRANSITION_COLUMNS."""
     _, _, revision, from_state, to_state, reason, transitioned_at, attempt, actor = row
     return Transition(
         from_state=None if from_state is None else JobState(from_state),
@@ -234,3 +260,103 @@ def read_transition(row: Row) -> Transition:
         actor=actor,
         revision=revision,
     )
+
+
+def read_tombstone(key: Key, revision: int, removed_at: int, now: datetime) -> Tombstone | None:
+    """Return the tombstone of a row; None if it is too old to be found at `now`."""
+    return Tombstone(*key, revision) if is_remembered(to_instant(removed_at), now) else None
+
+
+CACHED_JOBS = 20_000
+"""The number of jobs that a store keeps in memory: at 1 to 2 KiB a job, some 30 MiB."""
+
+_TENANT, _ID, _REVISION, _UPDATED_AT = map(STORED_COLUMNS.index, ("tenant", "id", "revision", "updated_at"))
+
+
+class JobCache:
+    """The most recently used jobs as they are committed, except jobs with a large result. For one event loop."""
+
+    def __init__(self, max_jobs: int = CACHED_JOBS) -> None:
+        self._max_jobs = max_jobs
+        self._jobs: OrderedDict[Key, StoredJob] = OrderedDict()
+        self._expected: dict[Key, object] = {}
+
+    def get(self, key: Key) -> StoredJob | None:
+        """Return the job as last stored here."""
+        stored = self._jobs.get(key)
+        if stored is not None:
+            self._jobs.move_to_end(key)
+        return stored
+
+    def find(self, keys: Iterable[Key]) -> tuple[dict[Key, StoredJob], list[Key]]:
+        """Return the jobs that are cached, and the keys of the others."""
+        jobs = self._jobs
+        found: dict[Key, StoredJob] = {}
+        missing: dict[Key, None] = {}
+        for key in keys:
+            stored = jobs.get(key)
+            if stored is None:
+                missing[key] = None
+            else:
+                found[key] = stored
+        return found, list(missing)
+
+    def put(self, key: Key, stored: StoredJob) -> None:
+        """Keep the job as it is committed."""
+        if is_large(stored.job):
+            self._jobs.pop(key, None)
+            return
+        self._jobs[key] = stored
+        self._jobs.move_to_end(key)
+        if len(self._jobs) > self._max_jobs:
+            self._jobs.popitem(last=False)
+
+    # For a database that only this process writes: the cache holds the newest state.
+
+    def write(self, jobs: Mapping[Key, StoredJob], removed: Iterable[Key] = ()) -> None:
+        """Keep the jobs that a commit read and wrote, and drop those that it removed."""
+        for key, stored in jobs.items():
+            self._expected.pop(key, None)
+            self.put(key, stored)
+        for key in removed:
+            self._expected.pop(key, None)
+            self._jobs.pop(key, None)
+
+    def expect(self, keys: Iterable[Key]) -> object:
+        """Return a ticket for `fill`. To be called before the database is read."""
+        ticket = object()
+        self._expected.update(dict.fromkeys(keys, ticket))
+        return ticket
+
+    def fill(self, ticket: object, keys: Iterable[Key], jobs: Mapping[Key, StoredJob]) -> None:
+        """Keep the jobs that were read, except those that a commit or a later read has replaced since `expect`.
+
+        Args:
+            ticket: from `expect`.
+            keys: as given to `expect`; a key that is not in `jobs` was not found.
+            jobs: the jobs as they were read.
+        """
+        for key in keys:
+            if self._expected.get(key) is ticket:
+                del self._expected[key]
+                if key in jobs:
+                    self.put(key, jobs[key])
+
+    # For a database that other processes write as well: the cache saves the decoding of rows.
+
+    def get_revision(self, key: Key, revision: int, updated_at: int) -> StoredJob | None:
+        """Return the job that reached `revision` at `updated_at`, in microseconds since 1970, if it is cached."""
+        stored = self._jobs.get(key)
+        # A failover can lose a revision, and its number is used again; but not at the same microsecond.
+        if stored is None or stored.job.revision != revision or from_instant(stored.job.updated_at) != updated_at:
+            return None
+        return stored
+
+    def read(self, row: Sequence[Any]) -> StoredJob:
+        """Return the job in a row of STORED_COLUMNS, decoded only if that revision is not cached."""
+        key = (row[_TENANT], row[_ID])
+        stored = self.get_revision(key, row[_REVISION], row[_UPDATED_AT])
+        if stored is None or stored.key != row[0]:
+            stored = read_job(row)
+            self.put(key, stored)
+        return stored

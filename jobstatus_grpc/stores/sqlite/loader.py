@@ -11,8 +11,7 @@ from typing import TypeAlias
 from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import Found, Tombstone
 from jobstatus_grpc.stores.interface import Clock, Key
-from jobstatus_grpc.stores.sql.rows import StoredJob
-from jobstatus_grpc.stores.sqlite.cache import JobCache
+from jobstatus_grpc.stores.sql.rows import JobCache, StoredJob
 from jobstatus_grpc.stores.sqlite.health import Condition
 from jobstatus_grpc.stores.sqlite.queries import read_found
 from jobstatus_grpc.stores.sqlite.threads import Readers, resolve

@@ -13,21 +13,22 @@ from jobstatus_grpc.errors import StoreChangedError
 from jobstatus_grpc.job import Job, JobFilter, JobState, Tombstone, Transition, require_job
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD
-from jobstatus_grpc.stores.interface import TOMBSTONE_RETENTION, Change, Key, Page
+from jobstatus_grpc.stores.interface import Change, Key, Page
 from jobstatus_grpc.stores.sql.criteria import Criterion, choose, counts_of, criteria_of, parameters_of
 from jobstatus_grpc.stores.sql.rows import (
-    JOB_COLUMNS,
+    STORED_COLUMNS,
+    TOMBSTONE_COLUMNS,
     TRANSITION_COLUMNS,
     StoredJob,
     read_job,
+    read_tombstone,
     read_transition,
-    to_instant,
 )
 
 MAX_ROWS = 100
 """How many rows one statement takes. Each number up to it makes a statement of its own, prepared once."""
 
-_COLUMNS = ", ".join(("key", *JOB_COLUMNS))
+_COLUMNS = ", ".join(STORED_COLUMNS)
 
 _TRANSITIONS = f"""
     SELECT {", ".join(TRANSITION_COLUMNS)} FROM transitions
@@ -36,7 +37,7 @@ _TRANSITIONS = f"""
 
 # A change that a later one of the same job has made old is left to that one.
 _CHANGES = f"""
-    SELECT c.sequence, c.tenant, c.id, c.revision, c.removed, {", ".join(f"j.{name}" for name in ("key", *JOB_COLUMNS))}
+    SELECT c.sequence, c.tenant, c.id, c.revision, c.removed, {", ".join(f"j.{name}" for name in STORED_COLUMNS)}
     FROM changes AS c
     LEFT JOIN jobs AS j ON j.tenant = c.tenant AND j.id = c.id AND j.revision = c.revision AND NOT c.removed
     WHERE c.sequence > ? AND c.sequence <= ? ORDER BY c.sequence LIMIT {MAX_BATCH_CHANGES}
@@ -82,7 +83,7 @@ def _select_jobs(count: int) -> str:
 
 @cache
 def _select_tombstones(count: int) -> str:
-    return f"SELECT tenant, id, revision, removed_at FROM tombstones WHERE {keys_in(count)}"
+    return f"SELECT {', '.join(TOMBSTONE_COLUMNS)} FROM tombstones WHERE {keys_in(count)}"
 
 
 def read_jobs(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, StoredJob]:
@@ -103,8 +104,9 @@ def read_tombstones(connection: sqlite3.Connection, keys: Iterable[Key], now: da
     while chunk := list(islice(remaining, MAX_ROWS)):
         rows = connection.execute(_select_tombstones(len(chunk)), list(chain.from_iterable(chunk))).fetchall()
         for tenant, job_id, revision, removed_at in rows:
-            if now - to_instant(removed_at) < TOMBSTONE_RETENTION:
-                found[tenant, job_id] = Tombstone(tenant, job_id, revision)
+            tombstone = read_tombstone((tenant, job_id), revision, removed_at, now)
+            if tombstone is not None:
+                found[tenant, job_id] = tombstone
     return found
 
 
@@ -222,7 +224,7 @@ def _last_examined(criterion: Criterion) -> str:
 
 @cache
 def _select_by_key(count: int) -> str:
-    return f"SELECT {', '.join(('key', *JOB_COLUMNS))} FROM jobs WHERE key IN ({', '.join('?' * count)})"
+    return f"SELECT {_COLUMNS} FROM jobs WHERE key IN ({', '.join('?' * count)})"
 
 
 def _read_jobs(connection: sqlite3.Connection, keys: Sequence[int]) -> list[Job]:

@@ -14,9 +14,18 @@ from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 from jobstatus_grpc.job import Command, Found, Job, JobFilter, JobState, Outcome, Transition, require_job
 from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.embedded import Feed, StallClocks
-from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, ChangeBatch, Clock, Key, Page, Position, utc_now
-from jobstatus_grpc.stores.sql.rows import StoredJob
-from jobstatus_grpc.stores.sqlite.cache import JobCache
+from jobstatus_grpc.stores.interface import (
+    DEFAULT_RETENTION,
+    ChangeBatch,
+    Clock,
+    CommitResult,
+    Key,
+    Page,
+    Position,
+    StoreType,
+    utc_now,
+)
+from jobstatus_grpc.stores.sql.rows import CACHED_JOBS, JobCache, StoredJob
 from jobstatus_grpc.stores.sqlite.database import path_of
 from jobstatus_grpc.stores.sqlite.health import Condition
 from jobstatus_grpc.stores.sqlite.loader import Lookup
@@ -31,8 +40,6 @@ T = TypeVar("T")
 
 Written: TypeAlias = tuple[Batch, dict[Key, StoredJob]]
 
-CACHED_JOBS = 20_000
-
 CACHED_CHANGES = 20_000
 
 READERS = 2
@@ -45,6 +52,9 @@ async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta =
         CannotStartError: the file cannot be used, or another process uses it.
     """
     return await SqliteStore.open(path_of(url), clock=clock, retention=retention)
+
+
+STORE_TYPE = StoreType(open=open_store)
 
 
 class SqliteStore:
@@ -127,10 +137,10 @@ class SqliteStore:
             probe_interval_seconds=probe_interval_seconds,
         )
 
-    async def commit(self, commands: Sequence[Command]) -> list[Outcome]:
+    async def commit(self, commands: Sequence[Command]) -> CommitResult:
         """See JobStore. Where nothing changes, nothing is written."""
         await self._turn.acquire()
-        waiter: asyncio.Future[list[Outcome]] | None = None
+        waiter: asyncio.Future[CommitResult] | None = None
         try:
             self._condition.check()
             now = self._clock()
@@ -141,7 +151,7 @@ class SqliteStore:
                 batch = self._apply(commands, stored, {}, now)
                 if batch.is_empty:
                     self._stall_clocks.note(commands, batch.outcomes)
-                    return batch.outcomes
+                    return CommitResult(batch.outcomes)
                 work = partial(self._write, batch, stored, now)
             waiter = asyncio.get_running_loop().create_future()
             # The turn ends when the work does, not when this wait does: it may be cancelled.
@@ -246,7 +256,7 @@ class SqliteStore:
     def _finish(
         self,
         commands: Sequence[Command],
-        waiter: asyncio.Future[list[Outcome]],
+        waiter: asyncio.Future[CommitResult],
         written: Written | None,
         error: BaseException | None,
     ) -> None:
@@ -264,7 +274,7 @@ class SqliteStore:
         elif error is not None:
             error = self._condition.judge(error, is_write=True)
         self._turn.release()
-        resolve(waiter, outcomes, error)
+        resolve(waiter, CommitResult(outcomes), error)
         if self._writer.wants_checkpoint:
             self._thread.submit(self._writer.checkpoint, self._checkpointed)
 

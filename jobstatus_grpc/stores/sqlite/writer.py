@@ -15,9 +15,11 @@ from jobstatus_grpc.stores.batch import Batch
 from jobstatus_grpc.stores.interface import Key
 from jobstatus_grpc.stores.sql.rows import (
     CONSTANT_COLUMNS,
-    JOB_COLUMNS,
+    COUNT_COLUMNS,
     LABEL_COLUMNS,
     REPORT_COLUMNS,
+    STORED_COLUMNS,
+    TOMBSTONE_COLUMNS,
     TRANSITION_COLUMNS,
     Row,
     StoredJob,
@@ -48,17 +50,17 @@ def _values(table: str, columns: Sequence[str], count: int) -> str:
 # Going by the key that the cache knows saves a search in the index of tenants and ids.
 def _upsert_jobs(columns: Sequence[str], count: int) -> str:
     changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in CONSTANT_COLUMNS)
-    return f"{_values('jobs', ('key', *columns), count)} ON CONFLICT (key) DO UPDATE SET {changes}"
+    return f"{_values('jobs', columns, count)} ON CONFLICT (key) DO UPDATE SET {changes}"
 
 
 @cache
 def _write_jobs(count: int) -> str:
-    return _upsert_jobs(JOB_COLUMNS, count)
+    return _upsert_jobs(STORED_COLUMNS, count)
 
 
 @cache
 def _write_reports(count: int) -> str:
-    return _upsert_jobs(REPORT_COLUMNS, count)
+    return _upsert_jobs(("key", *REPORT_COLUMNS), count)
 
 
 @cache
@@ -73,9 +75,8 @@ def _write_transitions(count: int) -> str:
 
 @cache
 def _write_tombstones(count: int) -> str:
-    columns = ("tenant", "id", "revision", "removed_at")
     replace = "ON CONFLICT (tenant, id) DO UPDATE SET revision = excluded.revision, removed_at = excluded.removed_at"
-    return f"{_values('tombstones', columns, count)} {replace}"
+    return f"{_values('tombstones', TOMBSTONE_COLUMNS, count)} {replace}"
 
 
 @cache
@@ -85,9 +86,7 @@ def _write_labels(count: int) -> str:
 
 @cache
 def _write_counts(count: int) -> str:
-    return (
-        f"{_values('counts', ('state', 'jobs'), count)} ON CONFLICT (state) DO UPDATE SET jobs = jobs + excluded.jobs"
-    )
+    return f"{_values('counts', COUNT_COLUMNS, count)} ON CONFLICT (state) DO UPDATE SET jobs = jobs + excluded.jobs"
 
 
 @cache

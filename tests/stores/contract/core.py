@@ -12,7 +12,7 @@ import pytest
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import Command, Create, Delete, Job, JobState, RequestId, Transition, Update
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
-from jobstatus_grpc.stores.interface import Change, JobStore
+from jobstatus_grpc.stores.interface import Change, CommitResult, JobStore
 from tests.stores.contract.stored_jobs import REQUESTS, STORED
 from tests.support.stores import RETENTION, StandingClock, claim, done, end, following, on_store
 
@@ -42,7 +42,8 @@ class CoreContract:
     @on_store
     async def test_a_refused_command_leaves_no_trace_and_stops_no_other(self, store):
         before = await store.position()
-        outcomes = await store.commit([Create(id="a"), Create(id="a"), claim("b"), end("a", S.RETRYING), claim("a")])
+        commands = [Create(id="a"), Create(id="a"), claim("b"), end("a", S.RETRYING), claim("a")]
+        outcomes = (await store.commit(commands)).outcomes
         kinds = [type(outcome) for outcome in outcomes]
         assert kinds == [Job, errors.JobAlreadyExistsError, errors.JobNotFoundError, errors.IllegalTransitionError, Job]
         assert [change.id for change in await following(store, before)] == ["a"]
@@ -56,7 +57,7 @@ class CoreContract:
 
     @on_store
     async def test_a_batch_of_nothing_is_answered_with_nothing(self, store):
-        assert await store.commit([]) == []
+        assert [*(await store.commit([])).outcomes] == []
 
     @on_store
     async def test_a_large_batch_is_written_whole(self, store):
@@ -85,7 +86,7 @@ class CoreContract:
     async def test_a_request_that_was_reused_is_known_in_a_later_batch(self, store):
         await done(store, Create(id="a"), claim("a", request=REQUESTS[1]))
         assert (await done(store, claim("a", request=REQUESTS[1])))[0].attempt == 1
-        (refusal,) = await store.commit([claim("a", request=RequestId(REQUESTS[1].value, "another"))])
+        (refusal,) = (await store.commit([claim("a", request=RequestId(REQUESTS[1].value, "another"))])).outcomes
         assert isinstance(refusal, errors.RequestIdReusedError)
 
     @on_store
@@ -94,7 +95,7 @@ class CoreContract:
         for call in (store.get("two", "a"), store.transitions("one", "b")):
             with pytest.raises(errors.JobNotFoundError):
                 await call
-        (refusal,) = await store.commit([Update(id="b", tenant="one")])
+        (refusal,) = (await store.commit([Update(id="b", tenant="one")])).outcomes
         assert isinstance(refusal, errors.JobNotFoundError)
 
     @on_store
@@ -111,7 +112,8 @@ class CoreContract:
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        (probe, job) = await store.commit([Update(id="b"), Update(id="a", changes={"reason": "after"})])
+        commands = [Update(id="b"), Update(id="a", changes={"reason": "after"})]
+        probe, job = (await store.commit(commands)).outcomes
         assert (job.attempt == 1) is isinstance(probe, Job)
         assert await store.get("default", "a") == job
 
@@ -131,7 +133,7 @@ class CoreContract:
         for call in (store.get("default", "a"), store.transitions("default", "a")):
             with pytest.raises(errors.JobExpiredError):
                 await call
-        create, update = await store.commit([Create(id="a"), Update(id="a", allow_missing=True)])
+        create, update = (await store.commit([Create(id="a"), Update(id="a", allow_missing=True)])).outcomes
         assert isinstance(create, errors.JobAlreadyExistsError)
         assert isinstance(update, errors.JobExpiredError)
 
@@ -285,8 +287,8 @@ class CoreContract:
         await asyncio.sleep(0)
         await asyncio.gather(store.close(), store.close())
         first, *others = await asyncio.gather(*commits, return_exceptions=True)
-        assert isinstance(first, list)
-        assert all(isinstance(other, (list, errors.StoreUnavailableError)) for other in others)
+        assert isinstance(first, CommitResult)
+        assert all(isinstance(other, (CommitResult, errors.StoreUnavailableError)) for other in others)
 
     @on_store
     async def test_closed_returns_none_if_nothing_broke(self, store):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jobstatus_grpc.job import Job, JobState
-from jobstatus_grpc.stores.sql.rows import StoredJob, store_job
-from jobstatus_grpc.stores.sqlite.cache import JobCache
+from jobstatus_grpc.stores.sql.rows import JobCache, StoredJob, store_job
 from tests.support.stores import StandingClock
 
 NOW = StandingClock()()

@@ -32,7 +32,8 @@ async def main():
     await store.commit([Create(id=f"{n}") for n in range(5)])
     revision = 1
     while True:
-        outcomes = await store.commit([Update(id=f"{n}", changes={"reason": f"{revision}"}) for n in range(5)])
+        commands = [Update(id=f"{n}", changes={"reason": f"{revision}"}) for n in range(5)]
+        outcomes = (await store.commit(commands)).outcomes
         revision = outcomes[0].revision
         print(revision, flush=True)
 
@@ -221,8 +222,7 @@ FAILING = """
 import asyncio, os, sys
 from pathlib import Path
 from jobstatus_grpc.job import Create
-from jobstatus_grpc.stores.sqlite import writer
-from jobstatus_grpc.stores.sqlite import open_store
+from jobstatus_grpc.stores.sqlite import open_store, writer
 
 async def main():
     store = await open_store(sys.argv[1])
@@ -238,7 +238,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(("suffix", "outcome"), [("-wal", "StoreUnavailableError"), (".db", "list")])
+@pytest.mark.parametrize(("suffix", "outcome"), [("-wal", "StoreUnavailableError"), (".db", "CommitResult")])
 def test_a_failed_fsync_ends_the_store(tmp_path, suffix, outcome):
     """A limit on the log makes the write fail; one on the database applies later, and leaves the log intact."""
     if shutil.which("cc") is None:
