@@ -1,8 +1,7 @@
-"""Pages of lists: each is read from one index of the PostgreSQL store, in the order of creation."""
+"""Reads the pages of lists from the PostgreSQL store: each through one index, in the order of creation."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -11,35 +10,38 @@ from jobstatus_grpc.job import JobFilter
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.interface import Page
 from jobstatus_grpc.stores.paging import write_cursor
-from jobstatus_grpc.stores.sql.criteria import Criterion, choose, counts_of, criteria_of, parameters_of
+from jobstatus_grpc.stores.sql.criteria import Criterion, Dialect, choose, counts_of, criteria_of, parameters_of
 from jobstatus_grpc.stores.sql.rows import JOB_COLUMNS, read_job
 
 if TYPE_CHECKING:
     from jobstatus_grpc.stores.postgres.database import Connection
 
+DIALECT = Dialect(
+    jobs="jobstatus.jobs AS jobs",
+    labels="jobstatus.labels AS labels",
+    parameter=lambda name, sql_type: f"{{{name}}}::{sql_type}",  # see _numbered
+    end_of_texts="\U0010ffff" * 65,  # names have at most 64 characters of four bytes
+    # As a join, without statistics, the planner may read all labels instead of looking up those of each job.
+    subquery_end=" OFFSET 0",
+)
+
 _ORDER = "ORDER BY created_at DESC, key DESC"
-
-_NUMBERS = {"since", "until", "until_key", "limit", "examined", "skipped", "counted"}
-
-# A name has at most 64 characters of four bytes.
-_AFTER_ALL_NAMES = "\U0010ffff" * 65
 
 
 async def read_page(connection: Connection, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str) -> Page:
-    """Return a page; see JobStore. It is also cut short where its jobs have more text than a response may.
+    """Return a page; see JobStore. It is cut short as well where its jobs have more text than a response may have.
 
     Raises:
-        InvalidTokenError: `cursor` is none.
+        InvalidTokenError: `cursor` is not a cursor.
     """
-    parameters = parameters_of(tenant, job_filter, limit=limit, cursor=cursor)
-    if isinstance(parameters["prefix_end"], bytes):
-        parameters["prefix_end"] = _AFTER_ALL_NAMES
+    parameters = parameters_of(tenant, job_filter, DIALECT, limit=limit, cursor=cursor)
     if not job_filter.possible_states:
         return Page((), (), "")
-    criteria = criteria_of(job_filter)
+    criteria = criteria_of(job_filter, DIALECT)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         counting = counts_of(criteria)
-        chosen = choose(criteria, (await _fetch(connection, counting, parameters))[0] if counting else ())
+        counts = (await _fetch(connection, counting, parameters))[0] if counting else ()
+        chosen = choose(criteria, counts, DIALECT)
         residuals = tuple(each.residual for each in criteria if each is not chosen)
         rows = await _fetch(connection, _matching(chosen, residuals), parameters)
         end = ""
@@ -67,29 +69,27 @@ async def _fetch(connection: Connection, query: str, parameters: Mapping[str, An
     return rows
 
 
+class _Numbers(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        self[name] = f"${len(self) + 1}"
+        return self[name]
+
+
 @lru_cache(maxsize=1024)
 def _numbered(query: str) -> tuple[str, tuple[str, ...]]:
-    """Return a query of the criteria's words as PostgreSQL has it, and the names of its parameters in their order."""
-    names: dict[str, int] = {}
+    """Return `query` with `$1` and so on in place of `{name}`, and the names in that order."""
+    numbers = _Numbers()
+    return query.format_map(numbers), tuple(numbers)
 
-    def number(found: re.Match[str]) -> str:
-        name = found[1] + found[2]
-        place = names.setdefault(name, len(names) + 1)
-        kind = "smallint" if found[1] in ("state", "stalled") else "bigint" if found[1] in _NUMBERS else "text"
-        return f"${place}::{kind}"
 
-    query = re.sub(r" INDEXED BY \w+", "", query)
-    query = re.sub(r"\b(FROM|JOIN) (jobs|labels)\b", r"\1 jobstatus.\2 AS \2", query)
-    # One look into the index for each job: as a join, without statistics, it may become a look at all labels.
-    query = re.sub(r"EXISTS \(([^()]*)\)", r"EXISTS (\1 OFFSET 0)", query)
-    return re.sub(r"(?<!:):([a-z_]+)(\d*)\b", number, query), tuple(names)
+_LIMIT, _EXAMINED, _SKIPPED = (DIALECT.parameter(name, "bigint") for name in ("limit", "examined", "skipped"))
 
 
 @lru_cache(maxsize=1024)
 def _places(criterion: Criterion, limit: str) -> str:
-    """Return the query of a criterion's newest jobs, at most `limit` of each arm.
+    """Return the query for the newest jobs of a criterion, at most `limit` of each arm.
 
-    Each arm is put in order by itself, which its index does: without statistics all would be sorted together.
+    Each arm is ordered by its index: without statistics the planner would sort all of them together.
     """
     arms = " UNION ALL ".join(f"({select} {_ORDER} LIMIT {limit})" for select in criterion.selects_of_arms())
     return f"SELECT * FROM ({arms}) AS arms {_ORDER}"
@@ -98,15 +98,15 @@ def _places(criterion: Criterion, limit: str) -> str:
 @lru_cache(maxsize=1024)
 def _matching(criterion: Criterion, residuals: tuple[str, ...]) -> str:
     columns = ", ".join(f"jobs.{name}" for name in JOB_COLUMNS)
-    limit = ":examined" if residuals else ":limit"
+    limit = _EXAMINED if residuals else _LIMIT
     condition = f"WHERE {' AND '.join(residuals)}" if residuals else ""
     return f"""
         SELECT place.created_at, place.key, {columns} FROM ({_places(criterion, limit)} LIMIT {limit}) AS place
-        JOIN jobs ON jobs.key = place.key {condition}
-        ORDER BY place.created_at DESC, place.key DESC LIMIT :limit
+        JOIN {DIALECT.jobs} ON jobs.key = place.key {condition}
+        ORDER BY place.created_at DESC, place.key DESC LIMIT {_LIMIT}
     """
 
 
 @lru_cache(maxsize=1024)
 def _last_examined(criterion: Criterion) -> str:
-    return f"SELECT created_at, key FROM ({_places(criterion, ':examined')} LIMIT 1 OFFSET :skipped) AS place"
+    return f"SELECT created_at, key FROM ({_places(criterion, _EXAMINED)} LIMIT 1 OFFSET {_SKIPPED}) AS place"

@@ -14,7 +14,7 @@ from jobstatus_grpc.job import Job, JobFilter, JobState, Tombstone, Transition, 
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD
 from jobstatus_grpc.stores.interface import Change, Key, Page
-from jobstatus_grpc.stores.sql.criteria import Criterion, choose, counts_of, criteria_of, parameters_of
+from jobstatus_grpc.stores.sql.criteria import Criterion, Dialect, choose, counts_of, criteria_of, parameters_of
 from jobstatus_grpc.stores.sql.rows import (
     STORED_COLUMNS,
     TOMBSTONE_COLUMNS,
@@ -155,6 +155,14 @@ def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple
 
 CHUNK_ROWS = 100
 
+DIALECT = Dialect(
+    jobs="jobs",
+    labels="labels",
+    parameter=lambda name, sql_type: f":{name}",
+    end_of_texts=b"",  # SQLite orders blobs after all texts
+    index_hint=" INDEXED BY {}",
+)
+
 _ORDER = "ORDER BY created_at DESC, key DESC"
 
 
@@ -164,12 +172,12 @@ def read_page(connection: sqlite3.Connection, tenant: str, job_filter: JobFilter
     Raises:
         InvalidTokenError: `cursor` is none.
     """
-    parameters = parameters_of(tenant, job_filter, limit=limit, cursor=cursor)
+    parameters = parameters_of(tenant, job_filter, DIALECT, limit=limit, cursor=cursor)
     if not job_filter.possible_states:
         return Page((), (), "")
     connection.execute("BEGIN")  # what follows sees the file as it is now
     try:
-        cursors, end = _read_cursors(connection, criteria_of(job_filter), parameters, limit)
+        cursors, end = _read_cursors(connection, criteria_of(job_filter, DIALECT), parameters, limit)
         jobs = _read_jobs(connection, [int(place.partition(".")[2]) for place in cursors[:limit]])
     finally:
         if connection.in_transaction:  # some errors end it
@@ -186,7 +194,8 @@ def _read_cursors(
     Each is one step: after every row this thread would have to compete for the interpreter again.
     """
     counting = counts_of(criteria)
-    chosen = choose(criteria, connection.execute(counting, parameters).fetchone() if counting else ())
+    counts = connection.execute(counting, parameters).fetchone() if counting else ()
+    chosen = choose(criteria, counts, DIALECT)
     residuals = tuple(criterion.residual for criterion in criteria if criterion is not chosen)
     (text,) = connection.execute(_matching(chosen, residuals), parameters).fetchone()
     cursors = text.split(" ") if text else []
