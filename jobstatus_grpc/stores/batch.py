@@ -1,4 +1,4 @@
-"""What the commands of one transaction make of the jobs that they name. Every store judges its batches here."""
+"""Applies the commands of one transaction to the jobs that they name. Every store commits its batches with it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from jobstatus_grpc.stores.interface import Change, Key
 
 
 class Batch:
-    """What has to be written, and what has to be answered."""
+    """What a transaction has to write, and the outcomes of its commands."""
 
     __slots__ = ("changes", "counts", "jobs", "outcomes", "removed", "transitions")
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self.outcomes: list[Outcome] = []
         """One per command, in order."""
         self.jobs: dict[Key, Job] = {}
-        """Jobs to write, as the last command left them."""
+        """The jobs to write, as the last command left them."""
         self.removed: dict[Key, Tombstone] = {}
-        """Jobs to remove with their history, and what to leave of them. A job made by this batch may be among them."""
+        """The tombstones of the jobs to remove with their history. The batch may have created a job that it removes."""
         self.transitions: list[tuple[Key, Transition]] = []
-        """For the history, in order; of jobs that stay only."""
+        """The entries for the history, in order; none of removed jobs."""
         self.changes: dict[Key, Change] = {}
-        """For the feed, at most one per job, the earliest changed first."""
+        """The changes for the feed, at most one per job, in the order in which the jobs first changed."""
         self.counts: Counter[JobState] = Counter()
-        """By how much the number of jobs in each state rises."""
+        """The differences in the number of jobs by state."""
 
     @property
     def is_empty(self) -> bool:
@@ -55,20 +54,23 @@ def apply_all(
     retention: timedelta,
     silent_for: Callable[[Key], timedelta],
 ) -> Batch:
-    """Apply `commands` in order, each to what the ones before it left.
+    """Apply `commands` in order, each to the result of the ones before it.
 
     Args:
-        found: what is stored under the keys; is brought up to date. A key without an entry was never used.
-        silent_for: how long the worker of a job has been silent.
+        commands: the commands.
+        found: the jobs and tombstones under the commands' keys; updated in place. A key that is missing was never used.
+        now: the store's time.
+        retention: how long a job is kept after its end.
+        silent_for: returns how long the worker of a job has been silent.
     """
     batch = Batch()
     outcomes, jobs, changes = batch.outcomes, batch.jobs, batch.changes
-    heard: set[Key] = set()
+    updated: set[Key] = set()
     for command in commands:
         key = (command.tenant, command.id)
         before = found.get(key)
         if isinstance(command, Stall):
-            command = replace(command, silent_for=timedelta(0) if key in heard else silent_for(key))
+            command = replace(command, silent_for=timedelta(0) if key in updated else silent_for(key))
         try:
             applied = apply(before, command, now=now, retention=retention)
         except JobStatusError as refusal:
@@ -77,7 +79,7 @@ def apply_all(
         job = applied.job
         outcomes.append(job)
         if isinstance(command, Update):
-            heard.add(key)
+            updated.add(key)
         if applied.removed:
             found[key] = batch._remove(key, job)
         elif job is not before:

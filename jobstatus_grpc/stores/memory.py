@@ -1,4 +1,4 @@
-"""Keeps jobs in this process's memory: what every other store must be equal to, and a store for tests."""
+"""Keeps jobs in this process's memory: the reference for the other stores, and a store for tests."""
 
 from __future__ import annotations
 
@@ -46,57 +46,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class CreationOrder:
-    """Keys in the order of creation, the oldest first."""
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self._numbers = itertools.count(1)
-        self._places: dict[Key, Cursor] = {}
-        self._entries: list[tuple[Cursor, Key]] = []
-
-    def add(self, key: Key, job: Job) -> None:
-        """Take a new job."""
-        place = ((job.created_at - _EPOCH) // _MICROSECOND, next(self._numbers))
-        self._places[key] = place
-        insort(self._entries, (place, key))
-
-    def remove(self, key: Key) -> None:
-        """Forget a job."""
-        del self._entries[bisect_left(self._entries, (self._places.pop(key), key))]
-
-    def page(self, jobs: Mapping[Key, Job], tenant: str, job_filter: JobFilter, *, limit: int, cursor: str) -> Page:
-        """Return a page; see JobStore."""
-        start = bisect_left(self._entries, (read_cursor(cursor), ("", ""))) if cursor else len(self._entries)
-        stop = max(start - MAX_EXAMINED_ROWS, 0)
-        found: list[Job] = []
-        cursors: list[str] = []
-        for place, key in reversed(self._entries[stop:start]):
-            if key[0] == tenant and job_filter.matches(jobs[key]):
-                found.append(jobs[key])
-                cursors.append(write_cursor(place))
-                if len(found) == limit:
-                    stop = bisect_left(self._entries, (place, ("", "")))
-                    break
-        return Page(found, cursors, write_cursor(self._entries[stop][0]) if stop else "")
-
-
-async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> MemoryStore:
-    """Return a new, empty store for `memory:`."""
-    if url != "memory:":
-        raise CannotStartError("a store in memory has nothing to configure: its URL is memory:")
-    return MemoryStore(clock=clock, retention=retention)
-
-
-STORE_TYPE = StoreType(open=open_store)
-
-
-def _new_history() -> deque[Transition]:
-    return deque(maxlen=TRANSITIONS_KEPT)
-
-
 class MemoryStore:
-    """A JobStore that forgets everything when its process ends."""
+    """A JobStore whose jobs are lost when the process ends."""
 
     commits_at_once = 1
 
@@ -107,12 +58,12 @@ class MemoryStore:
         retention: timedelta = DEFAULT_RETENTION,
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin empty.
+        """Create an empty store.
 
         Args:
-            clock: tells the time.
-            retention: how long a job is kept once it is done.
-            seconds: the clock that silence is measured by; it never goes back.
+            clock: returns the time.
+            retention: how long a job is kept after its end.
+            seconds: the monotonic clock that measures silence.
         """
         self._clock = clock
         self._retention = retention
@@ -170,7 +121,7 @@ class MemoryStore:
         return [entry for entry in history if entry.revision > after_revision][:limit]
 
     async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
-        """See JobStore. It looks through the jobs, whatever the filter."""
+        """See JobStore. It examines the jobs one by one, whatever the filter."""
         self._check_open()
         return self._order.page(self._jobs, tenant, job_filter, limit=limit, cursor=cursor)
 
@@ -201,7 +152,7 @@ class MemoryStore:
             Stall(id=job_id, tenant=tenant, fail_after=fail_stalled_after) for tenant, job_id in silent
         ]
         now = self._clock()
-        for key in self._expiring:  # in the order of their ends
+        for key in self._expiring:  # in the order of the jobs' ends
             expires_at = self._jobs[key].expires_at
             if len(commands) >= limit or expires_at is None or expires_at > now:
                 break
@@ -230,7 +181,7 @@ class MemoryStore:
         return not self._closed.is_set()
 
     async def closed(self) -> BaseException | None:
-        """See JobStore. Nothing breaks this store."""
+        """See JobStore. No error breaks this store."""
         await self._closed.wait()
         return None
 
@@ -251,3 +202,51 @@ class MemoryStore:
             if is_remembered(removed_at, now):
                 return tombstone
         return None
+
+
+def _new_history() -> deque[Transition]:
+    return deque(maxlen=TRANSITIONS_KEPT)
+
+
+class CreationOrder:
+    """The keys of all jobs in the order of creation."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._places: dict[Key, Cursor] = {}
+        self._entries: list[tuple[Cursor, Key]] = []
+
+    def add(self, key: Key, job: Job) -> None:
+        """Add a new job."""
+        place = ((job.created_at - _EPOCH) // _MICROSECOND, next(self._numbers))
+        self._places[key] = place
+        insort(self._entries, (place, key))
+
+    def remove(self, key: Key) -> None:
+        """Remove a job."""
+        del self._entries[bisect_left(self._entries, (self._places.pop(key), key))]
+
+    def page(self, jobs: Mapping[Key, Job], tenant: str, job_filter: JobFilter, *, limit: int, cursor: str) -> Page:
+        """Return a page; see JobStore."""
+        start = bisect_left(self._entries, (read_cursor(cursor), ("", ""))) if cursor else len(self._entries)
+        stop = max(start - MAX_EXAMINED_ROWS, 0)
+        found: list[Job] = []
+        cursors: list[str] = []
+        for place, key in reversed(self._entries[stop:start]):
+            if key[0] == tenant and job_filter.matches(jobs[key]):
+                found.append(jobs[key])
+                cursors.append(write_cursor(place))
+                if len(found) == limit:
+                    stop = bisect_left(self._entries, (place, ("", "")))
+                    break
+        return Page(found, cursors, write_cursor(self._entries[stop][0]) if stop else "")
+
+
+async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> MemoryStore:
+    """Return a new, empty store for `memory:`."""
+    if url != "memory:":
+        raise CannotStartError("a store in memory has nothing to configure: its URL is memory:")
+    return MemoryStore(clock=clock, retention=retention)
+
+
+STORE_TYPE = StoreType(open=open_store)

@@ -1,4 +1,4 @@
-"""Keys, and what stores must know of what is found under them."""
+"""The cursors of lists, which all stores have in common."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TypeAlias
 from jobstatus_grpc.errors import InvalidTokenError
 
 MAX_EXAMINED_ROWS = 10_000
-"""So many jobs are looked at for one page; where too few of them match, it is short."""
+"""The number of jobs that are examined for one page; if too few of them match, the page is short."""
 
 Cursor: TypeAlias = tuple[int, int]
-"""When a job was created, in microseconds since 1970, and its number among those that were."""
+"""A job's place in lists: created_at in microseconds since 1970, and a number that rises with each creation."""
 
 
 def write_cursor(cursor: Cursor) -> str:
@@ -19,10 +19,10 @@ def write_cursor(cursor: Cursor) -> str:
 
 
 def read_cursor(text: str) -> Cursor:
-    """Return the place in a list that `text` names.
+    """Return the cursor in `text`.
 
     Raises:
-        InvalidTokenError: it names none.
+        InvalidTokenError: it is not a cursor.
     """
     created, _, number = text.partition(".")
     if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in (created, number)):

@@ -268,7 +268,7 @@ def read_tombstone(key: Key, revision: int, removed_at: int, now: datetime) -> T
 
 
 CACHED_JOBS = 20_000
-"""The number of jobs that a store keeps in memory: at 1 to 2 KiB a job, some 30 MiB."""
+"""The number of jobs that a store keeps in memory: about 1.5 kB each."""
 
 _TENANT, _ID, _REVISION, _UPDATED_AT = map(STORED_COLUMNS.index, ("tenant", "id", "revision", "updated_at"))
 

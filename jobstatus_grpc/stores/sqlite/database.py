@@ -1,4 +1,4 @@
-"""The file of a SQLite store: found by URL, created private, locked for one process, opened durable, migrated."""
+"""The SQLite store's file: its path, lock, settings and schema, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IOERR, _CORRUPT, _FULL, _NOTADB = 10, 11, 13, 26
 _IOERR_WRITE, _IOERR_FSYNC, _IOERR_DIR_FSYNC, _IOERR_TRUNCATE, _IOERR_SHMSIZE = 778, 1034, 1290, 1546, 4874
 
 
-# Python 3.10 tells no codes. It says the same of every failed input or output: the worst has to be assumed.
+# Python 3.10 has no codes, and one message for all I/O errors: the worst of them is assumed.
 _CODE_BY_MESSAGE = {
     "database or disk is full": _FULL,
     "disk I/O error": _IOERR_FSYNC,
@@ -28,29 +28,29 @@ _CODE_BY_MESSAGE = {
 
 
 def error_code(error: sqlite3.Error) -> int:
-    """Return SQLite's extended result code, 0 where it is not known."""
+    """Return SQLite's extended result code; 0 if it is not known."""
     code = getattr(error, "sqlite_errorcode", None)
     return _CODE_BY_MESSAGE.get(str(error), 0) if code is None else int(code)
 
 
 def is_fatal(error: sqlite3.Error) -> bool:
-    """Tell whether the file can be trusted no longer.
+    """Return whether the file may be damaged.
 
-    After a failed fsync the system may drop what it could not write and report success to the next one.
+    After a failed fsync the system may discard the data that it could not write, and report success for the next fsync.
     """
     code = error_code(error)
     return code in (_IOERR_FSYNC, _IOERR_DIR_FSYNC) or code & 0xFF in (_CORRUPT, _NOTADB)
 
 
 def as_store_error(error: sqlite3.Error) -> RetryableError:
-    """Return what callers are told. A write that a quota or a limit refused counts as a full disk."""
+    """Return the error to raise. A write that a quota or a file size limit refused counts as a full disk."""
     if error_code(error) & 0xFF == _FULL or error_code(error) in (_IOERR_WRITE, _IOERR_TRUNCATE, _IOERR_SHMSIZE):
         return StoreFullError()
-    return StoreUnavailableError(f"the store cannot do this now: {describe(error)}")
+    return StoreUnavailableError(f"the store failed: {describe(error)}")
 
 
 def describe(error: sqlite3.Error) -> str:
-    """Return SQLite's message and the name of its code, for people."""
+    """Return SQLite's message and the name of its code."""
     name = getattr(error, "sqlite_errorname", None)
     return f"{error} ({name})" if name else str(error)
 
@@ -58,15 +58,17 @@ def describe(error: sqlite3.Error) -> str:
 URL_FORMS = "sqlite:///relative/path.db or sqlite:////absolute/path.db"
 
 APPLICATION_ID = 0x4A6F6253
-"""Tells our files from other SQLite databases: "JobS"."""
+"""Marks our files among SQLite databases: "JobS"."""
 
 PAGE_BYTES = 2048
+"""The page size of new files. It is half of SQLite's default: a commit writes every page that it changes to the log."""
 
 CACHED_STATEMENTS = 1024
+"""The number of prepared statements that a connection keeps. Each number of rows has its own; see MAX_ROWS."""
 
 
 def path_of(url: str) -> str:
-    """Return the absolute path that `url` names, without symbolic links: it names the lock as well."""
+    """Return the absolute path that `url` names, without symbolic links, as the lock is named after it."""
     scheme, separator, path = url.partition(":///")
     if scheme != "sqlite" or not separator or not path or "\0" in path or path.startswith(":memory:"):
         raise CannotStartError(f"write the store's URL as {URL_FORMS}")
@@ -74,10 +76,10 @@ def path_of(url: str) -> str:
 
 
 class SqliteFile:
-    """A database that this process alone has open. Every error of the opening is a CannotStartError of one line."""
+    """A database file that only this process has open. Any error while opening it is a CannotStartError of one line."""
 
     def __init__(self, path: str) -> None:
-        """Create what is missing, with access for the owner only, and take the lock.
+        """Create the file and its directories if they do not exist, accessible to the owner only, and lock it.
 
         Raises:
             CannotStartError: the path cannot be used, or another process uses it.
@@ -89,23 +91,23 @@ class SqliteFile:
             if os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._lock = _lock(path)
-            # SQLite gives its -wal and -shm files the mode of this one.
+            # SQLite gives its -wal and -shm files this file's mode.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             self.unlock()
             raise CannotStartError(f"cannot open the store {path}: {error.strerror}") from error
 
     def unlock(self) -> None:
-        """Let other processes open the file."""
+        """Release the lock, so that other processes can open the file."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def connect_writer(self, steps: Sequence[str] | None = None) -> sqlite3.Connection:
-        """Return the one connection that writes and checkpoints; the schema is brought up to date.
+        """Return the connection that writes and checkpoints, after bringing the schema up to date.
 
         Args:
-            steps: SQL from each schema version to the next; None: the project's.
+            steps: the SQL from each schema version to the next; None: those of schema.sql.
         """
         connection = self._connect("rw")
         try:
@@ -130,7 +132,7 @@ class SqliteFile:
             uri=True,
             isolation_level=None,
             cached_statements=CACHED_STATEMENTS,
-            # Opened by the thread that works with it, and closed by it: the check would only cost.
+            # Each connection is opened, used and closed by one thread: the check would only cost time.
             check_same_thread=False,
         )
 
@@ -148,7 +150,7 @@ def _make_directories(path: str) -> None:
         parent = os.path.dirname(path)
         _make_directories(parent)
         os.mkdir(path, 0o700)
-        # SQLite makes its files' names durable in here, but not this one's in there.
+        # SQLite makes the names in this directory durable, but not the directory's own name in its parent.
         directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
@@ -157,7 +159,7 @@ def _make_directories(path: str) -> None:
 
 
 def _lock(path: str) -> int:
-    # The file stays: if it were removed, two processes could each hold a lock on one of that name.
+    # The file is never removed: two processes could each lock a different file of this name.
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,7 +179,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> object:
 def _make_durable(connection: sqlite3.Connection, path: str) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    # Ours are run between commits, and their errors are seen: the automatic ones' are not.
+    # The store runs checkpoints itself, between commits: errors of automatic ones are not reported.
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     settings = (_pragma(connection, "journal_mode"), _pragma(connection, "synchronous"))
     if settings != ("wal", 2):

@@ -1,4 +1,4 @@
-"""Pages of lists: each is read from one index of the SQLite store, in the order of creation."""
+"""The SQLite store's reads, as functions of a connection: jobs by key, history, changes, and the pages of lists."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jobstatus_grpc.stores.sql.rows import (
 )
 
 MAX_ROWS = 100
-"""How many rows one statement takes. Each number up to it makes a statement of its own, prepared once."""
+"""The number of rows in one statement. Each number up to this has its own statement, which is prepared once."""
 
 _COLUMNS = ", ".join(STORED_COLUMNS)
 
@@ -35,7 +35,7 @@ _TRANSITIONS = f"""
     WHERE tenant = ? AND id = ? AND revision > ? ORDER BY revision LIMIT ?
 """
 
-# A change that a later one of the same job has made old is left to that one.
+# A change that a later one has replaced has no job here: the later one returns it.
 _CHANGES = f"""
     SELECT c.sequence, c.tenant, c.id, c.revision, c.removed, {", ".join(f"j.{name}" for name in STORED_COLUMNS)}
     FROM changes AS c
@@ -45,18 +45,18 @@ _CHANGES = f"""
 
 
 class Head(NamedTuple):
-    """Where a file stands when it is opened."""
+    """The state of a file when it is opened."""
 
     incarnation: str
     sequence: int
     forgotten_sequence: int
     last_key: int
     counts: Mapping[JobState, int]
-    """How many jobs there are in each state that ever had one."""
+    """The number of jobs in each state that ever had one."""
 
 
 def read_head(connection: sqlite3.Connection) -> Head:
-    """Return the store's own row, and the newest numbers given out."""
+    """Return the store's own row, the highest numbers in use, and the counts of jobs."""
     query = """
         SELECT incarnation, max(forgotten_sequence, coalesce((SELECT max(sequence) FROM changes), 0)),
             forgotten_sequence, coalesce((SELECT max(key) FROM jobs), 0)
@@ -69,10 +69,10 @@ def read_head(connection: sqlite3.Connection) -> Head:
 
 @cache
 def keys_in(count: int) -> str:
-    """Return the condition that a row has one of `count` keys."""
+    """Return the condition that a row has one of `count` tenants and ids."""
     if count == 1:
         return "(tenant, id) = (?, ?)"  # takes a fifth less time
-    # Without the outer SELECT, SQLite would go through the whole table for more than one.
+    # Without the outer SELECT, SQLite would scan the whole table.
     return f"(tenant, id) IN (SELECT * FROM (VALUES {', '.join(['(?, ?)'] * count)}))"
 
 
@@ -87,7 +87,7 @@ def _select_tombstones(count: int) -> str:
 
 
 def read_jobs(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, StoredJob]:
-    """Return those of the jobs that exist."""
+    """Return the jobs that exist."""
     found: dict[Key, StoredJob] = {}
     remaining = iter(keys)
     while chunk := list(islice(remaining, MAX_ROWS)):
@@ -98,7 +98,7 @@ def read_jobs(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, 
 
 
 def read_tombstones(connection: sqlite3.Connection, keys: Iterable[Key], now: datetime) -> dict[Key, Tombstone]:
-    """Return those of the tombstones that exist and are not too old to count."""
+    """Return the tombstones that exist and are not too old at `now`."""
     found: dict[Key, Tombstone] = {}
     remaining = iter(keys)
     while chunk := list(islice(remaining, MAX_ROWS)):
@@ -113,7 +113,7 @@ def read_tombstones(connection: sqlite3.Connection, keys: Iterable[Key], now: da
 def read_found(
     connection: sqlite3.Connection, keys: Sequence[Key], now: datetime
 ) -> tuple[dict[Key, StoredJob], dict[Key, Tombstone]]:
-    """Return those of the jobs that exist, and the tombstones of the others."""
+    """Return the jobs that exist, and the tombstones of the others."""
     jobs = read_jobs(connection, keys)
     missing = [key for key in keys if key not in jobs]
     return jobs, read_tombstones(connection, missing, now) if missing else {}
@@ -136,10 +136,13 @@ def read_transitions(
 
 
 def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple[int, list[Change]]:
-    """Return changes with numbers above `after` and up to `last`, and the number that they reach.
+    """Return the changes with numbers above `after` and up to `last`, or as many as fit in a batch.
+
+    Returns:
+        The number up to which the changes are complete, and the changes.
 
     Raises:
-        StoreChangedError: some that were wanted have been dropped.
+        StoreChangedError: some of the changes have been dropped.
     """
     rows = connection.execute(_CHANGES, (after, last)).fetchall()
     if after < connection.execute("SELECT forgotten_sequence FROM store").fetchone()[0]:
@@ -153,8 +156,6 @@ def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple
     return (rows[-1][0] if len(rows) == MAX_BATCH_CHANGES else last), list(changes.values())
 
 
-CHUNK_ROWS = 100
-
 DIALECT = Dialect(
     jobs="jobs",
     labels="labels",
@@ -167,20 +168,20 @@ _ORDER = "ORDER BY created_at DESC, key DESC"
 
 
 def read_page(connection: sqlite3.Connection, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str) -> Page:
-    """Return a page; see JobStore. It is also cut short where its jobs have more text than a response may.
+    """Return a page; see JobStore. It is cut short as well where its jobs have more text than a response may have.
 
     Raises:
-        InvalidTokenError: `cursor` is none.
+        InvalidTokenError: `cursor` is not a cursor.
     """
     parameters = parameters_of(tenant, job_filter, DIALECT, limit=limit, cursor=cursor)
     if not job_filter.possible_states:
         return Page((), (), "")
-    connection.execute("BEGIN")  # what follows sees the file as it is now
+    connection.execute("BEGIN")  # all queries of the page see the same state of the file
     try:
         cursors, end = _read_cursors(connection, criteria_of(job_filter, DIALECT), parameters, limit)
         jobs = _read_jobs(connection, [int(place.partition(".")[2]) for place in cursors[:limit]])
     finally:
-        if connection.in_transaction:  # some errors end it
+        if connection.in_transaction:  # some errors roll back by themselves
             connection.execute("ROLLBACK")
     count = len(jobs)
     return Page(jobs, cursors[:count], cursors[count - 1] if count < len(cursors) else end)
@@ -189,9 +190,12 @@ def read_page(connection: sqlite3.Connection, tenant: str, job_filter: JobFilter
 def _read_cursors(
     connection: sqlite3.Connection, criteria: Sequence[Criterion], parameters: Mapping[str, Any], limit: int
 ) -> tuple[list[str], str]:
-    """Return the cursors of the first jobs that match, one more than `limit`; and what was examined last, if not all.
+    """Return the cursors of the first jobs that match, at most one more than `limit`.
 
-    Each is one step: after every row this thread would have to compete for the interpreter again.
+    Each query returns one row: sqlite3 releases the GIL for each row, and must acquire it again.
+
+    Returns:
+        The cursors, and the cursor of the last job that was examined; empty if all were.
     """
     counting = counts_of(criteria)
     counts = connection.execute(counting, parameters).fetchone() if counting else ()
@@ -205,18 +209,15 @@ def _read_cursors(
     return cursors, last[0] if last else ""
 
 
-# The texts of queries: each shape of a filter has one, which is prepared once.
-
-
 @lru_cache(maxsize=1024)
 def _places(criterion: Criterion) -> str:
-    """Return the query of a criterion's jobs. Its arms are each in order: SQLite merges them and sorts nothing."""
+    """Return the query for a criterion's jobs. Each arm is ordered by its index: SQLite merges them without sorting."""
     return f"{criterion.selects()} {_ORDER}"
 
 
 @lru_cache(maxsize=1024)
 def _matching(criterion: Criterion, residuals: tuple[str, ...]) -> str:
-    """Return the query of all cursors of a page, in their order: nested loops and group_concat keep it."""
+    """Return the query for a page's cursors as one text. Nested loops and group_concat keep the order."""
     places = f"{_places(criterion)} LIMIT :limit"
     if residuals:
         places = f"""
@@ -237,11 +238,11 @@ def _select_by_key(count: int) -> str:
 
 
 def _read_jobs(connection: sqlite3.Connection, keys: Sequence[int]) -> list[Job]:
-    """Return the jobs under `keys`, in their order; the first of them, where they are large."""
+    """Return the jobs with these row keys, in their order; only the first ones if they are larger than a response."""
     jobs: list[Job] = []
     size = 0
-    for start in range(0, len(keys), CHUNK_ROWS):
-        chunk = keys[start : start + CHUNK_ROWS]
+    for start in range(0, len(keys), MAX_ROWS):
+        chunk = keys[start : start + MAX_ROWS]
         rows = {row[0]: row for row in connection.execute(_select_by_key(len(chunk)), chunk).fetchall()}
         jobs.extend(read_job(rows[key]).job for key in chunk)
         size += sum(len(value) for row in rows.values() for value in row if isinstance(value, str))

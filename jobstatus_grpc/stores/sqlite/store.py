@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from jobstatus_grpc.job import Command, Found, Job, JobFilter, JobState, Outcome, Transition, require_job
+from jobstatus_grpc.job import Command, Expire, Found, Job, JobFilter, JobState, Outcome, Stall, Transition, require_job
 from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.embedded import Feed, StallClocks
 from jobstatus_grpc.stores.interface import (
@@ -27,12 +27,10 @@ from jobstatus_grpc.stores.interface import (
 )
 from jobstatus_grpc.stores.sql.rows import CACHED_JOBS, JobCache, StoredJob
 from jobstatus_grpc.stores.sqlite.database import path_of
-from jobstatus_grpc.stores.sqlite.health import Condition
-from jobstatus_grpc.stores.sqlite.loader import Lookup
-from jobstatus_grpc.stores.sqlite.maintenance import Trimmer, Upkeep
+from jobstatus_grpc.stores.sqlite.maintenance import Trimmer, read_expired, read_silent
 from jobstatus_grpc.stores.sqlite.queries import read_changes, read_found, read_page, read_transitions
-from jobstatus_grpc.stores.sqlite.threads import Readers, Worker, resolve
-from jobstatus_grpc.stores.sqlite.writer import Writer
+from jobstatus_grpc.stores.sqlite.readers import JobLoader, ReaderPool
+from jobstatus_grpc.stores.sqlite.writer import Health, WorkerThread, Writer, resolve
 
 P = ParamSpec("P")
 
@@ -41,27 +39,17 @@ T = TypeVar("T")
 Written: TypeAlias = tuple[Batch, dict[Key, StoredJob]]
 
 CACHED_CHANGES = 20_000
+"""The number of changes that the feed keeps in memory; older ones are read from the file."""
 
 READERS = 2
-
-
-async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> SqliteStore:
-    """Return the store in the file that `url` names, which is created if need be.
-
-    Raises:
-        CannotStartError: the file cannot be used, or another process uses it.
-    """
-    return await SqliteStore.open(path_of(url), clock=clock, retention=retention)
-
-
-STORE_TYPE = StoreType(open=open_store)
+"""The number of reading connections: one can run a long list while the other reads single jobs."""
 
 
 class SqliteStore:
     """A JobStore on one file, for one process.
 
-    Commits run in the thread that owns the writing connection, reads in others. What a commit wrote is published on
-    the event loop once it is durable: to the cache that answers most reads, then to the feed.
+    Commits run in the thread that owns the writing connection, reads in others. Once a commit is durable, the event
+    loop publishes it: first to the cache, from which most reads are answered, then to the feed.
     """
 
     commits_at_once = 1
@@ -69,17 +57,17 @@ class SqliteStore:
     def __init__(
         self,
         writer: Writer,
-        thread: Worker,
+        thread: WorkerThread,
         *,
         clock: Clock,
         retention: timedelta,
         seconds: Callable[[], float],
         probe_interval_seconds: float,
     ) -> None:
-        """Take over what `open` has opened."""
+        """Use `open` instead: `writer` has to be made in its `thread`."""
         self._writer = writer
         self._thread = thread
-        self._readers = Readers(writer.file, count=READERS)
+        self._readers = ReaderPool(writer.file, count=READERS)
         self._clock = clock
         self._retention = retention
         self._feed = Feed(writer.head.incarnation, sequence=writer.head.sequence, max_jobs=CACHED_CHANGES)
@@ -87,22 +75,15 @@ class SqliteStore:
         self._cache = JobCache(CACHED_JOBS)
         self._counts = Counter(writer.head.counts)
         self._stall_clocks = StallClocks(seconds)
+        self._has_all_clocks = False
         self._turn = asyncio.Lock()
         probe = partial(thread.submit, writer.probe)
-        self._condition = Condition(
+        self._health = Health(
             writer.file.path, probe, self._stall_clocks.restart, interval_seconds=probe_interval_seconds
         )
-        self._condition.end.add_done_callback(lambda _: self._feed.end())
-        self._lookup = Lookup(self._readers, self._cache, self._condition, clock)
-        self._upkeep = Upkeep(
-            read=self._read,
-            thread=thread,
-            trimmer=Trimmer(writer.connection),
-            condition=self._condition,
-            clock=clock,
-            stall_clocks=self._stall_clocks,
-            feed=self._feed,
-        )
+        self._health.end.add_done_callback(lambda _: self._feed.end())
+        self._loader = JobLoader(self._readers, self._cache, self._health, clock)
+        self._trimmer = Trimmer(writer.connection)
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -118,11 +99,13 @@ class SqliteStore:
         """Return the store in the file at the absolute `path`; see `open_store`.
 
         Args:
-            retention: how long a job is kept once it is done.
-            seconds: the clock that silence is measured by; it never goes back.
-            probe_interval_seconds: how often a store that refused a write is tried again.
+            path: the file, which is created if it does not exist.
+            clock: returns the time.
+            retention: how long a job is kept after its end.
+            seconds: the monotonic clock that measures silence.
+            probe_interval_seconds: the interval between probes after a failed write.
         """
-        thread = Worker("jobstatus-writer")
+        thread = WorkerThread("jobstatus-writer")
         try:
             writer = await thread.call(Writer.open, path)
         except BaseException:
@@ -138,11 +121,11 @@ class SqliteStore:
         )
 
     async def commit(self, commands: Sequence[Command]) -> CommitResult:
-        """See JobStore. Where nothing changes, nothing is written."""
+        """See JobStore. If the commands change nothing, nothing is written."""
         await self._turn.acquire()
         waiter: asyncio.Future[CommitResult] | None = None
         try:
-            self._condition.check()
+            self._health.check()
             now = self._clock()
             stored, missing = self._cache.find((command.tenant, command.id) for command in commands)
             if missing:
@@ -154,94 +137,23 @@ class SqliteStore:
                     return CommitResult(batch.outcomes)
                 work = partial(self._write, batch, stored, now)
             waiter = asyncio.get_running_loop().create_future()
-            # The turn ends when the work does, not when this wait does: it may be cancelled.
+            # _finish releases the turn: this call may be cancelled while the thread works.
             self._thread.submit(work, partial(self._finish, commands, waiter))
         finally:
             if waiter is None:
                 self._turn.release()
         return await waiter
 
-    async def get(self, tenant: str, job_id: str) -> Job:
-        """See JobStore."""
-        self._condition.check()
-        key = (tenant, job_id)
-        stored = self._cache.get(key)
-        if stored is not None:
-            return stored.job
-        return require_job(await self._lookup.find(key), job_id)
-
-    async def transitions(
-        self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
-    ) -> list[Transition]:
-        """See JobStore."""
-        return await self._read(read_transitions, (tenant, job_id), self._clock(), after_revision, limit)
-
-    async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
-        """See JobStore."""
-        return await self._read(read_page, tenant, job_filter, limit=limit, cursor=cursor)
-
-    def jobs_by_state(self) -> Mapping[JobState, int]:
-        """See JobStore. As of the latest commit that was published."""
-        return {state: self._counts[state] for state in JobState}
-
-    async def position(self) -> Position:
-        """See JobStore."""
-        self._condition.check()
-        return self._feed.position()
-
-    async def changes(self, after: Position, *, up_to: Position | None = None) -> ChangeBatch:
-        """See JobStore. Recent changes come from memory, others from the file."""
-        self._condition.check()
-        sequence = self._feed.sequence_of(after)
-        end = None if up_to is None else max(self._feed.sequence_of(up_to), sequence)
-        while True:
-            if end is None:
-                await self._feed.wait_beyond(sequence)
-            batch = self._feed.since(sequence, end)
-            if batch is not None:
-                return batch
-            # What is committed but not published yet is left for the next batch.
-            sequence, changes = await self._read(read_changes, sequence, self._feed.sequence if end is None else end)
-            if changes or sequence == end:
-                return ChangeBatch(self._feed.position(sequence), changes)
-
-    async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
-        """See JobStore."""
-        return await self._upkeep.overdue(limit=limit, fail_stalled_after=fail_stalled_after)
-
-    def restart_stall_clocks(self) -> None:
-        """See JobStore."""
-        self._stall_clocks.restart()
-
-    async def trim(self, *, limit: int) -> bool:
-        """See JobStore."""
-        return await self._upkeep.trim(limit=limit)
-
-    @property
-    def writable(self) -> bool:
-        """See JobStore."""
-        return self._condition.writable
-
-    async def closed(self) -> BaseException | None:
-        """See JobStore. A failed fsync or a corrupt file breaks the store."""
-        return await asyncio.shield(self._condition.end)
-
-    async def close(self) -> None:
-        """See JobStore."""
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._release())
-        await asyncio.shield(self._closing)
-
     def _load_and_write(
         self, commands: Sequence[Command], stored: dict[Key, StoredJob], missing: list[Key], now: datetime
     ) -> Written:
-        """Judge and write commands on jobs that the cache lacks, in the writer's thread."""
+        """Load the jobs that the cache lacks, apply the commands and write the result, in the writer's thread."""
         jobs, tombstones = read_found(self._writer.connection, missing, now)
         stored |= jobs
         return self._write(self._apply(commands, stored, tombstones, now), stored, now)
 
     def _write(self, batch: Batch, stored: dict[Key, StoredJob], now: datetime) -> Written:
-        """Write what was judged, in the writer's thread."""
+        """Write the batch in the writer's thread."""
         if not batch.is_empty:
             stored |= self._writer.write(batch, stored, sequence=self._feed.sequence, now=now)
         return batch, stored
@@ -260,7 +172,7 @@ class SqliteStore:
         written: Written | None,
         error: BaseException | None,
     ) -> None:
-        """Publish what was written, and let the next commit begin."""
+        """Publish the written batch, and let the next commit start."""
         outcomes: list[Outcome] = []
         if written is not None:
             batch, stored = written
@@ -270,9 +182,9 @@ class SqliteStore:
             self._feed.publish(batch.changes)
             self._stall_clocks.note(commands, outcomes)
             if not batch.is_empty:
-                self._condition.wrote()
+                self._health.succeeded()
         elif error is not None:
-            error = self._condition.judge(error, is_write=True)
+            error = self._health.failed(error, is_write=True)
         self._turn.release()
         resolve(waiter, CommitResult(outcomes), error)
         if self._writer.wants_checkpoint:
@@ -280,26 +192,134 @@ class SqliteStore:
 
     def _checkpointed(self, _: None, error: BaseException | None) -> None:
         if error is not None:
-            self._condition.judge(error, is_write=True)
+            self._health.failed(error, is_write=True)
+
+    async def get(self, tenant: str, job_id: str) -> Job:
+        """See JobStore."""
+        self._health.check()
+        key = (tenant, job_id)
+        stored = self._cache.get(key)
+        if stored is not None:
+            return stored.job
+        return require_job(await self._loader.load(key), job_id)
+
+    async def transitions(
+        self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
+    ) -> list[Transition]:
+        """See JobStore."""
+        return await self._read(read_transitions, (tenant, job_id), self._clock(), after_revision, limit)
+
+    async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
+        """See JobStore."""
+        return await self._read(read_page, tenant, job_filter, limit=limit, cursor=cursor)
+
+    def jobs_by_state(self) -> Mapping[JobState, int]:
+        """See JobStore. As of the latest commit."""
+        return {state: self._counts[state] for state in JobState}
+
+    async def position(self) -> Position:
+        """See JobStore."""
+        self._health.check()
+        return self._feed.position()
+
+    async def changes(self, after: Position, *, up_to: Position | None = None) -> ChangeBatch:
+        """See JobStore. Recent changes are in memory, older ones are read from the file."""
+        self._health.check()
+        sequence = self._feed.sequence_of(after)
+        end = None if up_to is None else max(self._feed.sequence_of(up_to), sequence)
+        while True:
+            if end is None:
+                await self._feed.wait_beyond(sequence)
+            batch = self._feed.since(sequence, end)
+            if batch is not None:
+                return batch
+            # Not beyond the feed's sequence: a later change in the file is not published yet.
+            sequence, changes = await self._read(read_changes, sequence, self._feed.sequence if end is None else end)
+            if changes or sequence == end:
+                return ChangeBatch(self._feed.position(sequence), changes)
+
+    async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
+        """See JobStore. Returns nothing while writes fail, as the workers cannot report either."""
+        if not self._health.writable:
+            return ()
+        await self._start_clocks_of_stored_jobs()
+        silent = self._stall_clocks.due(limit=limit, fail_after=fail_stalled_after)
+        commands: list[Command] = [
+            Stall(id=job_id, tenant=tenant, fail_after=fail_stalled_after) for tenant, job_id in silent
+        ]
+        if len(commands) < limit:
+            expired = await self._read(read_expired, self._clock(), limit - len(commands))
+            commands.extend(Expire(id=job_id, tenant=tenant) for tenant, job_id in expired)
+        return commands
+
+    async def _start_clocks_of_stored_jobs(self) -> None:
+        """Start the stall clocks of the jobs that were IN_PROGRESS when the file was opened."""
+        after: int | None = None if self._has_all_clocks else 0
+        while after is not None:
+            jobs, after = await self._read(read_silent, after)
+            self._stall_clocks.begin(jobs)
+        self._has_all_clocks = True
+
+    def restart_stall_clocks(self) -> None:
+        """See JobStore."""
+        self._stall_clocks.restart()
+
+    async def trim(self, *, limit: int) -> bool:
+        """See JobStore."""
+        self._health.check()
+        try:
+            trimmed = await self._thread.call(self._trimmer.step, self._clock(), self._feed.sequence, limit)
+        except sqlite3.Error as error:
+            raise self._health.failed(error, is_write=True) from error
+        self._feed.forgotten_sequence = trimmed.forgotten_sequence
+        return trimmed.has_more
+
+    @property
+    def writable(self) -> bool:
+        """See JobStore."""
+        return self._health.writable
+
+    async def closed(self) -> BaseException | None:
+        """See JobStore. A failed fsync or a corrupt file breaks the store."""
+        return await asyncio.shield(self._health.end)
+
+    async def close(self) -> None:
+        """See JobStore."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._release())
+        await asyncio.shield(self._closing)
 
     async def _read(
         self, query: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        self._condition.check()
+        self._health.check()
         try:
             return await self._readers.call(query, *args, **kwargs)
         except sqlite3.Error as error:
-            raise self._condition.judge(error, is_write=False) from error
+            raise self._health.failed(error, is_write=False) from error
 
     async def _release(self) -> None:
-        self._condition.refuse("the store is closed")
+        self._health.refuse("the store is closed")
         self._feed.end()
-        async with self._turn:  # the running commit, and those that waited to be refused
+        async with self._turn:  # after the running commit, and after the pending ones were refused
             pass
         closing: list[Callable[[], Awaitable[None]]]
         closing = [self._readers.close, partial(self._thread.call, self._writer.close)]
-        # The last to close copies the write-ahead log into the file and deletes it: never after an error of the disk.
-        for close in reversed(closing) if self._condition.is_broken else closing:
+        # The last connection to close copies the write-ahead log into the file and deletes it. A reader cannot write,
+        # so that the log stays as it is after an error of the disk.
+        for close in reversed(closing) if self._health.is_broken else closing:
             await close()
         await self._thread.stop()
-        self._condition.finish()
+        self._health.finish()
+
+
+async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> SqliteStore:
+    """Return the store in the file that `url` names, which is created if it does not exist.
+
+    Raises:
+        CannotStartError: the file cannot be used, or another process uses it.
+    """
+    return await SqliteStore.open(path_of(url), clock=clock, retention=retention)
+
+
+STORE_TYPE = StoreType(open=open_store)

@@ -1,14 +1,20 @@
-"""The one connection that writes the SQLite store's file. Everything here runs in one thread, its own."""
+"""The writing half of the SQLite store: its thread, its connection, and whether writes succeed."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from itertools import chain
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
+from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import is_report
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch
@@ -30,16 +36,144 @@ from jobstatus_grpc.stores.sql.rows import (
     store_job,
     transition_row,
 )
-from jobstatus_grpc.stores.sqlite.database import SqliteFile
+from jobstatus_grpc.stores.sqlite.database import SqliteFile, as_store_error, describe, is_fatal
 from jobstatus_grpc.stores.sqlite.queries import MAX_ROWS, keys_in, read_head
 
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+T = TypeVar("T")
+
 CHECKPOINT_ROWS = 4000
-"""How many job rows are written between checkpoints: enough for each page to be copied once for many commits."""
+"""The number of job rows written between checkpoints: a page that many commits have changed is copied once."""
 
 CHECKPOINT_TEXT = 16 * 1024 * 1024
-"""How many characters of results are: they make the write-ahead log grow beyond what the rows tell."""
+"""The number of characters in results written between checkpoints: large results fill the log before many rows do."""
 
-Statement = Callable[[int], str]
+
+class Writer:
+    """The connection that writes the file, for one thread. A method that raises sqlite3.Error has written nothing."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        """Open the file for writing.
+
+        Raises:
+            CannotStartError: the file cannot be used.
+        """
+        self.file = file
+        self.connection = file.connect_writer()
+        self.head = read_head(self.connection)
+        """The file's state when it was opened."""
+        self._last_key = self.head.last_key
+        self._rows_since_checkpoint = 0
+        self._text_since_checkpoint = 0
+
+    @classmethod
+    def open(cls, path: str) -> Writer:
+        """Return a writer for the file at `path`, which is created if it does not exist. Raises as `__init__`."""
+        file = SqliteFile(path)
+        try:
+            return cls(file)
+        except BaseException:
+            file.unlock()
+            raise
+
+    def close(self) -> None:
+        """Close the connection and release the file's lock."""
+        self.connection.close()
+        self.file.unlock()
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether the write-ahead log is large enough for a checkpoint."""
+        return self._rows_since_checkpoint >= CHECKPOINT_ROWS or self._text_since_checkpoint >= CHECKPOINT_TEXT
+
+    def write(
+        self, batch: Batch, before: Mapping[Key, StoredJob], *, sequence: int, now: datetime
+    ) -> dict[Key, StoredJob]:
+        """Write `batch` in one durable transaction.
+
+        Args:
+            batch: what to write.
+            before: the jobs as they are stored; a job of the batch that is missing here is new.
+            sequence: the number of the last change before this batch.
+            now: the store's time.
+
+        Returns:
+            The jobs that were written, as they are stored now.
+        """
+        last_key = self._last_key
+        written: dict[Key, StoredJob] = {}
+        rows: list[Row] = []
+        reports: list[Row] = []
+        for key, job in batch.jobs.items():
+            stored = before.get(key)
+            if stored is None:
+                last_key += 1
+            written[key] = next_stored = store_job(stored.key if stored else last_key, job, stored)
+            if stored is not None and is_report(stored.job, job):
+                reports.append(report_row(next_stored))
+            else:
+                rows.append(job_row(next_stored))
+        counts = [(int(state), rise) for state, rise in batch.counts.items() if rise]
+        # Few statements with many rows: each call into SQLite releases the GIL, and must acquire it again.
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            if batch.removed:
+                self._remove(batch, now)
+            # In the order of keys, as rows with neighbouring keys are in the same page.
+            self._execute(_write_reports, sorted(reports))
+            self._execute(_write_jobs, sorted(rows))
+            old_labels, new_labels = label_changes(before, written, batch.removed)
+            self._execute(_delete_labels, old_labels)
+            self._execute(_write_labels, new_labels)
+            self._execute(_write_counts, counts)
+            self._execute(_write_changes, _change_rows(batch, sequence))
+            if batch.transitions:
+                self._write_history(batch)
+            self.connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        self._last_key = last_key
+        self._rows_since_checkpoint += len(written)
+        self._text_since_checkpoint += sum(len(row[-1]) for row in rows if row[-1])
+        return written
+
+    def checkpoint(self) -> None:
+        """Copy the write-ahead log into the database, as far as readers allow."""
+        self._rows_since_checkpoint = self._text_since_checkpoint = 0
+        self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def probe(self) -> None:
+        """Write one small row durably; raises sqlite3.Error as long as the disk is full."""
+        self.checkpoint()  # may free space within the log
+        self.connection.execute("UPDATE store SET probes = probes + 1")
+
+    def _execute(self, statement: Callable[[int], str], rows: Sequence[Row]) -> None:
+        for start in range(0, len(rows), MAX_ROWS):
+            chunk = rows[start : start + MAX_ROWS]
+            self.connection.execute(statement(len(chunk)), list(chain.from_iterable(chunk)))
+
+    def _remove(self, batch: Batch, now: datetime) -> None:
+        keys = list(batch.removed)
+        self._execute(_delete_jobs, keys)
+        self._execute(_delete_transitions, keys)
+        removed_at = from_instant(now)
+        tombstones = [(*key, tombstone.revision, removed_at) for key, tombstone in batch.removed.items()]
+        self._execute(_write_tombstones, tombstones)
+
+    def _write_history(self, batch: Batch) -> None:
+        self._execute(_write_transitions, [transition_row(key, entry) for key, entry in batch.transitions])
+        # A job has no more entries than revisions.
+        for tenant, job_id in {key for key, entry in batch.transitions if entry.revision > TRANSITIONS_KEPT}:
+            self.connection.execute(_TRIM_TRANSITIONS, {"tenant": tenant, "id": job_id})
+
+    def _roll_back(self) -> None:
+        if self.connection.in_transaction:
+            with suppress(sqlite3.Error):  # the error that caused the rollback is raised
+                self.connection.execute("ROLLBACK")
 
 
 def _values(table: str, columns: Sequence[str], count: int) -> str:
@@ -47,7 +181,7 @@ def _values(table: str, columns: Sequence[str], count: int) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)}"
 
 
-# Going by the key that the cache knows saves a search in the index of tenants and ids.
+# ON CONFLICT (key), because the key is known from the cache: (tenant, id) would search another index.
 def _upsert_jobs(columns: Sequence[str], count: int) -> str:
     changes = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in CONSTANT_COLUMNS)
     return f"{_values('jobs', columns, count)} ON CONFLICT (key) DO UPDATE SET {changes}"
@@ -91,7 +225,7 @@ def _write_counts(count: int) -> str:
 
 @cache
 def _delete_labels(count: int) -> str:
-    # With IN, SQLite would go through all jobs that have the label.
+    # With IN, SQLite would scan all jobs that have the label.
     row = f"({', '.join(LABEL_COLUMNS)}) = ({', '.join('?' * len(LABEL_COLUMNS))})"
     return f"DELETE FROM labels WHERE {' OR '.join([row] * count)}"
 
@@ -107,7 +241,7 @@ def _delete_transitions(count: int) -> str:
 
 
 def _change_rows(batch: Batch, sequence: int) -> list[Row]:
-    """Return the rows of what `batch` changed, numbered from `sequence` + 1."""
+    """Return the rows of the batch's changes, numbered from `sequence` + 1."""
     return [
         (number, change.tenant, change.id, change.revision, 1 if change.job is None else 0)
         for number, change in enumerate(batch.changes.values(), start=sequence + 1)
@@ -122,122 +256,162 @@ _TRIM_TRANSITIONS = f"""
 """
 
 
-class Writer:
-    """Writes batches, each in one durable transaction. Raises sqlite3.Error; what raises has written nothing."""
+class Health:
+    """Whether the store is writable, broken or closed. After a failed write it is probed until a write succeeds."""
 
-    def __init__(self, file: SqliteFile) -> None:
-        """Open the file for writing.
-
-        Raises:
-            CannotStartError: it cannot be used.
-        """
-        self.file = file
-        self.connection = file.connect_writer()
-        self.head = read_head(self.connection)
-        """Where the file stood when it was opened."""
-        self._last_key = self.head.last_key
-        self._rows_since_checkpoint = 0
-        self._text_since_checkpoint = 0
-
-    @classmethod
-    def open(cls, path: str) -> Writer:
-        """Return a writer of the file at `path`, which is created if need be. Raises as `__init__`."""
-        file = SqliteFile(path)
-        try:
-            return cls(file)
-        except BaseException:
-            file.unlock()
-            raise
-
-    def close(self) -> None:
-        """Close the connection, and let other processes open the file."""
-        self.connection.close()
-        self.file.unlock()
-
-    @property
-    def wants_checkpoint(self) -> bool:
-        """Whether the write-ahead log has grown enough."""
-        return self._rows_since_checkpoint >= CHECKPOINT_ROWS or self._text_since_checkpoint >= CHECKPOINT_TEXT
-
-    def write(
-        self, batch: Batch, before: Mapping[Key, StoredJob], *, sequence: int, now: datetime
-    ) -> dict[Key, StoredJob]:
-        """Write what `batch` changed; its changes are numbered from `sequence` + 1.
+    def __init__(
+        self,
+        path: str,
+        probe: Callable[[Callable[[None, BaseException | None], None]], None],
+        recovered: Callable[[], None],
+        *,
+        interval_seconds: float,
+    ) -> None:
+        """Start as writable.
 
         Args:
-            before: the jobs as they are in the file; those that are missing are new.
-
-        Returns:
-            The jobs as they are in the file now.
+            path: the file's path, for messages.
+            probe: writes a small row, and then calls its argument with None and the error, if any.
+            recovered: called when a write succeeds after one that failed.
+            interval_seconds: the interval between probes.
         """
-        last_key = self._last_key
-        written: dict[Key, StoredJob] = {}
-        rows: list[Row] = []
-        reports: list[Row] = []
-        for key, job in batch.jobs.items():
-            stored = before.get(key)
-            if stored is None:
-                last_key += 1
-            written[key] = next_stored = store_job(stored.key if stored else last_key, job, stored)
-            if stored is not None and is_report(stored.job, job):
-                reports.append(report_row(next_stored))
-            else:
-                rows.append(job_row(next_stored))
-        counts = [(int(state), rise) for state, rise in batch.counts.items() if rise]
-        # Few calls: after every call into SQLite this thread has to compete for the interpreter again.
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            if batch.removed:
-                self._remove(batch, now)
-            # In the order of keys, neighbours share pages.
-            self._execute(_write_reports, sorted(reports))
-            self._execute(_write_jobs, sorted(rows))
-            old_labels, new_labels = label_changes(before, written, batch.removed)
-            self._execute(_delete_labels, old_labels)
-            self._execute(_write_labels, new_labels)
-            self._execute(_write_counts, counts)
-            self._execute(_write_changes, _change_rows(batch, sequence))
-            if batch.transitions:
-                self._write_history(batch)
-            self.connection.execute("COMMIT")
-        except BaseException:
-            self._roll_back()
-            raise
-        self._last_key = last_key
-        self._rows_since_checkpoint += len(written)
-        self._text_since_checkpoint += sum(len(row[-1]) for row in rows if row[-1])
-        return written
+        self._path = path
+        self._probe = probe
+        self._recovered = recovered
+        self._interval_seconds = interval_seconds
+        self._is_failing = False
+        self._is_probing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._refusal = ""
+        self._cause: BaseException | None = None
+        self.end: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        """The store's end: the error that broke it, or None once it is closed."""
 
-    def checkpoint(self) -> None:
-        """Copy the write-ahead log into the database, as far as readers allow."""
-        self._rows_since_checkpoint = self._text_since_checkpoint = 0
-        self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    @property
+    def writable(self) -> bool:
+        """Whether the last write or probe succeeded, and the store is neither broken nor closed."""
+        return not self._is_failing and not self._refusal
 
-    def probe(self) -> None:
-        """Write something small, durably: it raises while the disk is full."""
-        self.checkpoint()  # may make room within the log
-        self.connection.execute("UPDATE store SET probes = probes + 1")
+    @property
+    def is_broken(self) -> bool:
+        """Whether an error has shown that the file may be damaged."""
+        return self._cause is not None
 
-    def _execute(self, statement: Statement, rows: Sequence[Row]) -> None:
-        for start in range(0, len(rows), MAX_ROWS):
-            chunk = rows[start : start + MAX_ROWS]
-            self.connection.execute(statement(len(chunk)), list(chain.from_iterable(chunk)))
+    def check(self) -> None:
+        """Raise StoreUnavailableError if the store is closed or broken."""
+        if self._refusal:
+            raise StoreUnavailableError(self._refusal)
 
-    def _remove(self, batch: Batch, now: datetime) -> None:
-        keys = list(batch.removed)
-        self._execute(_delete_jobs, keys)
-        self._execute(_delete_transitions, keys)
-        removed_at = from_instant(now)
-        tombstones = [(*key, tombstone.revision, removed_at) for key, tombstone in batch.removed.items()]
-        self._execute(_write_tombstones, tombstones)
+    def succeeded(self) -> None:
+        """Record that a write succeeded."""
+        if self._is_failing:
+            self._is_failing = False
+            self._recovered()
+            logger.warning("the store %s is writable again", self._path)
 
-    def _write_history(self, batch: Batch) -> None:
-        self._execute(_write_transitions, [transition_row(key, entry) for key, entry in batch.transitions])
-        # A job has at most as many entries as revisions.
-        for tenant, job_id in {key for key, entry in batch.transitions if entry.revision > TRANSITIONS_KEPT}:
-            self.connection.execute(_TRIM_TRANSITIONS, {"tenant": tenant, "id": job_id})
+    def failed(self, error: BaseException, *, is_write: bool) -> BaseException:
+        """Record that a read or a write failed with `error`, and return the error to raise."""
+        if not isinstance(error, sqlite3.Error):
+            return error
+        if is_fatal(error):
+            self._break(error)
+            return StoreUnavailableError(self._refusal)
+        if not isinstance(error, sqlite3.OperationalError):
+            return error  # a bug, not the database's state
+        if is_write:
+            self._begin_probing(error)
+        return as_store_error(error)
 
-    def _roll_back(self) -> None:
-        if self.connection.in_transaction:
-            with suppress(sqlite3.Error):  # the error that led here says more
-                self.connection.execute("ROLLBACK")
+    def refuse(self, why: str) -> None:
+        """Refuse all calls from now on. The first reason given is the one that callers get."""
+        self._refusal = self._refusal or why
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def finish(self) -> None:
+        """Record the store's end, unless it is broken."""
+        if not self.end.done():
+            self.end.set_result(None)
+
+    def _break(self, error: sqlite3.Error) -> None:
+        if self._cause is None:
+            self._cause = error
+            self.refuse(f"the store {self._path} is broken: {describe(error)}")
+            logger.critical("%s", self._refusal)
+        if not self.end.done():
+            broken = StoreUnavailableError(self._refusal)
+            broken.__cause__ = error
+            self.end.set_result(broken)
+
+    def _begin_probing(self, error: sqlite3.Error) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            logger.error(
+                "cannot write to the store %s: %s; writes are tried again every %g s",
+                self._path,
+                describe(error),
+                self._interval_seconds,
+            )
+        if not self._is_probing and not self._refusal:
+            self._is_probing = True
+            self._timer = asyncio.get_running_loop().call_later(self._interval_seconds, self._probe, self._probed)
+
+    def _probed(self, _: None, error: BaseException | None) -> None:
+        self._is_probing = False
+        if error is None:
+            self.succeeded()
+        else:
+            self.failed(error, is_write=True)
+
+
+class WorkerThread:
+    """Runs functions in a thread, in order, and passes their results to the event loop."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]] | None]
+        self._calls = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, function: Callable[[], T], done: Callable[[T, BaseException | None], None]) -> None:
+        """Run `function` after all earlier ones, then call `done(result, error)` on the event loop."""
+        self._calls.put((function, done))
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return the result of `function`. Cancelling the call does not stop the function."""
+        waiter: asyncio.Future[T] = self._loop.create_future()
+
+        def done(result: T, error: BaseException | None) -> None:
+            resolve(waiter, result, error)
+
+        self.submit(lambda: function(*args, **kwargs), done)
+        return await waiter
+
+    async def stop(self) -> None:
+        """End the thread, after all functions that were submitted."""
+        if self._thread.is_alive():
+            ended = self.call(lambda: self._calls.put(None))
+            await ended
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, done = call
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as caught:
+                error = caught
+            with suppress(RuntimeError):  # the event loop is closed already
+                self._loop.call_soon_threadsafe(done, result, error)
+
+
+def resolve(waiter: asyncio.Future[T], result: T, error: BaseException | None) -> None:
+    """Set the future's result or error, unless it was cancelled."""
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(result)
+    else:
+        waiter.set_exception(error)

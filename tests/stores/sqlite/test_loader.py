@@ -51,7 +51,7 @@ def held(monkeypatch):
     def hold():
         reads = HeldReads()
         with monkeypatch.context() as patch:
-            patch.setattr("jobstatus_grpc.stores.sqlite.loader.read_found", reads)
+            patch.setattr("jobstatus_grpc.stores.sqlite.readers.read_found", reads)
             try:
                 yield reads
             finally:
@@ -71,7 +71,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def no_read_is_slow(monkeypatch):
-    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.loader.MAX_WAIT_SECONDS", 60)
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.readers.MAX_WAIT_SECONDS", 60)
 
 
 def asked(store, *ids):
@@ -117,7 +117,7 @@ def test_jobs_asked_for_a_few_turns_after_a_read_join_those_that_wait(path, held
 
 @pytest.mark.usefixtures("no_read_is_slow")
 def test_a_group_is_limited(path, held, monkeypatch):
-    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.loader.MAX_GROUP_KEYS", 2)
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.readers.MAX_GROUP_KEYS", 2)
 
     async def use(store):
         with held() as reads:
@@ -190,7 +190,7 @@ def test_a_slow_read_lets_the_next_begin_and_leaves_in_memory_what_is_newer(path
 
 
 def test_while_reads_are_slow_what_did_not_fit_a_group_does_not_wait_for_its_end(path, held, monkeypatch):
-    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.loader.MAX_GROUP_KEYS", 1)
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.readers.MAX_GROUP_KEYS", 1)
 
     async def use(store):
         with held() as reads:
@@ -207,7 +207,7 @@ def test_while_reads_are_slow_what_did_not_fit_a_group_does_not_wait_for_its_end
 
 def test_what_was_acknowledged_is_read_however_reads_and_commits_meet(path, monkeypatch):
     monkeypatch.setattr("jobstatus_grpc.stores.sqlite.store.CACHED_JOBS", 2)
-    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.loader.MAX_WAIT_SECONDS", 0.0005)
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.readers.MAX_WAIT_SECONDS", 0.0005)
     acknowledged = dict.fromkeys("abcdef", 1)
 
     async def write(store):

@@ -10,7 +10,7 @@ import pytest
 
 from jobstatus_grpc.job import Create
 from jobstatus_grpc.stores.sqlite.database import SqliteFile
-from jobstatus_grpc.stores.sqlite.threads import Readers
+from jobstatus_grpc.stores.sqlite.readers import ReaderPool
 from tests.support.sqlite import on_file
 from tests.support.stores import done
 
@@ -35,7 +35,7 @@ class LongQuery:
 async def opened(tmp_path):
     file = SqliteFile(str(tmp_path / "jobs.db"))
     file.connect_writer().close()
-    readers = Readers(file, count=2)
+    readers = ReaderPool(file, count=2)
     try:
         yield readers
     finally:
