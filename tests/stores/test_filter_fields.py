@@ -8,7 +8,8 @@ import pytest
 
 from jobstatus_grpc.job import JobFilter
 from jobstatus_grpc.stores.sql.criteria import check_fields
-from tests.stores.contract.lists import ALL, FILTERS
+from tests.stores.contract.lists import FILTERS
+from tests.support.stores import ALL
 
 FIELDS = [field.name for field in dataclasses.fields(JobFilter)]
 
