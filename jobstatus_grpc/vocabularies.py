@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError
 from jobstatus_grpc.job import Job, JobError, JobState
+from jobstatus_grpc.job.limits import UNKNOWN_CODE
 
 __all__ = [
     "ContentQueueJob",
@@ -29,8 +30,6 @@ __all__ = [
     "to_task_api",
     "writable",
 ]
-
-_UNKNOWN_CODE = 2
 
 
 class _TaskApiJob(TypedDict):
@@ -189,7 +188,7 @@ def _number(value: Any) -> float:
 
 
 def _error(value: Any) -> JobError:
-    return JobError(_UNKNOWN_CODE, _text(value))
+    return JobError(UNKNOWN_CODE, _text(value))
 
 
 def _one_of(states: Mapping[str, JobState]) -> Callable[[Any], JobState]:

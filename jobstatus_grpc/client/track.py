@@ -33,6 +33,7 @@ from jobstatus_grpc.errors import (
 )
 from jobstatus_grpc.job import Job, JobError, JobState, limits
 from jobstatus_grpc.job.ids import new_job_id
+from jobstatus_grpc.job.limits import CANCELLED_CODE, UNKNOWN_CODE
 
 log = logging.getLogger("jobstatus_grpc.client")
 
@@ -64,10 +65,6 @@ ABANDON_AFTER_SECONDS = 0.5
 
 WATCH_AGAIN_SECONDS = 1.0
 """Pause of `wait_cancelled` after a watch that ended with an error."""
-
-CANCELLED_CODE = 1
-UNKNOWN_CODE = 2
-"""Of google.rpc.Code."""
 
 
 class Tracked:

@@ -57,3 +57,7 @@ REQUEST_IDS_KEPT = 16
 TRANSITIONS_KEPT = 1000
 
 MAX_ERROR_CODE = 16
+"""The highest google.rpc.Code."""
+
+CANCELLED_CODE, UNKNOWN_CODE, DEADLINE_EXCEEDED_CODE = 1, 2, 4
+"""The values of google.rpc.Code in errors that are made here."""

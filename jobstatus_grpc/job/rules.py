@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.errors import FieldViolation
-from jobstatus_grpc.job.limits import REQUEST_IDS_KEPT
+from jobstatus_grpc.job.limits import DEADLINE_EXCEEDED_CODE, REQUEST_IDS_KEPT, UNKNOWN_CODE
 from jobstatus_grpc.job.model import (
     ERROR_STATES,
     TERMINAL_STATES,
@@ -51,9 +51,6 @@ __all__ = [
     "apply",
     "require_job",
 ]
-
-DEADLINE_EXCEEDED_CODE = 4
-"""google.rpc.Code DEADLINE_EXCEEDED."""
 
 Outcome: TypeAlias = Job | errors.JobStatusError
 """What became of a command: the job as stored, or the error that refused it."""
@@ -248,10 +245,6 @@ def _transition(from_state: JobState | None, job: Job, reason: str, actor: str) 
         actor=actor,
         revision=job.revision,
     )
-
-
-UNKNOWN_CODE = 2
-"""google.rpc.Code UNKNOWN."""
 
 
 def is_same_end(job: Job, command: Update) -> bool:

@@ -177,7 +177,7 @@ def error_to_wire(error: JobError) -> pb.JobError:
 
 def error_from_wire(message: pb.JobError) -> JobError:
     """Return the error; code 0 becomes UNKNOWN."""
-    return JobError(message.code or 2, message.message, message.reason)
+    return JobError(message.code or limits.UNKNOWN_CODE, message.message, message.reason)
 
 
 def transition_to_wire(transition: Transition) -> pb.JobTransition:

@@ -17,8 +17,6 @@ from jobstatus_grpc.job import JobError, JobState, limits
 if TYPE_CHECKING:
     from jobstatus_grpc.client import JobStatusClient
 
-UNKNOWN_CODE = 2
-
 ATTEMPT = parsers.count(limits.MAX_INT32)
 
 CLEARABLE = {
@@ -111,7 +109,7 @@ def _changes(given: dict[str, Any], cleared: tuple[str, ...]) -> dict[str, Any]:
 def _error(message: str | None, code: int | None, reason: str | None) -> JobError | None:
     if message is None and code is None and reason is None:
         return None
-    return JobError(code or UNKNOWN_CODE, message or "", reason or "")
+    return JobError(code or limits.UNKNOWN_CODE, message or "", reason or "")
 
 
 def _next_attempt(client: JobStatusClient, job_id: str, *, allow_missing: bool) -> int:
