@@ -1,4 +1,4 @@
-"""The use cases: what can be done with jobs, without a word of gRPC."""
+"""The use cases, one method per RPC: between the servicer, which has gRPC, and commit queue, store and watch hubs."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.job import Cancel, Command, Create, Delete, Job, JobFilter, Outcome, Transition, Update
 from jobstatus_grpc.job.ids import derived_job_id, new_job_id
 from jobstatus_grpc.stores.interface import Clock, JobStore, Page, Position
-from jobstatus_grpc.watch.filter_stream import FilterStream, Send
-from jobstatus_grpc.watch.filter_watch import FilterHub
-from jobstatus_grpc.watch.job_watch import Watcher, WatchHub
-from jobstatus_grpc.watch.watcher import TrySend
+from jobstatus_grpc.watch.filter_watch import FilterHub, FilterStream
+from jobstatus_grpc.watch.job_watch import JobHub, JobWatcher
+from jobstatus_grpc.watch.watcher import Send, TrySend
 
 
 class JobService:
-    """Creates, reads, lists, changes and watches jobs. Commands come checked; every method raises the error tree."""
+    """Creates, reads, lists, changes and watches jobs.
+
+    Callers check the values of commands (job/validation.py). Every method raises errors of jobstatus_grpc.errors.
+    """
 
     def __init__(
-        self, *, store: JobStore, queue: CommitQueue, hub: WatchHub, filter_hub: FilterHub, clock: Clock
+        self, *, store: JobStore, queue: CommitQueue, job_hub: JobHub, filter_hub: FilterHub, clock: Clock
     ) -> None:
-        """Take the collaborators; `clock` only puts the time into ids."""
+        """`clock` gives the time that new ids contain; a job's instants come from the store's clock."""
         self._store = store
         self._queue = queue
-        self._hub = hub
+        self._job_hub = job_hub
         self._filter_hub = filter_hub
         self._clock = clock
 
     async def create(self, command: Create) -> Job:
-        """Create a job and return it; without an id it gets one."""
+        """Create a job and return it as stored. Without an id it gets one, derived from the request_id if any."""
         if not command.id:
             request = command.request
             made = derived_job_id(command.tenant, request.value) if request else new_job_id(self._clock())
@@ -45,36 +47,40 @@ class JobService:
         return await self._store.get(tenant, job_id)
 
     async def update(self, command: Update) -> Job:
-        """Report on a job and return it as stored."""
+        """Update a job and return it as stored."""
         return await self._commit(command)
 
     async def batch_update(self, updates: Sequence[Update | JobStatusError]) -> Sequence[Outcome]:
-        """Report on many jobs in order, each on its own; what was refused before keeps its place."""
+        """Update many jobs in order, each by itself.
+
+        Returns:
+            One outcome per item, in order: the job as stored, or an error. An item that is an error is its own outcome.
+        """
         commands = [item for item in updates if isinstance(item, Update)]
         committed = iter(await self._queue.submit(commands) if commands else ())
         return [next(committed) if isinstance(item, Update) else item for item in updates]
 
     async def cancel(self, command: Cancel) -> Job:
-        """Ask for a job's end and return it as stored."""
+        """Request that a job be cancelled, and return it as stored."""
         return await self._commit(command)
 
     async def delete(self, command: Delete) -> None:
-        """Forget a done job."""
+        """Delete a job that is done."""
         await self._commit(command)
 
     async def list(
         self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "", position: Position = ""
     ) -> tuple[Position, Page]:
-        """Return a page of the jobs that match, and where the feed stood before the first page was read.
+        """Return a page of the jobs that match, and the feed's position before the first page was read.
 
-        For the next page give both back: the page's next_cursor and the position.
+        Pass both, the page's next_cursor and the position, to get the next page.
         """
-        # What the hub has published is in every page read from now on; what is newer may not be.
+        # Every change that the hub has published is in the pages that are read from now on; a newer one may not be.
         position = position or self._filter_hub.position
         return position, await self._store.page(tenant, job_filter, limit=limit, cursor=cursor)
 
     async def transitions(self, tenant: str, job_id: str, *, after_revision: int, limit: int) -> Sequence[Transition]:
-        """Return who did what to a job, the oldest first."""
+        """Return a job's history after a revision, oldest first, at most `limit` entries."""
         return await self._store.transitions(tenant, job_id, after_revision=after_revision, limit=limit)
 
     @contextlib.asynccontextmanager
@@ -86,20 +92,21 @@ class JobService:
         heartbeat_interval: timedelta,
         min_update_interval: timedelta,
         try_send: TrySend | None = None,
-    ) -> AsyncIterator[Watcher]:
-        """Follow a job for the length of a block; call the watcher's `next` until it returns None.
+    ) -> AsyncIterator[JobWatcher]:
+        """Watch a job during the block: call the watcher's `next` until it returns None.
 
-        It returns nothing that `try_send` has taken.
+        Args:
+            try_send: sends an event's message without waking the task that waits in `next`; None: `next` returns all.
         """
-        with self._hub.watcher(
+        with self._job_hub.watcher(
             tenant,
             job_id,
             heartbeat_seconds=heartbeat_interval.total_seconds(),
             min_update_seconds=min_update_interval.total_seconds(),
             try_send=try_send,
         ) as watcher:
-            # Registered before the job is read: what changes in between arrives through the feed.
-            self._hub.offer(watcher, await self._store.get(tenant, job_id))
+            # The watcher is registered before the job is read: a change in between arrives through the feed.
+            watcher.start(await self._store.get(tenant, job_id))
             yield watcher
 
     async def watch_jobs(
@@ -112,9 +119,10 @@ class JobService:
         min_update_interval: timedelta,
         send: Send,
     ) -> NoReturn:
-        """Follow all jobs that match, and tell `send`; from the position `after`, or from what is there where None.
+        """Send the events of all jobs that match until the watch ends with an error.
 
-        Ends with an error only.
+        Args:
+            after: the feed's position from which to resume; None: begin with a snapshot.
         """
         with self._filter_hub.watcher(
             tenant,

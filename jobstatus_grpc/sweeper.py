@@ -1,7 +1,7 @@
-"""Does what time asks for: marks silent jobs as stalled, forgets those whose retention is over, trims history.
+"""Background maintenance of a store: stalls silent jobs, expires jobs at the end of their retention, trims history.
 
-Everything goes through the commit queue in small batches, with pauses as long as the batches took between them:
-requests come first, however much is due at once.
+Stalls and expiries go through the commit queue in small batches. Between two batches there is a pause as long as the
+first took, so that requests come first, however many jobs are due at once.
 """
 
 from __future__ import annotations
@@ -19,20 +19,33 @@ from jobstatus_grpc.stores.interface import JobStore
 
 log = logging.getLogger("jobstatus_grpc.sweeper")
 
-Step: TypeAlias = Callable[[], Awaitable[bool]]
+RunBatch: TypeAlias = Callable[[], Awaitable[bool]]
+"""Does one batch of work and returns whether there is more to do now."""
 
 INTERVAL_SECONDS = 0.25
+"""Between two looks for overdue jobs."""
+
 BATCH_COMMANDS = 100
+"""Stalls and expiries in one commit, at most. A request that arrives during the commit waits for all of them."""
+
 TRIM_INTERVAL_SECONDS = 60.0
+"""Between two looks for history to trim, which is a day old by then."""
+
 TRIM_ROWS = 500
+"""Rows of history that one trim examines, at most."""
+
 LONGEST_PAUSE_SECONDS = 1.0
+"""Between two batches, at most, where there is more to do."""
+
 RETRY_SECONDS = 1.0
+"""The pause after a failed batch."""
+
 ABSENCE_SECONDS = 3.0
-"""A turn that took so much longer than it should was an absence: the process was stopped, or its disk stood still."""
+"""A look for overdue jobs that comes later than this means that the process was suspended, or its disk blocked."""
 
 
 class Sweeper:
-    """Runs for as long as a server does. For one event loop."""
+    """Runs as a background task of a server. For one event loop."""
 
     def __init__(
         self,
@@ -43,14 +56,14 @@ class Sweeper:
         interval_seconds: float = INTERVAL_SECONDS,
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the collaborators.
+        """Create a sweeper; `run` starts it.
 
         Args:
-            store: tells what is due.
-            queue: commits it.
-            fail_stalled_after: how long a job may stay stalled until it fails; None: for ever.
-            interval_seconds: how often to look.
-            seconds: the clock that tells how long a turn took.
+            store: returns the overdue commands, and trims its history.
+            queue: commits the commands.
+            fail_stalled_after: how long a job may stay stalled before it fails; None: without limit.
+            interval_seconds: between two looks for overdue jobs.
+            seconds: a monotonic clock.
         """
         self._store = store
         self._queue = queue
@@ -60,29 +73,28 @@ class Sweeper:
         self._looked_at = seconds()
 
     async def run(self) -> None:
-        """Sweep and trim until cancelled."""
+        """Commit overdue commands and trim history, until cancelled."""
         await asyncio.gather(
             self._repeat(self._sweep, self._interval_seconds), self._repeat(self._trim, TRIM_INTERVAL_SECONDS)
         )
 
-    async def _repeat(self, step: Step, interval_seconds: float) -> None:
-        """Take steps, one after another while there is more to do."""
+    async def _repeat(self, run_batch: RunBatch, interval_seconds: float) -> None:
         while True:
             began_at = self._seconds()
             try:
-                has_more = await step()
+                has_more = await run_batch()
             except RetryableError as error:
-                log.debug("the store cannot be tended: %s", error)
+                log.debug("store maintenance failed, retrying in %.0f s: %s", RETRY_SECONDS, error)
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception:
-                log.exception("the store cannot be tended")
+                log.exception("store maintenance failed, retrying in %.0f s", RETRY_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 took_seconds = self._seconds() - began_at
                 await asyncio.sleep(min(took_seconds, LONGEST_PAUSE_SECONDS) if has_more else interval_seconds)
 
     async def _sweep(self) -> bool:
-        self._notice_absence()
+        self._check_for_absence()
         commands = await self._store.overdue(limit=BATCH_COMMANDS, fail_stalled_after=self._fail_stalled_after)
         if commands:
             await self._queue.submit(commands)
@@ -91,12 +103,11 @@ class Sweeper:
     async def _trim(self) -> bool:
         return await self._store.trim(limit=TRIM_ROWS)
 
-    def _notice_absence(self) -> None:
-        """Hold no silence against a worker that could not be heard."""
+    def _check_for_absence(self) -> None:
+        """Restart the stall clocks where this process was suspended, and could not receive reports."""
         now = self._seconds()
-        if now - self._looked_at > ABSENCE_SECONDS + self._interval_seconds:
-            log.warning(
-                "the server stood still for %.1f s; the clocks of silent jobs start anew", now - self._looked_at
-            )
+        absent_seconds = now - self._looked_at
+        if absent_seconds > ABSENCE_SECONDS + self._interval_seconds:
+            log.warning("the server stood still for %.1f s; the stall clocks of all jobs start anew", absent_seconds)
             self._store.restart_stall_clocks()
         self._looked_at = now

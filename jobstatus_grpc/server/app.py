@@ -24,7 +24,8 @@ from jobstatus_grpc.stores import open_store
 from jobstatus_grpc.stores.interface import JobStore, utc_now
 from jobstatus_grpc.sweeper import Sweeper
 from jobstatus_grpc.watch.filter_watch import FilterHub
-from jobstatus_grpc.watch.job_watch import WatchHub
+from jobstatus_grpc.watch.job_watch import JobHub
+from jobstatus_grpc.watch.publisher import Publisher
 from jobstatus_grpc.watch.watcher import WakeQueue
 
 if TYPE_CHECKING:
@@ -112,26 +113,32 @@ class _Server:
         self._store = store
         self.addresses: list[str] = []
         max_age_seconds = config.max_connection_age.total_seconds()
-        filter_hub = FilterHub(
-            wakes=WakeQueue(),
+        wakes = WakeQueue()
+        self._job_hub = JobHub(
+            wakes,
+            render=responses.render_job_event,
+            stamp=responses.each_millisecond(lambda: responses.stamp_job_message(utc_now())),
+            max_age_seconds=max_age_seconds,
+        )
+        self._filter_hub = FilterHub(
+            wakes,
             render=responses.render_event,
             stamp=responses.each_millisecond(lambda: responses.stamp_jobs_message(utc_now())),
             max_age_seconds=max_age_seconds,
         )
-        self._hub = WatchHub(
-            render=responses.render_job_event,
-            stamp=responses.each_millisecond(lambda: responses.stamp_job_message(utc_now())),
-            max_age_seconds=max_age_seconds,
-            filters=filter_hub,
-        )
         metrics, endpoint = _metrics_of(config, store)
-        self._metrics, self._endpoint = metrics, endpoint
+        self._endpoint = endpoint
+        self._publisher = Publisher(
+            store, self._job_hub, self._filter_hub, observe_batch=metrics.observe_batch if metrics else None
+        )
         # A store that commits one group at a time does so in this process, and gets the interpreter while it does.
-        pause = self._hub.wakes.paused if store.commits_at_once == 1 else contextlib.nullcontext
+        pause = wakes.paused if store.commits_at_once == 1 else contextlib.nullcontext
         self._queue = CommitQueue(
             store, around_commit=pause, observe_commit=metrics.observe_commit if metrics else None
         )
-        service = JobService(store=store, queue=self._queue, hub=self._hub, filter_hub=filter_hub, clock=utc_now)
+        service = JobService(
+            store=store, queue=self._queue, job_hub=self._job_hub, filter_hub=self._filter_hub, clock=utc_now
+        )
         servicer = JobStatusServicer(service)
         self._calls = CallMiddleware(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
@@ -147,9 +154,8 @@ class _Server:
 
     async def __aenter__(self) -> _Server:
         position = await self._store.position()
-        observe = self._metrics.observe_batch if self._metrics else None
         self._background = [
-            asyncio.create_task(self._hub.follow(self._store, position, observe_batch=observe)),
+            asyncio.create_task(self._publisher.follow(position)),
             asyncio.create_task(self._report_health()),
             asyncio.create_task(self._sweeper.run()),
         ]
@@ -168,7 +174,8 @@ class _Server:
         grace_seconds = self._config.drain_grace.total_seconds()
         self._draining.set()
         self._health.drain()
-        self._hub.close(DrainingError)
+        self._job_hub.close(DrainingError)
+        self._filter_hub.close(DrainingError)
         await self._calls.drain(min(1.0, grace_seconds))
         await self._transport.stop(grace_seconds)
         # Handlers end within a few turns of the loop once their calls are over.

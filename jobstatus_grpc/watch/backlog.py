@@ -1,33 +1,40 @@
-"""What one watcher of many jobs has told its reader, and what waits to be told: the newest change of each job."""
+"""The jobs that the client of one WatchJobs stream has been sent, and the newest unsent change of each.
+
+No I/O and no clock: callers pass the event loop's time. A job is in one of these states, for one backlog:
+
+* unknown: the client does not have it. A change that matches the filter makes it unsent.
+* held: the client has it, as of a revision; the most common state, and the cheapest in memory.
+* unsent: its newest change waits in `_unsent` and in `_queue`, where min_update_interval says when it is due. `take`
+  makes it held (UPDATED) or unknown (REMOVED). A job that was never sent and no longer matches is unknown again.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Hashable
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from jobstatus_grpc.job import Job, JobFilter, urgent_mark
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.interface import Change, Position
-from jobstatus_grpc.watch.watcher import CLOCK_RESOLUTION_SECONDS, EventType
-
-if TYPE_CHECKING:
-    from jobstatus_grpc.watch.filter_watch import FilterWatcher
+from jobstatus_grpc.watch.watcher import CLOCK_RESOLUTION_SECONDS, EventType, RenderJobsEvent
 
 MAX_EVENTS = 256
+"""Events in one message, at most, and jobs in one page of a snapshot. Large jobs reach MAX_RESPONSE_BYTES earlier."""
 
 UNKNOWN_REVISION = 0
-"""Of a job that the reader holds or may hold: any change of it is news."""
+"""The revision of a job that the client has or may have, as of some state: any change of it is sent."""
 
-NOT_TOLD = -1
-"""Of a job that waits to be told for the first time: until then its end is no news."""
+NEVER_SENT = -1
+"""The revision of a job that the client does not have: its removal before it was sent is no event."""
 
-RenderEvent: TypeAlias = Callable[[EventType, Change | None], bytes]
+Owner = TypeVar("Owner", bound=Hashable)
+"""What a backlog is known by to the hub: its watcher."""
 
 
 class News:
-    """A change that concerns some watchers, where the feed stood before it, and its event rendered for all of them."""
+    """A change, the feed's position before it, and its events rendered once for all watchers."""
 
     __slots__ = ("_rendered", "before", "change")
 
@@ -36,28 +43,29 @@ class News:
         self.before = before
         self._rendered: dict[EventType, bytes] = {}
 
-    def event(self, event_type: EventType, render: RenderEvent) -> bytes:
-        """Return the event's bytes, rendered once."""
+    def event(self, event_type: EventType, render: RenderJobsEvent) -> bytes:
+        """Return the bytes of the change's event."""
         rendered = self._rendered.get(event_type)
         if rendered is None:
             rendered = self._rendered[event_type] = render(event_type, self.change)
         return rendered
 
 
-class HeldJob:
-    """A job that readers hold: the revision that each of them has, and what all need to tell whether news is urgent."""
+class HeldJob(Generic[Owner]):
+    """A job that clients have or will be sent: the revision of each client, and that of the last urgent change."""
 
     __slots__ = ("_mark", "_revision", "revisions", "urgent_revision")
 
     def __init__(self) -> None:
-        self.revisions: dict[FilterWatcher, int] = {}
+        self.revisions: dict[Owner, int] = {}
+        """By backlog: the revision that its client has, UNKNOWN_REVISION or NEVER_SENT."""
         self.urgent_revision = 0
         """The newest known revision that min_update_interval must not hold back."""
         self._revision = 0
         self._mark = 0
 
-    def note(self, job: Job) -> None:
-        """Take notice of a state, unless a newer one is known."""
+    def observe(self, job: Job) -> None:
+        """Compare a state with the newest one that was observed, unless it is older."""
         if job.revision > self._revision:
             mark = urgent_mark(job)
             if mark != self._mark:
@@ -65,172 +73,179 @@ class HeldJob:
             self._revision, self._mark = job.revision, mark
 
 
-HeldJobs: TypeAlias = dict[tuple[str, str], HeldJob]
-"""By tenant and id; shared by all watchers."""
+HeldJobs: TypeAlias = dict[tuple[str, str], HeldJob[Owner]]
+"""By tenant and id; one for all backlogs of a hub, which finds through it the watchers of a job that stops matching."""
 
 
-class Backlog:
-    """Knows which jobs a reader holds, and keeps at most the newest change of each that matches or is held.
+class _Unsent(NamedTuple):
+    news: News
+    matches: bool
+    due_at: float
+    number: int
+    """That of its place in the queue; a place with another number is obsolete."""
 
-    Two orders: changes stand in the order of the feed, so that the first tells up to where all was told; those that
-    are due are told first come first served, so that a job that never rests does not stand behind the others for ever.
+
+class Backlog(Generic[Owner]):
+    """Keeps, for one client, the revision of each job that it has, and at most one unsent change of each.
+
+    Unsent changes are in two orders. In the feed's order the first gives the position up to which the client has
+    everything. In the order in which they became due they are sent: a job that changes all the time keeps its place.
     """
 
     __slots__ = (
-        "_all_held", "_due_at", "_held", "_min_update_seconds", "_owner", "_ready", "_throttled", "_updated_at",
-        "_waiting", "filter", "is_unsure", "tenant",
+        "_all_held", "_held", "_interval_ends_at", "_last_number", "_min_update_seconds", "_owner", "_queue", "_unsent",
+        "filter", "is_incomplete", "tenant",
     )  # fmt: skip
 
     def __init__(
-        self, owner: FilterWatcher, tenant: str, job_filter: JobFilter, held: HeldJobs, *, min_update_seconds: float
+        self, owner: Owner, tenant: str, job_filter: JobFilter, held: HeldJobs[Owner], *, min_update_seconds: float
     ) -> None:
         self.tenant = tenant
         self.filter = job_filter
-        self.is_unsure = False
-        """Whether the reader may hold jobs that are not known here: then every change that may concern it is news."""
+        self.is_incomplete = False
+        """Whether the client may have jobs that are not held here: then every change that may concern it is sent."""
         self._owner = owner
         self._all_held = held
         self._min_update_seconds = min_update_seconds
-        self._held: dict[str, HeldJob] = {}
-        self._waiting: OrderedDict[str, tuple[News, bool]] = OrderedDict()
-        self._ready: OrderedDict[str, None] = OrderedDict()
-        self._due_at: dict[str, float] = {}
-        self._throttled: list[tuple[float, str]] = []
-        self._updated_at: OrderedDict[str, float] = OrderedDict()
+        self._held: dict[str, HeldJob[Owner]] = {}
+        self._unsent: OrderedDict[str, _Unsent] = OrderedDict()
+        """In the feed's order. Each of these jobs is in `_held` too."""
+        self._queue: list[tuple[float, int, str]] = []
+        """A heap of when a change is due, its number, and its job; obsolete places are dropped when they come first."""
+        self._last_number = 0
+        self._interval_ends_at: OrderedDict[str, float] = OrderedDict()
+        """Of jobs sent within min_update_interval, in the order of sending."""
 
     @property
     def before(self) -> Position | None:
-        """Up to where all was told; None where nothing waits."""
-        for news, _ in self._waiting.values():
-            return news.before
+        """The feed's position before the oldest unsent change; None: everything was sent."""
+        for unsent in self._unsent.values():
+            return unsent.news.before
         return None
 
     @property
-    def ready(self) -> int:
-        """How many changes may be told now."""
-        return len(self._ready)
-
-    @property
     def next_due_at(self) -> float | None:
-        """When the next change may be told, at the earliest; None where none is held back."""
-        return self._throttled[0][0] if self._throttled else None
+        """When the next change may be sent, which may be in the past; None: nothing is unsent."""
+        while self._queue:
+            due_at, number, job_id = self._queue[0]
+            unsent = self._unsent.get(job_id)
+            if unsent is not None and unsent.number == number:
+                return due_at
+            heapq.heappop(self._queue)
+        return None
+
+    def is_due(self, now: float) -> bool:
+        """Return whether a change may be sent now."""
+        due_at = self.next_due_at
+        return due_at is not None and due_at <= now + CLOCK_RESOLUTION_SECONDS
 
     def hold(self, job: Job, *, revision: int | None = None) -> None:
-        """Note that the reader holds a job that matches.
+        """Record that the client has a job that matches.
 
         Args:
             job: as it is known here.
-            revision: the one that the reader has, if another.
+            revision: the client's, if another.
         """
-        self._hold(job.id, job.revision if revision is None else revision).note(job)
+        self._hold(job.id, job.revision if revision is None else revision).observe(job)
 
     def holds(self, job_id: str) -> bool:
-        """Tell whether the reader is known to hold a job."""
+        """Return whether the client is known to have a job."""
         return job_id in self._held
 
     def may_concern(self, change: Change) -> bool:
-        """Tell whether the job matches, or may have matched: of one that is gone, only its id is known."""
+        """Return whether the job matches, or may have matched; of a removed job only the id is known."""
         if change.job is not None:
             return self.filter.may_match(change.job)
         return not self.filter.ids or change.id in self.filter.ids
 
-    def offer(self, news: News, now: float) -> float | None:
-        """Take a change; return when it may be told, None where it is none of the reader's."""
+    def add(self, news: News, now: float) -> float | None:
+        """Keep a change, in place of an older one of its job, if it concerns the client.
+
+        Returns:
+            When it may be sent; None: it was not kept.
+        """
         change, job = news.change, news.change.job
-        held = self._held.get(change.id)
-        waiting = self._waiting.get(change.id)
-        if held is not None and change.revision <= held.revisions[self._owner]:
-            return None
-        if waiting is not None and change.revision <= waiting[0].change.revision:
+        held, unsent = self._held.get(change.id), self._unsent.get(change.id)
+        sent_revision = NEVER_SENT if held is None else held.revisions[self._owner]
+        if change.revision <= (sent_revision if unsent is None else unsent.news.change.revision):
             return None
         matches = job is not None and self.filter.matches(job)
         if held is None:
-            is_news = self.is_unsure and self.may_concern(change)
-            if not is_news and not matches:
+            if self.is_incomplete and self.may_concern(change):
+                sent_revision = UNKNOWN_REVISION
+            elif not matches:
                 return None
-            # What waits is held too: the hub must find this watcher when the job stops matching.
-            held = self._hold(change.id, UNKNOWN_REVISION if is_news else NOT_TOLD)
-        elif not matches and held.revisions[self._owner] == NOT_TOLD:
-            self._drop(change.id)
+            # From now on, the hub must find this backlog when the job stops matching.
+            held = self._hold(change.id, sent_revision)
+        elif not matches and sent_revision == NEVER_SENT:
+            self._release(change.id)
             return None
-        self._waiting[change.id] = (news, matches)
-        self._waiting.move_to_end(change.id)
-        if change.id in self._ready:
-            return now
-        if matches:
+        due_at = now
+        if unsent is not None and unsent.due_at <= now + CLOCK_RESOLUTION_SECONDS:
+            due_at = unsent.due_at
+        elif matches:
             assert job is not None
-            held.note(job)
-            if held.urgent_revision <= held.revisions[self._owner]:
-                return self._throttle(change.id, now)
-        self._due_at.pop(change.id, None)
-        self._ready[change.id] = None
-        return now
+            held.observe(job)
+            if held.urgent_revision <= sent_revision:
+                due_at = max(now, self._interval_ends_at.get(change.id, now))
+        is_in_place = unsent is not None and unsent.due_at == due_at
+        number = unsent.number if unsent is not None and is_in_place else self._enqueue(change.id, due_at)
+        self._unsent[change.id] = _Unsent(news, matches, due_at, number)
+        self._unsent.move_to_end(change.id)
+        return due_at
 
-    def take(self, now: float, render: RenderEvent) -> list[bytes]:
-        """Return the events that are due, as many as one message holds."""
-        self._ripen(now)
+    def take(self, now: float, render: RenderJobsEvent) -> list[bytes]:
+        """Return the events that are due, at most as many as fit one message, as sent."""
+        self._forget_intervals(now)
         events: list[bytes] = []
         size = 0
-        while self._ready and len(events) < MAX_EVENTS:
-            job_id = next(iter(self._ready))
-            news, matches = self._waiting[job_id]
-            event = news.event(EventType.UPDATED if matches else EventType.REMOVED, render)
+        while len(events) < MAX_EVENTS and self.is_due(now):
+            job_id = self._queue[0][2]
+            unsent = self._unsent[job_id]
+            event = unsent.news.event(EventType.UPDATED if unsent.matches else EventType.REMOVED, render)
             size += len(event)
             if events and size > MAX_RESPONSE_BYTES:
                 break
             events.append(event)
-            self._note_told(news.change, matches, now)
+            heapq.heappop(self._queue)
+            self._mark_sent(unsent, now)
         return events
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Make every job unknown."""
         for job_id in list(self._held):
             self._release(job_id)
-        for jobs in (self._waiting, self._ready, self._due_at, self._updated_at):
-            jobs.clear()
-        self._throttled.clear()
-        self.is_unsure = False
+        self._queue.clear()
+        self.is_incomplete = False
 
-    def _note_told(self, change: Change, matches: bool, now: float) -> None:
-        del self._ready[change.id], self._waiting[change.id]
-        self._updated_at.pop(change.id, None)
-        if not matches:
+    def _enqueue(self, job_id: str, due_at: float) -> int:
+        if len(self._queue) > 2 * len(self._unsent) + MAX_EVENTS:  # most places are obsolete
+            self._queue = sorted((unsent.due_at, unsent.number, id) for id, unsent in self._unsent.items())
+        self._last_number += 1
+        heapq.heappush(self._queue, (due_at, self._last_number, job_id))
+        return self._last_number
+
+    def _mark_sent(self, unsent: _Unsent, now: float) -> None:
+        change = unsent.news.change
+        if not unsent.matches:
             self._release(change.id)
             return
         assert change.job is not None
+        del self._unsent[change.id]
         self.hold(change.job)
         if self._min_update_seconds:
-            self._updated_at[change.id] = now
+            self._interval_ends_at[change.id] = now + self._min_update_seconds
+            self._interval_ends_at.move_to_end(change.id)
 
-    def _throttle(self, job_id: str, now: float) -> float:
-        """Hold a change back until the job's interval is over."""
-        due_at = self._updated_at.get(job_id, float("-inf")) + self._min_update_seconds
-        if due_at <= now + CLOCK_RESOLUTION_SECONDS:
-            self._due_at.pop(job_id, None)
-            self._ready[job_id] = None
-            return now
-        if self._due_at.get(job_id) != due_at:
-            self._due_at[job_id] = due_at
-            heapq.heappush(self._throttled, (due_at, job_id))
-            if len(self._throttled) > 2 * len(self._due_at) + MAX_EVENTS:  # most of them were told earlier
-                self._throttled = sorted((due_at, job_id) for job_id, due_at in self._due_at.items())
-        return due_at
-
-    def _ripen(self, now: float) -> None:
-        """Let those whose interval is over stand among those that are due."""
-        now += CLOCK_RESOLUTION_SECONDS
-        while self._throttled and self._throttled[0][0] <= now:
-            due_at, job_id = heapq.heappop(self._throttled)
-            if self._due_at.get(job_id) == due_at:
-                del self._due_at[job_id]
-                self._ready[job_id] = None
-        while self._updated_at:
-            job_id, updated_at = next(iter(self._updated_at.items()))
-            if updated_at + self._min_update_seconds > now:
+    def _forget_intervals(self, now: float) -> None:
+        """Forget those that are over."""
+        while self._interval_ends_at:
+            job_id, ends_at = next(iter(self._interval_ends_at.items()))
+            if ends_at > now + CLOCK_RESOLUTION_SECONDS:
                 break
-            del self._updated_at[job_id]
+            del self._interval_ends_at[job_id]
 
-    def _hold(self, job_id: str, revision: int) -> HeldJob:
+    def _hold(self, job_id: str, revision: int) -> HeldJob[Owner]:
         held = self._held.get(job_id)
         if held is None:
             key = (self.tenant, job_id)
@@ -239,13 +254,9 @@ class Backlog:
         return held
 
     def _release(self, job_id: str) -> None:
-        held = self._held.pop(job_id, None)
-        if held is not None:
-            del held.revisions[self._owner]
-            if not held.revisions:
-                del self._all_held[self.tenant, job_id]
-
-    def _drop(self, job_id: str) -> None:
-        self._release(job_id)
-        del self._waiting[job_id]
-        del self._ready[job_id]
+        held = self._held.pop(job_id)
+        del held.revisions[self._owner]
+        if not held.revisions:
+            del self._all_held[self.tenant, job_id]
+        self._unsent.pop(job_id, None)
+        self._interval_ends_at.pop(job_id, None)

@@ -1,227 +1,102 @@
-"""The watchers of many jobs: finds those that a change concerns, and lets them have it.
+"""WatchJobs: the hub that finds the watchers of a changed job, the watcher of one stream, and what the stream sends.
 
-A watcher is found through one value of its filter (an id, the parent, a name, a label, a state), or because its reader
-holds the job; only one that filters by nothing of that kind looks at every change of its tenant.
+A stream first reads the store: a snapshot, or what has changed since the client's resume token. It subscribes to the
+hub only then, at the position that it has reached. So a slow client costs no memory for what changes in the meantime:
+that is in the store's feed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
-from jobstatus_grpc.errors import JobStatusError, StoreChangedError, StreamAgeError
-from jobstatus_grpc.job import JobFilter, JobState
-from jobstatus_grpc.stores.interface import Change, Position
-from jobstatus_grpc.watch.backlog import Backlog, HeldJobs, News, RenderEvent
-from jobstatus_grpc.watch.watcher import CLOCK_RESOLUTION_SECONDS, LOOK, WAKE, EventType, TimedWatcher, WakeQueue
+from jobstatus_grpc.errors import JobStatusError, StoreChangedError, StreamAgeError, UnavailableError
+from jobstatus_grpc.job import Job, JobFilter, JobState
+from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
+from jobstatus_grpc.stores.interface import Change, ChangeBatch, JobStore, Page, Position
+from jobstatus_grpc.watch.backlog import MAX_EVENTS, UNKNOWN_REVISION, Backlog, HeldJobs, News
+from jobstatus_grpc.watch.watcher import (
+    CLOCK_RESOLUTION_SECONDS,
+    LOOK,
+    WAKE,
+    EventType,
+    RenderJobsEvent,
+    Send,
+    Stamp,
+    TimedWatcher,
+    WakeQueue,
+)
 
+T = TypeVar("T")
 
-class FilterWatcher(TimedWatcher):
-    """Hands out, message by message, what its backlog holds. For one task at a time."""
-
-    __slots__ = ("_error", "_gathered", "_hub", "_is_turn_wanted", "_waiter", "backlog")
-
-    def __init__(
-        self,
-        hub: FilterHub,
-        tenant: str,
-        job_filter: JobFilter,
-        *,
-        heartbeat_seconds: float,
-        min_update_seconds: float,
-        max_age_seconds: float | None,
-    ) -> None:
-        super().__init__(hub.wakes, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
-        self.backlog = Backlog(self, tenant, job_filter, hub.held, min_update_seconds=min_update_seconds)
-        self._hub = hub
-        self._error: type[JobStatusError] | None = None
-        self._gathered: dict[str, News] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._is_turn_wanted = False
-
-    def offer(self, news: News) -> None:
-        """Take what the hub has for it: at once, or while it gathers, when that is over."""
-        if self._gathered is None:
-            due_at = self.backlog.offer(news, self._loop.time())
-            if due_at is not None:
-                self._look_at(due_at)
-        elif self.backlog.may_concern(news.change):
-            self._gathered.pop(news.change.id, None)
-            self._gathered[news.change.id] = news
-
-    def gather(self) -> None:
-        """Put by, from now on, what the hub has."""
-        self._gathered = {}
-
-    def forget_gathered(self) -> None:
-        """Put nothing by any more, and forget what was."""
-        self._gathered = None
-
-    def accept_gathered(self) -> None:
-        """Take what was put by."""
-        gathered, self._gathered = self._gathered or {}, None
-        for news in gathered.values():
-            self.offer(news)
-
-    async def next(self) -> tuple[list[bytes], Position]:
-        """Wait for what is due and return its events, or a HEARTBEAT, and up to where everything has been told then.
-
-        Raises:
-            DrainingError, StreamAgeError: the watch ends here; the caller resumes elsewhere.
-            StoreChangedError: what the reader holds is void.
-        """
-        while True:
-            due_at = self.backlog.next_due_at
-            if due_at is not None:
-                self._look_at(due_at)
-            await self._woken()
-            now = self._loop.time()
-            events = self.backlog.take(now, self._hub.render)
-            if not events and self._is_heartbeat_due(now):
-                events = [self._hub.render(EventType.HEARTBEAT, None)]
-            if events:
-                self.note_sent()
-                return events, self.backlog.before or self._hub.position
-
-    async def turn(self) -> None:
-        """Wait for a turn of the event loop that no other watcher has. Raises as `next`."""
-        self._is_turn_wanted = True
-        try:
-            await self._woken()
-        finally:
-            self._is_turn_wanted = False
-
-    async def beside(self, task: asyncio.Future[Any]) -> bool:
-        """Wait for `task`, at most until the next heartbeat; tell whether one is due. Raises as `next`."""
-        self._waiter = self._loop.create_future()
-        seconds = max(self._heartbeat_due_at() - self._loop.time(), 0)
-        try:
-            await asyncio.wait((task, self._waiter), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._waiter = None
-        self.check()
-        return self._is_heartbeat_due(self._loop.time())
-
-    def check(self) -> None:
-        """Raise what ends the watch, if anything does."""
-        if self._error is not None:
-            raise self._error()
-        if self._is_too_old(self._loop.time()):
-            raise StreamAgeError
-
-    def end(self, error: type[JobStatusError]) -> None:
-        """End the watch with `error`."""
-        if self._error is None or error is not StoreChangedError:  # who is to go does not begin again
-            self._error = error
-        self.wake_soon()
-
-    def restart(self) -> None:
-        """Forget what the reader holds and what waits, to begin again."""
-        if self._error is StoreChangedError:
-            self._error = None
-        self._gathered = None
-        self.backlog.clear()
-
-    def close(self) -> None:
-        """Stop the timers, and forget."""
-        super().close()
-        self.backlog.clear()
-
-    def wake_soon(self) -> None:
-        """Look, in its turn, whether there is something to do; not while nobody waits."""
-        if self._waiter is not None:
-            super().wake_soon()
-
-    def step(self) -> int:
-        """Look, in its turn; see WakeQueue."""
-        self._is_queued = False
-        if self._waiter is None or self._waiter.done() or not self._has_work():
-            return LOOK
-        self._waiter.set_result(None)
-        return WAKE
-
-    async def _woken(self) -> None:
-        self._waiter = self._loop.create_future()
-        if self._has_work():
-            self.wake_soon()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-        self.check()
-
-    def _has_work(self) -> bool:
-        if self._is_turn_wanted or self._error is not None or self.backlog.ready:
-            return True
-        now = self._loop.time()
-        due_at = self.backlog.next_due_at
-        return self._is_heartbeat_due(now) or (due_at is not None and due_at <= now + CLOCK_RESOLUTION_SECONDS)
-
-    def _look_at(self, due_at: float) -> None:
-        """Wake the watcher then, or now where that is past."""
-        if due_at <= self._loop.time() + CLOCK_RESOLUTION_SECONDS:
-            self.wake_soon()
-        else:
-            self._wake_at(due_at)
-
-
-# Each takes a few microseconds; updates that arrive meanwhile wait for so many.
 OFFERS_PER_TURN = 64
+"""Watchers that get a change in one iteration of the event loop, at most; each costs a few microseconds."""
+
+LOOKED_AT_PER_TURN = 64
+"""Jobs that one stream examines or renders in one iteration of the event loop, at most."""
+
+LISTED_JOBS = 1000
+"""Jobs in one page when a resumed stream lists what its client has. They are not rendered, so it is a large page."""
+
+RETRY_SECONDS = 0.2
+"""The pause before a stream begins again, where it has to twice in a row: the hub does not know the new store yet."""
+
+UNSURE_SECONDS = 1.0
+"""How often a resumed stream checks that the hub has published all that was committed; a commit needs far less."""
 
 _Key: TypeAlias = tuple[object, ...]
 
 
 class FilterHub:
-    """Registers watchers of many jobs. Lives on one event loop."""
+    """Registers the watchers of many jobs and passes changes to them. For one event loop.
+
+    A change finds a watcher by one value of its filter (an id, the parent, a name, a label, a state), or because the
+    client holds the job. Only a watcher whose filter has no such value examines every change of its tenant.
+    """
 
     def __init__(
-        self,
-        *,
-        wakes: WakeQueue,
-        render: RenderEvent,
-        stamp: Callable[[], bytes],
-        max_age_seconds: float | None = None,
+        self, wakes: WakeQueue, *, render: RenderJobsEvent, stamp: Stamp, max_age_seconds: float | None = None
     ) -> None:
-        """Take how to render events.
+        """Create a hub without watchers.
 
         Args:
-            wakes: where watchers stand that have something to send.
-            render: returns the bytes of a message with one event; the change is None for events without a job.
-            stamp: returns the bytes to append to each message as it is sent: the server's time.
-            max_age_seconds: how long a watch may last, ± 10 %; None: for ever.
+            wakes: the queue in which its watchers run.
+            render: called once per change and type of event, for all watchers.
+            stamp: called for each message.
+            max_age_seconds: how long a watch may last, ± 10 %; None: without limit.
         """
         self.wakes = wakes
         self.render = render
         self.stamp = stamp
-        self.held: HeldJobs = {}
+        self.held: HeldJobs[FilterWatcher] = {}
         self.position: Position = ""
-        """Up to where all changes have been published."""
+        """The feed's position up to which every change was published."""
         self.reached: Position = ""
-        """Up to where changes have been published, or are being: what is registered now may miss those before it."""
+        """The position after the batch that is being published: a watcher that is added now may miss a part of it."""
         self._max_age_seconds = max_age_seconds
-        self._ending: type[JobStatusError] | None = None
+        self._closed_with: type[JobStatusError] | None = None
         self._keys: dict[FilterWatcher, Sequence[_Key]] = {}
         self._by_key: dict[_Key, dict[FilterWatcher, None]] = {}
 
     @property
     def watchers(self) -> int:
-        """How many are registered."""
+        """The number of registered watchers."""
         return len(self._keys)
 
     @contextlib.contextmanager
     def watcher(
         self, tenant: str, job_filter: JobFilter, *, heartbeat_seconds: float, min_update_seconds: float
     ) -> Iterator[FilterWatcher]:
-        """Register a watcher for the length of a block. It is told nothing until it gathers.
+        """Register a watcher for the block. It gets no changes before `buffer` or `subscribe`.
 
         Raises:
-            DrainingError: the hub has ended.
+            DrainingError: the hub is closed.
         """
-        if self._ending is not None:
-            raise self._ending()
+        if self._closed_with is not None:
+            raise self._closed_with()
         watcher = FilterWatcher(
             self,
             tenant,
@@ -235,33 +110,36 @@ class FilterHub:
             yield watcher
         finally:
             watcher.close()
-            self._place(watcher, ())
+            self._set_keys(watcher, ())
             del self._keys[watcher]
 
-    def gather(self, watcher: FilterWatcher) -> Position:
-        """Let `watcher` put by every change after the position that is returned."""
-        self._place(watcher, [_all_of(watcher.backlog.tenant)])
-        watcher.gather()
+    def buffer(self, watcher: FilterWatcher) -> Position:
+        """Make `watcher` keep every change after the position that is returned, to process them when it subscribes."""
+        self._set_keys(watcher, [_all_of(watcher.backlog.tenant)])
+        watcher.buffered = {}
         return self.reached
 
-    def withdraw(self, watcher: FilterWatcher) -> None:
-        """Tell `watcher` nothing any more; it forgets what it has put by."""
-        self._place(watcher, ())
-        watcher.forget_gathered()
-
-    def settle(self, watcher: FilterWatcher) -> None:
-        """Let `watcher` have what it has put by, and from now on what concerns it."""
-        watcher.accept_gathered()
+    def subscribe(self, watcher: FilterWatcher) -> None:
+        """Make `watcher` process its buffered changes, and from now on those that concern it."""
+        buffered, watcher.buffered = watcher.buffered or {}, None
+        for news in buffered.values():
+            watcher.receive(news)
         backlog = watcher.backlog
-        is_picky = not backlog.is_unsure
-        self._place(watcher, _keys_of_filter(backlog.tenant, backlog.filter) if is_picky else [_all_of(backlog.tenant)])
+        is_narrow = not backlog.is_incomplete
+        keys = _keys_of_filter(backlog.tenant, backlog.filter) if is_narrow else [_all_of(backlog.tenant)]
+        self._set_keys(watcher, keys)
+
+    def unsubscribe(self, watcher: FilterWatcher) -> None:
+        """Pass no more changes to `watcher`, and drop the buffered ones."""
+        self._set_keys(watcher, ())
+        watcher.buffered = None
 
     def begin(self, position: Position) -> None:
-        """Take it that everything up to `position` has been published."""
+        """Count everything up to `position` as published."""
         self.position = self.reached = position
 
     async def publish(self, changes: Iterable[Change], *, before: Position, after: Position) -> None:
-        """Tell the watchers whom changes concern, which lead from one position to the other."""
+        """Pass the changes between two positions to the watchers that they concern."""
         self.reached = after
         if self._by_key or self.held:
             offers = 0
@@ -270,7 +148,7 @@ class FilterHub:
                 if watchers:
                     news = News(change, before)
                     for watcher in watchers:
-                        watcher.offer(news)
+                        watcher.receive(news)
                     offers += len(watchers)
                 if offers >= OFFERS_PER_TURN:
                     offers = 0
@@ -278,13 +156,13 @@ class FilterHub:
         self.position = after
 
     def end_all(self, error: type[JobStatusError]) -> None:
-        """End every open watch with `error`; StoreChangedError lets it begin again."""
+        """End every open watch with `error`; with StoreChangedError, its stream begins again."""
         for watcher in self._keys:
             watcher.end(error)
 
     def close(self, error: type[JobStatusError]) -> None:
         """End every open watch with `error`, and refuse new ones with it."""
-        self._ending = error
+        self._closed_with = error
         self.end_all(error)
 
     def _concerned(self, change: Change) -> dict[FilterWatcher, None]:
@@ -292,8 +170,8 @@ class FilterHub:
         held = self.held.get((change.tenant, change.id))
         return dict.fromkeys(chain(held.revisions if held else (), *found))
 
-    def _place(self, watcher: FilterWatcher, keys: Sequence[_Key]) -> None:
-        """Let `watcher` be found through `keys`, and through no others."""
+    def _set_keys(self, watcher: FilterWatcher, keys: Sequence[_Key]) -> None:
+        """Let a change find `watcher` by `keys`, and by no others."""
         for key in self._keys[watcher]:
             watchers = self._by_key[key]
             del watchers[watcher]
@@ -309,7 +187,7 @@ def _all_of(tenant: str) -> _Key:
 
 
 def _keys_of_filter(tenant: str, job_filter: JobFilter) -> list[_Key]:
-    """Return through what to find a filter's watchers: a job that matches has one of these among its own."""
+    """Return keys such that every job that matches has at least one of them among its own."""
     if job_filter.ids:
         return [(tenant, "id", job_id) for job_id in job_filter.ids]
     if job_filter.parent_id:
@@ -325,7 +203,7 @@ def _keys_of_filter(tenant: str, job_filter: JobFilter) -> list[_Key]:
 
 
 def _keys_of_change(change: Change) -> list[_Key]:
-    """Return the keys of the job as it is now; of one that is gone nothing is known, and only its holders care."""
+    """Return the keys of the job as it is now. A removed job has none of its own: the change concerns its holders."""
     tenant, job = change.tenant, change.job
     keys = [_all_of(tenant)]
     if job is not None:
@@ -336,3 +214,310 @@ def _keys_of_change(change: Change) -> list[_Key]:
         if job.stalled:
             keys.append((tenant, "stalled"))
     return keys
+
+
+class FilterWatcher(TimedWatcher):
+    """Waits for one stream: for events of its backlog, its heartbeat, its end. For one task at a time."""
+
+    __slots__ = ("_error", "_hub", "_wants_iteration", "_woken", "backlog", "buffered")
+
+    def __init__(
+        self,
+        hub: FilterHub,
+        tenant: str,
+        job_filter: JobFilter,
+        *,
+        heartbeat_seconds: float,
+        min_update_seconds: float,
+        max_age_seconds: float | None,
+    ) -> None:
+        super().__init__(hub.wakes, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
+        self.backlog = Backlog(self, tenant, job_filter, hub.held, min_update_seconds=min_update_seconds)
+        self.buffered: dict[str, News] | None = None
+        """The newest change of each job since `FilterHub.buffer`; None: changes go to the backlog."""
+        self._hub = hub
+        self._error: type[JobStatusError] | None = None
+        self._woken: asyncio.Future[None] | None = None
+        self._wants_iteration = False
+
+    def receive(self, news: News) -> None:
+        """Add a change to the buffer or the backlog, and wake up when it is due."""
+        if self.buffered is None:
+            due_at = self.backlog.add(news, self._loop.time())
+            if due_at is not None:
+                self._wake_when_due(due_at)
+        elif self.backlog.may_concern(news.change):
+            self.buffered.pop(news.change.id, None)
+            self.buffered[news.change.id] = news
+
+    async def next(self) -> tuple[list[bytes], Position]:
+        """Wait for events that are due, or a HEARTBEAT; return them and the position up to which all was sent then.
+
+        Raises:
+            DrainingError, StreamAgeError: the watch ends here; the client resumes elsewhere.
+            StoreChangedError: what the client has is void.
+        """
+        while True:
+            due_at = self.backlog.next_due_at
+            if due_at is not None:
+                self._wake_when_due(due_at)
+            await self._wait_for_work()
+            now = self._loop.time()
+            events = self.backlog.take(now, self._hub.render)
+            if not events and self._is_heartbeat_due(now):
+                events = [self._hub.render(EventType.HEARTBEAT, None)]
+            if events:
+                self.mark_sent()
+                return events, self.backlog.before or self._hub.position
+
+    async def next_iteration(self) -> None:
+        """Wait for an iteration of the event loop in which no other watcher works. Raises as `next`."""
+        self._wants_iteration = True
+        try:
+            await self._wait_for_work()
+        finally:
+            self._wants_iteration = False
+
+    async def wait_for(self, task: asyncio.Future[Any]) -> bool:
+        """Wait for `task`, at most until the next heartbeat; return whether that is due. Raises as `next`."""
+        self._woken = self._loop.create_future()
+        seconds = max(self._heartbeat_due_at() - self._loop.time(), 0)
+        try:
+            await asyncio.wait((task, self._woken), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._woken = None
+        self._raise_if_ended()
+        return self._is_heartbeat_due(self._loop.time())
+
+    def mark_sent(self) -> None:
+        """Count the heartbeat interval from now on."""
+        self._sent_at = self._loop.time()
+
+    def end(self, error: type[JobStatusError]) -> None:
+        """End the watch with `error`. StoreChangedError replaces no other error: a closing watch must not restart."""
+        if self._error is None or error is not StoreChangedError:
+            self._error = error
+        self.wake_soon()
+
+    def reset(self) -> None:
+        """Forget what the client has and what is unsent, to begin again with the store that is there now."""
+        if self._error is StoreChangedError:
+            self._error = None
+        self._hub.unsubscribe(self)
+        self.backlog.clear()
+
+    def close(self) -> None:
+        """Stop the timers and empty the backlog."""
+        super().close()
+        self.backlog.clear()
+
+    def wake_soon(self) -> None:
+        """Enqueue the watcher, if its task waits."""
+        if self._woken is not None:
+            super().wake_soon()
+
+    def run(self) -> int:
+        """Wake the task if there is work for it; see Wakeable."""
+        self._is_queued = False
+        if self._woken is None or self._woken.done() or not self._has_work():
+            return LOOK
+        self._woken.set_result(None)
+        return WAKE
+
+    async def _wait_for_work(self) -> None:
+        self._woken = self._loop.create_future()
+        if self._has_work():
+            self.wake_soon()
+        try:
+            await self._woken
+        finally:
+            self._woken = None
+        self._raise_if_ended()
+
+    def _has_work(self) -> bool:
+        if self._wants_iteration or self._error is not None:
+            return True
+        now = self._loop.time()
+        return self.backlog.is_due(now) or self._is_heartbeat_due(now)
+
+    def _raise_if_ended(self) -> None:
+        if self._error is not None:
+            raise self._error()
+        if self._is_too_old(self._loop.time()):
+            raise StreamAgeError
+
+    def _wake_when_due(self, due_at: float) -> None:
+        if due_at <= self._loop.time() + CLOCK_RESOLUTION_SECONDS:
+            self.wake_soon()
+        else:
+            self._wake_at(due_at)
+
+
+class FilterStream:
+    """Sends the events of one WatchJobs stream. For one task.
+
+    Without a position to resume from: SNAPSHOTs, SYNCED, changes since the snapshot began. With one: changes since that
+    position, SYNCED. Then, in both cases, changes as the hub publishes them.
+    """
+
+    def __init__(self, store: JobStore, hub: FilterHub, watcher: FilterWatcher, send: Send) -> None:
+        self._store = store
+        self._hub = hub
+        self._watcher = watcher
+        self._send_message = send
+        self._backlog = watcher.backlog
+        self._is_synced = False
+        self._completing: asyncio.Task[None] | None = None
+
+    async def run(self, after: Position | None) -> NoReturn:
+        """Send events until the watch ends with an error; `after` is the position to resume from, None: a snapshot.
+
+        Raises:
+            DrainingError, StreamAgeError, StoreUnavailableError: the watch ends here; the client resumes elsewhere.
+        """
+        has_just_restarted = False
+        try:
+            while True:
+                try:
+                    await (self._snapshot() if after is None else self._resume(after))
+                    has_just_restarted = False
+                    while True:
+                        await self._send(*await self._watcher.next())
+                except StoreChangedError:
+                    if has_just_restarted:
+                        await asyncio.sleep(RETRY_SECONDS)
+                    has_just_restarted, after = True, None
+                    await self._reset()
+        finally:
+            self._stop_completing()
+
+    async def _reset(self) -> None:
+        self._stop_completing()
+        self._watcher.reset()
+        self._is_synced = False
+        await self._send([self._hub.render(EventType.RESET, None)], None)
+
+    async def _snapshot(self) -> None:
+        position = self._hub.reached
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await self._page(MAX_EVENTS, cursor)
+            for job in page.jobs:
+                self._backlog.hold(job)
+            await self._send_snapshots(page.jobs)
+            cursor = page.next_cursor or None
+        await self._send_synced(position)
+        await self._replay(position, is_last=True)
+
+    async def _resume(self, after: Position) -> None:
+        self._backlog.is_incomplete = True
+        position = await self._replay(after, is_last=False)
+        cursor: str | None = ""
+        while cursor is not None:  # jobs that the client has, unless they have changed since
+            page = await self._page(LISTED_JOBS, cursor)
+            for job in page.jobs:
+                if not self._backlog.holds(job.id):
+                    self._backlog.hold(job, revision=UNKNOWN_REVISION)
+            cursor = page.next_cursor or None
+        position = await self._replay(position, is_last=True)
+        await self._send_synced(self._backlog.before or position)
+        self._completing = asyncio.ensure_future(self._complete())
+
+    async def _replay(self, position: Position, *, is_last: bool) -> Position:
+        """Send the feed's changes from `position` up to the hub's, and return that; `is_last`: subscribe there."""
+        is_there = False
+        while not is_there:
+            await self._watcher.next_iteration()
+            up_to = self._hub.buffer(self._watcher) if is_last else self._hub.reached
+            batch = await self._changes(position, up_to)
+            await self._add_to_backlog(batch.changes, position)
+            is_there = batch.position in (position, up_to)  # a token of another server may be ahead of this hub
+            position = batch.position
+            if not is_there:
+                self._hub.unsubscribe(self._watcher)
+            elif is_last:
+                self._hub.subscribe(self._watcher)
+            await self._send_due(position)
+        return position
+
+    async def _add_to_backlog(self, changes: Sequence[Change], before: Position) -> None:
+        now = asyncio.get_running_loop().time()
+        for number, change in enumerate(changes, start=1):
+            if change.tenant == self._backlog.tenant:
+                self._backlog.add(News(change, before), now)
+            if number % LOOKED_AT_PER_TURN == 0:
+                await self._watcher.next_iteration()
+
+    async def _complete(self) -> None:
+        """Narrow the subscription to the filter once the hub has published all that was committed during the resume.
+
+        A job that left the filter and then changed again, after the feed was read, was neither replayed nor listed. The
+        client may have it, so until then every change that may concern the client is sent.
+        """
+        while self._backlog.is_incomplete:
+            await asyncio.sleep(UNSURE_SECONDS)
+            with contextlib.suppress(UnavailableError):
+                self._backlog.is_incomplete = await self._store.position() != self._hub.position
+        self._hub.subscribe(self._watcher)
+
+    def _stop_completing(self) -> None:
+        if self._completing is not None:
+            self._completing.cancel()
+            self._completing = None
+
+    async def _page(self, limit: int, cursor: str) -> Page:
+        await self._watcher.next_iteration()
+        return await self._read(
+            self._store.page(self._backlog.tenant, self._backlog.filter, limit=limit, cursor=cursor)
+        )
+
+    async def _changes(self, after: Position, up_to: Position) -> ChangeBatch:
+        if after == up_to:
+            return ChangeBatch(after, ())
+        return await self._read(self._store.changes(after, up_to=up_to))
+
+    async def _read(self, reading: Coroutine[Any, Any, T]) -> T:
+        """Wait for the store, and send heartbeats in the meantime."""
+        task = asyncio.ensure_future(reading)
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        try:
+            while True:
+                if await self._watcher.wait_for(task):
+                    await self._send([self._hub.render(EventType.HEARTBEAT, None)], None)
+                if task.done():
+                    return task.result()
+        finally:
+            task.cancel()
+
+    async def _send_snapshots(self, jobs: Sequence[Job]) -> None:
+        events: list[bytes] = []
+        size = 0
+        for number, job in enumerate(jobs, start=1):
+            change = Change(job.tenant, job.id, job.revision, job)
+            event = self._hub.render(EventType.SNAPSHOT, change)
+            if events and size + len(event) > MAX_RESPONSE_BYTES:
+                await self._send(events, None)
+                events, size = [], 0
+            events.append(event)
+            size += len(event)
+            if number % LOOKED_AT_PER_TURN == 0:
+                await self._watcher.next_iteration()
+        if events:
+            await self._send(events, None)
+
+    async def _send_synced(self, position: Position) -> None:
+        self._is_synced = True
+        await self._send([self._hub.render(EventType.SYNCED, None)], position)
+
+    async def _send_due(self, position: Position) -> None:
+        """Send the changes that are due now; those that become due in the meantime are sent later."""
+        now = asyncio.get_running_loop().time()
+        while self._backlog.is_due(now):
+            await self._watcher.next_iteration()
+            events = self._backlog.take(asyncio.get_running_loop().time(), self._hub.render)
+            if events:
+                await self._send(events, (self._backlog.before or position) if self._is_synced else None)
+
+    async def _send(self, events: Sequence[bytes], position: Position | None) -> None:
+        self._watcher.mark_sent()
+        await self._send_message(b"".join((*events, self._hub.stamp())), position)

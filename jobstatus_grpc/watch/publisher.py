@@ -1,45 +1,119 @@
-"""Tells of an outage in few lines, however often what is out is tried: that it began, that it lasts, that it ended."""
+"""From the store's change feed to the watchers: one task reads the feed and publishes each batch to both hubs.
+
+The feed is the only source of changes for watchers, also of those that this process commits.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
-from jobstatus_grpc.errors import UnavailableError
+from jobstatus_grpc.errors import StoreChangedError, UnavailableError
+from jobstatus_grpc.stores.interface import ChangeBatch, JobStore, Position
+from jobstatus_grpc.watch.filter_watch import FilterHub
+from jobstatus_grpc.watch.job_watch import JobHub
 
-AGAIN_SECONDS = 60.0
-"""Failures are told of once in so long at most, also where they come and go."""
+log = logging.getLogger("jobstatus_grpc.watch.publisher")
+
+RETRY_SECONDS = 0.2
+"""The pause before the feed is read again after it failed."""
+
+LOG_INTERVAL_SECONDS = 60.0
+"""Between two log lines about failures of the feed, at least, also where it recovers and fails again."""
+
+
+class Publisher:
+    """Follows a store's feed for a hub of watchers of one job each and a hub of watchers of many."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        job_hub: JobHub,
+        filter_hub: FilterHub,
+        *,
+        observe_batch: Callable[[ChangeBatch], None] | None = None,
+    ) -> None:
+        """`observe_batch` is called with each batch once it is published: for metrics."""
+        self._store = store
+        self._job_hub = job_hub
+        self._filter_hub = filter_hub
+        self._observe_batch = observe_batch
+
+    async def follow(self, position: Position) -> NoReturn:
+        """Publish every change after `position`, until cancelled.
+
+        Read the position before the first watcher registers: a change between that reading and the start of this is
+        then published too. Where the store was replaced, open watches end with StoreChangedError, and the clients
+        resume them.
+        """
+        self._filter_hub.begin(position)
+        outage = OutageLog(log, "the change feed")
+        current: Position | None = position
+        while True:
+            try:
+                if current is None:
+                    current = await self._restart()
+                if outage.lasts:
+                    await self._store.position()  # `changes` would not return before something changes
+                    outage.end()
+                batch = await self._store.changes(current)
+            except StoreChangedError:
+                log.warning("the store was replaced or restored: open watches end, and clients resume them")
+                current = None
+            except Exception as error:
+                outage.report(error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                await self._publish(batch, after=current)
+                current = batch.position
+
+    async def _restart(self) -> Position:
+        """End every watch, and return the position from which to follow the store that is there now."""
+        position = await self._store.position()
+        self._filter_hub.begin(position)
+        self._job_hub.end_all(StoreChangedError)
+        self._filter_hub.end_all(StoreChangedError)
+        return position
+
+    async def _publish(self, batch: ChangeBatch, *, after: Position) -> None:
+        for change in batch.changes:
+            self._job_hub.publish(change)
+        await self._filter_hub.publish(batch.changes, before=after, after=batch.position)
+        if self._observe_batch is not None:
+            self._observe_batch(batch)
 
 
 class OutageLog:
-    """Writes to a log what becomes of one thing that is tried again and again."""
+    """Logs the failures and the recovery of one thing that is retried, at most once per LOG_INTERVAL_SECONDS."""
 
-    def __init__(self, log: logging.Logger, what: str, *, seconds: Callable[[], float] = time.monotonic) -> None:
-        """Take where to write, how lines begin, and the clock."""
+    def __init__(self, log: logging.Logger, subject: str, *, seconds: Callable[[], float] = time.monotonic) -> None:
+        """Each line begins with `subject`; `seconds` is the clock."""
         self._log = log
-        self._what = what
+        self._subject = subject
         self._seconds = seconds
         self._quiet_until = float("-inf")
-        self._is_told = False
+        self._is_logged = False
         self.lasts = False
         """Whether the last try failed."""
 
-    def note(self, error: Exception) -> None:
-        """Take what a try failed with."""
+    def report(self, error: Exception) -> None:
+        """Log a failed try; one that is no outage of the store, with its traceback."""
         self.lasts = True
         if self._seconds() < self._quiet_until:
             return
-        self._quiet_until = self._seconds() + AGAIN_SECONDS
-        self._is_told = True
+        self._quiet_until = self._seconds() + LOG_INTERVAL_SECONDS
+        self._is_logged = True
         if isinstance(error, UnavailableError):
-            self._log.warning("%s is interrupted: %s", self._what, error)
+            self._log.warning("%s is unavailable, retrying: %s", self._subject, error)
         else:
-            self._log.error("%s is interrupted", self._what, exc_info=error)
+            self._log.error("%s has failed, retrying", self._subject, exc_info=error)
 
     def end(self) -> None:
-        """Take that a try went well."""
+        """Log that a try succeeded, if the failure before it was logged."""
         self.lasts = False
-        if self._is_told:
-            self._is_told = False
-            self._log.warning("%s goes on", self._what)
+        if self._is_logged:
+            self._is_logged = False
+            self._log.warning("%s has recovered", self._subject)

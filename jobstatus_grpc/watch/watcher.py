@@ -1,4 +1,8 @@
-"""What every watcher does by the clock: it says something now and then, holds back what is minor, and grows old."""
+"""What watches of one job and of many share: event types, the queue in which watchers run, and their timers.
+
+A change marks watchers as having work and puts them in the event loop's WakeQueue; the queue runs a few of them in each
+iteration of the loop. A watcher's timers put it in the same queue.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +12,93 @@ import enum
 import os
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol, TypeAlias
 
 from jobstatus_grpc.job import Job
-
-if TYPE_CHECKING:
-    pass
+from jobstatus_grpc.stores.interface import Change, Position
 
 
-# What a step costs, in microseconds or so.
+class EventType(enum.IntEnum):
+    """The type of a watch's event, with the numbers of the API; REMOVED, SYNCED and RESET in WatchJobs only."""
+
+    SNAPSHOT = 1
+    UPDATED = 2
+    REMOVED = 3
+    SYNCED = 4
+    HEARTBEAT = 5
+    RESET = 6
+
+
+RenderJobEvent: TypeAlias = Callable[[EventType, Job], bytes]
+"""Returns a WatchJobResponse without its server_time. server/responses.py has it: watch/ imports no protobuf."""
+
+RenderJobsEvent: TypeAlias = Callable[[EventType, Change | None], bytes]
+"""Returns a WatchJobsResponse with one event and no server_time; the change is None for an event without a job.
+
+Renderings put one behind the other are one response with all their events.
+"""
+
+Stamp: TypeAlias = Callable[[], bytes]
+"""Returns the bytes to append to a rendering when it is sent: the response's server_time."""
+
+TrySend: TypeAlias = Callable[[bytes], bool]
+"""Sends a message without waiting and returns True, or returns False where that is impossible now."""
+
+Send: TypeAlias = Callable[[bytes, Position | None], Awaitable[None]]
+"""Sends a message, with the feed's position up to which the client then has everything; None: the position before."""
+
+
 LOOK, SEND, WAKE = 1, 8, 64
+"""The cost of one run of a queued item, in about microseconds: nothing to do, a message sent, a task woken."""
 
 TURN = 64
+"""The cost after which the queue leaves the rest to the event loop's next iteration: one task woken, or 8 messages."""
 
 YIELD_SECONDS = 0.05
-"""So long after a commit met watchers in the queue, threads that carry requests and replies come first on the core."""
+"""After a commit met queued watchers, the core is yielded for this long to threads that carry requests and replies."""
 
 LONGEST_SHARE_SECONDS = 0.02
-"""A commit that waits for watchers waits no longer."""
+"""How long a commit waits for queued watchers, at most."""
+
+CLOCK_RESOLUTION_SECONDS = 0.002
+"""By how much a timer may fire too early, and an event be sent before it is due."""
 
 
 class Wakeable(Protocol):
-    """What can stand in the queue."""
+    """An item of the WakeQueue."""
 
-    def step(self) -> int:
-        """Look at one watcher, send something or wake it; tell which. Whoever has more to do enqueues itself again."""
+    def run(self) -> int:
+        """Do one piece of work and return its cost, such as LOOK. An item with more to do enqueues itself again."""
         ...
 
 
 class WakeQueue:
-    """Steps through what stands in it, first come first served. Lives on one event loop."""
+    """Runs its items in order, a few in each iteration of its event loop, and none while a commit runs."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._items: deque[Wakeable] = deque()
-        self._is_turning = False
+        self._is_scheduled = False
         self._is_paused = False
         self._may_pause_at = 0.0
         self._is_empty = asyncio.Event()
         self._yields_until = 0.0
 
     def enqueue(self, item: Wakeable) -> None:
-        """Let `item` step in its turn. It may stand in the queue more than once; better it does not."""
+        """Append `item`. The queue does not look for duplicates; its users do."""
         self._items.append(item)
-        self._turn_soon()
+        self._schedule()
 
     @contextlib.asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Wake nobody while the block runs: a thread that commits gets the interpreter only when this one rests.
+        """Run nothing during the block: a thread that commits gets the interpreter only when this thread is idle.
 
-        The block begins when those in the queue have had as long as the last one took, 20 ms at most, or there are
-        none: so a stream of commits cannot starve watchers, nor they it. For one task at a time.
+        The block begins when the queue is empty, or has run for as long as the last block took, at most 20 ms. So a
+        stream of commits cannot starve watchers, nor watchers commits. For one task at a time.
         """
         if self._items:
-            await self._let_them_have_their_share()
+            await self._let_items_run()
         began_at = self._loop.time()
         self._is_paused = True
         try:
@@ -71,9 +107,9 @@ class WakeQueue:
             self._is_paused = False
             now = self._loop.time()
             self._may_pause_at = now + min(now - began_at, LONGEST_SHARE_SECONDS)
-            self._turn_soon()
+            self._schedule()
 
-    async def _let_them_have_their_share(self) -> None:
+    async def _let_items_run(self) -> None:
         now = self._loop.time()
         self._yields_until = now + YIELD_SECONDS
         if now < self._may_pause_at:
@@ -84,24 +120,24 @@ class WakeQueue:
             finally:
                 end.cancel()
 
-    def _turn_soon(self) -> None:
-        if self._items and not self._is_turning and not self._is_paused:
-            self._is_turning = True
-            self._loop.call_soon(self._turn)
+    def _schedule(self) -> None:
+        if self._items and not self._is_scheduled and not self._is_paused:
+            self._is_scheduled = True
+            self._loop.call_soon(self._run_some)
 
-    def _turn(self) -> None:
+    def _run_some(self) -> None:
         if not self._is_paused:
             left = TURN
             for _ in range(min(TURN, len(self._items))):
-                left -= self._items.popleft().step()
+                left -= self._items.popleft().run()
                 if left <= 0:
                     break
-        self._is_turning = False
+        self._is_scheduled = False
         if not self._items:
             self._is_empty.set()
         elif self._loop.time() < self._yields_until:
             _yield_core()
-        self._turn_soon()
+        self._schedule()
 
 
 def _yield_core() -> None:
@@ -109,12 +145,8 @@ def _yield_core() -> None:
         os.sched_yield()
 
 
-# A timer may fire a little before its time.
-CLOCK_RESOLUTION_SECONDS = 0.002
-
-
 class TimedWatcher:
-    """Stands in the queue of those to be woken when it has been silent for too long, is too old, or told itself to."""
+    """A WakeQueue item with timers: for heartbeats, for the end of its stream's age, for changes that are held back."""
 
     __slots__ = (
         "_ends_at", "_heartbeat_seconds", "_heartbeat_timer", "_is_queued", "_loop", "_sent_at", "_throttle_timer",
@@ -129,21 +161,17 @@ class TimedWatcher:
         self._sent_at = now = self._loop.time()
         self._ends_at = now + max_age_seconds * random.uniform(0.9, 1.1) if max_age_seconds else float("inf")
         self._throttle_timer: asyncio.TimerHandle | None = None
-        self._arm_heartbeat(now + heartbeat_seconds)
+        self._start_heartbeat_timer(now + heartbeat_seconds)
 
-    def step(self) -> int:
-        """Look, in its turn; see WakeQueue."""
+    def run(self) -> int:
+        """Do what is due; see Wakeable."""
         raise NotImplementedError
 
     def wake_soon(self) -> None:
-        """Look, in its turn, whether there is something to do."""
+        """Enqueue the watcher, unless it is in the queue."""
         if not self._is_queued:
             self._is_queued = True
             self._wakes.enqueue(self)
-
-    def note_sent(self) -> None:
-        """Count the silence from now on. That does not move the timer: it looks when it fires."""
-        self._sent_at = self._loop.time()
 
     def close(self) -> None:
         """Stop the timers."""
@@ -152,7 +180,7 @@ class TimedWatcher:
             self._throttle_timer.cancel()
 
     def _heartbeat_due_at(self) -> float:
-        """Return the loop's time at which it is time for a HEARTBEAT, or for the end."""
+        """Return the loop's time at which a HEARTBEAT is due, or the end of the stream."""
         return min(self._sent_at + self._heartbeat_seconds, self._ends_at)
 
     def _is_heartbeat_due(self, now: float) -> bool:
@@ -162,43 +190,27 @@ class TimedWatcher:
         return now + CLOCK_RESOLUTION_SECONDS >= self._ends_at
 
     def _wake_at(self, due_at: float) -> None:
-        """Wake up then, unless that happens earlier anyway."""
+        """Enqueue the watcher at `due_at`, or earlier where a timer is set for that."""
         if self._throttle_timer is not None:
             if self._throttle_timer.when() <= due_at:
                 return
             self._throttle_timer.cancel()
-        self._throttle_timer = self._loop.call_at(due_at, self._on_throttle_end)
+        self._throttle_timer = self._loop.call_at(due_at, self._on_throttle_timer)
 
-    def _on_throttle_end(self) -> None:
+    def _on_throttle_timer(self) -> None:
         self._throttle_timer = None
         self.wake_soon()
 
     def _on_heartbeat_timer(self) -> None:
+        # Sending does not move the timer, which costs more than to compare the times when it fires.
         now = self._loop.time()
         next_at = self._sent_at + self._heartbeat_seconds
         if self._is_heartbeat_due(now):
             self.wake_soon()
             next_at = now + self._heartbeat_seconds
-        self._arm_heartbeat(next_at)
+        self._start_heartbeat_timer(next_at)
 
-    def _arm_heartbeat(self, next_at: float) -> None:
+    def _start_heartbeat_timer(self, next_at: float) -> None:
         if self._loop.time() < self._ends_at < next_at:
             next_at = self._ends_at
         self._heartbeat_timer = self._loop.call_at(next_at, self._on_heartbeat_timer)
-
-
-class EventType(enum.IntEnum):
-    """What an event of a watch says; REMOVED, SYNCED and RESET in watches of many only."""
-
-    SNAPSHOT = 1
-    UPDATED = 2
-    REMOVED = 3
-    SYNCED = 4
-    HEARTBEAT = 5
-    RESET = 6
-
-
-Render: TypeAlias = Callable[[EventType, Job], bytes]
-
-TrySend: TypeAlias = Callable[[bytes], bool]
-"""Sends a message without a wait, or tells that it cannot."""

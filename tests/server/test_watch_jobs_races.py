@@ -14,7 +14,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.stores.embedded import Feed
 from jobstatus_grpc.stores.memory import MemoryStore
-from jobstatus_grpc.watch import filter_stream
+from jobstatus_grpc.watch import filter_watch
 from tests.support.loop import run
 from tests.support.paused_store import PausedStore
 from tests.support.servers import serving
@@ -126,7 +126,7 @@ def test_what_changes_while_a_reader_resumes_is_sent(moment, change, again):
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_while_the_hub_takes_over_is_sent(change, moment, with_token, monkeypatch):
-    monkeypatch.setattr(filter_stream, "UNSURE_SECONDS", 0)
+    monkeypatch.setattr(filter_watch, "UNSURE_SECONDS", 0)
 
     async def scenario():
         store = PausedStore()
@@ -148,7 +148,7 @@ def test_what_changes_while_the_hub_takes_over_is_sent(change, moment, with_toke
 
 
 def test_a_job_that_left_the_filter_and_changes_again_before_the_hub_reads_it_is_removed(monkeypatch):
-    monkeypatch.setattr(filter_stream, "UNSURE_SECONDS", 0.01)
+    monkeypatch.setattr(filter_watch, "UNSURE_SECONDS", 0.01)
 
     async def scenario():
         store = PausedStore()
@@ -168,7 +168,7 @@ def test_a_job_that_left_the_filter_and_changes_again_before_the_hub_reads_it_is
 
 
 def test_a_resumed_reader_gets_changes_of_the_jobs_that_it_holds_and_no_others(monkeypatch):
-    monkeypatch.setattr(filter_stream, "UNSURE_SECONDS", 0)
+    monkeypatch.setattr(filter_watch, "UNSURE_SECONDS", 0)
 
     async def scenario():
         async with serving(PausedStore()) as stub:

@@ -10,7 +10,8 @@ from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import Create, JobState, Update
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch.filter_watch import FilterHub
-from jobstatus_grpc.watch.job_watch import WatchHub
+from jobstatus_grpc.watch.job_watch import JobHub
+from jobstatus_grpc.watch.publisher import Publisher
 from jobstatus_grpc.watch.watcher import WakeQueue
 from tests.support import loop
 
@@ -42,8 +43,10 @@ class Hub:
     def __init__(self, **settings):
         self.store = FallibleStore()
         self.rendered: Counter[tuple[str, str, int]] = Counter()
-        filters = FilterHub(wakes=WakeQueue(), render=lambda event_type, change: b"", stamp=lambda: b"")
-        self.hub = WatchHub(render=self._render, stamp=lambda: b"", filters=filters, **settings)
+        wakes = WakeQueue()
+        self.hub = JobHub(wakes, render=self._render, stamp=lambda: b"", **settings)
+        filter_hub = FilterHub(wakes, render=lambda event_type, change: b"", stamp=lambda: b"")
+        self.publisher = Publisher(self.store, self.hub, filter_hub)
 
     def _render(self, event_type, job):
         self.rendered[event_type.name, job.id, job.revision] += 1
@@ -51,7 +54,7 @@ class Hub:
 
     @contextlib.asynccontextmanager
     async def followed(self):
-        following = asyncio.create_task(self.hub.follow(self.store, await self.store.position()))
+        following = asyncio.create_task(self.publisher.follow(await self.store.position()))
         try:
             yield self
         finally:
@@ -75,7 +78,7 @@ class Hub:
             min_update_seconds=min_update_seconds,
             try_send=try_send,
         ) as watcher:
-            self.hub.offer(watcher, await self.store.get(TENANT, job_id))
+            watcher.start(await self.store.get(TENANT, job_id))
             yield watcher
 
     async def read_all(self, job_id="a", **settings):

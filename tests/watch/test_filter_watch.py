@@ -34,7 +34,7 @@ FILTERS = {
 def run(scenario):
     async def with_hub():
         rendered.clear()
-        return await scenario(FilterHub(wakes=WakeQueue(), render=render, stamp=lambda: b""))
+        return await scenario(FilterHub(WakeQueue(), render=render, stamp=lambda: b""))
 
     return loop.run(with_hub)
 
@@ -53,9 +53,9 @@ def watching(hub, job_filter=FILTERS["all"], *, tenant=TENANT, min_update_second
     return hub.watcher(tenant, job_filter, heartbeat_seconds=30, min_update_seconds=min_update_seconds)
 
 
-def settled(hub, watcher):
-    hub.gather(watcher)
-    hub.settle(watcher)
+def subscribed(hub, watcher):
+    hub.buffer(watcher)
+    hub.subscribe(watcher)
     return watcher
 
 
@@ -68,7 +68,8 @@ async def publish(hub, *changes, before="0", after="1"):
     await hub.publish(changes, before=before, after=after)
 
 
-def sent(watcher, now=0.0):
+def sent(watcher, now=None):
+    now = asyncio.get_running_loop().time() if now is None else now
     return [event.decode() for event in watcher.backlog.take(now, render)]
 
 
@@ -76,7 +77,7 @@ def sent(watcher, now=0.0):
 def test_a_watcher_gets_a_job_that_matches_and_no_other_job_looks_at_it(name):
     async def scenario(hub):
         with watching(hub, FILTERS[name]) as watcher:
-            settled(hub, watcher)
+            subscribed(hub, watcher)
             await publish(hub, change_of())
             assert sent(watcher) == ["UPDATED a 6"]
             other = {"id": "c", "name": "x", "parent_id": "", "labels": {}, "stalled": False}
@@ -92,7 +93,7 @@ def test_a_watcher_gets_a_job_that_matches_and_no_other_job_looks_at_it(name):
 def test_what_a_reader_holds_is_found_whatever_it_is_like_now_and_released_once_it_is_gone(name):
     async def scenario(hub):
         with watching(hub, FILTERS[name]) as watcher:
-            settled(hub, watcher)
+            subscribed(hub, watcher)
             watcher.backlog.hold(JOB)
             await publish(hub, Change(TENANT, "a", 6, None))
             assert sent(watcher) == ["REMOVED a 6"]
@@ -119,7 +120,7 @@ def test_an_event_is_rendered_once_for_all_watchers():
     async def scenario(hub):
         with watching(hub) as first, watching(hub) as second, watching(hub) as third:
             for watcher in (first, second, third):
-                settled(hub, watcher)
+                subscribed(hub, watcher)
             await publish(hub, change_of())
             assert sent(first) == sent(second) == sent(third) == ["UPDATED a 6"]
             assert rendered == [("UPDATED", 6)]
@@ -130,7 +131,7 @@ def test_an_event_is_rendered_once_for_all_watchers():
 def test_only_the_newest_change_of_a_job_waits_and_of_one_that_matched_for_a_moment_none():
     async def scenario(hub):
         with watching(hub, JobFilter(labels={"k": "v"})) as watcher:
-            settled(hub, watcher)
+            subscribed(hub, watcher)
             for revision in range(6, 100):
                 await publish(hub, change_of(revision, reason=str(revision)))
             await publish(hub, Change(TENANT, "b", 6, evolve(JOB, {"id": "b"})))
@@ -143,12 +144,12 @@ def test_only_the_newest_change_of_a_job_waits_and_of_one_that_matched_for_a_mom
 def test_minor_changes_are_held_back_for_the_interval_of_their_job_and_the_position_with_them():
     async def scenario(hub):
         with watching(hub, min_update_seconds=10) as watcher:
-            backlog = settled(hub, watcher).backlog
+            backlog = subscribed(hub, watcher).backlog
             backlog.hold(JOB)
-            assert backlog.offer(News(change_of(6, reason="x"), "0"), 100.0) == 100.0
+            assert backlog.add(News(change_of(6, reason="x"), "0"), 100.0) == 100.0
             assert sent(watcher, 100.0) == ["UPDATED a 6"]
-            assert backlog.offer(News(change_of(7, reason="y"), "1"), 101.0) == 110.0
-            assert backlog.offer(News(change_of(8, reason="z"), "2"), 102.0) == 110.0
+            assert backlog.add(News(change_of(7, reason="y"), "1"), 101.0) == 110.0
+            assert backlog.add(News(change_of(8, reason="z"), "2"), 102.0) == 110.0
             assert (sent(watcher, 109.0), backlog.before, backlog.next_due_at) == ([], "2", 110.0)
             assert sent(watcher, 110.0) == ["UPDATED a 8"]
             assert backlog.before is None
@@ -160,15 +161,15 @@ def test_minor_changes_are_held_back_for_the_interval_of_their_job_and_the_posit
 def test_what_is_urgent_takes_what_is_held_back_with_it_also_where_a_minor_change_follows(fields):
     async def scenario(hub):
         with watching(hub, min_update_seconds=10) as watcher:
-            backlog = settled(hub, watcher).backlog
+            backlog = subscribed(hub, watcher).backlog
             backlog.hold(JOB)
-            backlog.offer(News(change_of(6, reason="x"), "0"), 100.0)
+            backlog.add(News(change_of(6, reason="x"), "0"), 100.0)
             sent(watcher, 100.0)
-            backlog.offer(News(change_of(7, reason="y"), "1"), 101.0)
-            backlog.offer(News(change_of(8, reason="y", **fields), "2"), 101.0)
-            backlog.offer(News(change_of(9, reason="z", **fields), "3"), 101.0)
+            backlog.add(News(change_of(7, reason="y"), "1"), 101.0)
+            backlog.add(News(change_of(8, reason="y", **fields), "2"), 101.0)
+            backlog.add(News(change_of(9, reason="z", **fields), "3"), 101.0)
             assert sent(watcher, 101.0) == ["UPDATED a 9"]
-            backlog.offer(News(change_of(10, reason="zz", **fields), "4"), 102.0)
+            backlog.add(News(change_of(10, reason="zz", **fields), "4"), 102.0)
             assert sent(watcher, 102.0) == []
 
     run(scenario)
@@ -178,10 +179,11 @@ def test_an_urgent_change_is_known_as_such_by_a_watcher_that_missed_it_between_t
     async def scenario(hub):
         with watching(hub, min_update_seconds=10) as one, watching(hub, min_update_seconds=10) as other:
             for watcher in (one, other):
-                settled(hub, watcher).backlog.hold(JOB)
-            one.backlog.offer(News(change_of(6, labels={}), "0"), 100.0)
-            other.backlog._updated_at["a"] = 100.0
-            assert other.backlog.offer(News(change_of(7, labels={}, reason="x"), "1"), 101.0) == 101.0
+                subscribed(hub, watcher).backlog.hold(JOB)
+                watcher.backlog.add(News(change_of(6, reason="w"), "0"), 100.0)
+            assert sent(other, 100.0) == ["UPDATED a 6"]
+            one.backlog.add(News(change_of(7, labels={}), "0"), 100.0)
+            assert other.backlog.add(News(change_of(8, labels={}, reason="x"), "1"), 101.0) == 101.0
 
     run(scenario)
 
@@ -189,12 +191,12 @@ def test_an_urgent_change_is_known_as_such_by_a_watcher_that_missed_it_between_t
 def test_a_job_that_never_rests_does_not_hold_up_the_others_nor_stand_behind_them():
     async def scenario(hub):
         with watching(hub) as watcher:
-            backlog = settled(hub, watcher).backlog
-            backlog.offer(News(change_of(6), "0"), 0.0)
+            backlog = subscribed(hub, watcher).backlog
+            backlog.add(News(change_of(6), "0"), 0.0)
             for number in range(300):
                 job = evolve(JOB, {"id": f"b{number}"})
-                backlog.offer(News(Change(TENANT, job.id, 5, job), "1"), 0.0)
-                backlog.offer(News(change_of(7 + number), "2"), 0.0)
+                backlog.add(News(Change(TENANT, job.id, 5, job), "1"), 0.0)
+                backlog.add(News(change_of(7 + number), "2"), 0.0)
             assert backlog.before == "1"
             assert sent(watcher)[0] == "UPDATED a 306"
 
@@ -204,14 +206,14 @@ def test_a_job_that_never_rests_does_not_hold_up_the_others_nor_stand_behind_the
 def test_a_change_sent_early_leaves_nothing_in_the_queue_of_held_changes():
     async def scenario(hub):
         with watching(hub, min_update_seconds=86400) as watcher:
-            backlog = settled(hub, watcher).backlog
+            backlog = subscribed(hub, watcher).backlog
             backlog.hold(JOB)
             for revision in range(6, 6000, 2):
                 now = float(revision)
-                backlog.offer(News(change_of(revision, labels={"n": str(revision)}), "0"), now)
+                backlog.add(News(change_of(revision, labels={"n": str(revision)}), "0"), now)
                 assert sent(watcher, now)
-                backlog.offer(News(change_of(revision + 1, labels={"n": str(revision)}, reason="x"), "0"), now)
-            assert len(backlog._throttled) < 1000
+                backlog.add(News(change_of(revision + 1, labels={"n": str(revision)}, reason="x"), "0"), now)
+            assert len(backlog._queue) < 1000
 
     run(scenario)
 
@@ -219,10 +221,10 @@ def test_a_change_sent_early_leaves_nothing_in_the_queue_of_held_changes():
 def test_thirty_thousand_waiting_changes_are_sent_in_time_that_grows_with_their_number():
     async def scenario(hub):
         with watching(hub, min_update_seconds=1) as watcher:
-            backlog = settled(hub, watcher).backlog
+            backlog = subscribed(hub, watcher).backlog
             for number in range(30_000):
                 job = evolve(JOB, {"id": f"b{number}"})
-                backlog.offer(News(Change(TENANT, job.id, 5, job), "1"), 0.0)
+                backlog.add(News(Change(TENANT, job.id, 5, job), "1"), 0.0)
             count = 0
             while events := sent(watcher, 0.0):
                 count += len(events)
@@ -235,7 +237,7 @@ def test_nothing_is_left_of_watchers_that_have_gone():
     async def scenario(hub):
         for name in FILTERS:
             with watching(hub, FILTERS[name]) as watcher:
-                settled(hub, watcher).backlog.hold(JOB)
+                subscribed(hub, watcher).backlog.hold(JOB)
                 await publish(hub, change_of())
         del watcher
         await asyncio.sleep(0)
@@ -252,7 +254,7 @@ def test_a_closing_watcher_does_not_restart_because_the_store_changes_too():
             hub.close(DrainingError)
             hub.end_all(StoreChangedError)
             with pytest.raises(DrainingError):
-                await watcher.turn()
+                await watcher.next_iteration()
         with pytest.raises(DrainingError), watching(hub):
             pass
 

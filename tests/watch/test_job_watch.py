@@ -11,7 +11,7 @@ import pytest
 from jobstatus_grpc.errors import DrainingError, JobExpiredError, StoreChangedError, StreamAgeError
 from jobstatus_grpc.job import JobState, evolve
 from jobstatus_grpc.stores.interface import Change
-from jobstatus_grpc.watch.job_watch import Watcher
+from jobstatus_grpc.watch.job_watch import JobWatcher
 from tests.support.hub import TENANT, Turns, registered, run, turns
 
 
@@ -126,7 +126,7 @@ def test_nothing_is_left_behind_once_all_watchers_have_gone():
         await turns(200)
         del watches, ends, task
         gc.collect()
-        return hub.hub.watchers, hub.hub._topics, [each for each in gc.get_objects() if isinstance(each, Watcher)]
+        return hub.hub.watchers, hub.hub._topics, [each for each in gc.get_objects() if isinstance(each, JobWatcher)]
 
     assert run(scenario) == (0, {}, [])
 
@@ -138,7 +138,7 @@ def test_a_watcher_that_has_gone_does_not_wait_for_the_garbage_collector():
             await watcher.next()
         del watcher
         await turns(5)
-        return [each for each in gc.get_objects() if isinstance(each, Watcher)]
+        return [each for each in gc.get_objects() if isinstance(each, JobWatcher)]
 
     gc.disable()
     try:

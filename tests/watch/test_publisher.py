@@ -7,13 +7,13 @@ import logging
 import pytest
 
 from jobstatus_grpc.errors import StoreUnavailableError
-from jobstatus_grpc.watch import job_watch
+from jobstatus_grpc.watch import publisher
 from jobstatus_grpc.watch.publisher import OutageLog
 from tests.support.hub import run, turns
 from tests.support.stores import StandingClock
 
 AWAY = StoreUnavailableError("the disk is away")
-BEGUN, OVER = "the feed is interrupted: the disk is away", "the feed goes on"
+BEGUN, OVER = "the feed is unavailable, retrying: the disk is away", "the feed has recovered"
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def clock():
 
 @pytest.fixture
 def outage(clock):
-    return OutageLog(logging.getLogger("jobstatus_grpc.watch.job_watch"), "the feed", seconds=clock.seconds)
+    return OutageLog(logging.getLogger("jobstatus_grpc.watch.publisher"), "the feed", seconds=clock.seconds)
 
 
 def test_a_lasting_outage_is_logged_once_a_minute(outage, clock, caplog):
     for _ in range(119):
-        outage.note(AWAY)
+        outage.report(AWAY)
         clock.advance(seconds=1)
     outage.end()
     assert caplog.messages == [BEGUN, BEGUN, OVER]
@@ -36,7 +36,7 @@ def test_a_lasting_outage_is_logged_once_a_minute(outage, clock, caplog):
 
 def test_an_intermittent_outage_is_logged_once_a_minute(outage, clock, caplog):
     for _ in range(119):
-        outage.note(AWAY)
+        outage.report(AWAY)
         outage.end()
         clock.advance(seconds=1)
     assert caplog.messages == [BEGUN, OVER] * 2
@@ -51,12 +51,12 @@ def test_a_bug_is_logged_with_its_traceback(outage, caplog):
     try:
         raise RuntimeError("a mistake")
     except RuntimeError as error:
-        outage.note(error)
+        outage.report(error)
     assert "test_a_bug_is_logged_with_its_traceback" in caplog.text
 
 
 def test_an_interruption_of_the_feed_is_logged_when_it_begins_and_when_it_is_over(monkeypatch, caplog):
-    monkeypatch.setattr(job_watch, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(publisher, "RETRY_SECONDS", 0)
 
     async def scenario(hub):
         hub.store.failures = 50
@@ -64,4 +64,7 @@ def test_an_interruption_of_the_feed_is_logged_when_it_begins_and_when_it_is_ove
         await turns(200)
 
     run(scenario)
-    assert caplog.messages == ["the change feed is interrupted: the disk is away", "the change feed goes on"]
+    assert caplog.messages == [
+        "the change feed is unavailable, retrying: the disk is away",
+        "the change feed has recovered",
+    ]

@@ -17,7 +17,7 @@ class Crowd:
         self._queue = queue
         queue.enqueue(self)
 
-    def step(self):
+    def run(self):
         self.left -= 1
         if self.left:
             self._queue.enqueue(self)
