@@ -10,8 +10,9 @@ import pytest
 from jobstatus_grpc.errors import DrainingError, StoreChangedError
 from jobstatus_grpc.job import JobFilter, JobState, evolve
 from jobstatus_grpc.stores.interface import Change
+from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch.backlog import Backlog, HeldJob, News
-from jobstatus_grpc.watch.filter_watch import FilterHub, FilterWatcher
+from jobstatus_grpc.watch.filter_watch import FilterHub, FilterStream, FilterWatcher
 from jobstatus_grpc.watch.watcher import WakeQueue
 from tests.support import loop
 from tests.support.jobs import job_in
@@ -107,7 +108,7 @@ def test_a_change_looks_at_the_watchers_concerned_only():
         watchers = [hub.watcher(TENANT, JobFilter(labels={"n": str(number)}), heartbeat_seconds=30,
                                 min_update_seconds=0) for number in range(1000)]  # fmt: skip
         for watcher in watchers:
-            settled(hub, watcher.__enter__())
+            subscribed(hub, watcher.__enter__())
         assert len(hub._concerned(change_of(labels={"n": "7"}))) == 1
         for watcher in watchers:
             watcher.__exit__(None, None, None)
@@ -229,6 +230,25 @@ def test_thirty_thousand_waiting_changes_are_sent_in_time_that_grows_with_their_
             while events := sent(watcher, 0.0):
                 count += len(events)
             assert count == 30_000
+
+    run(scenario)
+
+
+def test_nothing_is_sent_of_a_job_that_stops_matching_just_before_it_would_be():
+    async def scenario(hub):
+        messages = []
+
+        async def send(message, position):
+            messages.append(message)
+
+        with watching(hub, JobFilter(labels={"k": "v"})) as watcher:
+            stream = FilterStream(MemoryStore(), hub, subscribed(hub, watcher), send)
+            await publish(hub, change_of(6))
+            sending = asyncio.create_task(stream._send_due("1"))
+            await asyncio.sleep(0)
+            await publish(hub, change_of(7, labels={}))
+            await sending
+        assert messages == []
 
     run(scenario)
 
