@@ -113,15 +113,15 @@ class _Server:
         self._store = store
         self.addresses: list[str] = []
         max_age_seconds = config.max_connection_age.total_seconds()
-        wakes = WakeQueue()
+        wake_queue = WakeQueue()
         self._job_hub = JobHub(
-            wakes,
+            wake_queue,
             render=responses.render_job_event,
             stamp=responses.each_millisecond(lambda: responses.stamp_job_message(utc_now())),
             max_age_seconds=max_age_seconds,
         )
         self._filter_hub = FilterHub(
-            wakes,
+            wake_queue,
             render=responses.render_event,
             stamp=responses.each_millisecond(lambda: responses.stamp_jobs_message(utc_now())),
             max_age_seconds=max_age_seconds,
@@ -132,7 +132,7 @@ class _Server:
             store, self._job_hub, self._filter_hub, observe_batch=metrics.observe_batch if metrics else None
         )
         # A store that commits one group at a time does so in this process, and gets the interpreter while it does.
-        pause = wakes.paused if store.commits_at_once == 1 else contextlib.nullcontext
+        pause = wake_queue.paused if store.commits_at_once == 1 else contextlib.nullcontext
         self._queue = CommitQueue(
             store, around_commit=pause, observe_commit=metrics.observe_commit if metrics else None
         )

@@ -58,17 +58,17 @@ class FilterHub:
     """
 
     def __init__(
-        self, wakes: WakeQueue, *, render: RenderJobsEvent, stamp: Stamp, max_age_seconds: float | None = None
+        self, wake_queue: WakeQueue, *, render: RenderJobsEvent, stamp: Stamp, max_age_seconds: float | None = None
     ) -> None:
         """Create a hub without watchers.
 
         Args:
-            wakes: the queue in which its watchers run.
+            wake_queue: the queue in which its watchers run.
             render: called once per change and type of event, for all watchers.
             stamp: called for each message.
             max_age_seconds: how long a watch may last, ± 10 %; None: without limit.
         """
-        self.wakes = wakes
+        self.wake_queue = wake_queue
         self.render = render
         self.stamp = stamp
         self.held: HeldJobs[FilterWatcher] = {}
@@ -231,7 +231,7 @@ class FilterWatcher(TimedWatcher):
         min_update_seconds: float,
         max_age_seconds: float | None,
     ) -> None:
-        super().__init__(hub.wakes, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
+        super().__init__(hub.wake_queue, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
         self.backlog = Backlog(self, tenant, job_filter, hub.held, min_update_seconds=min_update_seconds)
         self.buffered: dict[str, News] | None = None
         """The newest change of each job since `FilterHub.buffer`; None: changes go to the backlog."""

@@ -32,17 +32,17 @@ class JobHub:
     """Registers the watchers of single jobs and passes changes to them. For one event loop."""
 
     def __init__(
-        self, wakes: WakeQueue, *, render: RenderJobEvent, stamp: Stamp, max_age_seconds: float | None = None
+        self, wake_queue: WakeQueue, *, render: RenderJobEvent, stamp: Stamp, max_age_seconds: float | None = None
     ) -> None:
         """Create a hub without watchers.
 
         Args:
-            wakes: the queue in which its watchers run.
+            wake_queue: the queue in which its watchers run.
             render: called once for all watchers of a job.
             stamp: called for each message.
             max_age_seconds: how long a watch may last, ± 10 %; None: without limit.
         """
-        self._wakes = wakes
+        self._wake_queue = wake_queue
         self._render = render
         self._stamp = stamp
         self._max_age_seconds = max_age_seconds
@@ -77,9 +77,9 @@ class JobHub:
         key = (tenant, job_id)
         topic = self._topics.get(key)
         if topic is None:
-            topic = self._topics[key] = Topic(self._wakes, self._render, self._stamp)
+            topic = self._topics[key] = Topic(self._wake_queue, self._render, self._stamp)
         watcher = JobWatcher(
-            self._wakes,
+            self._wake_queue,
             topic,
             heartbeat_seconds=heartbeat_seconds,
             min_update_seconds=min_update_seconds,
@@ -122,11 +122,11 @@ class Topic:
     """
 
     __slots__ = (
-        "_finished", "_is_queued", "_needs_another_round", "_render", "_rendered", "_round", "_stamp", "_wakes",
+        "_finished", "_is_queued", "_needs_another_round", "_render", "_rendered", "_round", "_stamp", "_wake_queue",
         "is_done", "is_removed", "newest", "urgent_revision", "watchers",
     )  # fmt: skip
 
-    def __init__(self, wakes: WakeQueue, render: RenderJobEvent, stamp: Stamp) -> None:
+    def __init__(self, wake_queue: WakeQueue, render: RenderJobEvent, stamp: Stamp) -> None:
         self.newest: Job | None = None
         self.urgent_revision = 0
         """The newest revision that min_update_interval must not hold back."""
@@ -134,7 +134,7 @@ class Topic:
         """Whether the newest state is terminal."""
         self.is_removed = False
         self.watchers: dict[JobWatcher, None] = {}
-        self._wakes = wakes
+        self._wake_queue = wake_queue
         self._render = render
         self._stamp = stamp
         self._rendered: dict[EventType, tuple[Job, bytes]] = {}
@@ -192,7 +192,7 @@ class Topic:
 
     def _enqueue(self) -> None:
         self._is_queued = True
-        self._wakes.enqueue(self)
+        self._wake_queue.enqueue(self)
 
     def _finish_one(self) -> int:
         waiting = self._finished.pop()
@@ -209,7 +209,7 @@ class JobWatcher(TimedWatcher):
 
     def __init__(
         self,
-        wakes: WakeQueue,
+        wake_queue: WakeQueue,
         topic: Topic,
         *,
         heartbeat_seconds: float,
@@ -217,7 +217,7 @@ class JobWatcher(TimedWatcher):
         max_age_seconds: float | None,
         try_send: TrySend | None,
     ) -> None:
-        super().__init__(wakes, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
+        super().__init__(wake_queue, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
         self.error: type[JobStatusError] | None = None
         """Set by the hub to end the watch with it."""
         self._topic = topic

@@ -46,8 +46,8 @@ class Publisher:
         """Publish every change after `position`, until cancelled.
 
         Read the position before the first watcher registers: a change between that reading and the start of this is
-        then published too. Where the store was replaced, open watches end with StoreChangedError, and the clients
-        resume them.
+        then published too. Where the store was replaced, every watch of one job ends with StoreChangedError, for the
+        client to resume it, and every WatchJobs stream begins again.
         """
         self._filter_hub.begin(position)
         outage = OutageLog(log, "the change feed")
@@ -58,20 +58,20 @@ class Publisher:
                     current = await self._restart()
                 if outage.lasts:
                     await self._store.position()  # `changes` would not return before something changes
-                    outage.end()
+                    outage.recovered()
                 batch = await self._store.changes(current)
             except StoreChangedError:
-                log.warning("the store was replaced or restored: open watches end, and clients resume them")
+                log.warning("the store was replaced, or its history trimmed beyond the last batch: watches start over")
                 current = None
             except Exception as error:
-                outage.report(error)
+                outage.failed(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 await self._publish(batch, after=current)
                 current = batch.position
 
     async def _restart(self) -> Position:
-        """End every watch, and return the position from which to follow the store that is there now."""
+        """Return the position of the store that is there now, and make every watch start over from it."""
         position = await self._store.position()
         self._filter_hub.begin(position)
         self._job_hub.end_all(StoreChangedError)
@@ -99,8 +99,8 @@ class OutageLog:
         self.lasts = False
         """Whether the last try failed."""
 
-    def report(self, error: Exception) -> None:
-        """Log a failed try; one that is no outage of the store, with its traceback."""
+    def failed(self, error: Exception) -> None:
+        """Log a failed try: an unavailable store in one line, anything else with its traceback."""
         self.lasts = True
         if self._seconds() < self._quiet_until:
             return
@@ -111,8 +111,8 @@ class OutageLog:
         else:
             self._log.error("%s has failed, retrying", self._subject, exc_info=error)
 
-    def end(self) -> None:
-        """Log that a try succeeded, if the failure before it was logged."""
+    def recovered(self) -> None:
+        """Log a try that succeeded, if the failure before it was logged."""
         self.lasts = False
         if self._is_logged:
             self._is_logged = False

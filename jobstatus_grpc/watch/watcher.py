@@ -1,7 +1,7 @@
 """What watches of one job and of many share: event types, the queue in which watchers run, and their timers.
 
-A change marks watchers as having work and puts them in the event loop's WakeQueue; the queue runs a few of them in each
-iteration of the loop. A watcher's timers put it in the same queue.
+A change puts the watchers that it concerns into the WakeQueue of the event loop, which runs a few of them in each
+iteration of the loop. A watcher's timers put it into the same queue.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LONGEST_SHARE_SECONDS = 0.02
 """How long a commit waits for queued watchers, at most."""
 
 CLOCK_RESOLUTION_SECONDS = 0.002
-"""By how much a timer may fire too early, and an event be sent before it is due."""
+"""By how much a timer may fire too early: uvloop counts whole milliseconds. Events are sent early by as much."""
 
 
 class Wakeable(Protocol):
@@ -150,11 +150,11 @@ class TimedWatcher:
 
     __slots__ = (
         "_ends_at", "_heartbeat_seconds", "_heartbeat_timer", "_is_queued", "_loop", "_sent_at", "_throttle_timer",
-        "_wakes",
+        "_wake_queue",
     )  # fmt: skip
 
-    def __init__(self, wakes: WakeQueue, *, heartbeat_seconds: float, max_age_seconds: float | None) -> None:
-        self._wakes = wakes
+    def __init__(self, wake_queue: WakeQueue, *, heartbeat_seconds: float, max_age_seconds: float | None) -> None:
+        self._wake_queue = wake_queue
         self._is_queued = False
         self._loop = asyncio.get_running_loop()
         self._heartbeat_seconds = heartbeat_seconds
@@ -171,7 +171,7 @@ class TimedWatcher:
         """Enqueue the watcher, unless it is in the queue."""
         if not self._is_queued:
             self._is_queued = True
-            self._wakes.enqueue(self)
+            self._wake_queue.enqueue(self)
 
     def close(self) -> None:
         """Stop the timers."""

@@ -43,9 +43,9 @@ class Hub:
     def __init__(self, **settings):
         self.store = FallibleStore()
         self.rendered: Counter[tuple[str, str, int]] = Counter()
-        wakes = WakeQueue()
-        self.hub = JobHub(wakes, render=self._render, stamp=lambda: b"", **settings)
-        filter_hub = FilterHub(wakes, render=lambda event_type, change: b"", stamp=lambda: b"")
+        wake_queue = WakeQueue()
+        self.hub = JobHub(wake_queue, render=self._render, stamp=lambda: b"", **settings)
+        filter_hub = FilterHub(wake_queue, render=lambda event_type, change: b"", stamp=lambda: b"")
         self.publisher = Publisher(self.store, self.hub, filter_hub)
 
     def _render(self, event_type, job):

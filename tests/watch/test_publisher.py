@@ -28,22 +28,22 @@ def outage(clock):
 
 def test_a_lasting_outage_is_logged_once_a_minute(outage, clock, caplog):
     for _ in range(119):
-        outage.report(AWAY)
+        outage.failed(AWAY)
         clock.advance(seconds=1)
-    outage.end()
+    outage.recovered()
     assert caplog.messages == [BEGUN, BEGUN, OVER]
 
 
 def test_an_intermittent_outage_is_logged_once_a_minute(outage, clock, caplog):
     for _ in range(119):
-        outage.report(AWAY)
-        outage.end()
+        outage.failed(AWAY)
+        outage.recovered()
         clock.advance(seconds=1)
     assert caplog.messages == [BEGUN, OVER] * 2
 
 
 def test_without_a_failure_nothing_is_logged(outage, caplog):
-    outage.end()
+    outage.recovered()
     assert caplog.messages == []
 
 
@@ -51,7 +51,7 @@ def test_a_bug_is_logged_with_its_traceback(outage, caplog):
     try:
         raise RuntimeError("a mistake")
     except RuntimeError as error:
-        outage.report(error)
+        outage.failed(error)
     assert "test_a_bug_is_logged_with_its_traceback" in caplog.text
 
 
