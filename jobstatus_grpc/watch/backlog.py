@@ -111,7 +111,7 @@ class Backlog(Generic[Owner]):
         self._unsent: OrderedDict[str, _Unsent] = OrderedDict()
         """In the feed's order. Each of these jobs is in `_held` too."""
         self._queue: list[tuple[float, int, str]] = []
-        """A heap of when a change is due, its number, and its job; obsolete places are dropped when they come first."""
+        """A heap of places: when a change is due, its number, its job. The first place is never obsolete."""
         self._last_number = 0
         self._interval_ends_at: OrderedDict[str, float] = OrderedDict()
         """Of jobs sent within min_update_interval, in the order of sending."""
@@ -126,18 +126,11 @@ class Backlog(Generic[Owner]):
     @property
     def next_due_at(self) -> float | None:
         """When the next change may be sent, which may be in the past; None: nothing is unsent."""
-        while self._queue:
-            due_at, number, job_id = self._queue[0]
-            unsent = self._unsent.get(job_id)
-            if unsent is not None and unsent.number == number:
-                return due_at
-            heapq.heappop(self._queue)
-        return None
+        return self._queue[0][0] if self._queue else None
 
     def is_due(self, now: float) -> bool:
         """Return whether a change may be sent now."""
-        due_at = self.next_due_at
-        return due_at is not None and due_at <= now + CLOCK_RESOLUTION_SECONDS
+        return bool(self._queue) and self._queue[0][0] <= now + CLOCK_RESOLUTION_SECONDS
 
     def hold(self, job: Job, *, revision: int | None = None) -> None:
         """Record that the client has a job that matches.
@@ -179,6 +172,7 @@ class Backlog(Generic[Owner]):
             held = self._hold(change.id, sent_revision)
         elif not matches and sent_revision == NEVER_SENT:
             self._release(change.id)
+            self._drop_obsolete_places()
             return None
         due_at = now
         if unsent is not None and unsent.due_at <= now + CLOCK_RESOLUTION_SECONDS:
@@ -207,8 +201,8 @@ class Backlog(Generic[Owner]):
             if events and size > MAX_RESPONSE_BYTES:
                 break
             events.append(event)
-            heapq.heappop(self._queue)
             self._mark_sent(unsent, now)
+            self._drop_obsolete_places()
         return events
 
     def clear(self) -> None:
@@ -220,10 +214,19 @@ class Backlog(Generic[Owner]):
 
     def _enqueue(self, job_id: str, due_at: float) -> int:
         if len(self._queue) > 2 * len(self._unsent) + MAX_EVENTS:  # most places are obsolete
-            self._queue = sorted((unsent.due_at, unsent.number, id) for id, unsent in self._unsent.items())
+            self._queue = sorted((unsent.due_at, unsent.number, job_id) for job_id, unsent in self._unsent.items())
         self._last_number += 1
         heapq.heappush(self._queue, (due_at, self._last_number, job_id))
         return self._last_number
+
+    def _drop_obsolete_places(self) -> None:
+        """Drop those at the front of the queue."""
+        while self._queue:
+            _, number, job_id = self._queue[0]
+            unsent = self._unsent.get(job_id)
+            if unsent is not None and unsent.number == number:
+                break
+            heapq.heappop(self._queue)
 
     def _mark_sent(self, unsent: _Unsent, now: float) -> None:
         change = unsent.news.change
