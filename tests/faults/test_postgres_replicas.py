@@ -81,7 +81,7 @@ def test_an_update_on_one_replica_reaches_a_watcher_on_another_at_once_or_by_pol
             await asyncio.gather(*others)
         percentiles = statistics.quantiles(times, n=100)
         print(f"update on one, watcher on another: p50 {percentiles[49]:.1f} ms, p99 {percentiles[98]:.1f} ms")
-        print(f"without the doorbell: {', '.join(f'{time:.0f}' for time in polled)} ms")
+        print(f"without a notification: {', '.join(f'{time:.0f}' for time in polled)} ms")
         assert min(polled) < 400, "listening anew takes longer"
         assert percentiles[49] < (20 if is_full else 100)
         assert percentiles[98 if is_full else 94] < (150 if is_full else 1000)

@@ -1,47 +1,132 @@
-"""Commits to the PostgreSQL store: many commands in one transaction, those on locked jobs each in one of their own."""
+"""Commits to the PostgreSQL store: many commands in one transaction, those on locked jobs each in one of their own.
+
+The queue calls `Commits.commit`. A transaction locks the jobs, applies the commands to them by the rules of
+`job.apply`, and writes the result; then caches, counts, stall clocks and the feed are brought up to date.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 import asyncpg
 
 from jobstatus_grpc.errors import RetryableError, StoreUnavailableError
-from jobstatus_grpc.job import Command, Outcome
+from jobstatus_grpc.job import (
+    Command,
+    Create,
+    Found,
+    Job,
+    JobState,
+    Outcome,
+    Stall,
+    Tombstone,
+    Update,
+    is_report,
+)
+from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
+from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.interface import Clock, CommitResult, Key
-from jobstatus_grpc.stores.postgres.database import CALL_SECONDS, Database
-from jobstatus_grpc.stores.postgres.feed import INCARNATION
-from jobstatus_grpc.stores.postgres.transaction import Heard, HeldError, Written, run
-from jobstatus_grpc.stores.sql.rows import JobCache, from_instant
+from jobstatus_grpc.stores.postgres import statements
+from jobstatus_grpc.stores.postgres.database import CALL_SECONDS, Connection, Database
+from jobstatus_grpc.stores.postgres.feed import INCARNATION, PostgresFeed
+from jobstatus_grpc.stores.postgres.maintenance import Maintenance
+from jobstatus_grpc.stores.postgres.notifier import Notifier
+from jobstatus_grpc.stores.sql.rows import (
+    JobCache,
+    Row,
+    StoredJob,
+    from_instant,
+    job_row,
+    label_changes,
+    read_tombstone,
+    report_row,
+    store_job,
+    to_instant,
+    transition_row,
+)
 
 LONGEST_LOCK_SECONDS = 30.0
+"""How long commands wait for a job that another transaction has locked, in seconds."""
 
 WAITING_AT_ONCE = 4
-"""So many connections may wait for locks: the others are for those who need not wait."""
+"""Connections that may wait for locked jobs: the rest of the pool stays free for commands that need not wait."""
 
 ANSWER_SECONDS = 2.8
+"""Until when the outcome of a commit whose connection was lost is asked for, in seconds from the commit's start.
+
+Callers have their answer within 3 s.
+"""
 
 RESOLVE_SECONDS = 0.3
-"""At least so long, and until ANSWER_SECONDS are over, a commit whose end was not heard is asked for."""
+"""Minimum time to keep asking for that outcome, in seconds, however long the commit took before."""
 
 RESOLVE_AGAIN_SECONDS = 0.1
+"""Pause between two such questions, in seconds."""
 
-
-# A crash may have undone the transaction and given its number to another, but not at the same microsecond.
+# After a crash another transaction may have the same id, but not have written at the same microsecond.
 _STATUS = f"""
     SELECT {INCARNATION}, pg_xact_status($1::text::xid8),
         EXISTS (SELECT FROM jobstatus.changes WHERE xid = $1::text::xid8 AND changed_at = $2)
 """
 
-# A commit that was cut short has not waited for the standbys; this one's does, for all before it.
+# A commit whose connection was lost has not waited for the standbys. This one does, for itself and all before it.
 _CONFIRM = "SELECT pg_logical_emit_message(true, 'jobstatus', '')"
+
+_HEARTBEATS = """
+    SELECT h.tenant, h.id, h.heard_at FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
+    JOIN jobstatus.heard AS h ON h.tenant = w.tenant AND h.id = w.id
+"""
+
+_TRIM_TRANSITIONS = f"""
+    DELETE FROM jobstatus.transitions WHERE tenant = $1 AND id = $2 AND revision <= (
+        SELECT revision FROM jobstatus.transitions WHERE tenant = $1 AND id = $2
+        ORDER BY revision DESC OFFSET {TRANSITIONS_KEPT} LIMIT 1
+    )
+"""
+
+
+class _InsertConflictError(Exception):
+    """Another transaction has just inserted some of the new jobs; this one must be rolled back."""
+
+    def __init__(self, keys: set[Key]) -> None:
+        super().__init__()
+        self.keys = keys
+
+
+class _Loaded(NamedTuple):
+    """What is stored under the keys of a transaction."""
+
+    now: datetime
+    jobs: dict[Key, StoredJob]
+    tombstones: dict[Key, Tombstone]
+    heard_at: dict[Key, int]
+    """When each job's worker last wrote a change, in microseconds since 1970."""
+    locked: set[Key]
+    """Jobs that another transaction has locked: they are in none of the others."""
+
+
+class _Written(NamedTuple):
+    """What a transaction did."""
+
+    batch: Batch
+    now: datetime
+    locked: set[Key]
+    """Jobs that another transaction had locked: their commands were not applied."""
+    xid: str | None
+    """The transaction's id; None: it wrote nothing."""
+    stored: Collection[StoredJob]
+    """The jobs that were written, as they are now."""
 
 
 class Commits:
-    """Runs transactions. For one event loop."""
+    """Runs the store's transactions, and passes on what they did. For one event loop.
+
+    `clock` is the time (None: the database's); `retention` is how long a job is kept once it is done.
+    """
 
     def __init__(
         self,
@@ -49,30 +134,19 @@ class Commits:
         *,
         clock: Clock | None,
         retention: timedelta,
-        heard: Heard,
-        known: JobCache,
-        incarnation: Callable[[], str],
-        written: Callable[[Sequence[Command], Written], None],
+        cache: JobCache,
+        feed: PostgresFeed,
+        notifier: Notifier,
+        maintenance: Maintenance,
     ) -> None:
-        """Take the collaborators.
-
-        Args:
-            database: where.
-            clock: tells the time; None: the database's does.
-            retention: how long a job is kept once it is done.
-            heard: when workers were heard as far as this process alone knows.
-            known: saves the decoding of rows.
-            incarnation: which server's log the feed was read from last.
-            written: called with the commands and what became of them, once it is durable.
-        """
         self._database = database
         self._clock = clock
         self._retention = retention
-        self._heard = heard
-        self._known = known
-        self._incarnation = incarnation
-        self._written = written
-        self._waiters = asyncio.Semaphore(WAITING_AT_ONCE)
+        self._cache = cache
+        self._feed = feed
+        self._notifier = notifier
+        self._maintenance = maintenance
+        self._lock_slots = asyncio.Semaphore(WAITING_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def commit(self, commands: Sequence[Command]) -> CommitResult:
@@ -80,45 +154,47 @@ class Commits:
         outcomes: list[Outcome] = [StoreUnavailableError()] * len(commands)
         deferred: dict[int, asyncio.Future[Outcome]] = {}
         free = list(range(len(commands)))
-        held: set[Key] = set()
+        locked: set[Key] = set()
         while free:
             try:
                 written = await self._transact([commands[index] for index in free], waits=False)
-            except HeldError as error:
-                held |= error.keys
-                free = [index for index in free if _key(commands[index]) not in held]
+            except _InsertConflictError as error:
+                locked |= error.keys
+                free = [index for index in free if _key(commands[index]) not in locked]
                 continue
-            held |= written.held
-            judged = [index for index in free if _key(commands[index]) not in held]
-            for index, outcome in zip(judged, written.batch.outcomes, strict=True):
+            locked |= written.locked
+            applied = [index for index in free if _key(commands[index]) not in locked]
+            for index, outcome in zip(applied, written.batch.outcomes, strict=True):
                 outcomes[index] = outcome
             break
-        for key in held:
-            deferred |= self._wait_for(key, commands)
+        for key in locked:
+            deferred |= self._defer(key, commands)
         return CommitResult(outcomes, deferred)
 
     async def close(self) -> None:
-        """Give up what still waits for locks."""
+        """Give up the commands that wait for locked jobs: their outcome is StoreUnavailableError."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _wait_for(self, key: Key, commands: Sequence[Command]) -> dict[int, asyncio.Future[Outcome]]:
-        """Commit the commands on a job that another transaction holds in a task; return their outcomes by index."""
+    def _defer(self, key: Key, commands: Sequence[Command]) -> dict[int, asyncio.Future[Outcome]]:
+        """Commit the commands on one locked job in a task of their own, and return their outcomes by index."""
         loop = asyncio.get_running_loop()
         deferred: dict[int, asyncio.Future[Outcome]] = {
             index: loop.create_future() for index, command in enumerate(commands) if _key(command) == key
         }
-        task = asyncio.ensure_future(self._commit_alone([commands[index] for index in deferred], [*deferred.values()]))
+        task = asyncio.ensure_future(
+            self._commit_locked([commands[index] for index in deferred], list(deferred.values()))
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return deferred
 
-    async def _commit_alone(self, commands: Sequence[Command], futures: Sequence[asyncio.Future[Outcome]]) -> None:
-        outcomes: Sequence[Outcome] = [StoreUnavailableError("another transaction holds the job")] * len(commands)
+    async def _commit_locked(self, commands: Sequence[Command], futures: Sequence[asyncio.Future[Outcome]]) -> None:
+        outcomes: Sequence[Outcome] = [StoreUnavailableError("another transaction has locked the job")] * len(commands)
         try:
-            async with self._waiters:
-                outcomes = (await self._transact_until_free(commands)).batch.outcomes
+            async with self._lock_slots:
+                outcomes = (await self._transact_until_unlocked(commands)).batch.outcomes
         except RetryableError as error:
             outcomes = [error] * len(commands)
         finally:
@@ -126,56 +202,48 @@ class Commits:
                 if not future.done():
                     future.set_result(outcome)
 
-    async def _transact_until_free(self, commands: Sequence[Command]) -> Written:
+    async def _transact_until_unlocked(self, commands: Sequence[Command]) -> _Written:
         while True:
             try:
                 written = await asyncio.wait_for(self._transact(commands, waits=True), LONGEST_LOCK_SECONDS)
-            except HeldError:  # created by another just now; it can be locked next time
+            except _InsertConflictError:  # the job exists now, so that the next turn can wait for its lock
                 continue
             except asyncio.TimeoutError:
-                raise StoreUnavailableError("another transaction holds the job") from None
-            if not written.held:
+                raise StoreUnavailableError("another transaction has locked the job") from None
+            if not written.locked:
                 return written
 
-    async def _transact(self, commands: Sequence[Command], *, waits: bool) -> Written:
-        written: Written | None = None
-        incarnation = self._incarnation()
+    async def _transact(self, commands: Sequence[Command], *, waits: bool) -> _Written:
+        """Apply `commands` in one transaction, and once it is durable, publish what it did.
+
+        Raises:
+            _InsertConflictError: nothing was written; without the commands on these keys it may succeed.
+            StoreUnavailableError, StoreFullError: see JobStore.commit.
+        """
+        written: _Written | None = None
+        incarnation = self._feed.incarnation
         answer_at = asyncio.get_running_loop().time() + ANSWER_SECONDS
         try:
             async with self._database.connection(seconds=LONGEST_LOCK_SECONDS if waits else CALL_SECONDS) as connection:
                 transaction = connection.transaction()
                 await transaction.start()
                 try:
-                    written = await run(
-                        connection,
-                        commands,
-                        waits=waits,
-                        now=None if self._clock is None else self._clock(),
-                        retention=self._retention,
-                        heard=self._heard,
-                        known=self._known,
-                    )
+                    written = await self._apply(connection, commands, waits=waits)
                 except BaseException:
-                    written = None
-                    await self._roll_back(transaction)
+                    await _roll_back(transaction)
                     raise
                 await transaction.commit()
         except StoreUnavailableError as error:
-            # Only a connection that was lost while it committed leaves the outcome open.
+            # Only a connection that was lost during the commit itself leaves the outcome open.
             if written is None or not isinstance(error.__cause__, (OSError, asyncpg.PostgresConnectionError)):
                 raise
             if not await self._was_committed(written, incarnation, answer_at):
                 raise
-        self._written([command for command in commands if _key(command) not in written.held], written)
+        self._publish([command for command in commands if _key(command) not in written.locked], written)
         return written
 
-    async def _roll_back(self, transaction: asyncpg.transaction.Transaction) -> None:
-        # Where the connection is gone, so is the transaction.
-        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            await transaction.rollback()
-
-    async def _was_committed(self, written: Written, incarnation: str, answer_at: float) -> bool:
-        """Ask what became of a transaction whose end was not heard; only the server that ran it knows."""
+    async def _was_committed(self, written: _Written, incarnation: str, answer_at: float) -> bool:
+        """Ask for the outcome of a transaction whose connection was lost, which only the server that ran it has."""
         if written.xid is None:
             return True  # there was nothing to write
         deadline = max(answer_at, asyncio.get_running_loop().time() + RESOLVE_SECONDS)
@@ -191,6 +259,137 @@ class Commits:
                         return bool(row[2])
             await asyncio.sleep(RESOLVE_AGAIN_SECONDS)
         return False
+
+    def _publish(self, commands: Sequence[Command], written: _Written) -> None:
+        """Pass on what a transaction did with the commands that it applied, now that it is durable."""
+        batch = written.batch
+        for stored in written.stored:
+            self._cache.put((stored.job.tenant, stored.job.id), stored)
+        self._maintenance.counts.update(batch.counts)
+        unchanged = [
+            key
+            for command, outcome in zip(commands, batch.outcomes, strict=True)
+            if isinstance(command, (Update, Create))
+            and isinstance(outcome, Job)
+            and outcome.heartbeat_timeout is not None
+            and outcome.state is JobState.IN_PROGRESS
+            and (key := _key(command)) not in batch.jobs
+        ]
+        if unchanged:
+            self._maintenance.record_heartbeats(unchanged, from_instant(written.now))
+        self._maintenance.stalls_committed([_key(command) for command in commands if isinstance(command, Stall)])
+        if batch.changes:
+            self._notifier.notify()
+
+    async def _apply(self, connection: Connection, commands: Sequence[Command], *, waits: bool) -> _Written:
+        """Apply `commands` and write the result in the connection's transaction, which the caller commits.
+
+        With `waits`, wait for jobs that other transactions have locked; else leave out the commands on them.
+        """
+        loaded = await self._load(connection, sorted({_key(command) for command in commands}), waits=waits)
+        applied = [command for command in commands if _key(command) not in loaded.locked]
+        silent_for = await self._silence(connection, applied, loaded)
+        found: dict[Key, Found] = {key: stored.job for key, stored in loaded.jobs.items()}
+        found.update(loaded.tombstones)
+        batch = apply_all(applied, found, now=loaded.now, retention=self._retention, silent_for=silent_for)
+        if batch.is_empty:
+            return _Written(batch, loaded.now, loaded.locked, None, ())
+        xid, stored = await _write(connection, applied, batch, loaded)
+        return _Written(batch, loaded.now, loaded.locked, xid, stored)
+
+    async def _load(self, connection: Connection, keys: Sequence[Key], *, waits: bool) -> _Loaded:
+        query = statements.LOAD_WAITING if waits else statements.LOAD_UNLOCKED
+        now = None if self._clock is None else self._clock()
+        rows = await connection.fetch(query, *statements.columns_of(keys))
+        now = now or to_instant(rows[0][2])
+        loaded = _Loaded(now, {}, {}, {}, set())
+        for tenant, job_id, _, exists, tombstone_revision, removed_at, heard_at, *columns in rows:
+            key = (tenant, job_id)
+            if columns[0] is not None:
+                loaded.jobs[key] = self._cache.read(columns)
+                loaded.heard_at[key] = heard_at
+            elif exists:
+                loaded.locked.add(key)
+            elif removed_at is not None:
+                tombstone = read_tombstone(key, tombstone_revision, removed_at, now)
+                if tombstone is not None:
+                    loaded.tombstones[key] = tombstone
+        return loaded
+
+    async def _silence(
+        self, connection: Connection, commands: Sequence[Command], loaded: _Loaded
+    ) -> Callable[[Key], timedelta]:
+        """Return the function from a job to the time since its last heartbeat, which only Stall commands need."""
+        keys = [_key(command) for command in commands if isinstance(command, Stall)]
+        heartbeats: dict[Key, int] = {}
+        if keys:
+            rows = await connection.fetch(_HEARTBEATS, *statements.columns_of(keys))
+            heartbeats = {(tenant, job_id): heard_at for tenant, job_id, heard_at in rows}
+        now = from_instant(loaded.now)
+
+        def silent_for(key: Key) -> timedelta:
+            heard_at = max(loaded.heard_at.get(key, now), heartbeats.get(key, 0), self._maintenance.heartbeat_at(key))
+            return timedelta(microseconds=max(now - heard_at, 0))
+
+        return silent_for
+
+
+async def _write(
+    connection: Connection, commands: Sequence[Command], batch: Batch, loaded: _Loaded
+) -> tuple[str, Collection[StoredJob]]:
+    """Write what a batch changed, and return the transaction's id and the jobs as stored."""
+    now = from_instant(loaded.now)
+    heard = {
+        _key(command)
+        for command, outcome in zip(commands, batch.outcomes, strict=True)
+        if isinstance(command, (Update, Create)) and isinstance(outcome, Job)
+    }
+    heard_at = {key: now if key in heard else loaded.heard_at.get(key, now) for key in batch.jobs}
+    written = await _insert(connection, batch, loaded, heard_at)
+    parts: dict[str, list[Row]] = {part: [] for part in statements.PARTS}
+    for key, stored in loaded.jobs.items():
+        job = batch.jobs.get(key)
+        if job is not None:
+            written[key] = after = store_job(stored.key, job, stored)
+            part, row = ("reports", report_row(after)) if is_report(stored.job, job) else ("jobs", job_row(after))
+            parts[part].append((*row, heard_at[key]))
+    old_labels, parts["new_labels"] = label_changes(loaded.jobs, written, batch.removed)
+    parts["old_labels"] = [(job_key, name, value) for _, name, value, _, job_key in old_labels]
+    parts["changes"] = [
+        (number, change.tenant, change.id, change.revision, change.job is None, now)
+        for number, change in enumerate(batch.changes.values(), start=1)
+    ]
+    parts["transitions"] = [transition_row(key, entry) for key, entry in batch.transitions]
+    parts["tombstones"] = [(*key, tombstone.revision, now) for key, tombstone in batch.removed.items()]
+    parts["removed"] = parts["removed_histories"] = list(batch.removed)
+    parts["counts"] = [(int(state), rise) for state, rise in batch.counts.items() if rise]
+    names = tuple(name for name in statements.PARTS if parts[name])
+    columns = [column for name in names for column in statements.columns_of(parts[name])]
+    xid: str = await connection.fetchval(statements.write(names), *columns)
+    for tenant, job_id in {key for key, entry in batch.transitions if entry.revision > TRANSITIONS_KEPT}:
+        await connection.execute(_TRIM_TRANSITIONS, tenant, job_id)
+    return xid, written.values()
+
+
+async def _insert(
+    connection: Connection, batch: Batch, loaded: _Loaded, heard_at: Mapping[Key, int]
+) -> dict[Key, StoredJob]:
+    """Insert the jobs that are new, and return them with the keys of their rows."""
+    new = {key: job for key, job in batch.jobs.items() if key not in loaded.jobs}
+    if not new:
+        return {}
+    rows = [(*job_row(store_job(0, job, None))[1:], heard_at[key]) for key, job in new.items()]
+    inserted: Any = await connection.fetch(statements.INSERT_JOBS, *statements.columns_of(rows))
+    keys = {(tenant, job_id): key for tenant, job_id, key in inserted}
+    if len(keys) < len(new):
+        raise _InsertConflictError(set(new) - set(keys))
+    return {key: store_job(keys[key], job, None) for key, job in new.items()}
+
+
+async def _roll_back(transaction: asyncpg.transaction.Transaction) -> None:
+    # If the connection is lost, the server has rolled back.
+    with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        await transaction.rollback()
 
 
 def _key(command: Command) -> Key:

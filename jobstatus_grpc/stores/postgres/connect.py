@@ -1,4 +1,4 @@
-"""Makes connections to PostgreSQL: to one of several hosts, each given its own time."""
+"""Opens sessions to PostgreSQL: reads the store's URL, and tries its hosts in turn."""
 
 from __future__ import annotations
 
@@ -13,106 +13,12 @@ import asyncpg
 
 from jobstatus_grpc.errors import CannotStartError
 
+CONNECT_SECONDS = 2.0
+"""Longest time to open a session, in seconds, all hosts together."""
+
 DEFAULT_PORT = 5432
 
-_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]+)(?::(?P<port>[0-9]{1,5}))?")
-
-_PARAMETER = re.compile(r"[a-z_.]{1,63}")
-
-_ENCODE = (
-    "write postgresql://USER@HOST:PORT/DATABASE?sslmode=…, and in the user and the password %40 for @, %2F for /, %3A "
-    "for :, %3F for ?, %23 for # and %25 for %"
-)
-
-
-class Address(NamedTuple):
-    """A URL that the driver can read."""
-
-    url: str
-    hosts: tuple[tuple[str, int], ...]
-    """With their ports, where the URL names any after `//`; else the driver finds them in its parameters and PGHOST."""
-
-    @property
-    def name(self) -> str:
-        """What people may read of it."""
-        return ", ".join(f"{host}:{port}" for host, port in self.hosts) or "the host that PGHOST names"
-
-
-def read_address(url: str) -> Address:
-    """Return the address in `url`.
-
-    Raises:
-        CannotStartError: it is none. The message holds nothing of it but parameters' names and a password file's.
-    """
-    _, slashes, rest = url.partition("://")
-    authority, path, query = _parts(rest)
-    user, _, hosts = authority.rpartition("@")
-    is_odd = not slashes or "@" in user or "@" in path + query or "#" in rest or not url.isprintable()
-    if is_odd or not _is_readable(url):
-        raise CannotStartError(f"the store's URL cannot be understood; {_ENCODE}")
-    for name, value in _parameters(query):
-        if name == "passfile":
-            _check_password_file(value)
-    return Address(url, tuple(_host(text) for text in hosts.split(",")) if hosts else ())
-
-
-def _is_readable(url: str) -> bool:
-    try:
-        urlsplit(url)
-    except ValueError:  # the driver's error would repeat it
-        return False
-    return True
-
-
-def _parts(rest: str) -> tuple[str, str, str]:
-    place, _, query = rest.partition("?")
-    authority, _, path = place.partition("/")
-    return authority, path, query
-
-
-def _host(text: str) -> tuple[str, int]:
-    found = _HOST.fullmatch(text)
-    port = int(found["port"] or os.environ.get("PGPORT", "") or DEFAULT_PORT) if found else 0
-    if found is None or not 0 < port < 65536:
-        raise CannotStartError(f"a host of the store's URL cannot be understood; {_ENCODE}")
-    return unquote(found["host"]).strip("[]"), port
-
-
-def _parameters(query: str) -> list[tuple[str, str]]:
-    try:
-        parameters = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-    except ValueError:
-        parameters = [("", "")]
-    if not all(_PARAMETER.fullmatch(name) for name, _ in parameters):
-        raise CannotStartError(f"a parameter of the store's URL cannot be understood; {_ENCODE}")
-    return parameters
-
-
-def _check_password_file(path: str) -> None:
-    """The driver would go on without it, and not say why nobody lets it in."""
-    try:
-        mode = os.stat(path).st_mode
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise CannotStartError(f"cannot read the password file {path}: {error.strerror}") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise CannotStartError(f"the password file {path} can be read by others; chmod 600 it")
-
-
-CONNECT_SECONDS = 2.0
-"""For all hosts together."""
-
-_SESSION = """
-    -- A process that is stopped, or whose machine is gone, must not hold the rows of jobs for ever.
-    SET idle_in_transaction_session_timeout = '5s';
-    SET lock_timeout = '30s';
-    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
-"""
-
-_NAME = {"application_name": "jobstatus"}
-
-AWAY = (
+TRANSIENT_ERRORS = (
     OSError,
     asyncio.TimeoutError,
     asyncpg.InterfaceError,
@@ -127,37 +33,68 @@ AWAY = (
     asyncpg.InternalClientError,
     asyncpg.TargetServerAttributeNotMatched,
 )
-"""What passes: the server is starting, stopping, away, in the middle of a failover, or too busy."""
+"""Errors of a server that is starting, stopping, unreachable, failing over or too busy: they may pass."""
+
+_SESSION = """
+    -- A suspended process, or a machine that is gone, must not keep jobs locked.
+    SET idle_in_transaction_session_timeout = '5s';
+    SET lock_timeout = '30s';
+    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
+"""
+
+_NAME = {"application_name": "jobstatus"}
+
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]+)(?::(?P<port>[0-9]{1,5}))?")
+
+_PARAMETER = re.compile(r"[a-z_.]{1,63}")
+
+_ENCODE = (
+    "write postgresql://USER@HOST:PORT/DATABASE?sslmode=…, and in the user and the password %40 for @, %2F for /, %3A "
+    "for :, %3F for ?, %23 for # and %25 for %"
+)
+
+
+class Address(NamedTuple):
+    """A URL that asyncpg can parse without repeating the password in an error."""
+
+    url: str
+    hosts: tuple[tuple[str, int], ...]
+    """Hosts and ports from after `//`; empty: asyncpg takes them from the URL's parameters or PGHOST."""
+
+    @property
+    def name(self) -> str:
+        """The hosts, for log lines and errors: no user, no password."""
+        return ", ".join(f"{host}:{port}" for host, port in self.hosts) or "the host that PGHOST names"
 
 
 class Connector:
-    """Connects to whichever of the hosts takes us, first to the one that last did. For one event loop."""
+    """Opens sessions, first on the host that accepted the last one. For one event loop."""
 
     def __init__(self, address: Address) -> None:
-        """Take where to connect."""
         self.address = address
         self._first = 0
 
     async def connect(self, *, seconds: float = CONNECT_SECONDS, **settings: Any) -> asyncpg.Connection[Any]:
-        """Return a new connection.
+        """Return a new session, which the caller closes.
 
         Args:
-            seconds: how long it may take.
-            settings: as asyncpg.connect has them.
+            seconds: timeout for all hosts together.
+            settings: keyword arguments of asyncpg.connect.
 
         Raises:
-            OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: no host takes us; of the last.
+            OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: no host accepted; the error
+                is the last host's.
         """
         hosts = self.address.hosts
         if len(hosts) < 2:
             return await self._connect(timeout=seconds, **settings)
-        # The driver tries several hosts too, but one that does not answer would leave no time for the next.
+        # asyncpg tries several hosts too, but one that does not answer would use up the time of the next.
         for turn in range(len(hosts)):
             number = (self._first + turn) % len(hosts)
             host, port = hosts[number]
             try:
                 connection = await self._connect(host=host, port=port, timeout=seconds / len(hosts), **settings)
-            except AWAY as error:
+            except TRANSIENT_ERRORS as error:
                 failure = error
             else:
                 self._first = number
@@ -172,3 +109,60 @@ class Connector:
             connection.terminate()
             raise
         return connection
+
+
+def read_address(url: str) -> Address:
+    """Parse the store's URL.
+
+    Raises:
+        CannotStartError: it is malformed. The message repeats nothing of the URL but a password file's path.
+    """
+    _, slashes, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    authority, _, path = place.partition("/")
+    user, _, hosts = authority.rpartition("@")
+    is_odd = not slashes or "@" in user or "@" in path + query or "#" in rest or not url.isprintable()
+    if is_odd or not _can_split(url):
+        raise CannotStartError(f"the store's URL cannot be understood; {_ENCODE}")
+    for name, value in _read_parameters(query):
+        if name == "passfile":
+            _check_password_file(value)
+    return Address(url, tuple(_read_host(text) for text in hosts.split(",")) if hosts else ())
+
+
+def _can_split(url: str) -> bool:
+    try:
+        urlsplit(url)
+    except ValueError:  # asyncpg would raise the same, with the URL in its text
+        return False
+    return True
+
+
+def _read_parameters(query: str) -> list[tuple[str, str]]:
+    try:
+        parameters = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+    except ValueError:
+        parameters = [("", "")]
+    if not all(_PARAMETER.fullmatch(name) for name, _ in parameters):
+        raise CannotStartError(f"a parameter of the store's URL cannot be understood; {_ENCODE}")
+    return parameters
+
+
+def _check_password_file(path: str) -> None:
+    """Refuse a file that asyncpg would ignore without a word: the server would then only report a failed login."""
+    try:
+        mode = os.stat(path).st_mode
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise CannotStartError(f"cannot read the password file {path}: {error.strerror}") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise CannotStartError(f"the password file {path} can be read by others; chmod 600 it")
+
+
+def _read_host(text: str) -> tuple[str, int]:
+    found = _HOST.fullmatch(text)
+    port = int(found["port"] or os.environ.get("PGPORT", "") or DEFAULT_PORT) if found else 0
+    if found is None or not 0 < port < 65536:
+        raise CannotStartError(f"a host of the store's URL cannot be understood; {_ENCODE}")
+    return unquote(found["host"]).strip("[]"), port

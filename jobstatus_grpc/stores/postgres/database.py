@@ -1,4 +1,8 @@
-"""The connections to a PostgreSQL database, and what their errors mean. No error says more than the database did."""
+"""The pool of sessions to PostgreSQL, and whether the database can be written.
+
+Commits, reads and the feed borrow their sessions here. The notifier and the maintenance leader keep one each of their
+own, from `Database.connect`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import asyncpg
 
 from jobstatus_grpc.errors import CannotStartError, JobStatusError, StoreFullError, StoreUnavailableError
-from jobstatus_grpc.stores.postgres.connect import AWAY, CONNECT_SECONDS, Connector, read_address
+from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS, Connector, read_address
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -21,23 +25,26 @@ Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 8
+"""Sessions in the pool: three commits, four that wait for locked jobs, and one left for reads and the feed."""
 
 CALL_SECONDS = 2.5
-"""How long a connection may be lent, from when it is asked for: callers hear within 3 s that the database is away."""
+"""Longest time to get and use a session, in seconds: in an outage callers have their error within 3 s."""
 
 QUIET_SECONDS = 1.0
-"""A database that answered others within this time is slow rather than away."""
+"""A timeout counts as an outage if nothing else has succeeded for this many seconds; before, as a slow statement."""
 
 PROBE_SECONDS = 0.5
+"""Pause between two probes of an unavailable database, in seconds."""
 
 START_SECONDS = 30.0
-"""So long a database may take to start, when this process does."""
+"""How long to wait at startup, in seconds, for a database that is starting or being promoted."""
 
-_FULL = (asyncpg.DiskFullError, asyncpg.OutOfMemoryError)
+_FULL_ERRORS = (asyncpg.DiskFullError, asyncpg.OutOfMemoryError)
 
-_PASSING = (asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError)
+# These end one transaction, and say nothing about the server.
+_CONFLICT_ERRORS = (asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError)
 
-_STARTING = (
+_STARTING_ERRORS = (
     asyncpg.CannotConnectNowError,
     asyncpg.TargetServerAttributeNotMatched,
     asyncpg.ReadOnlySQLTransactionError,
@@ -47,92 +54,154 @@ _LATE = "it does not answer in time"
 
 
 class Database:
-    """A pool of connections, that knows whether the database can be written. For one event loop."""
+    """A pool of sessions that fails fast while the database is unavailable, and recovers by itself.
+
+    For one event loop.
+    """
 
     def __init__(self, connector: Connector) -> None:
-        """Take what connects; see `open`."""
         self._connector = connector
         self.connect = connector.connect
-        """Makes a connection beside the pool's, for whoever keeps one."""
+        """Opens a session outside the pool, which the caller keeps and closes."""
         self._pool: asyncpg.Pool[Any] = asyncpg.create_pool(
-            min_size=1, max_size=MAX_CONNECTIONS, connect=self._connect, reset=_keep
+            min_size=1, max_size=MAX_CONNECTIONS, connect=self._connect, reset=_skip_reset
         )
-        self._lent: set[Any] = set()
-        self._away = ""
+        self._in_use: set[Any] = set()
+        self._outage = ""  # why the database is unavailable; empty: it is available
         self._answered_at = float("-inf")
         self._is_closed = False
         self._probing: asyncio.Task[None] | None = None
-        self.returned = asyncio.Event()
-        """Set when the database is back; whoever waits for that clears it."""
+        self.recovered = asyncio.Event()
+        """Set at the end of an outage; the one reader, maintenance, clears it."""
 
     @classmethod
     async def open(cls, url: str) -> Database:
-        """Connect to the database that `url` names, once it takes writes.
+        """Connect to the database at `url`, once it accepts writes.
 
         Raises:
-            CannotStartError: it cannot be reached, or does not let us in.
+            CannotStartError: it cannot be reached, or refuses the role.
         """
         database = cls(Connector(read_address(url)))
         try:
             await database._wait_for_start()
             await database._pool
-        except (ValueError, asyncpg.PostgresError, *AWAY) as error:
+        except (ValueError, asyncpg.PostgresError, *TRANSIENT_ERRORS) as error:
             where = database._connector.address.name
             raise CannotStartError(f"cannot open the store on {where}: {describe(error)}; {_advice(error)}") from None
         return database
 
     @property
     def writable(self) -> bool:
-        """Whether the last statement went through, or a probe since."""
-        return not self._away and not self._is_closed
+        """Whether the database is available, as far as statements and probes have shown."""
+        return not self._outage and not self._is_closed
 
     @contextlib.asynccontextmanager
     async def connection(self, *, seconds: float = CALL_SECONDS) -> AsyncIterator[Connection]:
-        """Lend a connection for the length of a block, which ends after `seconds` in any case.
+        """Lend a session for the length of a block. After `seconds` it is cut, and the block fails.
 
         Raises:
-            StoreUnavailableError, StoreFullError: the database is away, or has no room; what the block had not
-                committed is not written.
+            StoreUnavailableError, StoreFullError: the database is unavailable, or has no room. What the block did not
+                commit is not written.
         """
         if self._is_closed:
             raise StoreUnavailableError("the store is closed")
-        if self._away:  # nobody needs to wait to find out again
-            raise StoreUnavailableError(f"the database cannot be used: {self._away}")
+        if self._outage:  # fail at once: the probe finds out when the database is back
+            raise StoreUnavailableError(f"the database is unavailable: {self._outage}")
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + seconds
         try:
             async with self._pool.acquire(timeout=CONNECT_SECONDS) as connection:
                 end = loop.call_at(ends_at, _cut, connection)
-                self._lent.add(connection)
+                self._in_use.add(connection)
                 try:
                     yield connection
                 finally:
-                    self._lent.discard(connection)
+                    self._in_use.discard(connection)
                     end.cancel()
             self._answered_at = loop.time()
         except JobStatusError:
             raise
         except Exception as error:
-            judged = self.judge(error, is_late=loop.time() >= ends_at or isinstance(error, asyncio.TimeoutError))
-            if judged is error:
+            raised = self._translate(error, is_late=loop.time() >= ends_at or isinstance(error, asyncio.TimeoutError))
+            if raised is error:
                 raise
-            raise judged from error
+            raise raised from error
 
-    def judge(self, error: Exception, *, is_late: bool = False) -> Exception:
-        """Note what `error` says, and return what the caller is told."""
-        if isinstance(error, _FULL):
+    def _translate(self, error: Exception, *, is_late: bool) -> Exception:
+        """Return what to raise for `error`, and start a probe if it may mean an outage."""
+        if isinstance(error, _FULL_ERRORS):
             return StoreFullError()
-        if not isinstance(error, AWAY):
-            return error  # a mistake of ours
-        why = _LATE if is_late else describe(error)
-        if not isinstance(error, _PASSING):
+        if not isinstance(error, TRANSIENT_ERRORS):
+            return error  # a bug of ours, no outage
+        reason = _LATE if is_late else describe(error)
+        if not isinstance(error, _CONFLICT_ERRORS):
             if is_late and asyncio.get_running_loop().time() - self._answered_at > QUIET_SECONDS:
-                self._away = why
-            self._probe_soon()
-        return StoreUnavailableError(f"the database cannot be used: {why}")
+                self._outage = reason
+            self._start_probe()
+        return StoreUnavailableError(f"the database is unavailable: {reason}")
+
+    def _start_probe(self) -> None:
+        if not self._is_closed and (self._probing is None or self._probing.done()):
+            self._probing = asyncio.ensure_future(self._probe())
+
+    async def _probe(self) -> None:
+        """Find out whether there is an outage, and wait for its end."""
+        is_logged = False
+        while True:
+            try:
+                await self._check_writable()
+                break
+            except (asyncpg.PostgresError, *TRANSIENT_ERRORS) as error:
+                self._outage = describe(error)
+                if not is_logged:
+                    logger.error(
+                        "the database on %s is unavailable: %s; calls fail with STORE_UNAVAILABLE, watches stay open; "
+                        "trying again every %.1f s",
+                        self._connector.address.name,
+                        self._outage,
+                        PROBE_SECONDS,
+                    )
+                is_logged = True
+                for connection in list(self._in_use):
+                    _cut(connection)
+            await asyncio.sleep(PROBE_SECONDS)
+        # The pool's other sessions may still lead to a server that is gone.
+        await self._pool.expire_connections()
+        self._outage = ""
+        if is_logged:
+            self.recovered.set()
+            logger.warning("the database on %s is available again", self._connector.address.name)
+
+    async def _check_writable(self) -> None:
+        connection = await self._connector.connect(command_timeout=CONNECT_SECONDS)
+        try:
+            if await connection.fetchval("SELECT pg_is_in_recovery()"):
+                raise asyncpg.ReadOnlySQLTransactionError("it is a standby, or in recovery")
+        finally:
+            connection.terminate()
+
+    async def _wait_for_start(self) -> None:
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + START_SECONDS
+        is_logged = False
+        while True:
+            try:
+                return await self._check_writable()
+            except _STARTING_ERRORS as error:
+                if loop.time() >= ends_at:
+                    raise
+                if not is_logged:
+                    logger.warning(
+                        "waiting for the database on %s to accept writes, at most %.0f s: %s",
+                        self._connector.address.name,
+                        START_SECONDS,
+                        describe(error),
+                    )
+                    is_logged = True
+            await asyncio.sleep(PROBE_SECONDS)
 
     async def close(self) -> None:
-        """Close every connection; those in use are given a moment."""
+        """Close every session; blocks that still use one have CALL_SECONDS to end."""
         self._is_closed = True
         if self._probing is not None:
             self._probing.cancel()
@@ -143,69 +212,21 @@ class Database:
             self._pool.terminate()
 
     async def _connect(self, *_: Any, **others: Any) -> asyncpg.Connection[Any]:
+        # The pool passes a DSN and arguments of its own; the connector has the URL.
         return await self._connector.connect(**others)
 
-    def _probe_soon(self) -> None:
-        if not self._is_closed and (self._probing is None or self._probing.done()):
-            self._probing = asyncio.ensure_future(self._probe())
 
-    async def _probe(self) -> None:
-        """Find out whether the database is away, and if so, wait until it takes writes again."""
-        was_away = False
-        while True:
-            try:
-                await self._try()
-                break
-            except (asyncpg.PostgresError, *AWAY) as error:
-                self._away = describe(error)
-                if not was_away:
-                    logger.error("the database cannot be used: %s", self._away)
-                was_away = True
-                for connection in list(self._lent):
-                    _cut(connection)
-            await asyncio.sleep(PROBE_SECONDS)
-        # Others of the pool may lead to a server that is gone.
-        await self._pool.expire_connections()
-        self._away = ""
-        if was_away:
-            self.returned.set()
-            logger.warning("the database can be used again")
-
-    async def _try(self) -> None:
-        connection = await self._connector.connect(command_timeout=CONNECT_SECONDS)
-        try:
-            if await connection.fetchval("SELECT pg_is_in_recovery()"):
-                raise asyncpg.ReadOnlySQLTransactionError("it is a standby, or recovers")
-        finally:
-            connection.terminate()
-
-    async def _wait_for_start(self) -> None:
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + START_SECONDS
-        is_told = False
-        while True:
-            try:
-                return await self._try()
-            except _STARTING as error:
-                if loop.time() >= ends_at:
-                    raise
-                if not is_told:
-                    logger.warning("waiting for the database: %s", describe(error))
-                    is_told = True
-            await asyncio.sleep(PROBE_SECONDS)
-
-
-async def _keep(_: Connection) -> None:
-    """Keep a session as it is: no block leaves anything in one, and to clear it would take another round."""
+async def _skip_reset(_: Connection) -> None:
+    """Leave a returned session as it is: no block changes its settings, and a reset costs one more round trip."""
 
 
 def _cut(connection: Connection) -> None:
-    with contextlib.suppress(asyncpg.InterfaceError):  # it has been lost
+    with contextlib.suppress(asyncpg.InterfaceError):  # it is closed already
         connection.terminate()
 
 
 def describe(error: BaseException) -> str:
-    """Return one line that names what went wrong, and never the URL, which may hold a password."""
+    """Return one line that names what went wrong; never the URL, which may hold a password."""
     if isinstance(error, asyncio.TimeoutError):
         return _LATE
     return str(error).partition("\n")[0] or type(error).__name__
@@ -216,8 +237,8 @@ def _advice(error: Exception) -> str:
         return "create it, or name another in --store"
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         return "check the user and the password in --store or its passfile, and the server's pg_hba.conf"
-    if isinstance(error, _STARTING):
-        return "name every host, with target_session_attrs=read-write, and see that one takes writes"
+    if isinstance(error, _STARTING_ERRORS):
+        return "name every host, with target_session_attrs=read-write, and check that one of them accepts writes"
     if isinstance(error, asyncpg.PostgresError) or not isinstance(error, (OSError, asyncio.TimeoutError)):
         return "check --store"
     return "see that it runs, and check --store"

@@ -1,7 +1,8 @@
-"""The PostgreSQL store's change feed: what one snapshot sees and an earlier one did not.
+"""The PostgreSQL store's change feed: the changes that one snapshot sees and an earlier one did not.
 
-A position is a snapshot. Each change names its transaction, and whether a snapshot sees that is PostgreSQL's own
-bookkeeping: no change is lost because its transaction took long, none comes twice, and nobody waits for the slowest.
+A position is a snapshot. Each row of `changes` has its transaction's id, and PostgreSQL itself keeps track of which
+transactions a snapshot sees. So a change whose transaction took long is not lost, none is delivered twice, and no
+change has to wait for the slowest transaction.
 https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT
 """
 
@@ -24,10 +25,9 @@ from jobstatus_grpc.stores.postgres.statements import JOB, columns_of
 from jobstatus_grpc.stores.sql.rows import JobCache
 
 POLL_SECONDS = 0.2
-"""How long a change can stay unseen where the doorbell was not heard."""
+"""Poll interval in seconds: the longest delay of a change whose notification was lost."""
 
-
-# The control file learns of a promotion late; the name of the log's newest file tells at once.
+# The timeline is read from the current WAL file's name: after a promotion the control file still has the old one.
 INCARNATION = """
     (SELECT system_identifier FROM pg_control_system()) || '.' || (
         SELECT oid FROM pg_database WHERE datname = current_database()
@@ -48,9 +48,8 @@ _UNSEEN = f"""
     ORDER BY c.xid, c.number LIMIT {MAX_BATCH_CHANGES}
 """
 
-
-# A snapshot did not see what began after it, nor what was running: two ranges of the index. To look through all since
-# the oldest that was running would cost more with each change while somebody takes long.
+# A snapshot did not see the transactions that began after it, nor those that were running: two ranges of the index.
+# One range, from the oldest that was running, would hold more rows with every change while one transaction stays open.
 _CHANGES = f"""
     SELECT s.*, r.* FROM (
         {_HEAD}, (SELECT forgotten_xid >= pg_snapshot_xmin($1::text::pg_snapshot) FROM jobstatus.store) AS forgotten
@@ -79,9 +78,14 @@ _POSITION = re.compile(r"(\d+\.\d+\.[0-9A-F]{8})~([\d:,]+)(?:~([\d:,]+)~(\d{1,20
 
 
 class Place(NamedTuple):
-    """A position, read: all that `snapshot` sees has been told, and of what `next_snapshot` sees some."""
+    """A parsed position: how far a reader has come.
+
+    All changes that `snapshot` sees have been delivered. If there is a `next_snapshot`, the reader is in the middle of
+    the changes that it sees and `snapshot` does not: those up to (`xid`, `number`) have been delivered.
+    """
 
     incarnation: str
+    """System identifier, database and timeline: positions of another server mean nothing here."""
     snapshot: str
     next_snapshot: str | None = None
     xid: str = "0"
@@ -89,10 +93,10 @@ class Place(NamedTuple):
 
     @classmethod
     def read(cls, position: Position) -> Place:
-        """Return the place that a text names.
+        """Parse a position.
 
         Raises:
-            StoreChangedError: it names none.
+            StoreChangedError: it is malformed.
         """
         found = _POSITION.fullmatch(position)
         snapshots = [] if found is None else [text for text in found.group(2, 3) if text is not None]
@@ -101,7 +105,7 @@ class Place(NamedTuple):
         return cls(*(found.groups() if found[3] is not None else found.group(1, 2)))
 
     def write(self) -> Position:
-        """Return the text."""
+        """Return the position as text."""
         head = f"{self.incarnation}~{self.snapshot}"
         return head if self.next_snapshot is None else "~".join((head, *map(str, self[2:])))
 
@@ -117,53 +121,56 @@ class _ChangeRow(NamedTuple):
 
 
 class PostgresFeed:
-    """Reads the feed. One reader may wait in it, for which the doorbell rings."""
+    """Reads the changes after a position, and waits for more. One reader at a time may wait. For one event loop.
 
-    def __init__(self, database: Database, bell: asyncio.Event, known: JobCache) -> None:
-        """Take the database, what is set when something may have changed, and what saves the decoding of rows."""
+    `notified` is set when there may be changes; the feed clears it.
+    """
+
+    def __init__(self, database: Database, *, notified: asyncio.Event, cache: JobCache) -> None:
         self._database = database
-        self._known = known
-        self._bell = bell
-        self._told: Position | None = None
+        self._notified = notified
+        self._cache = cache
+        self._position: Position | None = None
         self.incarnation = ""
-        """Of the server that the feed was read from last."""
+        """Of the server that was read last; empty before the first read."""
 
     async def position(self) -> Position:
-        """See JobStore. While nothing has changed it is where the waiting reader stands, however time passes."""
-        if self._told is not None:
+        """See JobStore. Without changes it stays where the waiting reader is, though the snapshot grows older."""
+        if self._position is not None:
             with contextlib.suppress(StoreChangedError):
-                batch = await self._read(Place.read(self._told), None)
+                batch = await self._read(Place.read(self._position), None)
                 if not batch.changes:
-                    return self._told
+                    return self._position
         async with self._database.connection() as connection:
             incarnation, snapshot, newest = await connection.fetchrow(_HEAD)
         self.incarnation = incarnation
         position = Place(incarnation, _durable(snapshot, newest)).write()
-        if self._told is None:
-            self._told = position
+        if self._position is None:
+            self._position = position
         return position
 
     async def wait(self, after: Position) -> ChangeBatch:
-        """Wait for changes, and return them. See JobStore.changes."""
+        """Wait until there are changes after a position, and return them. See JobStore.changes."""
         place = Place.read(after)
         while True:
-            self._bell.clear()
+            self._notified.clear()  # before the read: a notification in between must not be lost
             batch = await self._read(place, None)
             if batch.changes:
-                self._told = batch.position
+                self._position = batch.position
                 return batch
             place = Place.read(batch.position)
             if place.next_snapshot is not None:
-                continue  # there is more, of which this part was out of date
+                continue  # a full batch of rows, each superseded by a later one: read on
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._bell.wait(), POLL_SECONDS)
+                await asyncio.wait_for(self._notified.wait(), POLL_SECONDS)
 
     async def read(self, after: Position, up_to: Position) -> ChangeBatch:
-        """Return changes between two positions, without waiting. See JobStore.changes."""
+        """Return the changes between two positions, without waiting. See JobStore.changes."""
         until = Place.read(up_to)
         return await self._read(Place.read(after), until)
 
     async def _read(self, place: Place, until: Place | None) -> ChangeBatch:
+        """Return the changes after `place` that `until` sees, or if that is None, the statement's own snapshot."""
         seen = place.next_snapshot or (until.snapshot if until else None)
         async with self._database.connection() as connection:
             incarnation, snapshot, newest, is_forgotten, *columns = await self._fetch(connection, place, seen)
@@ -186,48 +193,51 @@ class PostgresFeed:
             row: Any = await connection.fetchrow(_CHANGES, place.snapshot, place.xid, int(place.number), seen)
         except (asyncpg.DataError, asyncpg.UndefinedFileError) as error:
             raise StoreChangedError from error
-        except asyncpg.ObjectNotInPrerequisiteStateError as error:  # a standby has no log of its own to name
+        except asyncpg.ObjectNotInPrerequisiteStateError as error:  # a standby has no WAL file to name
             raise StoreUnavailableError("the database is a standby") from error
         return tuple(row)
 
     async def _newest(self, connection: Connection, rows: Sequence[_ChangeRow]) -> list[Change]:
-        """Return each job's newest change; one that a later change has made old is left to that."""
-        told: dict[Key, list[_ChangeRow]] = {}
+        """Return the newest change of each job in `rows`; none where a change that follows `rows` supersedes it."""
+        rows_of: dict[Key, list[_ChangeRow]] = {}
         for row in rows:
             key = (row.tenant, row.id)
-            told[key] = [*told.pop(key, ()), row]
-        jobs = {key: job for key, changes in told.items() if (job := self._known_job(key, changes)) is not None}
-        unknown = [key for key, changes in told.items() if key not in jobs and not all(row.removed for row in changes)]
-        if unknown:
-            for row in await connection.fetch(_JOBS, *columns_of(unknown)):
-                job = self._known.read(row).job
+            rows_of[key] = [*rows_of.pop(key, ()), row]  # a job takes its place in the order by its last row
+        jobs = {key: job for key, changes in rows_of.items() if (job := self._cached_job(key, changes)) is not None}
+        missing = [
+            key for key, changes in rows_of.items() if key not in jobs and not all(row.removed for row in changes)
+        ]
+        if missing:
+            for row in await connection.fetch(_JOBS, *columns_of(missing)):
+                job = self._cache.read(row).job
                 jobs[job.tenant, job.id] = job
-        newest = (_newest_of(key, changes, jobs.get(key)) for key, changes in told.items())
+        newest = (_newest_of(key, changes, jobs.get(key)) for key, changes in rows_of.items())
         return [change for change in newest if change is not None]
 
-    def _known_job(self, key: Key, changes: Sequence[_ChangeRow]) -> Job | None:
-        """Return the job as the newest of its changes left it, where that is known."""
+    def _cached_job(self, key: Key, changes: Sequence[_ChangeRow]) -> Job | None:
+        """Return the job as the newest of its changes left it, if the cache has it."""
         if any(row.removed for row in changes):
-            return None  # made anew, it may have begun at a lower revision
+            return None  # a job that was created anew may have a lower revision than the removed one
         newest = max(changes, key=lambda row: row.revision)
-        known = self._known.get_revision(key, newest.revision, newest.changed_at)
-        return None if known is None else known.job
-
-
-def _durable(snapshot: str, newest: str) -> str:
-    """Return a snapshot that sees the same changes, and nothing that a crash could undo.
-
-    After a crash the numbers of transactions that left nothing durable are given out again: whoever took those as seen
-    would miss what is written under them. The newest change is durable, and so are all numbers up to its own.
-    """
-    end = int(newest) + 1
-    running = [xid for xid in snapshot.rpartition(":")[2].split(",") if xid and int(xid) < end]
-    return f"{running[0] if running else end}:{end}:{','.join(running)}"
+        cached = self._cache.get_revision(key, newest.revision, newest.changed_at)
+        return None if cached is None else cached.job
 
 
 def _newest_of(key: Key, changes: Sequence[_ChangeRow], job: Job | None) -> Change | None:
-    """Return what the changes of one job come to, which is stored as `job`; None where a later change will tell."""
+    """Return the one change to deliver for a job, which is stored as `job`; None if a later change supersedes it."""
     if job is not None and any(row.revision == job.revision and not row.removed for row in changes):
         return Change(*key, job.revision, job)
     removals = [row.revision for row in changes if row.removed]
     return Change(*key, removals[-1], None) if removals else None
+
+
+def _durable(snapshot: str, newest: str) -> str:
+    """Return a snapshot that sees the same changes, but no transaction that a crash could undo.
+
+    After a crash PostgreSQL gives the ids of transactions that left nothing durable to new ones. A position that
+    counts such an id as seen would miss the changes of its second owner. The newest change is durable, and so is the
+    use of every id up to its own: the snapshot returned ends there.
+    """
+    end = int(newest) + 1
+    running = [xid for xid in snapshot.rpartition(":")[2].split(",") if xid and int(xid) < end]
+    return f"{running[0] if running else end}:{end}:{','.join(running)}"

@@ -1,4 +1,8 @@
-"""What time asks of the PostgreSQL store, done by one process at a time: whoever holds an advisory lock."""
+"""Periodic work on the PostgreSQL store: stalled and expired jobs, trimming, and the number of jobs by state.
+
+The sweeper calls it. One process at a time, the leader, finds and trims: the one whose session holds an advisory lock.
+Every process writes its workers' heartbeats and reads the counts.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +20,26 @@ from jobstatus_grpc.errors import RetryableError
 from jobstatus_grpc.job import Command, Expire, JobState, Stall
 from jobstatus_grpc.stores.embedded import AGAIN_SECONDS
 from jobstatus_grpc.stores.interface import FEED_RETENTION, TOMBSTONE_RETENTION, Clock, Key
-from jobstatus_grpc.stores.postgres.connect import AWAY, CONNECT_SECONDS
+from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS
 from jobstatus_grpc.stores.postgres.database import Connection, Database
 from jobstatus_grpc.stores.postgres.statements import NOW, columns_of
 from jobstatus_grpc.stores.sql.rows import from_instant
 
-UPKEEP_LOCK = 0x4A6F6253_0002
-"""The key of the advisory lock of the process that tends the store."""
+MAINTENANCE_LOCK = 0x4A6F6253_0002
+"""Key of the advisory lock that the leader's session holds."""
 
 COUNT_SECONDS = 5.0
+"""How often each process reads the number of jobs by state, in seconds; in between it counts its own commits only."""
 
 TRIM_SECONDS = 30.0
+"""Longest time for one round of trimming, in seconds: it deletes many rows, and no caller waits for it."""
 
-_LEASE = "SET idle_session_timeout = '15s'"  # who is stopped, rather than gone, leads no more
+# A suspended leader loses its session, and with it the lock.
+_LEASE = "SET idle_session_timeout = '15s'"
 
 _MICROSECOND = timedelta(microseconds=1)
 
-_WRITE_HEARD = """
+_WRITE_HEARTBEATS = """
     INSERT INTO jobstatus.heard (tenant, id, heard_at) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
     ON CONFLICT (tenant, id) DO UPDATE SET heard_at = greatest(heard.heard_at, excluded.heard_at)
 """
@@ -75,7 +82,7 @@ _DROP_TOMBSTONES = """
     )
 """
 
-_DROP_HEARD = """
+_DROP_HEARTBEATS = """
     DELETE FROM jobstatus.heard AS h WHERE NOT EXISTS (
         SELECT 1 FROM jobstatus.jobs AS j WHERE j.tenant = h.tenant AND j.id = h.id AND j.state = 2
     )
@@ -91,65 +98,76 @@ _SUM_COUNTS = """
 _OLDEST = (0, "0", 0)
 
 
-class Upkeep:
-    """Finds what is due, while it leads; notes signs of life for whoever does. For one event loop."""
+class Maintenance:
+    """Finds what is due and trims, while this process is the leader. For one event loop.
+
+    `clock` is the time (None: the database's); `seconds` is a monotonic clock, which measures how long a worker has
+    been silent.
+    """
 
     def __init__(
         self, database: Database, *, clock: Clock | None, seconds: Callable[[], float] = time.monotonic
     ) -> None:
-        """Take the database, the clock (None: the database's), and the one that silence is measured by."""
         self._database = database
         self._clock = clock
         self._seconds = seconds
-        self._heard: dict[Key, int] = {}
+        self._heartbeats: dict[Key, int] = {}
         self._handed_out: dict[Key, float] = {}
         self._session: asyncpg.Connection[Any] | None = None
         self._is_leader = False
-        self._asking = asyncio.Lock()
+        self._session_lock = asyncio.Lock()
         self._restarted_at: float | None = None
-        self._since = 0
-        self._after: tuple[Any, ...] = _OLDEST
+        self._silent_since = 0
+        self._trimmed_to: tuple[Any, ...] = _OLDEST
         self.counts: Counter[JobState] = Counter()
+        """The number of jobs by state at the last read, plus this process's commits since."""
         self._counted_at = float("-inf")
 
-    def hear(self, keys: Sequence[Key], at: int) -> None:
-        """Note that workers gave signs of life which changed nothing."""
-        self._heard.update(dict.fromkeys(keys, at))
+    async def start(self) -> None:
+        """Become the leader if there is none, and read the number of jobs."""
+        await self._try_to_lead()
+        await self._exchange()
 
-    def judged(self, keys: Sequence[Key]) -> None:
-        """Note that what was due has been committed; what follows may be due at any time."""
+    def record_heartbeats(self, keys: Sequence[Key], at: int) -> None:
+        """Note updates that changed nothing, at a time in microseconds since 1970; the next `overdue` writes them."""
+        self._heartbeats.update(dict.fromkeys(keys, at))
+
+    def heartbeat_at(self, key: Key) -> int:
+        """Return when this process last had a heartbeat of the job, but at least when the stall clocks started.
+
+        In microseconds since 1970.
+        """
+        return max(self._heartbeats.get(key, 0), self._silent_since)
+
+    def stalls_committed(self, keys: Sequence[Key]) -> None:
+        """Let `overdue` return these jobs again: their last Stall was committed."""
         for key in keys:
             self._handed_out.pop(key, None)
 
-    def heard_at(self, key: Key) -> int:
-        """Return when a worker was last heard, as far as this process alone knows; never before the clocks started."""
-        return max(self._heard.get(key, 0), self._since)
-
-    def restart(self) -> None:
-        """Count every silence from now on."""
+    def restart_stall_clocks(self) -> None:
+        """See JobStore."""
         self._restarted_at = self._seconds()
 
-    async def begin(self) -> None:
-        """Lead if nobody does, and count the jobs."""
-        await self._leads()
-        await self._refresh()
+    def jobs_by_state(self) -> Mapping[JobState, int]:
+        """See JobStore."""
+        return {state: self.counts[state] for state in JobState}
 
     async def overdue(self, *, limit: int, fail_after: timedelta | None) -> Sequence[Command]:
         """See JobStore."""
-        if self._database.returned.is_set():
-            self._database.returned.clear()
-            self.restart()
-        await self._refresh()
-        if not await self._leads():
+        if self._database.recovered.is_set():
+            self._database.recovered.clear()
+            self.restart_stall_clocks()  # no worker could report during the outage
+        await self._exchange()
+        if not await self._try_to_lead():
             return ()
         async with self._database.connection() as connection:
             now = await self._now(connection)
             fail = None if fail_after is None else fail_after // _MICROSECOND
-            self._since = now - round((self._seconds() - (self._restarted_at or 0.0)) * 1_000_000)
-            silent = await connection.fetch(_SILENT, self._since, fail, now, limit + len(self._handed_out))
+            self._silent_since = now - round((self._seconds() - (self._restarted_at or 0.0)) * 1_000_000)
+            silent = await connection.fetch(_SILENT, self._silent_since, fail, now, limit + len(self._handed_out))
             commands: list[Command] = [
                 Stall(id=job_id, tenant=tenant, fail_after=fail_after)
-                for tenant, job_id in self._fresh([(row[0], row[1]) for row in silent], limit=limit)
+                for tenant, job_id in self._hand_out([(row[0], row[1]) for row in silent], limit=limit)
             ]
             if len(commands) < limit:
                 expired = await connection.fetch(_EXPIRED, now, limit - len(commands))
@@ -158,12 +176,12 @@ class Upkeep:
 
     async def trim(self, *, limit: int) -> bool:
         """See JobStore."""
-        if not await self._leads():
+        if not await self._try_to_lead():
             return False
         async with self._database.connection(seconds=TRIM_SECONDS) as connection:
             now = await self._now(connection)
             old_at = now - FEED_RETENTION // _MICROSECOND
-            rows = await connection.fetch(_OLD_CHANGES, old_at, *self._after, limit)
+            rows = await connection.fetch(_OLD_CHANGES, old_at, *self._trimmed_to, limit)
             async with connection.transaction():
                 old = [(xid, number) for _, xid, number, _, is_newest in rows if not is_newest]
                 removals = [xid for _, xid, _, is_removal, _ in rows if is_removal]
@@ -173,70 +191,68 @@ class Upkeep:
                     await connection.execute(_DROP_CHANGES, *columns_of(old))
                 done = await connection.execute(_DROP_TOMBSTONES, now - TOMBSTONE_RETENTION // _MICROSECOND, limit)
             has_more = len(rows) == limit
-            self._after = tuple(rows[-1])[:3] if has_more else _OLDEST
+            self._trimmed_to = tuple(rows[-1])[:3] if has_more else _OLDEST
             if not has_more:
-                await connection.execute(_DROP_HEARD)
+                await connection.execute(_DROP_HEARTBEATS)
                 await connection.execute(_SUM_COUNTS)
         return has_more or done == f"DELETE {limit}"
 
     async def close(self) -> None:
-        """Leave the lead to others."""
+        """End the leader's session, so that another process can lead at once."""
         session, self._session, self._is_leader = self._session, None, False
         if session is not None:
-            with contextlib.suppress(asyncpg.PostgresError, *AWAY):
+            with contextlib.suppress(asyncpg.PostgresError, *TRANSIENT_ERRORS):
                 await session.close()
-
-    def jobs_by_state(self) -> Mapping[JobState, int]:
-        """See JobStore."""
-        return {state: self.counts[state] for state in JobState}
 
     async def _now(self, connection: Connection) -> int:
         if self._clock is not None:
             return from_instant(self._clock())
         return int(await connection.fetchval(f"SELECT {NOW}"))
 
-    def _fresh(self, keys: Sequence[Key], *, limit: int) -> list[Key]:
-        """Return at most `limit`, without what was handed out a moment ago, and is being judged."""
+    def _hand_out(self, keys: Sequence[Key], *, limit: int) -> list[Key]:
+        """Return at most `limit` of the keys, without those whose Stall waits for its commit already."""
         now = self._seconds()
         self._handed_out = {key: until for key, until in self._handed_out.items() if until > now}
         fresh = [key for key in keys if key not in self._handed_out][:limit]
         self._handed_out.update(dict.fromkeys(fresh, now + AGAIN_SECONDS))
         return fresh
 
-    async def _refresh(self) -> None:
-        """Write down the signs of life, and read how many jobs there are, once in a while."""
-        heard, self._heard = self._heard, {}
+    async def _exchange(self) -> None:
+        """Write this process's heartbeats, and every COUNT_SECONDS read the number of jobs by state."""
+        heartbeats, self._heartbeats = self._heartbeats, {}
         try:
             async with self._database.connection() as connection:
-                if heard:
-                    rows = [(*key, at) for key, at in sorted(heard.items())]
-                    await connection.execute(_WRITE_HEARD, *columns_of(rows))
+                if heartbeats:
+                    rows = [(*key, at) for key, at in sorted(heartbeats.items())]
+                    await connection.execute(_WRITE_HEARTBEATS, *columns_of(rows))
                 if self._seconds() - self._counted_at >= COUNT_SECONDS:
                     self._counted_at = self._seconds()
                     counts = await connection.fetch(_COUNTS)
                     self.counts = Counter({JobState(state): jobs for state, jobs in counts})
         except RetryableError:
-            self._heard = heard | self._heard
+            self._heartbeats = heartbeats | self._heartbeats
             raise
 
-    async def _leads(self) -> bool:
-        """Tell whether this process tends the store; if nobody does, it begins to, and with it all clocks of silence.
+    async def _try_to_lead(self) -> bool:
+        """Become the leader if there is none, and return whether this process is it.
 
-        The lock is its session's: it is free again when this process, or its way to the database, is gone.
+        A new leader starts the stall clocks anew: it has not seen what its predecessor had not written yet.
+
+        The lock is free again when the leader's session ends: with its process, its connection, or by _LEASE.
         """
-        async with self._asking:
+        async with self._session_lock:
             try:
                 if self._session is None:
                     self._session = await self._database.connect(command_timeout=CONNECT_SECONDS)
                     await self._session.execute(_LEASE)
                 if self._is_leader:
-                    await self._session.execute("SELECT 1")
-                elif await self._session.fetchval("SELECT pg_try_advisory_lock($1)", UPKEEP_LOCK):
+                    await self._session.execute("SELECT 1")  # the session, and with it the lock, still exists
+                elif await self._session.fetchval("SELECT pg_try_advisory_lock($1)", MAINTENANCE_LOCK):
                     self._is_leader = True
                     self._handed_out.clear()
-                    self._after = _OLDEST
-                    self.restart()
-            except (asyncpg.PostgresError, *AWAY):
+                    self._trimmed_to = _OLDEST
+                    self.restart_stall_clocks()
+            except (asyncpg.PostgresError, *TRANSIENT_ERRORS):
                 if self._session is not None:
                     self._session.terminate()
                 self._session, self._is_leader = None, False

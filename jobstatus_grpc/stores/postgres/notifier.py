@@ -1,7 +1,8 @@
-"""Tells the processes that share a database that something changed: a NOTIFY without content, outside of all writes.
+"""Wakes the change feed of every process on one database after a commit: LISTEN, and NOTIFY without a payload.
 
-NOTIFY takes a lock that all databases of a server share, until its transaction ends: within a write it would make all
-writers queue. It is a hint only; who misses one looks a little later anyway.
+NOTIFY takes a lock that all databases of a server share, and holds it until its transaction ends: inside the writing
+transactions it would serialize them. So it runs in one of its own, after the commit. A notification that is lost only
+delays a feed until its next poll.
 """
 
 from __future__ import annotations
@@ -13,50 +14,50 @@ from typing import Any
 import asyncpg
 
 from jobstatus_grpc.errors import RetryableError
-from jobstatus_grpc.stores.postgres.connect import AWAY, CONNECT_SECONDS
+from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS
 from jobstatus_grpc.stores.postgres.database import Database
 
 CHANNEL = "jobstatus_changes"
 
 QUIET_SECONDS = 0.01
-"""It rings at most once in this time."""
+"""Shortest time between two NOTIFYs of this process, in seconds: commits in between share one."""
 
 RETRY_SECONDS = 0.5
+"""Pause before a lost listening session is opened again, in seconds; the feed polls in that time."""
 
 CHECK_SECONDS = 5.0
-"""A server that went away without a word is noticed in about this time."""
+"""How often the listening session is checked, in seconds: only so is a server noticed that vanished without a FIN."""
 
 
-class Doorbell:
-    """Rings for others, and hears them ring, on a connection each. For one event loop."""
+class Notifier:
+    """Sends notifications through the pool, and receives them in a session of its own. For one event loop."""
 
     def __init__(self, database: Database) -> None:
-        """Take where to listen, and what to ring through; `start` begins."""
         self._database = database
         self._tasks: list[asyncio.Task[None]] = []
-        self._wanted = asyncio.Event()
-        self.heard = asyncio.Event()
-        """Set when somebody rang, here or elsewhere; whoever waits for that clears it."""
+        self._unsent = asyncio.Event()
+        self.notified = asyncio.Event()
+        """Set after a commit, of this process or another; the one reader, the feed, clears it."""
 
     def start(self) -> None:
-        """Begin to listen."""
-        self._tasks = [asyncio.create_task(self._ring_often()), asyncio.create_task(self._listen())]
+        """Start to send and to listen."""
+        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._listen())]
 
-    def ring(self) -> None:
-        """Let everybody know, soon."""
-        self.heard.set()
-        self._wanted.set()
+    def notify(self) -> None:
+        """Wake the feed of this process now, and those of all others within about QUIET_SECONDS."""
+        self.notified.set()
+        self._unsent.set()
 
     async def close(self) -> None:
-        """Stop."""
+        """Stop both; a notification that is not sent yet is lost."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _ring_often(self) -> None:
+    async def _send(self) -> None:
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
+            await self._unsent.wait()
+            self._unsent.clear()
             with contextlib.suppress(RetryableError):
                 async with self._database.connection() as connection:
                     await connection.execute(f"NOTIFY {CHANNEL}")
@@ -64,13 +65,13 @@ class Doorbell:
 
     async def _listen(self) -> None:
         while True:
-            with contextlib.suppress(asyncpg.PostgresError, *AWAY):
+            with contextlib.suppress(asyncpg.PostgresError, *TRANSIENT_ERRORS):
                 connection = await self._database.connect(command_timeout=CONNECT_SECONDS)
                 ended = asyncio.Event()
                 connection.add_termination_listener(lambda _, ended=ended: ended.set())
                 try:
-                    await connection.add_listener(CHANNEL, self._on_ring)
-                    self.heard.set()
+                    await connection.add_listener(CHANNEL, self._on_notification)
+                    self.notified.set()  # for what was committed while nothing listened
                     while not ended.is_set():
                         with contextlib.suppress(asyncio.TimeoutError):
                             await asyncio.wait_for(ended.wait(), CHECK_SECONDS)
@@ -79,5 +80,5 @@ class Doorbell:
                     connection.terminate()
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _on_ring(self, *_: Any) -> None:
-        self.heard.set()
+    def _on_notification(self, *_: Any) -> None:
+        self.notified.set()

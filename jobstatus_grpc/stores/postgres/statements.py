@@ -1,8 +1,8 @@
-"""The statements of the PostgreSQL store's transactions. What is written travels as one array per column."""
+"""The SQL of a commit, and pieces that other queries share. Rows travel as one array per column, for unnest()."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import count
 from typing import Any
@@ -19,41 +19,43 @@ from jobstatus_grpc.stores.sql.rows import (
     Row,
 )
 
-_SMALL = {"state", "has_progress", "cancel_requested", "stalled", "from_state", "to_state"}
+NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+"""Microseconds since 1970 by the database's clock, which all processes share."""
+
+JOB = ", ".join(f"j.{name}" for name in STORED_COLUMNS)
+"""The columns that `rows.read_job` reads, of `jobstatus.jobs AS j`."""
+
+_INSERTED_COLUMNS = (*JOB_COLUMNS, "heard_at")
 
 _TEXTS = {
     "tenant", "id", "name", "parent_id", "reason", "error", "labels", "creation_request", "requests", "result", "actor",
     "value",
 }  # fmt: skip
 
-_RARER_TYPES = {"progress": "double precision", "attempt": "integer", "number": "integer", "removed": "boolean"}
+_SMALLINTS = {"state", "has_progress", "cancel_requested", "stalled", "from_state", "to_state"}
 
-CHANGE_COLUMNS = ("number", "tenant", "id", "revision", "removed", "changed_at")
+_OTHER_TYPES = {"progress": "double precision", "attempt": "integer", "number": "integer", "removed": "boolean"}
 
-OLD_LABEL_COLUMNS = ("job_key", "name", "value")
 
-NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-"""Microseconds since 1970, by the one clock that all share."""
-
-JOB = ", ".join(f"j.{name}" for name in STORED_COLUMNS)
-"""What `rows.read_job` reads, of `jobstatus.jobs AS j`."""
-
-_INSERTED_COLUMNS = (*JOB_COLUMNS, "heard_at")
+def columns_of(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+    """Return rows as columns."""
+    return list(zip(*rows, strict=True))
 
 
 def _type_of(column: str) -> str:
     if column in _TEXTS:
         return "text"
-    if column in _SMALL:
+    if column in _SMALLINTS:
         return "smallint"
-    return _RARER_TYPES.get(column, "bigint")
+    return _OTHER_TYPES.get(column, "bigint")
 
 
-def load(*, waits: bool) -> str:
-    """Return the query of what is stored under the keys in arrays $1 and $2, which locks the jobs, in their order.
+def _load(*, waits: bool) -> str:
+    """Return the query that locks and reads the jobs under the keys in arrays $1 and $2.
 
-    A row has tenant, id, the time, whether there is a job, its tombstone's revision and removed_at, and its heard_at,
-    key and JOB_COLUMNS, where it could be locked. Where it `waits`, it waits for whoever holds one.
+    It locks in the order of the keys, so that two transactions cannot deadlock. A row has tenant, id, the time, whether
+    there is a job, its tombstone's revision and removed_at; then heard_at, key and JOB_COLUMNS, or nulls if the job is
+    locked by another transaction. With `waits` it waits for that transaction instead.
     """
     skip = "" if waits else "SKIP LOCKED"
     return f"""
@@ -70,11 +72,12 @@ def load(*, waits: bool) -> str:
     """
 
 
-LOAD_FREE, LOAD_WAITING = load(waits=False), load(waits=True)
+LOAD_UNLOCKED, LOAD_WAITING = _load(waits=False), _load(waits=True)
 
 _INSERTED = ", ".join(_INSERTED_COLUMNS)
 
-# Keys rise in the order of the arrays; rows are inserted in the order of ids, so that nobody waits in a ring.
+# Keys are given in the order of the arrays, which is that of creation. Rows are inserted in the order of ids, so that
+# two transactions cannot deadlock.
 INSERT_JOBS = f"""
     INSERT INTO jobstatus.jobs (key, {_INSERTED}) SELECT key, {_INSERTED} FROM (
         SELECT nextval('jobstatus.jobs_key_seq') AS key, {_INSERTED} FROM unnest(
@@ -102,7 +105,7 @@ def _update(columns: Sequence[str], numbers: count[int]) -> str:
 
 def _old_labels(numbers: count[int]) -> str:
     return f"""
-        DELETE FROM jobstatus.labels AS l USING {_unnest(OLD_LABEL_COLUMNS, numbers)}
+        DELETE FROM jobstatus.labels AS l USING {_unnest(("job_key", "name", "value"), numbers)}
         WHERE l.job_key = n.job_key AND l.name = n.name AND l.value = n.value
     """
 
@@ -117,7 +120,7 @@ def _delete(table: str, numbers: count[int]) -> str:
     return f"DELETE FROM jobstatus.{table} AS t USING {_unnest(('tenant', 'id'), numbers)} WHERE {key}"
 
 
-_PARTS: dict[str, Any] = {
+_PARTS: dict[str, Callable[[count[int]], str]] = {
     "reports": lambda numbers: _update((*REPORT_COLUMNS, "heard_at"), numbers),
     "jobs": lambda numbers: _update((*JOB_COLUMNS, "heard_at"), numbers),
     "removed": lambda numbers: _delete("jobs", numbers),
@@ -125,23 +128,20 @@ _PARTS: dict[str, Any] = {
     "old_labels": _old_labels,
     "new_labels": lambda numbers: _insert("labels", LABEL_COLUMNS, numbers),
     "tombstones": _tombstones,
-    "changes": lambda numbers: _insert("changes", CHANGE_COLUMNS, numbers),
+    "changes": lambda numbers: _insert(
+        "changes", ("number", "tenant", "id", "revision", "removed", "changed_at"), numbers
+    ),
     "transitions": lambda numbers: _insert("transitions", TRANSITION_COLUMNS, numbers),
     "counts": lambda numbers: _insert("counts", COUNT_COLUMNS, numbers),
 }
 
 PARTS = tuple(_PARTS)
-"""What a transaction may write, by name; each a list of rows."""
+"""Names of the lists of rows that a commit may write, in the order of their parameters."""
 
 
 @cache
 def write(parts: tuple[str, ...]) -> str:
-    """Return one statement that writes all `parts`, their columns as arrays in this order; it tells the transaction."""
+    """Return one statement that writes these parts, their columns as arrays in this order, and returns the xid."""
     numbers = count(1)
     steps = ", ".join(f"{part} AS ({_PARTS[part](numbers)})" for part in parts)
     return f"WITH {steps} SELECT pg_current_xact_id()::text"
-
-
-def columns_of(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
-    """Return rows as columns."""
-    return list(zip(*rows, strict=True))

@@ -1,4 +1,4 @@
-"""Keeps jobs in a PostgreSQL database, which any number of server processes share."""
+"""The JobStore in a PostgreSQL database: reads here; commits, the feed and maintenance in a module each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from datetime import datetime, timedelta
 from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import (
     Command,
-    Create,
     Job,
     JobFilter,
     JobState,
-    Stall,
     Transition,
-    Update,
     require_job,
 )
 from jobstatus_grpc.stores.interface import (
@@ -32,22 +29,21 @@ from jobstatus_grpc.stores.interface import (
 from jobstatus_grpc.stores.postgres.commits import Commits
 from jobstatus_grpc.stores.postgres.database import Database
 from jobstatus_grpc.stores.postgres.feed import PostgresFeed
-from jobstatus_grpc.stores.postgres.maintenance import Upkeep
-from jobstatus_grpc.stores.postgres.notifier import Doorbell
+from jobstatus_grpc.stores.postgres.maintenance import Maintenance
+from jobstatus_grpc.stores.postgres.notifier import Notifier
 from jobstatus_grpc.stores.postgres.pages import read_page
 from jobstatus_grpc.stores.postgres.schema import prepare
 from jobstatus_grpc.stores.postgres.statements import JOB, NOW
-from jobstatus_grpc.stores.postgres.transaction import Written
 from jobstatus_grpc.stores.sql.rows import (
     TRANSITION_COLUMNS,
     JobCache,
-    from_instant,
     read_tombstone,
     read_transition,
     to_instant,
 )
 
 COMMITS_AT_ONCE = 3
+"""Commits that may run at once, each on a session of the pool; see docs/decisions/0009 for when a second begins."""
 
 _GET = f"""
     SELECT {NOW}, t.revision, t.removed_at, {JOB}
@@ -63,7 +59,7 @@ _TRANSITIONS = f"""
 
 
 async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> PostgresStore:
-    """Return the store in the database that `url` names; its clock is the one that counts, not `clock`.
+    """Return the store in the database at `url`. Times come from the database's clock; `clock` is ignored.
 
     Raises:
         CannotStartError: the database cannot be reached or used.
@@ -72,7 +68,7 @@ async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta =
 
 
 async def migrate(url: str) -> int:
-    """Bring the schema in the database up to date, and return its version; as `open_store` does.
+    """Bring the schema in the database at `url` up to date, as `open_store` does, and return its version.
 
     Raises:
         CannotStartError: as `open_store`.
@@ -88,28 +84,27 @@ STORE_TYPE = StoreType(open=open_store, migrate=migrate, is_shared=True)
 
 
 class PostgresStore:
-    """A JobStore that other processes write too. Nothing is kept here but what is on its way."""
+    """A JobStore that other processes write too: every read and every commit asks the database."""
 
     commits_at_once = COMMITS_AT_ONCE
 
     def __init__(
         self, database: Database, *, clock: Clock | None, retention: timedelta, seconds: Callable[[], float]
     ) -> None:
-        """Take over what `open` has opened."""
         self._database = database
         self._clock = clock
-        self._doorbell = Doorbell(database)
-        self._known = JobCache()
-        self._feed = PostgresFeed(database, self._doorbell.heard, self._known)
-        self._upkeep = Upkeep(database, clock=clock, seconds=seconds)
+        self._cache = JobCache()
+        self._notifier = Notifier(database)
+        self._feed = PostgresFeed(database, notified=self._notifier.notified, cache=self._cache)
+        self._maintenance = Maintenance(database, clock=clock, seconds=seconds)
         self._commits = Commits(
             database,
             clock=clock,
             retention=retention,
-            heard=self._upkeep.heard_at,
-            known=self._known,
-            incarnation=lambda: self._feed.incarnation,
-            written=self._on_written,
+            cache=self._cache,
+            feed=self._feed,
+            notifier=self._notifier,
+            maintenance=self._maintenance,
         )
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
@@ -126,20 +121,20 @@ class PostgresStore:
         """Return the store, with its schema up to date; see `open_store`.
 
         Args:
-            url: as libpq knows it: `postgresql://user@host1,host2/name?target_session_attrs=read-write&sslmode=…`.
-            clock: tells the time; None: the database's does.
+            url: in libpq's form: `postgresql://user@host1,host2/name?target_session_attrs=read-write&sslmode=…`.
+            clock: the time; None: the database's.
             retention: how long a job is kept once it is done.
-            seconds: the clock that silence is measured by; it never goes back.
+            seconds: a monotonic clock, which measures how long workers have been silent.
         """
         database = await Database.open(url)
         try:
             await prepare(database)
             store = cls(database, clock=clock, retention=retention, seconds=seconds)
-            await store._upkeep.begin()
+            await store._maintenance.start()
         except BaseException:
             await database.close()
             raise
-        store._doorbell.start()
+        store._notifier.start()
         return store
 
     async def commit(self, commands: Sequence[Command]) -> CommitResult:
@@ -154,7 +149,7 @@ class PostgresStore:
         async with self._database.connection() as connection:
             now, revision, removed_at, *columns = await connection.fetchrow(_GET, tenant, job_id)
         if columns[0] is not None:
-            return self._known.read(columns).job
+            return self._cache.read(columns).job
         if removed_at is None:
             return require_job(None, job_id)
         return require_job(read_tombstone((tenant, job_id), revision, removed_at, self._time(now)), job_id)
@@ -166,7 +161,7 @@ class PostgresStore:
         async with self._database.connection() as connection:
             rows = await connection.fetch(_TRANSITIONS, tenant, job_id, after_revision, limit)
         if not rows:
-            await self.get(tenant, job_id)
+            await self.get(tenant, job_id)  # raises if there is no such job
         return [read_transition(tuple(row)) for row in rows]
 
     async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
@@ -175,8 +170,8 @@ class PostgresStore:
             return await read_page(connection, tenant, job_filter, limit=limit, cursor=cursor)
 
     def jobs_by_state(self) -> Mapping[JobState, int]:
-        """See JobStore. Summed up every few seconds."""
-        return self._upkeep.jobs_by_state()
+        """See JobStore. Commits of other processes are counted every few seconds."""
+        return self._maintenance.jobs_by_state()
 
     async def position(self) -> Position:
         """See JobStore."""
@@ -202,16 +197,16 @@ class PostgresStore:
     async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
         """See JobStore."""
         self._check_open()
-        return await self._upkeep.overdue(limit=limit, fail_after=fail_stalled_after)
+        return await self._maintenance.overdue(limit=limit, fail_after=fail_stalled_after)
 
     def restart_stall_clocks(self) -> None:
         """See JobStore."""
-        self._upkeep.restart()
+        self._maintenance.restart_stall_clocks()
 
     async def trim(self, *, limit: int) -> bool:
         """See JobStore."""
         self._check_open()
-        return await self._upkeep.trim(limit=limit)
+        return await self._maintenance.trim(limit=limit)
 
     @property
     def writable(self) -> bool:
@@ -219,7 +214,7 @@ class PostgresStore:
         return self._database.writable
 
     async def closed(self) -> BaseException | None:
-        """See JobStore. A database that is away may come back: nothing breaks this store."""
+        """See JobStore. Always None: a database that is unavailable may recover, so nothing breaks this store."""
         await self._closed.wait()
         return None
 
@@ -228,8 +223,8 @@ class PostgresStore:
         if not self._closing.is_set():
             self._closing.set()
             await self._commits.close()
-            await self._doorbell.close()
-            await self._upkeep.close()
+            await self._notifier.close()
+            await self._maintenance.close()
             await self._database.close()
             self._closed.set()
         await self._closed.wait()
@@ -240,24 +235,3 @@ class PostgresStore:
 
     def _time(self, now: int) -> datetime:
         return to_instant(now) if self._clock is None else self._clock()
-
-    def _on_written(self, commands: Sequence[Command], written: Written) -> None:
-        """Note what a transaction did, once it is durable."""
-        batch = written.batch
-        for stored in written.stored:
-            self._known.put((stored.job.tenant, stored.job.id), stored)
-        self._upkeep.counts.update(batch.counts)
-        alive = [
-            key
-            for command, outcome in zip(commands, batch.outcomes, strict=True)
-            if isinstance(command, (Update, Create))
-            and isinstance(outcome, Job)
-            and outcome.heartbeat_timeout is not None
-            and outcome.state is JobState.IN_PROGRESS
-            and (key := (command.tenant, command.id)) not in batch.jobs
-        ]
-        if alive:
-            self._upkeep.hear(alive, from_instant(written.now))
-        self._upkeep.judged([(command.tenant, command.id) for command in commands if isinstance(command, Stall)])
-        if batch.changes:
-            self._doorbell.ring()

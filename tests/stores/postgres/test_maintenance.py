@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from jobstatus_grpc.job import Create, JobState
-from jobstatus_grpc.stores.postgres.maintenance import UPKEEP_LOCK
+from jobstatus_grpc.stores.postgres.maintenance import MAINTENANCE_LOCK
 from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.support.stores import RETENTION, StandingClock, done
 
@@ -18,7 +18,7 @@ TIMEOUT = timedelta(seconds=30)
 HOLDERS = (
     "SELECT a.pid FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid "
     f"WHERE a.datname = '{{}}' AND l.locktype = 'advisory' "
-    f"AND (l.classid::bigint << 32) + l.objid::bigint = {UPKEEP_LOCK}"
+    f"AND (l.classid::bigint << 32) + l.objid::bigint = {MAINTENANCE_LOCK}"
 )
 
 
@@ -107,7 +107,7 @@ def test_sessions_that_stand_still_are_ended_by_the_server(postgres, postgres_ur
             assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "5s"
             assert await connection.fetchval("SHOW lock_timeout") == "30s"
             assert await connection.fetchval("SHOW tcp_keepalives_idle") == "5"
-        session = store._upkeep._session
+        session = store._maintenance._session
         assert session is not None
         assert await session.fetchval("SHOW idle_session_timeout") == "15s"
         await store.close()
