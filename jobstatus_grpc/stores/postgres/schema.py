@@ -1,4 +1,4 @@
-"""The PostgreSQL store's schema: made and migrated by whoever comes first, refused where it is newer than this code."""
+"""Creates and migrates the PostgreSQL store's schema at startup, or in `jobstatus migrate`; refuses a newer one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from jobstatus_grpc.stores.postgres.database import Connection
 
 SCHEMA_LOCK = 0x4A6F6253_0001
-"""The key of the advisory lock under which one process migrates."""
+"""Key of the advisory lock that one process holds while it migrates."""
 
 LOCK_SECONDS = 60.0
+"""How long a process waits for another one's migration, in seconds, before it gives up."""
 
 MIGRATION_SECONDS = 3600.0
+"""Longest time for a migration, in seconds: it may rewrite a large table."""
 
 OLDEST_SERVER = (15, 0)
 
-# Not to_regclass: within a transaction it may not see what another has made while we waited for the lock.
+# Not to_regclass(): in a transaction it may miss a table that another one created while this one waited for the lock.
 _HAS_VERSION = """
     SELECT EXISTS (
         SELECT 1 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -33,14 +35,15 @@ _HAS_VERSION = """
 
 
 async def prepare(database: Database, steps: Sequence[str] | None = None) -> int:
-    """Bring the schema up to date, and return its version; several processes may do so at once.
+    """Bring the schema up to date, and return its version. Several processes may call this at once.
 
     Args:
-        database: open as a role that owns the schema, or may create it, unless it is up to date.
-        steps: SQL from each schema version to the next; None: the project's.
+        database: connected as a role that owns the schema or may create it; any role if the schema is up to date.
+        steps: SQL from each schema version to the next; None: schema.sql.
 
     Raises:
-        CannotStartError: it is newer than this code, the role may not, or the server is of no use.
+        CannotStartError: the schema is newer than this code, the role lacks a right, or the server is too old or has
+            another encoding than UTF8. The schema is as it was.
     """
     steps = migrations(__package__) if steps is None else steps
     try:
@@ -55,14 +58,6 @@ async def prepare(database: Database, steps: Sequence[str] | None = None) -> int
     except (asyncpg.PostgresError, StoreUnavailableError) as error:
         cause = error.__cause__ if isinstance(error, StoreUnavailableError) else error
         raise CannotStartError(f"cannot prepare the store's schema: {_explain(cause or error)}") from None
-
-
-def _explain(error: BaseException) -> str:
-    if isinstance(error, asyncpg.LockNotAvailableError):
-        return f"another process has been at it for {LOCK_SECONDS:.0f} s; try again when it is done"
-    if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        return f"{describe(error)}; have its owner run jobstatus migrate, and grant this role the schema jobstatus"
-    return describe(error)
 
 
 def _check_server(connection: Connection) -> None:
@@ -82,7 +77,7 @@ async def _migrate(connection: Connection, steps: Sequence[str]) -> int:
             "run the release that wrote it, or a later one"
         )
     if not version:
-        # Where the schema was made for us, we need not be allowed to make one.
+        # A role that was given an empty schema may lack the right to create one.
         if not await connection.fetchval("SELECT 1 FROM pg_namespace WHERE nspname = 'jobstatus'"):
             await connection.execute("CREATE SCHEMA jobstatus")
         await connection.execute("CREATE TABLE jobstatus.schema_version (version integer NOT NULL)")
@@ -97,3 +92,14 @@ async def _version(connection: Connection) -> int:
     if await connection.fetchval(_HAS_VERSION):
         return int(await connection.fetchval("SELECT version FROM jobstatus.schema_version"))
     return 0
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return f"another process has been migrating it for {LOCK_SECONDS:.0f} s; try again when that has ended"
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return (
+            f"{describe(error)}; have its owner run jobstatus migrate, and grant this role USAGE on the schema "
+            "jobstatus, and ALL on its tables and sequences"
+        )
+    return describe(error)

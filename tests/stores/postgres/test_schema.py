@@ -78,7 +78,7 @@ def test_a_wait_for_another_migration_that_takes_too_long_is_an_error(postgres_u
         database = await Database.open(postgres_url)
         async with database.connection() as other:
             await other.execute("SELECT pg_advisory_lock($1)", schema.SCHEMA_LOCK)
-            with pytest.raises(CannotStartError, match="another process has been at it for 1 s; try again"):
+            with pytest.raises(CannotStartError, match="another process has been migrating it for 1 s; try again"):
                 await prepare(database)
         await database.close()
 
