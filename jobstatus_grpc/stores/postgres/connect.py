@@ -64,7 +64,7 @@ class Address(NamedTuple):
     @property
     def name(self) -> str:
         """The hosts, for log lines and errors: no user, no password."""
-        return ", ".join(f"{host}:{port}" for host, port in self.hosts) or "the host that PGHOST names"
+        return ", ".join(f"{host}:{port}" for host, port in self.hosts) or "the host in its parameters or PGHOST"
 
 
 class Connector:

@@ -31,7 +31,7 @@ CALL_SECONDS = 2.5
 """Longest time to get and use a session, in seconds: in an outage callers have their error within 3 s."""
 
 QUIET_SECONDS = 1.0
-"""A timeout counts as an outage if nothing else has succeeded for this many seconds; before, as a slow statement."""
+"""A timeout is an outage only if no statement has succeeded for this many seconds; else one statement is slow."""
 
 PROBE_SECONDS = 0.5
 """Pause between two probes of an unavailable database, in seconds."""
@@ -156,7 +156,7 @@ class Database:
                 if not is_logged:
                     logger.error(
                         "the database on %s is unavailable: %s; calls fail with STORE_UNAVAILABLE, watches stay open; "
-                        "trying again every %.1f s",
+                        "trying again every %.1f s; check that it runs and accepts writes",
                         self._connector.address.name,
                         self._outage,
                         PROBE_SECONDS,
@@ -170,7 +170,9 @@ class Database:
         self._outage = ""
         if is_logged:
             self.recovered.set()
-            logger.warning("the database on %s is available again", self._connector.address.name)
+            logger.warning(
+                "the database on %s is available again; the stall clocks start anew", self._connector.address.name
+            )
 
     async def _check_writable(self) -> None:
         connection = await self._connector.connect(command_timeout=CONNECT_SECONDS)

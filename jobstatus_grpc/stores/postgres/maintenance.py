@@ -210,7 +210,7 @@ class Maintenance:
         return int(await connection.fetchval(f"SELECT {NOW}"))
 
     def _hand_out(self, keys: Sequence[Key], *, limit: int) -> list[Key]:
-        """Return at most `limit` of the keys, without those whose Stall waits for its commit already."""
+        """Return at most `limit` of the keys, without those handed out before whose Stall is not committed yet."""
         now = self._seconds()
         self._handed_out = {key: until for key, until in self._handed_out.items() if until > now}
         fresh = [key for key in keys if key not in self._handed_out][:limit]
@@ -236,9 +236,8 @@ class Maintenance:
     async def _try_to_lead(self) -> bool:
         """Become the leader if there is none, and return whether this process is it.
 
-        A new leader starts the stall clocks anew: it has not seen what its predecessor had not written yet.
-
-        The lock is free again when the leader's session ends: with its process, its connection, or by _LEASE.
+        The lock is free when the leader's session has ended: with its process, its connection, or by _LEASE. A new
+        leader starts the stall clocks anew, because heartbeats that its predecessor received may never be written.
         """
         async with self._session_lock:
             try:
