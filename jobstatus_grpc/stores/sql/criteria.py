@@ -271,6 +271,7 @@ def _pairs(job_filter: JobFilter) -> list[tuple[JobState, int]]:
     ]
 
 
+@cache
 def any_job(dialect: Dialect) -> Criterion:
     """Return the criterion of a filter without conditions: every state, which `parameters_of` then lists."""
     return _by_states(dialect, len(_pairs(JobFilter())))
