@@ -93,6 +93,12 @@ def test_a_command_that_cannot_begin_fails_its_job(here, service, tmp_path):
     assert service.get(id_in(done.stderr)).error.reason == "NOT_STARTED"
 
 
+def test_a_command_that_cannot_begin_does_not_wait_long_for_a_server_that_is_away(offline_cli, tmp_path):
+    (tmp_path / "script").write_text("no interpreter is named")
+    (tmp_path / "script").chmod(0o755)
+    assert offline_cli("run", "--timeout", "1h", str(tmp_path / "script")).returncode == 2
+
+
 def test_output_passes_untouched(cli):
     script = "import os\nfor fd in 1, 2:\n os.write(fd, bytes(range(256)) * 1024)"
     done = cli("run", "--quiet", "--", sys.executable, "-c", script, text=False)
@@ -177,7 +183,7 @@ def test_a_job_that_another_client_ends_ends_its_command(start, service, new_id,
     run = start("run", "--id", job_id, "--", "sh", "-c", "echo ready; sleep 60")
     run.stdout.readline()
     service.update(job_id, state=f"JOB_STATE_{state}")
-    assert f"the job was ended by somebody else, as {state.lower()}" in run.communicate()[1]
+    assert f"another client ended the job as {state.lower()}" in run.communicate()[1]
     assert (run.returncode, state_of(service.get(job_id))) == (code, state)
 
 
@@ -224,7 +230,7 @@ def test_a_signal_that_is_ignored_stays_so(cli):
 def test_without_a_server_a_command_runs_all_the_same(offline_cli):
     done = offline_cli("run", "--quiet", "--", "sh", "-c", "echo out; exit 3")
     assert (done.stdout, done.returncode) == ("out\n", 1)
-    assert done.stderr == f"jobstatus: no answer from {offline_cli.address}; the command runs all the same\n"
+    assert done.stderr == f"jobstatus: no answer from {offline_cli.address}; the command runs anyway\n"
 
 
 def test_a_server_that_does_not_answer_holds_up_no_command(cli_of):

@@ -1,7 +1,4 @@
-"""A command run in a process group of its own: started, passed our signals, stopped, and its end told.
-
-posix_spawn, because gRPC's threads do not survive a fork.
-"""
+"""The command that `jobstatus run` runs: started in its own process group, sent our signals, stopped, waited for."""
 
 from __future__ import annotations
 
@@ -16,9 +13,229 @@ from typing import TypeAlias
 
 from jobstatus_grpc.cli.run.streams import Reader, Stream
 
+STDOUT, STDERR = 1, 2
+
+FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+
+_CAUGHT = (*FORWARDED, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD)
+
+_RESET = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Signals that Python ignores; a command expects their default action."""
+
+_POLL_SECONDS = 0.02
+"""How often to check whether a stopped process group has ended: no signal announces processes that are not ours."""
+
+_KILL_WAIT_SECONDS = 2.0
+"""How long to wait for the process group after SIGKILL: a process in uninterruptible sleep may not end at all."""
+
+_Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
+
+
+class Child:
+    """A running command. A context manager, for the main thread; only `is_running` and `stop` are for any thread."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        stdout: Sequence[Reader] = (),
+        stderr: Sequence[Reader] = (),
+        kill_after_seconds: float = 10.0,
+    ) -> None:
+        """Prepare to run `command`.
+
+        Args:
+            command: the program and its arguments.
+            stdout, stderr: functions that get a copy of each output.
+            kill_after_seconds: time between SIGTERM and SIGKILL in `stop`.
+        """
+        self._command = list(command)
+        self._readers = {STDOUT: stdout, STDERR: stderr}
+        self._kill_after_seconds = kill_after_seconds
+        # Held while `stop` sends SIGTERM and while the command is reaped: after that its id may be another process's.
+        self._lock = threading.Lock()
+        self._group: int | None = None
+        self._kill_at: float | None = None
+        self._interrupted_by: signal.Signals | None = None
+
+    def __enter__(self) -> Child:
+        """Start the command.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self._terminal = Terminal()
+        self._catch_signals()
+        try:
+            self._start()
+        except OSError:
+            self._restore_signals_and_terminal()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore_signals_and_terminal()
+
+    def wait(self) -> int:
+        """Wait until the command has ended and all its output is passed on; if `stop` was called, for its whole process
+        group. Return the exit code, negative if a signal ended it."""
+        while True:
+            for number in os.read(self._wakeup_read_fd, 256):
+                code = self._on_signal(signal.Signals(number))
+                if code is not None:
+                    if self.was_stopped:
+                        self._wait_for_group()
+                    for stream in self._streams:
+                        stream.finish()
+                    return code
+
+    def stop(self) -> None:
+        """Send SIGTERM to the command's process group, and SIGKILL after `kill_after_seconds`."""
+        with self._lock:
+            if not self.was_stopped and self._send(signal.SIGTERM):
+                self._send(signal.SIGCONT)
+                self._kill_at = time.monotonic() + self._kill_after_seconds
+                timer = threading.Timer(self._kill_after_seconds, self._send, (signal.SIGKILL,))
+                timer.daemon = True
+                timer.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether `wait` has not yet seen its end."""
+        return self._group is not None
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether `stop` sent SIGTERM while it was running."""
+        return self._kill_at is not None
+
+    @property
+    def lost_output(self) -> str:
+        """Why some output could not be passed on: `stdout: No space left on device`; empty if all was."""
+        names = {STDOUT: "stdout", STDERR: "stderr"}
+        errors = [f"{names[each.target]}: {each.error.strerror}" for each in self._streams if each.error]
+        return ", ".join(errors)
+
+    def interrupted_by(self, code: int) -> signal.Signals | None:
+        """Return the last signal that was forwarded, or SIGINT if Ctrl-C ended it; `code` is what `wait` returned."""
+        # While the command has the terminal, Ctrl-C signals its process group and not ours.
+        if self._interrupted_by is None and self._terminal.was_lent and code in (-signal.SIGINT, 128 + signal.SIGINT):
+            return signal.SIGINT
+        return self._interrupted_by
+
+    def _start(self) -> None:
+        self._streams = [
+            Stream(target, readers=readers, on_resize=lambda: self._send(signal.SIGWINCH))
+            for target, readers in self._readers.items()
+        ]
+        # Not subprocess: gRPC's threads do not survive its fork.
+        self._group = os.posix_spawnp(
+            self._command[0],
+            self._command,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, stream.for_command, target)
+                for stream, target in zip(self._streams, self._readers, strict=True)
+            ],
+            setpgroup=0,
+            setsigdef=_RESET,
+        )
+        for stream in self._streams:
+            stream.start()
+
+    def _catch_signals(self) -> None:
+        """Wake `wait` on every signal. A signal that is ignored now (nohup) stays ignored, also in the command."""
+        self._wakeup_read_fd, self._wakeup_write_fd = os.pipe()
+        os.set_blocking(self._wakeup_write_fd, False)
+        self._wakeup_fd_before = signal.set_wakeup_fd(self._wakeup_write_fd, warn_on_full_buffer=False)
+        self._handlers: dict[signal.Signals, _Handler] = {}
+        for number in _CAUGHT:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, lambda number, frame: None)
+
+    def _restore_signals_and_terminal(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_fd_before)
+        os.close(self._wakeup_write_fd)
+        os.close(self._wakeup_read_fd)
+        self._terminal.close()
+
+    def _on_signal(self, number: signal.Signals) -> int | None:
+        """Act on a signal that we got; return the command's exit code if it has ended."""
+        if number == signal.SIGCHLD:
+            return self._reap()
+        if number == signal.SIGTSTP:
+            self._send(number)
+            _suspend_ourselves()
+            self._continue()
+        elif number == signal.SIGCONT:
+            self._continue()
+        elif number in FORWARDED:
+            self._interrupted_by = number
+            self._send(number)
+            self._send(signal.SIGCONT)
+        return None
+
+    def _reap(self) -> int | None:
+        """Return the exit code if the command has ended. If it was suspended, lend it the terminal or suspend too."""
+        while True:
+            with self._lock:
+                assert self._group is not None
+                changed, status = os.waitpid(self._group, os.WNOHANG | os.WUNTRACED)
+                if not changed:
+                    return None
+                if not os.WIFSTOPPED(status):
+                    if not self.was_stopped:
+                        self._group = None
+                    return os.waitstatus_to_exitcode(status)
+            self._on_suspended(os.WSTOPSIG(status))
+
+    def _on_suspended(self, number: int) -> None:
+        assert self._group is not None
+        wants_terminal = number in (signal.SIGTTIN, signal.SIGTTOU)
+        if wants_terminal and self._terminal.lend(self._group):
+            self._send(signal.SIGCONT)
+        elif wants_terminal or self._terminal.was_lent:
+            self._terminal.take_back()
+            _suspend_our_group()
+            self._continue()
+
+    def _continue(self) -> None:
+        """Continue the command as we were continued, with the terminal if it had it and we have it to lend."""
+        if self._terminal.was_lent and self._group is not None:
+            self._terminal.lend(self._group)
+        self._send(signal.SIGCONT)
+
+    def _wait_for_group(self) -> None:
+        """Wait until all processes in the command's group have ended, or have been killed."""
+        assert self._kill_at is not None
+        while time.monotonic() < self._kill_at + _KILL_WAIT_SECONDS and self._group_exists():
+            time.sleep(_POLL_SECONDS)
+        with self._lock:
+            self._group = None
+
+    def _group_exists(self) -> bool:
+        assert self._group is not None
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-self._group, os.WNOHANG)  # as process 1 we inherit the command's children
+        return self._send(0)
+
+    def _send(self, number: int) -> bool:
+        """Send a signal to the command's process group; return whether the group exists."""
+        group = self._group
+        try:
+            if group is not None:
+                os.killpg(group, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return group is not None
+
 
 class Terminal:
-    """Our terminal, if we have one. For the main thread."""
+    """Our controlling terminal, if there is one: lent to the command when it reads from it. For the main thread."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
@@ -27,12 +244,12 @@ class Terminal:
             self._fd = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
 
     @property
-    def is_lent(self) -> bool:
-        """Whether it was lent once; it may be back for the time that all of us are stopped."""
+    def was_lent(self) -> bool:
+        """Whether it was ever lent; while all of us are suspended it is taken back."""
         return self._borrower is not None
 
     def lend(self, group: int) -> bool:
-        """Make `group` the one that reads the terminal; return whether it was ours to lend."""
+        """Make `group` the terminal's foreground process group; return False if that is not ours to do."""
         if self._fd is None or self._foreground() != os.getpgrp():
             return False
         os.tcsetpgrp(self._fd, group)
@@ -40,17 +257,17 @@ class Terminal:
         return True
 
     def take_back(self) -> None:
-        """Make our group the one that reads the terminal, unless it is somebody else's by now."""
+        """Make our process group the foreground one again, if the borrower still is."""
         if self._fd is None or self._borrower is None or self._foreground() != self._borrower:
             return
-        # Whoever asks from the background is stopped, unless it ignores this.
+        # tcsetpgrp from a background process group sends SIGTTOU, which suspends us unless it is ignored.
         before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         with contextlib.suppress(OSError):
             os.tcsetpgrp(self._fd, os.getpgrp())
         signal.signal(signal.SIGTTOU, before)
 
     def close(self) -> None:
-        """Take it back and forget it."""
+        """Take the terminal back and close it."""
         self.take_back()
         if self._fd is not None:
             os.close(self._fd)
@@ -63,236 +280,17 @@ class Terminal:
             return None
 
 
-STDOUT, STDERR = 1, 2
-
-FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
-
-_CAUGHT = (*FORWARDED, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD)
-
-_RESET = (signal.SIGPIPE, signal.SIGXFSZ)
-"""What Python ignores, and a command expects to have its usual effect."""
-
-_POLL_SECONDS = 0.02
-
-_KILLED_WITHIN_SECONDS = 2.0
-
-_Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
-
-
-class Child:
-    """A running command; a context manager, in the main thread. `stop` may be called from any."""
-
-    def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        stdout: Sequence[Reader] = (),
-        stderr: Sequence[Reader] = (),
-        kill_after_seconds: float = 10.0,
-    ) -> None:
-        """Take the command, who wants to see its output, and how long after SIGTERM `stop` waits before SIGKILL."""
-        self._command = list(command)
-        self._readers = {STDOUT: stdout, STDERR: stderr}
-        self._kill_after_seconds = kill_after_seconds
-        self._lock = threading.Lock()
-        self._group: int | None = None
-        self._stop_asked = False
-        self._kill_at: float | None = None
-        self._interrupted_by: signal.Signals | None = None
-
-    def __enter__(self) -> Child:
-        """Start it.
-
-        Raises:
-            OSError: it cannot be run.
-        """
-        self._terminal = Terminal()
-        self._catch_signals()
-        try:
-            self._start()
-        except OSError:
-            self._let_go()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._let_go()
-
-    @property
-    def was_stopped(self) -> bool:
-        """Whether `stop` reached it while it ran."""
-        return self._kill_at is not None
-
-    def interrupted_by(self, code: int) -> signal.Signals | None:
-        """Return the signal by which a person or the system ended it before its time; `code` is what `wait` said.
-
-        While it has the terminal, Ctrl-C goes to it and not to us.
-        """
-        if self._interrupted_by is None and self._terminal.is_lent and code in (-signal.SIGINT, 128 + signal.SIGINT):
-            return signal.SIGINT
-        return self._interrupted_by
-
-    @property
-    def lost_output(self) -> str:
-        """Why some of its output could not be passed on; empty where all was."""
-        names = {STDOUT: "stdout", STDERR: "stderr"}
-        errors = [f"{names[each.target]}: {each.error.strerror}" for each in self._streams if each.error]
-        return ", ".join(errors)
-
-    def wait(self) -> int:
-        """Wait for its end and for all of its output; return its exit code, negative where a signal ended it."""
-        while True:
-            for number in os.read(self._woken, 256):
-                code = self._heed(signal.Signals(number))
-                if code is not None:
-                    if self.was_stopped:
-                        self._wait_for_group()
-                    for stream in self._streams:
-                        stream.finish()
-                    return code
-
-    def stop(self) -> None:
-        """Ask its whole process group to end, now or as soon as it has started; kill it where that takes too long."""
-        with self._lock:
-            if not self._stop_asked:
-                self._stop_asked = True
-                self._begin_stop()
-
-    def _start(self) -> None:
-        self._streams = [
-            Stream(target, readers=readers, on_resize=lambda: self._send(signal.SIGWINCH))
-            for target, readers in self._readers.items()
-        ]
-        # While the lock is held, `stop` waits for the command to be there.
-        with self._lock:
-            self._group = os.posix_spawnp(
-                self._command[0],
-                self._command,
-                os.environ,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, stream.for_command, target)
-                    for stream, target in zip(self._streams, self._readers, strict=True)
-                ],
-                setpgroup=0,
-                setsigdef=_RESET,
-            )
-            if self._stop_asked:
-                self._begin_stop()
-        for stream in self._streams:
-            stream.start()
-
-    def _catch_signals(self) -> None:
-        """Have every signal wake `wait`; what was ignored when we started (nohup) stays so, for the command too."""
-        self._woken, wake = os.pipe()
-        os.set_blocking(wake, False)
-        self._wake_before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        self._wake = wake
-        self._handlers: dict[signal.Signals, _Handler] = {}
-        for number in _CAUGHT:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._handlers[number] = signal.signal(number, lambda number, frame: None)
-
-    def _let_go(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wake_before)
-        os.close(self._wake)
-        os.close(self._woken)
-        self._terminal.close()
-
-    def _heed(self, number: signal.Signals) -> int | None:
-        """Act on a signal that came to us; return the command's exit code once it has ended."""
-        if number == signal.SIGCHLD:
-            return self._look()
-        if number == signal.SIGTSTP:
-            self._send(number)
-            _stop_ourselves()
-            self._continue()
-        elif number == signal.SIGCONT:
-            self._continue()
-        elif number in FORWARDED:
-            self._interrupted_by = number
-            self._send(number)
-            self._send(signal.SIGCONT)
-        return None
-
-    def _look(self) -> int | None:
-        """Return the exit code if the command has ended. Where it was stopped, give it the terminal or stop too."""
-        while True:
-            with self._lock:
-                assert self._group is not None
-                changed, status = os.waitpid(self._group, os.WNOHANG | os.WUNTRACED)
-                if not changed:
-                    return None
-                if not os.WIFSTOPPED(status):
-                    if not self.was_stopped:
-                        self._group = None
-                    return os.waitstatus_to_exitcode(status)
-            self._on_stopped(os.WSTOPSIG(status))
-
-    def _on_stopped(self, number: int) -> None:
-        assert self._group is not None
-        wants_terminal = number in (signal.SIGTTIN, signal.SIGTTOU)
-        if wants_terminal and self._terminal.lend(self._group):
-            self._send(signal.SIGCONT)
-        elif wants_terminal or self._terminal.is_lent:
-            self._terminal.take_back()
-            _stop_our_group()
-            self._continue()
-
-    def _continue(self) -> None:
-        """Let the command go on as we do, with the terminal if it had that and it is ours to lend."""
-        if self._terminal.is_lent and self._group is not None:
-            self._terminal.lend(self._group)
-        self._send(signal.SIGCONT)
-
-    def _begin_stop(self) -> None:
-        """Send SIGTERM, and SIGKILL later; with the lock held."""
-        if self._group is not None and self._send(signal.SIGTERM):
-            self._send(signal.SIGCONT)
-            self._kill_at = time.monotonic() + self._kill_after_seconds
-            timer = threading.Timer(self._kill_after_seconds, self._send, (signal.SIGKILL,))
-            timer.daemon = True
-            timer.start()
-
-    def _wait_for_group(self) -> None:
-        """Wait until all that the command started has ended too, or is killed."""
-        assert self._kill_at is not None
-        while time.monotonic() < self._kill_at + _KILLED_WITHIN_SECONDS and self._group_lives():
-            time.sleep(_POLL_SECONDS)
-        with self._lock:
-            self._group = None
-
-    def _group_lives(self) -> bool:
-        assert self._group is not None
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-self._group, os.WNOHANG)  # as process 1 we inherit the command's children
-        return self._send(0)
-
-    def _send(self, number: int) -> bool:
-        """Signal the group, if it is there; return whether it was reached."""
-        group = self._group
-        try:
-            if group is not None:
-                os.killpg(group, number)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return group is not None
-
-
-def _stop_ourselves() -> None:
-    """Stop as Ctrl-Z does, until somebody continues us; nothing happens where nobody could."""
+def _suspend_ourselves() -> None:
+    """Suspend this process as Ctrl-Z does, until SIGCONT. No effect in an orphaned process group."""
     before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     # To this thread: sent to the process, it might arrive only after its handler is back.
     signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
     signal.signal(signal.SIGTSTP, before)
 
 
-def _stop_our_group() -> None:
-    """Stop with the rest of our process group, such as a script that waits for us: the terminal has not told it."""
+def _suspend_our_group() -> None:
+    """Suspend our whole process group, such as a script that waits for us: Ctrl-Z went to the command's group only."""
     before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     os.killpg(os.getpgrp(), signal.SIGTSTP)
     signal.signal(signal.SIGTSTP, before)
-    _stop_ourselves()
+    _suspend_ourselves()

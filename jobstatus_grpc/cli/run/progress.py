@@ -1,6 +1,6 @@
-"""What a command's output says about it: how far it is (`NN%`), and the last line that it wrote.
+"""Readers of a command's output: its progress (`NN%`), and the last line of its stderr.
 
-Both are fed bytes as they pass, keep a bounded part of them, and look at text only: binary data says nothing.
+Both get the bytes as they pass and keep a bounded part of them. Binary data is ignored.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from jobstatus_grpc.cli.text import one_line, shortened, without_escapes
 
 LONGEST_LINE = 4096
-"""What is kept of a line, in bytes. A progress bar is shorter."""
+"""Bytes kept of a line. A progress bar is shorter."""
 
 LONGEST_REASON = 200
+"""Characters kept of a progress line as the job's reason: enough for one line on a terminal."""
 
 _LINE_END = re.compile(rb"[\r\n]")
 
 _PERCENT = re.compile(r"(?<![\d.,-])(\d{1,3}(?:[.,]\d+)?) ?%")
 
-# What bars are drawn with, and what is left of one without its inside.
+# Characters that bars are drawn with, and the brackets that are left of an empty bar.
 _BAR = re.compile(r"[-=#>*.·_~+|/\\█▉▊▋▌▍▎▏▐░▒▓■□▪━╸╺─⣿⠀⡀⣀⣄⣤⣦⣶⣷]{3,}|\[[\s#=>.-]*\]|\(\s*\)|\|\s*\|")
 
 _EDGES = " \t:;,|-–—[]<>=#"
@@ -27,22 +28,22 @@ _EDGES = " \t:;,|-–—[]<>=#"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a command says that it is."""
+    """A percentage that a command printed."""
 
     percent: float
     """0 to 100."""
     text: str
-    """What else stood on the line; may be empty."""
+    """The rest of the line, without a bar; may be empty."""
 
 
 class PercentReader:
-    """Finds the newest `NN%` in a stream; a bar that is drawn anew after a carriage return counts too."""
+    """Finds the newest `NN%` in a stream, also in a bar that is redrawn after a carriage return."""
 
     def __init__(self) -> None:
         self._line = b""
 
     def feed(self, data: bytes) -> Progress | None:
-        """Take the next bytes; return the newest progress that they complete, None where they tell nothing."""
+        """Add bytes; return the newest progress that they complete, None if there is none."""
         pieces = _LINE_END.split(self._line + data)
         self._line = pieces[-1][-LONGEST_LINE:]
         if b"%" not in data or b"\0" in data:
@@ -65,12 +66,12 @@ def _progress_in(line: bytes) -> Progress | None:
         percent = float(match[1].replace(",", "."))
         if percent <= 100:
             rest = f"{text[: match.start()]} {text[match.end() :]}"
-            return Progress(percent, _words(rest))
+            return Progress(percent, _without_bar(rest))
     return None
 
 
-def _words(text: str) -> str:
-    """Return what is left for people once the bar is gone."""
+def _without_bar(text: str) -> str:
+    """Return `text` without its bar; empty if no letter is left."""
     words = one_line(_BAR.sub(" ", text)).strip(_EDGES)
     return shortened(words, LONGEST_REASON) if any(character.isalpha() for character in words) else ""
 
@@ -83,7 +84,7 @@ class LastLine:
         self._last = ""
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Add bytes."""
         *ended, rest = _LINE_END.split(self._line + data)
         for line in reversed(ended):
             words = _readable(line)
@@ -93,7 +94,7 @@ class LastLine:
         self._line = rest[:LONGEST_LINE]
 
     def read(self) -> str:
-        """Return it as one line of text; empty where there was none."""
+        """Return the line as text; empty if there was none."""
         return _readable(self._line) or self._last
 
 

@@ -1,8 +1,8 @@
-"""The output of a command on its way through us: passed on byte for byte, and shown to readers.
+"""The output of a command that `jobstatus run` runs: passed on byte for byte, with a copy for readers.
 
-A stream that goes to a terminal is a pseudo-terminal for the command, so that it behaves as it would without us:
-colours, bars, output line by line. Anything else is a pipe. The two streams are apart, since an error is looked for in
-stderr; what is written to both within a moment may change its order.
+If our own output is a terminal, the command gets a pseudo-terminal, so that it prints as it would without us: colours,
+bars, line by line. Otherwise it gets a pipe. stdout and stderr are separate streams, because the error is the last line
+of stderr; text written to both at nearly the same time may change its order.
 """
 
 from __future__ import annotations
@@ -21,41 +21,49 @@ from collections.abc import Callable, Sequence
 CHUNK_BYTES = 65536
 
 QUIET_SECONDS = 0.2
+"""After the command has ended, reading stops if no output arrives for this time."""
 
 LONGEST_DRAIN_SECONDS = 2.0
-"""Processes that a command leaves behind may hold its output open: this long after its end we stop reading."""
+"""After the command has ended, reading stops after this time in any case: processes that it left in the background may
+write to its output for ever."""
 
 Reader = Callable[[bytes], object]
 
 
 class Stream:
-    """One output stream of a command: what it writes to `for_command` arrives at `target`."""
+    """One output stream of a command: a thread passes on what is written to `for_command` to `target`."""
 
     def __init__(self, target: int, *, readers: Sequence[Reader], on_resize: Callable[[], object]) -> None:
-        """Take the file descriptor to pass everything on to, and who else wants to see it."""
+        """Create a stream.
+
+        Args:
+            target: our file descriptor that gets the output.
+            readers: functions that get a copy of each chunk, in the stream's thread.
+            on_resize: called after the size of the target's terminal was copied to the command's.
+        """
         self.target = target
         self._readers = readers
         self._on_resize = on_resize
         self._size: bytes | None = None
         self.error: OSError | None = None
-        """Why some of what the command wrote is lost: the target took no more."""
+        """The error of writing to the target; output after it is lost."""
         self._source, self.for_command = self._open()
         self._ended, self._end = os.pipe()
         self._thread = threading.Thread(target=self._pass_on, name=f"output {target}", daemon=True)
 
     def start(self) -> None:
-        """Begin to pass on, once the command has its end of the stream."""
+        """Start to pass on, after the command was started with `for_command`."""
         os.close(self.for_command)
         self._thread.start()
 
     def finish(self) -> None:
-        """Pass on what the command has written until now, and stop. The command has ended."""
+        """Pass on the rest of the output, and stop. For when the command has ended."""
         os.close(self._end)
         self._thread.join()
 
     def _open(self) -> tuple[int, int]:
         if os.isatty(self.target):
-            with contextlib.suppress(OSError):  # without /dev/pts a pipe must do
+            with contextlib.suppress(OSError):  # without /dev/pts, use a pipe
                 ours, theirs = os.openpty()
                 tty.setraw(theirs)  # the real terminal turns \n into \r\n, not this one
                 self._size = _size_of(self.target)
@@ -78,14 +86,14 @@ class Stream:
                 # Raises EIO where a pseudo-terminal has no writer left.
                 if self._source in ready and not self._pass_on_chunk():
                     break
-        # A command that writes on although nobody reads gets SIGPIPE, as it would without us.
+        # A command that goes on writing gets SIGPIPE, as it would without us.
         os.close(self._source)
         os.close(self._ended)
 
     def _pass_on_chunk(self) -> bool:
-        """Pass on what is there; return False at the end of the stream, or where the target takes no more."""
+        """Pass on one chunk; return False at the end of the stream, or if the target cannot be written to."""
         data = os.read(self._source, CHUNK_BYTES)
-        self._follow_resize()
+        self._copy_size()
         try:
             _write(self.target, data)
         except OSError as error:
@@ -94,8 +102,8 @@ class Stream:
             reader(data)
         return bool(data) and self.error is None
 
-    def _follow_resize(self) -> None:
-        """Give the command's terminal the size that the real one has now."""
+    def _copy_size(self) -> None:
+        """Give the command's terminal the size of the real one."""
         if self._size is None:
             return
         size = _size_of(self.target)
