@@ -1,4 +1,8 @@
-"""Which jobs: the filter flags that `list` and `watch` share → JobFilter."""
+"""How flags are declared, and the flags that several commands share, with the values that a shell completes for them.
+
+`flag` declares one flag. The filter flags of `list` and `watch` become one JobFilter by `filtered`. The flags that
+connect to the server are in `connection`.
+"""
 
 from __future__ import annotations
 
@@ -18,80 +22,27 @@ from jobstatus_grpc.cli import parsers
 from jobstatus_grpc.job import JobFilter, JobState, limits
 
 if TYPE_CHECKING:
-    import click
     from click.shell_completion import CompletionItem
 
     from jobstatus_grpc.job import Job
 
-MOST = 50
+MAX_COMPLETIONS = 50
+"""How many job ids a shell is offered: more do not fit on a screen."""
 
-PATIENCE_SECONDS = 1.0
-
-
-def states(among: Iterable[JobState]) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
-    """Return what offers those of these states that begin as what is typed."""
-    words = [state.word for state in sorted(among)]
-
-    def offer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return _offer((word, "") for word in words if word.startswith(incomplete.lower()))
-
-    return offer
-
-
-def complete_job_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the newest jobs whose ids begin so, as far as they come in time."""
-    # grpc's C core tells stderr of servers that it does not reach.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    found: list[Job] = []
-    with contextlib.suppress(Exception):  # a traceback would land in the middle of the line that is being typed
-        found.extend(itertools.islice(_newest_jobs(ctx, incomplete), MOST))
-    return _offer((job.id, f"{job.name} {job.state.word}".strip()) for job in found)
-
-
-def _newest_jobs(ctx: click.Context, prefix: str) -> Iterator[Job]:
-    from jobstatus_grpc.client import JobStatusClient
-
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    where = {name: ctx.params[name] for name in ("address", "token", "ca_file", "cert_file", "key_file")}
-    with JobStatusClient(**where) as client:
-        token = ""
-        while (left := deadline - time.monotonic()) > 0:
-            # No filter of the service knows how an id begins.
-            page = client.list(
-                page_size=limits.MAX_PAGE_SIZE if prefix else MOST, page_token=token, timeout_seconds=left
-            )
-            yield from (job for job in page.jobs if job.id.startswith(prefix))
-            token = page.next_page_token
-            if not token:
-                return
-
-
-def _offer(values: Iterable[tuple[str, str]]) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(value, help=text or None) for value, text in values]
-
+COMPLETION_TIMEOUT_SECONDS = 1.0
+"""How long a Tab may wait for job ids from the server."""
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class OneALine(click.Option):
-    """A repeated flag whose values may hold spaces, at which click would break its variable: that has one a line."""
-
-    def value_from_envvar(self, ctx: click.Context) -> list[str] | None:
-        """Return the values in the variable; None where it is unset."""
-        value = self.resolve_envvar_value(ctx)
-        return None if value is None else [line for line in value.split("\n") if line]
-
-
 def flag(spelling: str, text: str, *, to: str = "", **settings: Any) -> Decorator:
-    """Declare an option as click.option does.
+    """Declare a flag, as click.option does.
 
     Args:
-        spelling: `--name VALUE`, or `--name` alone for a switch; `-n --name` gives it a short name.
+        spelling: `--name VALUE`, or `--name` alone for a switch; `-n --name` adds a short name.
         text: the help.
-        to: the argument that gets the value, where it is not called as the flag.
-        settings: for click.option. `envvar` is JOBSTATUS_NAME unless given; a default is shown.
+        to: the name of the argument that gets the value. Default: the flag's name.
+        settings: for click.option. `envvar` is JOBSTATUS_NAME unless given; a default is shown in the help.
     """
     *names, last = spelling.split()
     if last.startswith("-"):
@@ -114,17 +65,92 @@ def duration_flag(
     longest: timedelta,
     **settings: Any,
 ) -> Decorator:
-    """Declare a flag that takes a duration within bounds; for `or_off` and `or_seconds` see values.duration."""
+    """Declare a flag that takes a duration within bounds; for `or_off` and `or_seconds` see parsers.duration."""
     kinds = {kind: settings.pop(kind) for kind in ("or_off", "or_seconds") if kind in settings}
     parser = parsers.duration(shortest=shortest, longest=longest, **kinds)
     return flag(spelling, text, type=parser, **settings, **({} if default is None else {"default": default}))
 
 
+class LinesOption(click.Option):
+    """A repeated flag whose variable has one value per line: click would split it at spaces."""
+
+    def value_from_envvar(self, ctx: click.Context) -> list[str] | None:
+        """Return the values in the variable; None if it is unset."""
+        value = self.resolve_envvar_value(ctx)
+        return None if value is None else [line for line in value.split("\n") if line]
+
+
+def complete_states(
+    among: Iterable[JobState],
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Return a function that completes the names of these states."""
+    words = [state.word for state in sorted(among)]
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _completions((word, "") for word in words if word.startswith(incomplete.lower()))
+
+    return complete
+
+
+def complete_job_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the ids of the newest jobs: those that the server sends within COMPLETION_TIMEOUT_SECONDS."""
+    # gRPC's C core logs failed connections to stderr.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    found: list[Job] = []
+    with contextlib.suppress(Exception):  # a traceback would break the line that is being typed
+        found.extend(itertools.islice(_newest_jobs(ctx, incomplete), MAX_COMPLETIONS))
+    return _completions((job.id, f"{job.name} {job.state.word}".strip()) for job in found)
+
+
+def _newest_jobs(ctx: click.Context, prefix: str) -> Iterator[Job]:
+    from jobstatus_grpc.client import JobStatusClient
+
+    deadline = time.monotonic() + COMPLETION_TIMEOUT_SECONDS
+    target = {name: ctx.params[name] for name in ("address", "token", "ca_file", "cert_file", "key_file")}
+    with JobStatusClient(**target) as client:
+        token = ""
+        while (left := deadline - time.monotonic()) > 0:
+            # The service has no filter for the beginning of an id.
+            page_size = limits.MAX_PAGE_SIZE if prefix else MAX_COMPLETIONS
+            page = client.list(page_size=page_size, page_token=token, timeout_seconds=left)
+            yield from (job for job in page.jobs if job.id.startswith(prefix))
+            token = page.next_page_token
+            if not token:
+                return
+
+
+def _completions(values: Iterable[tuple[str, str]]) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(value, help=text or None) for value, text in values]
+
+
+job_id = click.argument("id", metavar="ID", type=parsers.text, shell_complete=complete_job_ids)
+
+
+def job_ids(*, required: bool = True) -> Decorator:
+    """Declare ID as an argument that may be repeated."""
+    metavar = "ID..." if required else "[ID]..."
+    return click.argument(
+        "ids", metavar=metavar, nargs=-1, required=required, type=parsers.text, shell_complete=complete_job_ids
+    )
+
+
+def state(text: str, *, among: Iterable[JobState] = JobState, **settings: Any) -> Decorator:
+    """Declare --state STATE; a shell completes the states in `among`."""
+    return flag("--state STATE", text, type=parsers.state, shell_complete=complete_states(among), **settings)
+
+
+def labels(text: str = "A label. May be repeated.") -> Decorator:
+    """Declare --label KEY=VALUE, which may be repeated; the argument `labels` gets pairs."""
+    return flag("--label KEY=VALUE", text, to="labels", type=parsers.label, multiple=True, cls=LinesOption)
+
+
 def heartbeat_timeout(*, default: str | None = None) -> Decorator:
-    """Take --heartbeat-timeout; without a default `off` makes no sense."""
+    """Declare --heartbeat-timeout; `off` is accepted if there is a default."""
     return duration_flag(
         "--heartbeat-timeout DURATION",
-        "Stalled after so long without an update; 1s to 7d.",
+        "Without an update for this time the job is stalled; 1s to 7d.",
         default=default,
         shortest=limits.MIN_HEARTBEAT_TIMEOUT,
         longest=limits.MAX_HEARTBEAT_TIMEOUT,
@@ -132,103 +158,89 @@ def heartbeat_timeout(*, default: str | None = None) -> Decorator:
     )
 
 
-def state(text: str, *, among: Iterable[JobState] = JobState, **settings: Any) -> Decorator:
-    """Take --state STATE; the states in `among` are offered where it is completed."""
-    return flag("--state STATE", text, type=parsers.state, shell_complete=states(among), **settings)
+def parent(text: str = "The job that this one is part of.") -> Decorator:
+    """Declare --parent ID, as the argument `parent_id`."""
+    return flag("--parent ID", text, to="parent_id", default="", shell_complete=complete_job_ids)
 
 
-def labels(text: str = "May be repeated.") -> Decorator:
-    """Take --label KEY=VALUE any number of times, as pairs."""
-    return flag("--label KEY=VALUE", text, to="labels", type=parsers.label, multiple=True, cls=OneALine)
+progress = flag("--progress PERCENT", "From 0 to 100.", type=parsers.percent)
 
-
-def job_ids(*, required: bool = True) -> Decorator:
-    """Take ID any number of times, as ids."""
-    metavar = "ID..." if required else "[ID]..."
-    return click.argument(
-        "ids", metavar=metavar, nargs=-1, required=required, type=parsers.text, shell_complete=complete_job_ids
-    )
-
-
-job_id = click.argument("id", metavar="ID", type=parsers.text, shell_complete=complete_job_ids)
-
-parent = flag(
-    "--parent ID", "The job that this one is part of.", to="parent_id", default="", shell_complete=complete_job_ids
-)
+eta = flag(
+    "--eta WHEN", "Estimated completion: RFC 3339, or a duration from now.", to="estimated_completion",
+    type=parsers.instant,
+)  # fmt: skip
 
 expected_revision = flag(
     "--revision --expected-revision N",
-    "Refused unless the job is at this revision; 0: any.",
+    "Refuse the call unless the job has this revision; 0: any.",
     to="expected_revision",
     type=parsers.count(2**63 - 1),
     default=0,
 )
 
-as_json = flag("--json", "Print JSON, one line a job.", to="as_json")
+request_id = flag(
+    "--request-id TEXT", "Calls with the same request id take effect once: makes a retry safe.", default=""
+)
 
-request_id = flag("--request-id TEXT", "Makes a retry safe: one effect, however often it is sent.", default="")
+as_json = flag("--json", "Print JSON, one line per job.", to="as_json")
 
-eta = flag("--eta WHEN", "RFC 3339, or a duration from now.", to="estimated_completion", type=parsers.instant)
-
-progress = flag("--progress PERCENT", "From 0 to 100.", type=parsers.percent)
-
-_FLAGS: Sequence[Decorator] = (
-    flag(
-        "--id ID", "A job. May be repeated: any of them.", to="any_id", multiple=True, shell_complete=complete_job_ids
-    ),
-    state("Such as failed. May be repeated: any of them.", to="any_state", multiple=True),
+_FILTER_FLAGS: Sequence[Decorator] = (
+    flag("--id ID", "One of these jobs. May be repeated.", to="any_id", multiple=True, shell_complete=complete_job_ids),
+    state("One of these states, such as failed. May be repeated.", to="any_state", multiple=True),
     flag(
         "--name TEXT",
-        "The whole name. May be repeated: any of them.",
+        "One of these names, each the whole name. May be repeated.",
         to="any_name",
         multiple=True,
-        cls=OneALine,
+        cls=LinesOption,
     ),
-    flag("--name-prefix TEXT", "How the name begins.", default=""),
-    labels("May be repeated: all of them."),
-    flag("--parent ID", "The parts of this job.", to="parent_id", default="", shell_complete=complete_job_ids),
+    flag("--name-prefix TEXT", "The beginning of the name.", default=""),
+    labels("All of these labels. May be repeated."),
+    parent("The children of this job."),
     flag(
         "--created-after WHEN",
-        "Then or later: RFC 3339, or a duration ago; 1h is within the last hour.",
+        "Created then or later: RFC 3339, or a duration ago; 1h means within the last hour.",
         type=parsers.past_instant,
     ),
-    flag("--created-before WHEN", "Earlier: RFC 3339, or a duration ago.", type=parsers.past_instant),
-    flag("--done/--not-done", "Only those that have ended, or have not.", default=None, envvar="JOBSTATUS_DONE"),
+    flag("--created-before WHEN", "Created earlier: RFC 3339, or a duration ago.", type=parsers.past_instant),
+    flag("--done/--not-done", "Only jobs that have ended, or have not.", default=None, envvar="JOBSTATUS_DONE"),
     flag(
-        "--stalled/--not-stalled", "Only those that are stalled, or are not.", default=None, envvar="JOBSTATUS_STALLED"
+        "--stalled/--not-stalled", "Only jobs that are stalled, or are not.", default=None, envvar="JOBSTATUS_STALLED"
     ),
 )
 
-_ARGUMENTS = (
+_FILTER_ARGUMENTS = (
     "any_id", "any_state", "any_name", "name_prefix", "labels", "parent_id", "created_after", "created_before", "done",
     "stalled",
 )  # fmt: skip
+"""The arguments that _FILTER_FLAGS set."""
 
 
 def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give `command` the filter's flags, as one argument `filter`."""
+    """Declare the filter flags, and pass them to `command` as one argument `filter`."""
 
     @functools.wraps(command)
     def with_filter(**arguments: Any) -> Any:
-        given = {name: arguments.pop(name) for name in _ARGUMENTS}
-        return command(filter=_filter(**given), **arguments)
+        given = {name: arguments.pop(name) for name in _FILTER_ARGUMENTS}
+        return command(filter=_make_filter(**given), **arguments)
 
     declared: Callable[..., Any] = with_filter
-    for declare in reversed(_FLAGS):
+    for declare in reversed(_FILTER_FLAGS):
         declared = declare(declared)
     return declared
 
 
-def typed(ctx: click.Context) -> list[str]:
-    """Return the filter's flags that stand on the command line, and not in variables only."""
+def filter_flags_given(ctx: click.Context) -> list[str]:
+    """Return the filter flags on the command line; those set by variables do not count."""
     return [
         parameter.opts[0]
         for parameter in ctx.command.params
-        if parameter.name in _ARGUMENTS and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if parameter.name in _FILTER_ARGUMENTS
+        and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
     ]
 
 
-def _filter(
+def _make_filter(
     *,
     any_id: tuple[str, ...],
     any_state: tuple[JobState, ...],

@@ -1,4 +1,4 @@
-"""`jobstatus history`: what happened to a job."""
+"""`jobstatus history`: the transitions of a job."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.job_id
-@flag("--limit N", "Only the newest.", type=parsers.count(limits.MAX_INT32, smallest=1))
-@flag("--json", "Print JSON, one line a transition.", to="as_json")
+@flag("--limit N", "Print only the newest N transitions.", type=parsers.count(limits.MAX_INT32, smallest=1))
+@flag("--json", "Print JSON, one line per transition.", to="as_json")
 @connected
 def history(*, connection: Connection, id: str, limit: int | None, as_json: bool) -> None:
-    """Print what happened to a job, the oldest first.
+    """Print the state changes of a job, oldest first.
 
-    Draws a table on a terminal, and elsewhere prints a line for each transition, with tabs between time, old state
-    (empty for the creation), new state, attempt, actor and reason.
+    Draws a table on a terminal; otherwise prints a line per transition: time, old state (empty for the creation), new
+    state, attempt, actor and reason, separated by tabs.
     """
     with connection.open() as client:
-        transitions = deque(_all(client, id), maxlen=limit)
+        transitions = deque(_transitions(client, id), maxlen=limit)
     if as_json:
         for transition in transitions:
             click.echo(output.transition_to_json(transition))
@@ -43,7 +43,7 @@ def history(*, connection: Connection, id: str, limit: int | None, as_json: bool
             click.echo(_record(transition))
 
 
-def _all(client: JobStatusClient, job_id: str) -> Iterator[Transition]:
+def _transitions(client: JobStatusClient, job_id: str) -> Iterator[Transition]:
     token = ""
     while True:
         page = client.history(job_id, page_size=limits.MAX_PAGE_SIZE, page_token=token)

@@ -1,4 +1,4 @@
-"""`jobstatus delete`: done jobs, one call each."""
+"""`jobstatus create`, `get`, `cancel` and `delete`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from jobstatus_grpc.job import CREATION_STATES, JobState
 
 
 @click.command()
-@flag("--name TEXT", "For people and filters; need not be unique.", default="")
-@flag("--id TEXT", "Default: the service chooses one.", default="")
+@flag("--name TEXT", "The name, for people and filters; need not be unique.", default="")
+@flag("--id TEXT", "The id. Default: chosen by the service.", default="")
 @options.labels()
-@options.parent
+@options.parent()
 @options.state("pending or in_progress.", among=CREATION_STATES, default="pending")
-@flag("--in-progress", "As --state in_progress: attempt 1 begins at once.")
-@flag("--reason TEXT", "Why it is in this state.", default="")
-@flag("--has-progress", "Say that it will report progress.")
+@flag("--in-progress", "The same as --state in_progress: attempt 1 begins at once.")
+@flag("--reason TEXT", "Why the job is in this state.", default="")
+@flag("--has-progress", "Announce that the job will report progress.")
 @options.progress
 @options.eta
 @options.heartbeat_timeout(default="off")
-@flag("--result JSON", "A JSON object.", type=parsers.json_object)
+@flag("--result JSON", "The result: a JSON object.", type=parsers.json_object)
 @options.request_id
-@flag("-q --quiet", "Print the id only.")
+@flag("-q --quiet", "Print only the id.")
 @options.as_json
 @connected
 def create(
@@ -71,13 +71,13 @@ def get(*, connection: Connection, id: str, as_json: bool) -> None:
 
 @click.command()
 @options.job_id
-@flag("--reason TEXT", "Why; kept in the job's history.", default="")
+@flag("--reason TEXT", "Why; stored in the job's history.", default="")
 @options.as_json
 @connected
 def cancel(*, connection: Connection, id: str, reason: str, as_json: bool) -> None:
-    """Ask for a job's end and print it as stored.
+    """Request a job's cancellation, and print the job as stored.
 
-    A job that no worker is on is cancelled at once. A worker is asked, and ends the job when it heeds that.
+    A job without a worker is cancelled at once. A worker gets the request with its next report, and ends the job.
     """
     with connection.open() as client:
         job = client.cancel(id, reason=reason)
@@ -87,15 +87,15 @@ def cancel(*, connection: Connection, id: str, reason: str, as_json: bool) -> No
 @click.command()
 @options.job_ids()
 @options.expected_revision
-@flag("--json", "Print JSON, one line a job: whether it is deleted, and the error where it is not.", to="as_json")
+@flag("--json", "Print JSON, one line per job: whether it is deleted, or the error.", to="as_json")
 @connected
 @click.pass_context
 def delete(
     ctx: click.Context, /, *, connection: Connection, ids: tuple[str, ...], expected_revision: int, as_json: bool
 ) -> None:
-    """Delete done jobs, and print the ids of those that are gone.
+    """Delete done jobs, and print the ids of the deleted ones.
 
-    Each is deleted or refused by itself. Exits with 0 if all are deleted.
+    One call per job: a refusal does not stop the others. Exits with 0 if all are deleted.
     """
     codes = set()
     with connection.open() as client:
@@ -105,18 +105,18 @@ def delete(
                 client.delete(job_id, expected_revision=expected_revision)
             except errors.JobStatusError as refusal:
                 if exits.of_error(refusal) == exits.UNREACHABLE:
-                    raise  # nobody is there to ask about the others
+                    raise  # the other calls would fail too
                 error = refusal
                 codes.add(exits.of_error(error))
-            _show(job_id, error, as_json=as_json)
+            _show_deletion(job_id, error, as_json=as_json)
     ctx.exit(next((code for code in (exits.FAILED, exits.USAGE) if code in codes), exits.SUCCEEDED))
 
 
-def _show(job_id: str, error: errors.JobStatusError | None, *, as_json: bool) -> None:
+def _show_deletion(job_id: str, error: errors.JobStatusError | None, *, as_json: bool) -> None:
     if error is not None:
         exits.say_error(error.message if job_id in error.message else f"{job_id}: {error.message}")
     if as_json:
-        why = {"error": {"message": error.message, "reason": error.reason}} if error is not None else {}
-        click.echo(output.in_json({"id": job_id, "deleted": error is None, **why}))
+        details = {"error": {"message": error.message, "reason": error.reason}} if error is not None else {}
+        click.echo(output.in_json({"id": job_id, "deleted": error is None, **details}))
     elif error is None:
         click.echo(job_id)

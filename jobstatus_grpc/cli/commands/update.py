@@ -1,4 +1,4 @@
-"""`jobstatus update`: the worker's one call."""
+"""`jobstatus update`: flags → one UpdateJob call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLEARABLE = {
     "label": "labels",
     "result": "result",
 }
-"""What --clear takes, by the names of the flags that set it → the client's names."""
+"""The values of --clear, named as the flags that set the fields → the client's argument names."""
 
 
 def _field_to_clear(value: str) -> str:
@@ -41,24 +41,35 @@ def _field_to_clear(value: str) -> str:
 
 @click.command()
 @options.job_id
-@options.state("Such as succeeded, failed or retrying.")
-@flag("--claim", "Begin the next attempt: state in_progress, refused if another worker was faster.")
+@options.state("The new state, such as succeeded, failed or retrying.")
+@flag("--claim", "Begin the next attempt: sets the state in_progress; refused if another worker was faster.")
 @options.progress
-@flag("--has-progress", "Say that it will report progress.", default=None)
-@flag("--reason TEXT", "Why it is in this state.")
+@flag("--has-progress", "Announce that the job will report progress.", default=None)
+@flag("--reason TEXT", "Why the job is in this state.")
 @options.eta
 @flag("--error-message TEXT", "What went wrong.")
-@flag("--error-code CODE", "A google.rpc.Code: UNAVAILABLE, or 14.", type=parsers.error_code)
-@flag("--error-reason TEXT", "What went wrong, for machines: OUT_OF_MEMORY.")
+@flag("--error-code CODE", "A google.rpc.Code, such as UNAVAILABLE or 14.", type=parsers.error_code)
+@flag("--error-reason TEXT", "What went wrong, for programs, such as OUT_OF_MEMORY.")
 @options.heartbeat_timeout()
-@options.labels("May be repeated; these replace all labels.")
-@flag("--result JSON", "A JSON object; replaces the result.", type=parsers.json_object)
-@flag("--clear FIELD", f"May be repeated: {', '.join(CLEARABLE)}.", to="cleared", type=_field_to_clear, multiple=True)
-@flag("--attempt N", "Refused unless this is the job's attempt, or with --claim its next.", type=ATTEMPT, default=0)
+@options.labels("Replaces all labels. May be repeated.")
+@flag("--result JSON", "Replaces the result: a JSON object.", type=parsers.json_object)
+@flag(
+    "--clear FIELD",
+    f"Clear a field: {', '.join(CLEARABLE)}. May be repeated.",
+    to="cleared",
+    type=_field_to_clear,
+    multiple=True,
+)
+@flag(
+    "--attempt N",
+    "Refuse the call unless this is the job's attempt, or with --claim the next one.",
+    type=ATTEMPT,
+    default=0,
+)
 @options.expected_revision
-@flag("--allow-missing", "Create the job first if its id is unknown.")
-@flag("--name TEXT", "With --allow-missing: the name of the job created.", default="")
-@flag("--parent ID", "With --allow-missing: the parent of the job created.", to="parent_id", default="")
+@flag("--allow-missing", "Create the job first if it does not exist.")
+@flag("--name TEXT", "With --allow-missing: the name of the created job.", default="")
+@options.parent("With --allow-missing: the parent of the created job.")
 @options.request_id
 @options.as_json
 @connected
@@ -73,23 +84,23 @@ def update(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Report on a job and print it as stored.
+    """Update a job, and print it as stored.
 
-    Only what is given is written. Without any flag it is a heartbeat.
+    Only the given fields change. Without any flag it is a heartbeat.
     """
     how = {name: given.pop(name) for name in ("expected_revision", "allow_missing", "name", "parent_id")}
     changes = _changes(given, cleared)
     with connection.open() as client:
         if claim:
             if changes.setdefault("state", JobState.IN_PROGRESS) is not JobState.IN_PROGRESS:
-                raise click.UsageError("--claim begins an attempt: leave --state out.")
+                raise click.UsageError("--claim sets the state in_progress; leave --state out.")
             attempt = attempt or _next_attempt(client, id, allow_missing=how["allow_missing"])
         job = client.update(id, **changes, **how, attempt=attempt, request_id=request_id or None)
     output.show(job, as_json=as_json)
 
 
 def _changes(given: dict[str, Any], cleared: tuple[str, ...]) -> dict[str, Any]:
-    """Return what to write, as the client takes it: a field left out stays as it is, None clears one."""
+    """Return the changes as the client's arguments: None clears a field; a field that is left out stays unchanged."""
     error = _error(given.pop("error_message"), given.pop("error_code"), given.pop("error_reason"))
     labels = dict(given.pop("labels"))
     heartbeat_timeout: timedelta | None = given.pop("heartbeat_timeout")
@@ -113,7 +124,7 @@ def _error(message: str | None, code: int | None, reason: str | None) -> JobErro
 
 
 def _next_attempt(client: JobStatusClient, job_id: str, *, allow_missing: bool) -> int:
-    """Return the attempt that a claim must name now; another worker may still be faster."""
+    """Return the number of the next attempt; another worker may still claim it first."""
     try:
         return client.get(job_id).attempt + 1
     except errors.JobNotFoundError:

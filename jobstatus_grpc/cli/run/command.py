@@ -50,7 +50,7 @@ REFUSALS = (
 @flag("--name TEXT", "The job's name. Default: the command's.", default="")
 @flag("--id ID", "Claim this job; create it if it does not exist. Default: a new job.", default="")
 @options.labels("A label of the job if it is created. May be repeated.")
-@flag("--parent ID", "The parent of the job if it is created.", to="parent_id", default="")
+@options.parent("The parent of the job if it is created.")
 @options.heartbeat_timeout(default="30s")
 @duration_flag(
     "--kill-after DURATION",
