@@ -1,6 +1,6 @@
-"""The command line, `jobstatus`. One file a verb, loaded when it is used; `main` turns what went wrong into one line.
+"""The command line, `jobstatus`. Each command is imported when it is used; `main` prints any error as one line.
 
-Modules here import gRPC, the client and the server inside functions, so that help and usage errors come at once.
+Modules here import gRPC, the client and the server inside functions, so that help and usage errors are fast.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ COMMANDS = {
     "migrate": "commands.migrate:migrate",
     "completion": "commands.completion:completion",
 }
-"""Where each command is, in the order of the help."""
+"""Module and function of each command, in the order of the help."""
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is asked for."""
+    """A group that imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return all names, in the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of this name; None where there is none."""
+        """Return the command of this name; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].partition(":")
@@ -55,7 +55,7 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; where it is interrupted, or nobody reads what it prints, it ends without a word."""
+        """Run the command; print no error when it is interrupted or its output is closed."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -72,8 +72,8 @@ class LazyGroup(click.Group):
 def jobstatus(ctx: click.Context, version: bool) -> None:
     """Report the status of jobs, and follow them to the end.
 
-    Every flag --SOME-FLAG can also be set as the variable JOBSTATUS_SOME_FLAG, one that may be repeated with a value a
-    line; the flag wins. Durations are written 250ms, 90s, 10m, 1h, 7d.
+    Each flag --SOME-FLAG can also be set as the variable JOBSTATUS_SOME_FLAG (repeated flags: one value per line); the
+    flag wins. Durations are written 250ms, 90s, 10m, 1h, 7d.
 
     \b
     Exit codes:
@@ -82,7 +82,7 @@ def jobstatus(ctx: click.Context, version: bool) -> None:
       2    wrong usage or configuration
       3    the job was aborted or cancelled
       4    the server cannot be reached
-      124  wait: the time was up
+      124  wait: timed out
       130  interrupted
     """
     if version:
@@ -95,16 +95,16 @@ def jobstatus(ctx: click.Context, version: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line of this process, and exit with its code."""
+    """Run the command line of this process, and exit."""
     _make_streams_safe()
     code = _run(sys.argv[1:])
     if code == exits.CLOSED_PIPE:
-        _forget_stdout()
+        _drop_stdout()
     sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
-    """Run, and return the exit code; whatever went wrong has been said in one line on stderr."""
+    """Run the command and print its error, if any, as one line on stderr; return the exit code."""
     if "_JOBSTATUS_COMPLETE" in os.environ:
         from jobstatus_grpc.cli.commands import completion
 
@@ -129,14 +129,14 @@ def _run(arguments: list[str]) -> int:
 
 
 def _usage_message(error: click.ClickException) -> str:
-    """Return what is wrong, and where the right usage is written."""
+    """Return the error and the command that prints the usage."""
     ctx = getattr(error, "ctx", None)
     message = error.format_message().rstrip(".")
     return f"{message}. See {ctx.command_path} --help" if ctx is not None else message
 
 
 def _make_streams_safe() -> None:
-    """Open what our caller closed, lest a socket gets that number; let no character end the program."""
+    """Reopen closed standard streams, so that no socket gets fd 0 to 2; escape characters that cannot be encoded."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -146,10 +146,10 @@ def _make_streams_safe() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack some
+            stream.reconfigure(errors="backslashreplace")
 
 
-def _forget_stdout() -> None:
-    """Keep the interpreter from flushing to a closed pipe, and complaining, when it exits."""
+def _drop_stdout() -> None:
+    """Redirect stdout to /dev/null: flushing to the closed pipe at exit would print an error."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

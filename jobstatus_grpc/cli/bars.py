@@ -1,4 +1,4 @@
-"""Live progress bars on a terminal: one row a job, as many as there is room for, drawn by rich."""
+"""Live progress bars on a terminal, drawn by rich: one row per job, as many as fit."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from jobstatus_grpc.job import JobState
 if TYPE_CHECKING:
     from jobstatus_grpc.job import Job
 
-WIDE = 150
-"""So many columns have room for ids too."""
+MIN_WIDTH_FOR_IDS = 150
+"""Columns of a terminal from which on whole ids are shown."""
 
-TAIL = 4
-"""How much of its id tells a job from others whose names look the same."""
+ID_SUFFIX = 4
+"""Characters of the id that are shown if several jobs have names that look the same."""
 
 LONGEST_MARK = 36
-"""A UUID."""
+"""The width of a whole id: a UUID."""
 
 
-class RoomyConsole(Console):
-    """A console that leaves the last columns empty: a `^C` that the terminal echoes there would break the line."""
+class NarrowConsole(Console):
+    """A console that leaves the last columns empty, where a terminal echoes `^C`: on a full line it would wrap."""
 
     @property
     def options(self) -> ConsoleOptions:
-        """How to draw."""
+        """The options that rich draws with."""
         options = super().options
         return options.update_width(max(options.max_width - 3, 1))
 
 
 def draw(states: Iterable[Job], ids: Sequence[str]) -> list[Job]:
-    """Draw the newest state of each job until `states` ends; return the last of each. The last drawing stays."""
+    """Draw the newest state of each job until `states` ends, and leave that drawing; return the last state of each."""
     last: dict[str, Job] = {}
     place = {job_id: number for number, job_id in enumerate(ids)}
     board = Board(last, lambda job: (job.done and len(ids) > board.room, place[job.id]))
@@ -53,48 +53,49 @@ def draw(states: Iterable[Job], ids: Sequence[str]) -> list[Job]:
     return list(last.values())
 
 
-def draw_matches(news: Iterable[object], jobs: Mapping[str, Job]) -> None:
-    """Draw the jobs in `jobs` until `news` ends, which changes them; those not done first. The last drawing stays."""
+def draw_matches(changes: Iterable[object], jobs: Mapping[str, Job]) -> None:
+    """Draw the jobs in `jobs`, open ones first, until `changes` ends, and leave that drawing. Reading `changes` updates
+    `jobs`."""
     board = Board(jobs, lambda job: (job.done, -job.created_at.timestamp(), job.id))
     board.notice, board.shows_ids = "no job matches", True
     with board.drawn():
-        for _ in news:
+        for _ in changes:
             pass
 
 
 class Board:
-    """Draws the jobs in a mapping that another thread may change meanwhile."""
+    """Draws the jobs in a mapping that another thread may change."""
 
     notice = ""
-    """Stands there while there are no jobs."""
+    """Text that is shown while there are no jobs."""
     shows_ids = False
-    """Where the terminal is wide enough."""
+    """Show ids if the terminal is wide enough."""
     shows_all = False
-    """Even if that is more than the terminal has room for."""
+    """Show all jobs, also more than fit on the terminal."""
 
     def __init__(self, jobs: Mapping[str, Job], order: Callable[[Job], Any]) -> None:
-        """Take the jobs, and which of them come first."""
+        """Prepare to draw `jobs`, sorted by the key `order`."""
         self._jobs = jobs
         self._order = order
-        self._console = RoomyConsole()
+        self._console = NarrowConsole()
 
     @property
     def room(self) -> int:
-        """For how many jobs the terminal has room, beside a line that counts the others."""
+        """Number of jobs that fit on the terminal, with a line that counts the others."""
         return max(self._console.height - 2, 1)
 
     @contextmanager
     def drawn(self) -> Iterator[None]:
-        """Draw as long as the block runs; Ctrl-C ends the program."""
+        """Draw while the block runs. Ctrl-C exits with INTERRUPTED."""
         try:
             with Live(console=self._console, refresh_per_second=10, get_renderable=self._render):
                 yield
         except KeyboardInterrupt:
-            # Without a new line: the drawing has ended its own.
+            # LazyGroup would print a newline for a KeyboardInterrupt; rich has printed it.
             raise click.exceptions.Exit(exits.INTERRUPTED) from None
 
     def _render(self) -> RenderableType:
-        jobs = list(self._jobs.values())  # in one step, unlike a loop over what is changed meanwhile
+        jobs = list(self._jobs.values())  # one atomic step: another thread may change it
         if not jobs:
             return Text(self.notice, style="dim")
         shown = heapq.nsmallest(len(jobs) if self.shows_all else self.room, jobs, key=self._order)
@@ -121,26 +122,27 @@ class Board:
         return rows
 
     def _marks(self, jobs: Sequence[Job]) -> list[str]:
-        """Return what tells jobs apart beside their names: the id where that has room, or the end of it."""
-        if self.shows_ids and self._console.width >= WIDE:
+        """Return a mark for each job: its id if there is room, or else its end if another name looks the same."""
+        if self.shows_ids and self._console.width >= MIN_WIDTH_FOR_IDS:
             return [job.id for job in jobs]
         names = [tables.name(job) for job in jobs]
         for name in names:
             name.truncate(_name_width(self._console.width), overflow="ellipsis")
         times = Counter(name.plain for name in names)
-        return [job.id[-TAIL:] if times[name.plain] > 1 else "" for job, name in zip(jobs, names, strict=True)]
+        return [job.id[-ID_SUFFIX:] if times[name.plain] > 1 else "" for job, name in zip(jobs, names, strict=True)]
 
 
 def _name_width(width: int) -> int:
-    """Return how much of a name has room."""
+    """Return the width of the column of names."""
     return max(width // 5, 10)
 
 
 def _columns(width: int, bar_width: int, *, marked: bool, steady: bool) -> list[Column]:
-    """Return what fits: words get what the rest leaves, and the remaining time is the first to go.
+    """Return the columns that fit: the last one gets the rest; without room, the remaining time is left out first.
 
     Args:
-        steady: columns are as wide as what they usually hold, so that they do not move about.
+        marked: with a column for marks.
+        steady: columns have the width of their usual content, so that they do not move when it changes.
     """
     marks = [Column(no_wrap=True, overflow="ellipsis", max_width=LONGEST_MARK)] if marked else []
     remaining = [Column(no_wrap=True, justify="right", min_width=7 * steady)] if width >= 80 else []
@@ -156,7 +158,7 @@ def _columns(width: int, bar_width: int, *, marked: bool, steady: bool) -> list[
 
 
 def _bar(job: Job, width: int) -> ProgressBar:
-    """Return a bar filled by what is known; without a progress it pulses while the job runs, and is full once done."""
+    """Return a bar; without progress it pulses while the job runs, and is full once the job is done."""
     known = job.progress is not None or job.done or job.state is JobState.PENDING
     default = 100.0 if job.done else 0.0
     completed = job.progress if job.progress is not None else default

@@ -1,4 +1,4 @@
-"""Where the server is and who calls: the flags that all commands but `serve` share."""
+"""The flags that connect to the server: address, credentials, timeout. For all commands that call it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Connection:
     cert_file: str | None = None
     key_file: str | None = None
     timeout_seconds: float
-    """For each call."""
+    """Deadline of each call."""
 
     def open(self) -> JobStatusClient:
-        """Return a client, to be used in a `with` block."""
+        """Return a client, for a `with` block."""
         from jobstatus_grpc.client import JobStatusClient
 
-        exits.say_what_is_logged()
+        exits.print_logged_warnings()
         try:
             return JobStatusClient(
                 self.address,
@@ -51,7 +51,7 @@ class Connection:
             raise click.UsageError(str(error)) from None
 
     def endpoint(self) -> Endpoint:
-        """Return what opens a bare channel, for services other than ours."""
+        """Return an endpoint that opens a plain gRPC channel, for services other than ours."""
         from jobstatus_grpc.client.connection import endpoint
 
         try:
@@ -72,7 +72,7 @@ _ADDRESS = flag("--address HOST:PORT", "The server; or unix:/path.", type=parser
 
 _TIMEOUT = duration_flag(
     "--timeout DURATION",
-    "How long a call may take.",
+    "The deadline of each call.",
     default=parsers.spell(DEFAULT_TIMEOUT),
     shortest=timedelta(milliseconds=1),
     longest=timedelta(days=365),
@@ -80,8 +80,8 @@ _TIMEOUT = duration_flag(
 )
 
 _CREDENTIALS = (
-    flag("--token TEXT", "Who you are; better as JOBSTATUS_TOKEN, which other users cannot see."),
-    flag("--ca FILE", "Use TLS, and trust this CA (PEM).", to="ca_file", type=_PEM),
+    flag("--token TEXT", "The bearer token; safer as JOBSTATUS_TOKEN, which other users cannot read."),
+    flag("--ca FILE", "Use TLS and trust this CA (PEM).", to="ca_file", type=_PEM),
     flag("--cert FILE", "The client's certificate (PEM); with --key.", to="cert_file", type=_PEM),
     flag("--key FILE", "The client's private key (PEM); with --cert.", to="key_file", type=_PEM),
 )
@@ -90,18 +90,18 @@ _NAMES = ("address", "token", "ca_file", "cert_file", "key_file")
 
 
 def connected(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give `command` the shared flags, as one argument `connection`."""
+    """Declare the flags, and pass them to `command` as one argument `connection`."""
     return _with_flags(command, (_ADDRESS, _TIMEOUT, *_CREDENTIALS))
 
 
 def connected_without_timeout(command: Callable[..., Any]) -> Callable[..., Any]:
-    """As `connected`, for a command whose --timeout means something else; it must not call that argument `timeout`."""
+    """As `connected`, for a command with its own --timeout; its argument must not be called `timeout`."""
     return _with_flags(command, (_ADDRESS, *_CREDENTIALS))
 
 
 def _with_flags(command: Callable[..., Any], declarations: Sequence[Decorator]) -> Callable[..., Any]:
     @functools.wraps(command)
-    def connect(*, timeout: timedelta = DEFAULT_TIMEOUT, **others: Any) -> Any:
+    def with_connection(*, timeout: timedelta = DEFAULT_TIMEOUT, **others: Any) -> Any:
         own = {name: others.pop(name) for name in _NAMES}
         if (own["cert_file"] is None) != (own["key_file"] is None):
             raise click.UsageError("--cert and --key go together.")
@@ -109,10 +109,10 @@ def _with_flags(command: Callable[..., Any], declarations: Sequence[Decorator]) 
         try:
             return command(connection=connection, **others)
         except (errors.UnavailableError, errors.DeadlineExceededError) as error:
-            # One with a reason is the server's own answer.
+            # An error with a reason is the server's answer; others are from the channel and lack the address.
             raise error if error.reason else type(error)(f"no answer from {connection.address}: {error}") from None
 
-    declared: Callable[..., Any] = connect
+    declared: Callable[..., Any] = with_connection
     for declare in reversed(declarations):
         declared = declare(declared)
     return declared

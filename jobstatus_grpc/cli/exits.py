@@ -1,4 +1,4 @@
-"""Exit codes: what each outcome means to the shell; and how an error is said."""
+"""Exit codes, and the lines that commands print on stderr."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INTERRUPTED = 130
 """As a shell reports Ctrl-C."""
 
 CLOSED_PIPE = 141
-"""As a shell reports SIGPIPE: nobody reads what we print."""
+"""As a shell reports SIGPIPE: the reader of our output has closed it."""
 
 OF_STATE = {
     JobState.SUCCEEDED: SUCCEEDED,
@@ -44,37 +44,37 @@ OF_STATE = {
 
 
 def of_jobs(states: Iterable[JobState]) -> int:
-    """Return the code of several done jobs: failed counts most, then aborted or cancelled."""
+    """Return the exit code of several done jobs: failed counts most, then aborted or cancelled."""
     codes = {OF_STATE[state] for state in states}
     return next((code for code in (FAILED, STOPPED) if code in codes), SUCCEEDED)
 
 
 def of_error(error: errors.JobStatusError) -> int:
-    """Return the code of a call that failed."""
+    """Return the exit code of a call that failed."""
     if isinstance(error, (errors.UnavailableError, errors.DeadlineExceededError)):
         return UNREACHABLE
     return USAGE if isinstance(error, errors.InvalidArgumentError) else FAILED
 
 
 def say_error(message: str) -> None:
-    """Print one line on stderr, if anybody reads it."""
+    """Print `message` on stderr as an error."""
     say(f"error: {message}")
 
 
 def say(message: str) -> None:
-    """Print one line on stderr, if anybody reads it."""
+    """Print `message` as one line on stderr; no error if stderr is closed."""
     with contextlib.suppress(OSError, ValueError):
         print(one_line(message), file=sys.stderr, flush=True)
 
 
-class _SayingHandler(logging.Handler):
+class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say(f"jobstatus: {record.getMessage()}")
 
 
-def say_what_is_logged() -> None:
-    """Say what our own modules log, such as a watch that cannot go on at the moment, as lines on stderr."""
+def print_logged_warnings() -> None:
+    """Print the warnings that our own modules log on stderr, such as an interrupted watch."""
     log = logging.getLogger("jobstatus_grpc")
     if not log.handlers:
-        log.addHandler(_SayingHandler(logging.WARNING))
+        log.addHandler(_StderrHandler(logging.WARNING))
         log.propagate = False

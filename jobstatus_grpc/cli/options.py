@@ -72,7 +72,7 @@ def duration_flag(
 
 
 class LinesOption(click.Option):
-    """A repeated flag whose variable has one value per line: click would split it at spaces."""
+    """A repeated flag. Its variable has one value per line, because values may contain spaces, where click splits."""
 
     def value_from_envvar(self, ctx: click.Context) -> list[str] | None:
         """Return the values in the variable; None if it is unset."""

@@ -1,9 +1,9 @@
-"""How a job is shown: as lines for people, or as JSON for programs.
+"""How a job is printed: as lines for people, or as JSON for programs.
 
-The JSON is the canonical one of JobStatus, as grpcurl and Connect print it: lowerCamelCase names, enums by name,
-int64 as strings, times in RFC 3339. It is one line a job, in the order of the field numbers, and every field is in it
-but messages and `progress` where they are unset: a script may rely on `.done`, `.attempt` and `.reason`. A transition
-is shown in the same way.
+The JSON is protobuf's canonical JSON of JobStatus, as grpcurl and Connect print it: lowerCamelCase names, enums by
+name, int64 as strings, times in RFC 3339. It is one line per job, in the order of the field numbers, with every field
+except unset messages and an unset `progress`: a script may rely on `.done`, `.attempt` and `.reason`. Transitions are
+printed in the same way.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 def show(job: Job, *, as_json: bool) -> None:
-    """Print `job`, for programs or for people."""
+    """Print `job` as JSON or as a summary."""
     click.echo(to_json(job) if as_json else summary(job))
 
 
 def to_json(job: Job) -> str:
-    """Return one line of JSON."""
+    """Return `job` as one line of JSON."""
     return in_json(to_object(job))
 
 
 def to_object(job: Job) -> dict[str, Any]:
-    """Return what JSON says of `job`."""
+    """Return the JSON object of `job`."""
     from jobstatus.v1 import job_status_pb2 as pb
 
     from jobstatus_grpc.wire import convert
@@ -45,14 +45,14 @@ def to_object(job: Job) -> dict[str, Any]:
 
 
 def transition_to_json(transition: Transition) -> str:
-    """Return one line of JSON."""
+    """Return `transition` as one line of JSON."""
     from jobstatus_grpc.wire import convert
 
     return in_json(_to_object(convert.transition_to_wire(transition)))
 
 
 def in_json(value: dict[str, Any]) -> str:
-    """Return one line of JSON."""
+    """Return `value` as one line of JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -65,7 +65,7 @@ def _to_object(message: Message) -> dict[str, Any]:
 
 
 def summary(job: Job) -> str:
-    """Return what is known of `job`, a field a line; what is unset is left out."""
+    """Return the fields of `job` that are set, one per line."""
     rows = {
         "id": job.id,
         "name": job.name,
@@ -90,7 +90,7 @@ def summary(job: Job) -> str:
 
 
 def line(job: Job) -> str:
-    """Return the news of `job` in one line: when, which, state, percent, why."""
+    """Return `job` as one line: time of the last change, id, name, state, percent, reason, error."""
     parts = [
         instant(job.updated_at),
         job.id,
@@ -104,39 +104,39 @@ def line(job: Job) -> str:
 
 
 def record(*fields: str) -> str:
-    """Return fields in one line, with a tab between: each is there, if only empty."""
+    """Return fields as one line, separated by tabs; an empty field keeps its place."""
     return "\t".join(map(one_line, fields))
 
 
 def job_record(job: Job) -> str:
-    """Return the record of `job`: id, name, state, percent, time of creation, why."""
+    """Return the record of `job`: id, name, state, percent, time of creation, error message or reason."""
     progress = percent(job.progress) if job.progress is not None else ""
     return record(job.id, job.name, state_words(job), progress, instant(job.created_at), why(job))
 
 
 def state_words(job: Job) -> str:
-    """Return the state and what is special about it: `in_progress (attempt 2, stalled)`."""
+    """Return the state and its notes: `in_progress (attempt 2, stalled)`."""
     special = notes(job)
     return f"{job.state.word} ({special})" if special else job.state.word
 
 
 def notes(job: Job) -> str:
-    """Return what is special about the job's state: `attempt 2, stalled`."""
-    special = [
+    """Return notes on the state that apply: `attempt 2, cancel requested, stalled`."""
+    applicable = [
         f"attempt {job.attempt}" if job.attempt > 1 else "",
         "cancel requested" if job.cancel_requested and not job.done else "",
         "stalled" if job.stalled else "",
     ]
-    return ", ".join(note for note in special if note)
+    return ", ".join(note for note in applicable if note)
 
 
 def why(job: Job) -> str:
-    """Return what went wrong, else why the job is in its state."""
+    """Return the error's message, or else the reason."""
     return job.error.message if job.error and job.error.message else job.reason
 
 
 def error_words(error: JobError) -> str:
-    """Return what went wrong: `exit code 3 (UNKNOWN, EXIT_CODE_3)`."""
+    """Return message, code and reason: `exit code 3 (UNKNOWN, EXIT_CODE_3)`."""
     from google.rpc.code_pb2 import Code
 
     code = Code.Name(error.code) if error.code in Code.values() else str(error.code)
@@ -145,13 +145,13 @@ def error_words(error: JobError) -> str:
 
 
 def percent(value: float) -> str:
-    """Return `42%` or `42.5%`; what is not yet 100 is not shown as 100."""
+    """Return `42%` or `42.5%`, rounded down: less than 100 is never printed as 100."""
     tenths = int(value * 10) / 10
     return f"{tenths:g}%"
 
 
 def remaining(job: Job) -> timedelta | None:
-    """Return how long `job` will still take, by its worker's estimate, else by its pace; None where nobody knows."""
+    """Return the remaining time by the worker's estimate, or else projected from the progress; None if unknown."""
     if job.done:
         return None
     end = job.estimated_completion or job.projected_completion
@@ -159,7 +159,7 @@ def remaining(job: Job) -> timedelta | None:
 
 
 def age(job: Job) -> str:
-    """Return how long ago `job` was created, in the largest unit of which it is one or more: `3m`, `12d`."""
+    """Return how long ago `job` was created, in its largest unit: `3m`, `12d`."""
     seconds = max(int((datetime.now(timezone.utc) - job.created_at).total_seconds()), 0)
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
@@ -168,5 +168,5 @@ def age(job: Job) -> str:
 
 
 def instant(value: datetime | None) -> str:
-    """Return `value` to the second in RFC 3339; empty where there is none."""
+    """Return `value` in RFC 3339, to the second; empty if None."""
     return f"{value:%Y-%m-%dT%H:%M:%SZ}" if value else ""

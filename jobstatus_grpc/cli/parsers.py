@@ -1,4 +1,4 @@
-"""What people type → values. Each parser raises click.BadParameter, which names the flag and becomes one line."""
+"""Text of arguments and variables → values. Parsers raise click.BadParameter, which is printed with the flag's name."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
 
 def text(value: str) -> str:
-    """Return `value`, which must be text that can be sent: bytes that are no UTF-8 reach us as lone surrogates."""
+    """Return `value` unchanged; it must be valid UTF-8, because protobuf refuses other text."""
     try:
-        value.encode()
+        value.encode()  # Python decodes invalid bytes in arguments to lone surrogates
     except UnicodeEncodeError:
         raise click.BadParameter("is not valid UTF-8") from None
     return value
@@ -43,8 +43,8 @@ def duration(
     """Return a parser of durations within these bounds, both included.
 
     Args:
-        or_off: `off` is understood too, and is None.
-        or_seconds: a number without a unit is seconds.
+        or_off: accept `off` too, as None.
+        or_seconds: accept a number without a unit, as seconds.
     """
 
     def parse(value: str) -> timedelta | None:
@@ -64,17 +64,14 @@ def _timedelta(value: str) -> timedelta | None:
     if not _DURATION.fullmatch(value):
         return None
     try:
-        return timedelta(seconds=sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _parts(value)))
+        parts: list[tuple[str, str]] = _DURATION_PART.findall(value)
+        return timedelta(seconds=sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts))
     except OverflowError:
         return timedelta.max
 
 
-def _parts(value: str) -> list[tuple[str, str]]:
-    return _DURATION_PART.findall(value)
-
-
 def spell(value: timedelta) -> str:
-    """Return `value` as it would be typed, in the largest unit that leaves a whole number."""
+    """Return `value` as text that `duration` accepts, in the largest unit with a whole number."""
     milliseconds = round(value / timedelta(milliseconds=1))
     for unit in ("d", "h", "m", "s"):
         count, rest = divmod(milliseconds, round(_UNIT_SECONDS[unit] * 1000))
@@ -92,7 +89,7 @@ def state(value: str) -> JobState:
 
 
 def label(value: str) -> tuple[str, str]:
-    """Return the key and the value of `key=value`; only the first `=` counts."""
+    """Return the key and the value of `key=value`, split at the first `=`."""
     key, equals, rest = text(value).partition("=")
     if not equals or not key:
         raise click.BadParameter(f"{value!r} is not a label; write KEY=VALUE")
@@ -100,7 +97,7 @@ def label(value: str) -> tuple[str, str]:
 
 
 def address(value: str) -> str:
-    """Return an address that a client can call: HOST:PORT, unix:/path, or with another scheme that gRPC knows."""
+    """Return an address for a client: HOST:PORT, unix:/path, or another scheme of gRPC."""
     scheme, _, rest = text(value).partition(":")
     host, _, port = value.rpartition(":")
     if scheme in _SCHEMES:
@@ -113,7 +110,7 @@ def address(value: str) -> str:
 
 
 def percent(value: str) -> float:
-    """Return a number from 0 to 100; `42%` is understood too."""
+    """Return a number from 0 to 100; `42%` is accepted too."""
     try:
         number = float(value.removesuffix("%"))
     except ValueError:
@@ -158,7 +155,7 @@ def _rfc3339(value: str, direction: str) -> datetime:
 
 
 def json_object(value: str) -> dict[str, Any]:
-    """Return the JSON object that `value` spells; NaN and infinities are not JSON."""
+    """Return the JSON object in `value`; NaN and infinities are refused."""
     try:
         parsed = json.loads(text(value), parse_constant=_refuse_constant)
         json.dumps(parsed, ensure_ascii=False).encode()
@@ -174,7 +171,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def error_code(value: str) -> int:
-    """Return a google.rpc.Code by its number from 1 to 16 or its name."""
+    """Return a google.rpc.Code, given as its number from 1 to 16 or as its name."""
     from google.rpc.code_pb2 import Code
 
     codes = dict(Code.items())
@@ -187,7 +184,7 @@ def error_code(value: str) -> int:
 
 
 def count(largest: int, *, smallest: int = 0, or_off: bool = False) -> Callable[[str | int], int | None]:
-    """Return a parser of whole numbers within these bounds, both included; with `or_off`, `off` is None."""
+    """Return a parser of whole numbers within these bounds, both included; `or_off` accepts `off`, as None."""
 
     def parse(value: str | int) -> int | None:
         text = str(value)

@@ -1,4 +1,7 @@
-"""`jobstatus completion`: the script by which a shell completes commands, flags, states and the ids of jobs."""
+"""`jobstatus completion`: a script for the shell that completes commands, flags, states and job ids.
+
+The values are completed by options.complete_states and options.complete_job_ids.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +11,62 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 SHELLS = ("bash", "zsh", "fish")
 
 VARIABLE = "_JOBSTATUS_COMPLETE"
-"""What the script sets when it asks us."""
+"""The variable that the script sets when it runs us for completions."""
 
 
 @click.command()
 @click.argument("shell", metavar="|".join(SHELLS), type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, /, *, shell: str) -> None:
-    """Print the script that completes what is typed.
+    """Print the script for completion in a shell.
 
     \b
-    For this session, or in the shell's startup file:
+    Run this, or add it to the shell's startup file:
       bash  eval "$(jobstatus completion bash)"
       zsh   eval "$(jobstatus completion zsh)"
       fish  jobstatus completion fish | source
 
-    Ids come from the server that --address or JOBSTATUS_ADDRESS names.
+    Job ids are read from the server at --address or JOBSTATUS_ADDRESS.
     """
     cls = get_completion_class(shell)
     assert cls is not None
     click.echo(cls(ctx.find_root().command, {}, "jobstatus", VARIABLE).source())
 
 
-class WholeWords(BashComplete):
-    """Bash breaks words at `:` and `=`, which addresses, ids and labels hold: joins them again.
+class WholeWordsBashComplete(BashComplete):
+    """Completes words with `:` and `=`, as in addresses, ids and labels: Bash splits words there.
 
-    Of what is offered it gives Bash what follows the last break, which is what Bash replaces.
+    The parts of a word are joined before it is completed. A completion is returned without the part before the last
+    split, because Bash replaces only the part after it.
     """
 
     name = "bash"
     _typed = ""
-    """What of the last word stands before its last break."""
+    """The part of the last word before its last split."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the one that is being typed, and that."""
+        """Return the words before the one that is completed, and that word."""
         before, current = super().get_completion_args()
         words: list[str] = []
-        follows_break = False
+        follows_split = False
         for word in (*before, current):
-            is_break = bool(word) and not word.strip(":=")
-            if words and word and (is_break or follows_break):
-                self._typed = words[-1] + (word if is_break else "")
+            is_split = bool(word) and not word.strip(":=")
+            if words and word and (is_split or follows_split):
+                self._typed = words[-1] + (word if is_split else "")
                 words[-1] += word
             else:
                 self._typed = ""
                 words.append(word)
-            follows_break = is_break
+            follows_split = is_split
         return words[:-1], words[-1]
 
     def format_completion(self, item: CompletionItem) -> str:
-        """Return what Bash is to put in place of what stands after the break."""
+        """Return the completion as Bash expects it: without the part before the last split."""
         typed = self._typed.partition("=")[2] if self._typed.startswith("-") else self._typed
         item.value = item.value.removeprefix(typed)
         return super().format_completion(item)
 
 
 def prepare() -> None:
-    """Have Bash answered as above."""
-    add_completion_class(WholeWords)
+    """Register the completion for Bash with click."""
+    add_completion_class(WholeWordsBashComplete)

@@ -1,4 +1,4 @@
-"""`jobstatus health`: what grpc.health.v1 says, as an exit code for scripts and container probes."""
+"""`jobstatus health`: the status from grpc.health.v1, as an exit code for scripts and container probes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ UNREACHABLE = 2
 
 
 @click.command()
-@flag("--service NAME", "Such as jobstatus.v1.JobStatusService. Default: the server as a whole.", default="")
-@flag("--json", "Print JSON: the status.", to="as_json")
+@flag("--service NAME", "A service, such as jobstatus.v1.JobStatusService. Default: the whole server.", default="")
+@flag("--json", "Print the status as JSON.", to="as_json")
 @connected
 @click.pass_context
 def health(ctx: click.Context, /, *, connection: Connection, service: str, as_json: bool) -> None:
     """Print the server's health.
 
-    Exits with 0 where it serves, 1 where it does not, 2 where it cannot be reached.
+    Exits with 0 if it is serving, 1 if it is not, 2 if it cannot be reached.
     """
     try:
         word = _check(connection, service)
@@ -40,7 +40,7 @@ def health(ctx: click.Context, /, *, connection: Connection, service: str, as_js
 
 
 def _check(connection: Connection, service: str) -> str:
-    """Return the status in lower case; raise the error tree where there is none."""
+    """Return the status in lower case; raise a JobStatusError if the call fails."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 

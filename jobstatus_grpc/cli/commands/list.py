@@ -1,4 +1,4 @@
-"""`jobstatus list`: which jobs there are, the newest first."""
+"""`jobstatus list`: the newest jobs that match a filter."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Show: TypeAlias = "Callable[[Sequence[Job]], object]"
 
 @click.command("list")
 @options.filtered
-@flag("--limit N", f"At most so many. Default: {DEFAULT_LIMIT}.", type=parsers.count(limits.MAX_INT32, smallest=1))
-@flag("--all", "Without a limit.", to="has_no_limit")
+@flag("--limit N", f"Print at most N jobs. Default: {DEFAULT_LIMIT}.", type=parsers.count(limits.MAX_INT32, smallest=1))
+@flag("--all", "Print all jobs, without a limit.", to="has_no_limit")
 @options.as_json
 @connected
 def list_jobs(
     *, connection: Connection, filter: JobFilter, limit: int | None, has_no_limit: bool, as_json: bool
 ) -> None:
-    """List jobs, the newest first.
+    """List jobs, newest first.
 
-    Draws a table on a terminal, and elsewhere prints a line for each job, with tabs between id, name, state, percent,
-    time of creation and reason.
+    Draws a table on a terminal; otherwise prints a line per job: id, name, state, percent, time of creation and reason,
+    separated by tabs.
     """
     if limit and has_no_limit:
         raise click.UsageError("--limit contradicts --all.")
@@ -51,11 +51,11 @@ def list_jobs(
 
 
 def _show_pages(client: JobStatusClient, filter: JobFilter, limit: int | None, show: Show) -> tuple[int, bool]:
-    """Show the newest jobs, one page in memory at a time; return how many these were, and whether they are all."""
+    """Show the newest jobs, page by page; return their number, and whether these are all jobs that match."""
     shown, token = 0, ""
     while True:
         left = None if limit is None else limit - shown
-        # One more than wanted tells whether there are more: a page's token does not.
+        # Ask for one more job than is shown: a next page token does not mean that there are more.
         size = limits.MAX_PAGE_SIZE if left is None else min(left + 1, limits.MAX_PAGE_SIZE)
         page = client.list(filter, page_size=size, page_token=token)
         jobs = page.jobs[:left]

@@ -1,4 +1,4 @@
-"""`jobstatus migrate`: prepares a store beforehand, as a role that may, so that servers need not be allowed to."""
+"""`jobstatus migrate`: migrate a store's schema in advance, so that servers can run without the rights for it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from jobstatus_grpc.cli.options import flag
 
 
 @click.command()
-@flag("--store URL", "Such as postgresql://USER@HOST/DATABASE.", required=True)
+@flag("--store URL", "The store, such as postgresql://USER@HOST/DATABASE.", required=True)
 def migrate(*, store: str) -> None:
     """Bring a store's schema up to date, and print its version.
 
-    `jobstatus serve` does so too, where it may; servers of an older version go on until they are restarted.
+    `jobstatus serve` does so too if it has the rights. Running servers of an older version keep working until they are
+    restarted.
     """
     from jobstatus_grpc.stores import migrate_store
 

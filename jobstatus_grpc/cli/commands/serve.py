@@ -29,11 +29,16 @@ YEAR = timedelta(days=365)
 
 
 @click.command()
-@flag("--listen HOST:PORT", "Or unix:/path; port 0 picks one. May be repeated.", multiple=True, default=DEFAULTS.listen)
-@flag("--store URL", "sqlite:///FILE, postgresql://USER@HOST/NAME, or memory: which forgets.", default=DEFAULTS.store)
+@flag(
+    "--listen HOST:PORT",
+    "The address, or unix:/path; port 0: a free port. May be repeated.",
+    multiple=True,
+    default=DEFAULTS.listen,
+)
+@flag("--store URL", "sqlite:///FILE, postgresql://USER@HOST/NAME, or memory: (lost at exit).", default=DEFAULTS.store)
 @flag(
     "--transport NAME",
-    f"{' or '.join(TRANSPORTS)}: who speaks HTTP/2. native takes less time a call, and needs the extra of that name.",
+    f"The HTTP/2 implementation: {' or '.join(TRANSPORTS)}. native needs less time per call, and the extra `native`.",
     type=click.Choice(TRANSPORTS),
     default=DEFAULTS.transport,
 )
@@ -45,49 +50,51 @@ YEAR = timedelta(days=365)
 )
 @duration_flag(
     "--drain-grace DURATION",
-    "How long running calls may take at the end.",
+    "How long running calls may take when the server shuts down.",
     default=parsers.spell(DEFAULTS.drain_grace),
     longest=YEAR,
 )
 @duration_flag(
     "--fail-stalled-after DURATION",
-    "Fail jobs that stay stalled for so long.",
+    "Fail jobs that are stalled for this time.",
     default="off",
     longest=YEAR,
     or_off=True,
 )
-@flag("--max-watchers N", "Open watches.", type=COUNT, default=DEFAULTS.max_watchers)
-@flag("--max-watchers-per-caller N", "Open watches of one caller.", type=COUNT_OR_OFF, default="off")
-@flag("--max-requests N", "Other calls in flight.", type=COUNT, default=DEFAULTS.max_requests)
+@flag("--max-watchers N", "Limit of open watches.", type=COUNT, default=DEFAULTS.max_watchers)
+@flag("--max-watchers-per-caller N", "Limit of open watches per caller.", type=COUNT_OR_OFF, default="off")
+@flag("--max-requests N", "Limit of other calls in flight.", type=COUNT, default=DEFAULTS.max_requests)
 @duration_flag(
     "--max-connection-age DURATION",
-    "Ends connections, ±10 %; clients reconnect.",
+    "Close connections after this time, ±10 %; clients reconnect.",
     default=parsers.spell(DEFAULTS.max_connection_age),
     shortest=timedelta(seconds=1),
     longest=timedelta(days=20),
 )
-@flag("--metrics HOST:PORT", "Serve Prometheus metrics over HTTP there, and nothing else; port 0 picks one.")
+@flag("--metrics HOST:PORT", "Serve Prometheus metrics over HTTP on this address; port 0: a free port.")
 @flag(
     "--workers N",
-    "Server processes on the same port, with a store that they share. Limits and metrics are each one's own: --metrics "
-    "is the first one's port, and the others have the next ones.",
+    "Server processes on the same port; needs a store that can be shared. Limits and metrics are per process: the "
+    "first process serves metrics on the port of --metrics, the others on the ports after it.",
     type=WORKERS,
     default=DEFAULTS.workers,
 )
-@flag("--insecure", "Allow --listen beyond this machine, though nothing is encrypted.")
+@flag("--insecure", "Allow --listen on addresses beyond this machine, without encryption.")
 @flag(
-    "--log-format FORMAT", "text or json. Default: text on a terminal, else json.", type=click.Choice(["text", "json"])
+    "--log-format FORMAT",
+    "text or json. Default: text on a terminal, json otherwise.",
+    type=click.Choice(["text", "json"]),
 )
 @flag("--log-level LEVEL", f"{', '.join(LOG_LEVELS)}.", type=click.Choice(LOG_LEVELS), default="info")
 @click.pass_context
 def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, **settings: Any) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+    """Run the server until SIGTERM or Ctrl-C.
 
-    Prints `listening on HOST:PORT` once it answers. The log goes to stderr.
+    Prints `listening on HOST:PORT` once it is ready. The log goes to stderr.
     """
     config = ServerConfig(**settings)
     config.check()
-    # grpc's C core tells stderr of every odd byte that anybody sends, past our log and its format.
+    # gRPC's C core logs malformed requests to stderr, past our log and its format.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from jobstatus_grpc.server import logs
 
@@ -103,7 +110,7 @@ def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, **se
 
 
 def _announce(addresses: Sequence[str]) -> None:
-    # Whoever started the server may have closed its stdout; the server serves all the same.
+    # stdout may be closed; the server runs anyway.
     with contextlib.suppress(OSError):
         for address in addresses:
             print(f"listening on {address}", flush=True)
