@@ -24,6 +24,7 @@ from jobstatus_grpc.job.model import (
     is_large,
     is_report,
     is_urgent,
+    lasting_values_of,
     urgent_mark,
 )
 from jobstatus_grpc.job.rules import Found, Outcome, apply, require_job
@@ -55,6 +56,7 @@ __all__ = [
     "is_large",
     "is_report",
     "is_urgent",
+    "lasting_values_of",
     "require_job",
     "urgent_mark",
 ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 DEFAULT_TENANT = "default"
 
@@ -80,7 +80,7 @@ class JobError:
     reason: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: `evolve` copies the instance's dictionary
+@dataclass(frozen=True, kw_only=True)  # no slots: see evolve
 class Job:
     """A job as stored after one of its changes. The fields are those of the API's JobStatus, which explains them.
 
@@ -114,10 +114,6 @@ class Job:
     requests: tuple[RequestId, ...] = field(default=(), repr=False)
     """The newest 16 that took effect after the creation, oldest first; never sent."""
 
-    rendering: ClassVar[bytes | None] = None
-    """No fields: room for what wire.render has made of the job, and of all its fields but REPORT_FIELDS."""
-    lasting_rendering: ClassVar[bytes | None] = None
-
     @property
     def done(self) -> bool:
         """Whether the job has ended."""
@@ -126,67 +122,51 @@ class Job:
     @property
     def projected_completion(self) -> datetime | None:
         """When the job will be done at the pace of its current attempt; None where progress does not tell."""
-        if (
-            self.state is not JobState.IN_PROGRESS
-            or self.progress is None
-            or self.progress < 1
-            or self.started_at is None
-        ):
+        if self.state is not _IN_PROGRESS or self.progress is None or self.progress < 1 or self.started_at is None:
             return None
         return self.started_at + (self.updated_at - self.started_at) * (100 / self.progress)
 
 
 JOB_FIELDS = tuple(field.name for field in fields(Job))
 
-
 REPORT_FIELDS = (
     "revision", "updated_at", "has_progress", "progress", "reason", "estimated_completion", "requests",
 )  # fmt: skip
-"""What a report of progress changes."""
+"""The fields that a report of progress changes. Stores write only these for a report."""
 
-_report_fields = frozenset(REPORT_FIELDS)
-
-
-def evolve(job: Job, changes: Mapping[str, Any]) -> Job:
-    """Return `job` with some fields changed: `dataclasses.replace` at a sixth of its time."""
-    values = job.__dict__.copy()
-    values.update(changes)
-    values["rendering"] = None
-    if not _report_fields.issuperset(changes):
-        values["lasting_rendering"] = None
-    after = object.__new__(Job)
-    object.__setattr__(after, "__dict__", values)  # frozen, for others
-    return after
-
-
-def is_report(before: Job, after: Job) -> bool:
-    """Tell whether REPORT_FIELDS are all that changed."""
-    lasting = after.lasting_rendering
-    if lasting is not None and lasting is before.lasting_rendering:
-        return True
-    return bool(_lasting_values_of(before) == _lasting_values_of(after))
-
-
-_lasting_values_of = attrgetter(*(name for name in JOB_FIELDS if name not in _report_fields))
-
-_URGENT_FIELDS = (
+URGENT_FIELDS = (
     "state", "error", "started_at", "finished_at", "attempt", "cancel_requested", "stalled",
     "heartbeat_timeout", "labels", "result", "expires_at",
 )  # fmt: skip
+"""The fields of which watchers get each change at once, whatever their min_update_interval."""
 
-_urgent_values_of = attrgetter(*_URGENT_FIELDS)
+
+def evolve(job: Job, changes: dict[str, Any]) -> Job:
+    """Return `job` with some fields changed."""
+    # dataclasses.replace takes 4 µs and copying slots 1.6; this takes 0.3 of the 15 that an update in a batch costs.
+    after = object.__new__(Job)
+    object.__setattr__(after, "__dict__", vars(job) | changes)
+    return after
+
+
+lasting_values_of = attrgetter(*(name for name in JOB_FIELDS if name not in REPORT_FIELDS))
+"""Return the values of all fields but REPORT_FIELDS, as a tuple."""
+
+_urgent_values_of = attrgetter(*URGENT_FIELDS)
+
+
+def is_report(before: Job, after: Job) -> bool:
+    """Return whether no field but REPORT_FIELDS changed."""
+    return bool(lasting_values_of(before) == lasting_values_of(after))
 
 
 def is_urgent(before: Job, after: Job) -> bool:
-    """Tell whether more changed than progress, reason, estimated_completion and what follows from them."""
-    lasting = after.lasting_rendering
-    if lasting is not None and lasting is before.lasting_rendering:
-        return False
+    """Return whether one of URGENT_FIELDS changed."""
     return bool(_urgent_values_of(before) != _urgent_values_of(after))
 
 
 def urgent_mark(job: Job) -> int:
-    """Return a number that stays as long as no change is urgent: to compare with a job that is not kept."""
+    """Return a number that changes with any of URGENT_FIELDS, to detect an urgent change without keeping the job."""
     return hash(repr(_urgent_values_of(job)))
 
 

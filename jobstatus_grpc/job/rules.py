@@ -290,8 +290,7 @@ def effect(job: Job, command: Update, now: datetime, retention: timedelta) -> di
         changes["stalled"] = False
     if "state" in changes:
         _add_end(changes, job, now, retention)
-    values = vars(job)
-    return {name: value for name, value in changes.items() if value != values[name]}
+    return {name: value for name, value in changes.items() if value != getattr(job, name)}
 
 
 def _add_end(changes: dict[str, Any], job: Job, now: datetime, retention: timedelta) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -13,33 +13,46 @@ from typing import Any
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.errors import JobStatusError
-from jobstatus_grpc.job import Job, Outcome, Transition, evolve, limits
+from jobstatus_grpc.job import Job, Outcome, Transition, evolve, lasting_values_of, limits
 from jobstatus_grpc.server.requests import HistoryQuery, JobsQuery, JobsWatchRequest
 from jobstatus_grpc.server.tokens import write_token
 from jobstatus_grpc.stores.interface import Change, Page, Position
 from jobstatus_grpc.wire import convert, status
 
+MAX_RENDERED_JOBS = 10_000
+"""Jobs whose rendering is kept. At MAX_KEPT_BYTES, twice per job, they take 40 MB at most."""
+
 MAX_KEPT_BYTES = 2048
-"""Of larger renderings none is kept with its job: memory is for jobs."""
+"""Size of the largest rendering that is kept: memory is for jobs."""
+
+
+# By tenant and id: the job that was rendered last, those of its values that a report of progress does not change, these
+# as bytes, and the whole as bytes.
+_renderings: dict[tuple[str, str], tuple[Job | None, tuple[Any, ...] | None, bytes, bytes]] = {}
+_NOT_RENDERED = (None, None, b"", b"")
 
 
 def render_job(job: Job) -> bytes:
-    """Return `job` as the bytes of a JobStatus; a small one is rendered once for all that it goes to."""
-    known = job.rendering
-    if known is not None:
-        return known
-    lasting = job.lasting_rendering
-    if lasting is None:
-        message = pb.JobStatus()
-        convert.lasting_to_wire(job, message)
-        lasting = message.SerializeToString()
-    data = lasting + _report(job)
-    if len(data) <= MAX_KEPT_BYTES:
-        # Renderings are no fields: a frozen job may get them later.
-        values = vars(job)
-        values["rendering"] = data
-        values["lasting_rendering"] = lasting
-    return data
+    """Return `job` as the bytes of a JobStatus."""
+    key = job.tenant, job.id
+    known_job, known_values, lasting, whole = _renderings.get(key, _NOT_RENDERED)
+    if known_job is job:
+        return whole
+    values = lasting_values_of(job)
+    if values != known_values:
+        lasting = _lasting_fields(job)
+    whole = lasting + _report_fields(job)
+    if len(whole) <= MAX_KEPT_BYTES:
+        if len(_renderings) >= MAX_RENDERED_JOBS:
+            _renderings.clear()
+        _renderings[key] = job, values, lasting, whole
+    return whole
+
+
+def _lasting_fields(job: Job) -> bytes:
+    message = pb.JobStatus()
+    convert.lasting_to_wire(job, message)
+    return message.SerializeToString()
 
 
 def field_1(message: bytes) -> bytes:
@@ -68,7 +81,7 @@ def job_event(event_type: int, job: bytes | None) -> bytes:
     return field_1(event)
 
 
-def _report(job: Job) -> bytes:
+def _report_fields(job: Job) -> bytes:
     """Return those of the fields that a report of progress changes."""
     message = pb.JobStatus()
     convert.report_to_wire(job, message)
@@ -84,7 +97,7 @@ def _updated_at(instant: datetime) -> bytes:
 
 MAX_CUT_RESULT_BYTES = 320
 
-_WORDY_FIELDS: Mapping[str, Any] = {"name": "", "reason": "", "error": None, "labels": {}, "parent_id": ""}
+_WORDY_FIELDS: dict[str, Any] = {"name": "", "reason": "", "error": None, "labels": {}, "parent_id": ""}
 
 
 def job_reply(job: Job) -> bytes:

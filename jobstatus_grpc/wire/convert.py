@@ -12,7 +12,7 @@ from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.errors import FieldViolation
-from jobstatus_grpc.job import DEFAULT_TENANT, Job, JobError, JobFilter, JobState, Transition, limits, validation
+from jobstatus_grpc.job import Job, JobError, JobFilter, JobState, Transition, limits, validation
 from jobstatus_grpc.job.validation import Violations
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -92,8 +92,7 @@ def job_from_wire(message: pb.JobStatus) -> Job:
     """
     state = _STATES.get(message.state) or (JobState.ABORTED if message.done else JobState.IN_PROGRESS)
     has = message.HasField
-    job = object.__new__(Job)  # a frozen dataclass's own __init__ takes as long as all the rest
-    job.__dict__.update(
+    return Job(
         id=message.id,
         state=state,
         created_at=instant_from_wire(message.created_at),
@@ -115,11 +114,7 @@ def job_from_wire(message: pb.JobStatus) -> Job:
         parent_id=message.parent_id,
         result=result_from_wire(message.result) if has("result") else None,
         expires_at=instant_from_wire(message.expires_at) if has("expires_at") else None,
-        tenant=DEFAULT_TENANT,
-        creation_request=None,
-        requests=(),
     )
-    return job
 
 
 def instant_to_wire(instant: datetime, message: timestamp_pb2.Timestamp) -> None:

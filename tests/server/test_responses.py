@@ -9,6 +9,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.job import JOB_FIELDS, REPORT_FIELDS, Job, JobError, JobState, evolve, is_report, is_urgent
+from jobstatus_grpc.server import responses
 from jobstatus_grpc.server.requests import Caller, to_jobs_query
 from jobstatus_grpc.server.responses import JOBS_PER_TURN, MAX_KEPT_BYTES, job_event, jobs_reply, render_job
 from jobstatus_grpc.stores.interface import Page
@@ -48,11 +49,36 @@ def test_a_job_that_changed_is_rendered_as_it_is_now(name):
     assert pb.JobStatus.FromString(render_job(job)) == whole(job)
 
 
-def test_what_lasts_is_rendered_once():
-    render_job(JOB)
-    first = evolve(JOB, {"progress": 60.0, "revision": 3})
-    render_job(first)
-    assert first.lasting_rendering is JOB.lasting_rendering is not None
+def test_what_lasts_is_rendered_once(monkeypatch):
+    rendered: list[Job] = []
+    lasting_fields = responses._lasting_fields
+
+    def count(job: Job) -> bytes:
+        rendered.append(job)
+        return lasting_fields(job)
+
+    monkeypatch.setattr(responses, "_lasting_fields", count)
+    before = evolve(JOB, {"id": "once"})
+    first = evolve(before, {"progress": 60.0, "revision": 3})
+    for job in (before, first, before):
+        render_job(job)
+    assert rendered == [before]
+    render_job(evolve(first, {"state": JobState.RETRYING}))
+    assert len(rendered) == 2
+
+
+def test_jobs_of_two_tenants_do_not_share_a_rendering():
+    other = evolve(JOB, {"tenant": "t", "reason": "theirs"})
+    for job in (JOB, other, JOB, other):
+        assert pb.JobStatus.FromString(render_job(job)) == whole(job)
+
+
+def test_the_renderings_kept_are_bounded(monkeypatch):
+    monkeypatch.setattr(responses, "MAX_RENDERED_JOBS", 3)
+    for number in range(10):
+        job = evolve(JOB, {"id": f"{number}"})
+        assert render_job(job) is render_job(job)
+        assert len(responses._renderings) <= 3
 
 
 @pytest.mark.parametrize("is_rendered", [False, True])
@@ -69,7 +95,6 @@ def test_only_fields_of_reports_make_a_report(name, is_rendered):
 def test_a_large_rendering_is_not_kept():
     job = evolve(JOB, {"reason": "x" * MAX_KEPT_BYTES})
     assert render_job(job) is not render_job(job)
-    assert job.rendering is None
 
 
 def test_a_rendering_is_no_part_of_a_job():

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from jobstatus_grpc.job import (
@@ -138,7 +138,7 @@ _DECODERS = tuple(_CODECS[name][1] for name in JOB_COLUMNS)
 
 _REQUESTS = JOB_COLUMNS.index("requests")
 
-_fields_of = itemgetter(*JOB_COLUMNS)
+_fields_of = attrgetter(*JOB_COLUMNS)
 
 
 class StoredJob(NamedTuple):
@@ -178,7 +178,7 @@ def report_row(stored: StoredJob) -> Row:
 
 def job_row(stored: StoredJob) -> Row:
     """Return the values of STORED_COLUMNS."""
-    values = [encode(value) for encode, value in zip(_ENCODERS, _fields_of(vars(stored.job)), strict=True)]
+    values = [encode(value) for encode, value in zip(_ENCODERS, _fields_of(stored.job), strict=True)]
     values[_REQUESTS] = stored.requests
     return (stored.key, *values)
 
@@ -217,10 +217,8 @@ def _label_rows(stored: StoredJob) -> list[Row]:
 def read_job(row: Sequence[Any]) -> StoredJob:
     """Return the job in a row of STORED_COLUMNS."""
     key, *values = row
-    job = object.__new__(Job)  # the generated __init__ is slow, as in job.evolve
-    fields = [decode(value) for decode, value in zip(_DECODERS, values, strict=True)]
-    vars(job).update(zip(JOB_COLUMNS, fields, strict=True))
-    return StoredJob(key, job, values[_REQUESTS])
+    fields = {name: decode(value) for name, decode, value in zip(JOB_COLUMNS, _DECODERS, values, strict=True)}
+    return StoredJob(key, Job(**fields), values[_REQUESTS])
 
 
 def _next_requests(requests: tuple[RequestId, ...], before: StoredJob) -> str | None:
