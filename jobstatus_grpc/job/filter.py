@@ -1,4 +1,4 @@
-"""Which jobs: the filter of lists and of watches of many."""
+"""JobFilter: which jobs ListJobs returns and WatchJobs follows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ALL_STATES = frozenset(JobState)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """Fields are ANDed, values within one ORed, labels must all match; an empty filter matches all of a tenant's jobs.
+    """Fields are ANDed, the values of one field ORed, labels must all match; an empty filter matches all jobs.
 
-    Equal filters are equal, in whatever order and container their values were given.
+    The order and the container of `ids`, `states` and `names` do not matter, also for equality.
     """
 
     ids: Collection[str] = frozenset()
@@ -25,9 +25,9 @@ class JobFilter:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     parent_id: str = ""
     created_after: datetime | None = None
-    """Created then or later."""
+    """Inclusive."""
     created_before: datetime | None = None
-    """Created earlier than that."""
+    """Exclusive."""
     done: bool | None = None
     stalled: bool | None = None
 
@@ -40,14 +40,14 @@ class JobFilter:
 
     @property
     def possible_states(self) -> frozenset[JobState]:
-        """The states that a job may have to match, by `states`, `done` and `stalled`: only a started job is stalled."""
+        """The states that matching jobs can have, by `states`, `done` and `stalled`: only jobs IN_PROGRESS stall."""
         possible = frozenset(self.states) or _ALL_STATES
         if self.done is not None:
             possible &= TERMINAL_STATES if self.done else _ALL_STATES - TERMINAL_STATES
         return possible & {JobState.IN_PROGRESS} if self.stalled else possible
 
     def may_match(self, job: Job) -> bool:
-        """Tell whether `job` matches as far as it can never change: a job that does not will never match."""
+        """Return whether the constant fields of `job` match: if they do not, it will never match."""
         return (
             (not self.ids or job.id in self.ids)
             and (not self.names or job.name in self.names)
@@ -58,7 +58,7 @@ class JobFilter:
         )
 
     def matches(self, job: Job) -> bool:
-        """Tell whether `job` is one of them; its tenant is not looked at."""
+        """Return whether `job` matches; its tenant is not compared."""
         return (
             self.may_match(job)
             and (not self.states or job.state in self.states)

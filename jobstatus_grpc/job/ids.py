@@ -1,4 +1,4 @@
-"""Ids for jobs whose creator chose none: UUIDs as RFC 9562 lays them out."""
+"""Ids of jobs that are created without one: UUIDs by RFC 9562."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def new_job_id(now: datetime) -> str:
 
 
 def derived_job_id(tenant: str, request_id: str) -> str:
-    """Return the UUIDv8 (RFC 9562, 5.8) that a retried create, which names no id, meets again."""
+    """Return a UUIDv8 (RFC 9562, 5.8) that depends on the request alone, so that a retried create finds its job."""
     digest = hashlib.sha256(f"{tenant}\0{request_id}".encode()).digest()
     return _uuid(int.from_bytes(digest[:16], "big"), version=8)
 

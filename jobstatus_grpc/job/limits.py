@@ -1,63 +1,46 @@
-"""The limits of requests: one table, and the checks that read it. Sizes are UTF-8 bytes unless named otherwise."""
+"""The limits of requests, in one table; `validation` checks them. Sizes are UTF-8 bytes unless named otherwise."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 MAX_ID_BYTES = 128
-
 MAX_NAME_BYTES = 256
-
 MAX_REASON_BYTES = 4096
-
 MAX_ERROR_MESSAGE_BYTES = 4096
-
 MAX_ERROR_REASON_BYTES = 128
-
 MAX_LABELS = 64
-
 MAX_LABEL_KEY_BYTES = 63
-
 MAX_LABEL_VALUE_BYTES = 256
-
 MAX_RESULT_BYTES = 64 * 1024
-
+"""As a serialised google.protobuf.Struct."""
 MAX_RESULT_DEPTH = 32
-
 MAX_REQUEST_ID_BYTES = 64
-
-MAX_BATCH_UPDATES = 500
-
-MAX_MASK_PATHS = 100
-
-MAX_PAGE_SIZE = 1000
-
-MAX_FILTER_IDS = 1000
-
-MAX_FILTER_NAMES = 100
-
-MAX_FILTER_STATES = 100
-
-MAX_REQUEST_BYTES = 4 * 1024 * 1024
-
-MAX_RESPONSE_BYTES = 1024 * 1024
-
 MAX_INT32 = 2**31 - 1
 
+MAX_BATCH_UPDATES = 500
+MAX_MASK_PATHS = 100
+MAX_PAGE_SIZE = 1000
+MAX_FILTER_IDS = 1000
+MAX_FILTER_NAMES = 100
+MAX_FILTER_STATES = 100
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+"""The default limit of gRPC servers for a message."""
+MAX_RESPONSE_BYTES = 1024 * 1024
+"""A quarter of what gRPC clients accept by default: pages and batch replies end here, one job later at the latest."""
+
 MIN_HEARTBEAT_TIMEOUT = timedelta(seconds=1)
-
 MAX_HEARTBEAT_TIMEOUT = timedelta(days=7)
-
 MIN_HEARTBEAT_INTERVAL = timedelta(seconds=1)
-
 MAX_WATCH_INTERVAL = timedelta(days=1)
 
 REQUEST_IDS_KEPT = 16
-
+"""Requests per job that are recognised when a client sends them again."""
 TRANSITIONS_KEPT = 1000
+"""Entries of a job's history; older ones are trimmed."""
 
+CANCELLED_CODE = 1
+UNKNOWN_CODE = 2
+DEADLINE_EXCEEDED_CODE = 4
 MAX_ERROR_CODE = 16
-"""The highest google.rpc.Code."""
-
-CANCELLED_CODE, UNKNOWN_CODE, DEADLINE_EXCEEDED_CODE = 1, 2, 4
-"""The values of google.rpc.Code in errors that are made here."""
+"""The last of google.rpc.Code; above it, those that this package uses by name."""

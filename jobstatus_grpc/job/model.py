@@ -1,6 +1,7 @@
-"""What callers ask to be done to a job. `job.apply` judges it.
+"""A job, its states and its history, and the commands that change it: plain data without I/O.
 
-Whoever makes a command has checked its values against `limits`; apply checks them against the job.
+The order is that of a job's life: states and the moves between them, the job, its history, its tombstone; then the
+commands, which `validation` checks against the limits and `rules.apply` against the job.
 """
 
 from __future__ import annotations
@@ -16,40 +17,32 @@ from typing import Any, NamedTuple, TypeAlias
 DEFAULT_TENANT = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestId:
-    """A request that has taken effect on a job, with a hash that tells its payload from another's."""
-
-    value: str
-    payload_hash: str
-
-
 class JobState(enum.IntEnum):
-    """Where a job stands. The numbers are stored and never change."""
+    """The state of a job. The numbers are stored and sent, and never change."""
 
     PENDING = 1
-    """Accepted. CreateJob puts it here; a worker's claim moves it on."""
+    """Accepted. Set by CreateJob; left when a worker claims the job."""
     IN_PROGRESS = 2
-    """A worker is on it. Its updates, or a new claim after its death, move it on."""
+    """A worker runs it. Left by the worker's update, or re-entered by a new claim after the worker died."""
     RETRYING = 3
-    """An attempt failed and its worker said that another follows; the next claim begins it."""
+    """An attempt failed and the worker reported that another follows; the next claim starts it."""
     SUCCEEDED = 4
-    """Done, well."""
+    """Done, with success."""
     ABORTED = 5
     """Done, stopped by the system or an operator."""
     FAILED = 6
-    """Done, badly; no attempt follows."""
+    """Done, with an error; no attempt follows."""
     CANCELLED = 7
-    """Done, because CancelJob asked."""
+    """Done, because of CancelJob."""
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a job in this state is done and never changes again."""
+        """Whether a job in this state is done: it never changes again."""
         return self in TERMINAL_STATES
 
     @property
     def word(self) -> str:
-        """The state in lower case, as people type it: `in_progress`."""
+        """The state in lower case, as on the command line: `in_progress`."""
         return self.name.lower()
 
 
@@ -67,17 +60,25 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     _RETRYING: frozenset({_IN_PROGRESS, _RETRYING, _ABORTED, _FAILED, _CANCELLED}),
     **{state: frozenset() for state in (_SUCCEEDED, _ABORTED, _FAILED, _CANCELLED)},
 }
-"""Where an update may move a job; a state among its own means "stays". Once a cancel was requested, a job moves only
-to a terminal state or stays."""
+"""The states to which an update may move a job; a state that lists itself may be kept. After a cancel request a job may
+keep its state or move to a terminal one, nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """What went wrong: a google.rpc.Code (1 to 16), a text for people, a word for machines."""
+    """The error of a job: a google.rpc.Code (1 to 16), a text for people, a word for machines."""
 
     code: int
     message: str = ""
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestId:
+    """A request that took effect on a job, and a hash of its payload to detect reuse with another payload."""
+
+    value: str
+    payload_hash: str
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: see evolve
@@ -110,9 +111,9 @@ class Job:
     expires_at: datetime | None = None
     tenant: str = field(default=DEFAULT_TENANT, repr=False)
     creation_request: RequestId | None = field(default=None, repr=False)
-    """Kept as long as the job, and never sent."""
+    """The request that created the job. Kept as long as the job, never sent."""
     requests: tuple[RequestId, ...] = field(default=(), repr=False)
-    """The newest 16 that took effect after the creation, oldest first; never sent."""
+    """The newest 16 requests that took effect after the creation, oldest first; never sent."""
 
     @property
     def done(self) -> bool:
@@ -121,7 +122,7 @@ class Job:
 
     @property
     def projected_completion(self) -> datetime | None:
-        """When the job will be done at the pace of its current attempt; None where progress does not tell."""
+        """When the job ends at the pace of its current attempt; None unless IN_PROGRESS with 1 % or more."""
         if self.state is not _IN_PROGRESS or self.progress is None or self.progress < 1 or self.started_at is None:
             return None
         return self.started_at + (self.updated_at - self.started_at) * (100 / self.progress)
@@ -170,9 +171,18 @@ def urgent_mark(job: Job) -> int:
     return hash(repr(_urgent_values_of(job)))
 
 
+LARGE_RESULT_CHARACTERS = 4096
+"""Above this length of its repr, a result (at most 64 KiB on the wire) makes its job too large for caches."""
+
+
+def is_large(job: Job) -> bool:
+    """Return whether the job's result is too large to keep the job in a cache."""
+    return job.result is not None and len(repr(job.result)) > LARGE_RESULT_CHARACTERS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
-    """One entry of a job's history; `from_state` is None for its creation."""
+    """One entry of a job's history; `from_state` is None for the creation."""
 
     from_state: JobState | None
     to_state: JobState
@@ -185,7 +195,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What is left of a deleted or expired job: its id is not free, and the revision of its removal is known."""
+    """What is kept of a deleted or expired job for 24 hours: its id stays taken. `revision` is that of the removal."""
 
     tenant: str
     id: str
@@ -197,7 +207,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Create:
-    """Create a job. The service has chosen its id."""
+    """Create a job. `JobService.create` fills in an empty id."""
 
     id: str
     state: JobState = JobState.PENDING
@@ -223,11 +233,11 @@ WRITABLE_FIELDS = frozenset(
 )  # fmt: skip
 
 
-class Update(NamedTuple):  # made for every update there is: a frozen dataclass takes three times as long
-    """Report on a job: write `changes`, by a worker that holds `attempt`.
+class Update(NamedTuple):  # a frozen dataclass takes three times as long to make
+    """Update a job: write `changes`, as the worker that holds `attempt`.
 
-    `changes` maps writable fields to their new values; None (for texts "", for labels {}) clears one. `attempt` 0 is
-    not fenced. `expected_revision` 0 means any.
+    `changes` maps writable fields to new values; None (for texts "", for labels {}) clears a field. `attempt` 0 is not
+    fenced. `expected_revision` 0 means any.
     """
 
     id: str
@@ -237,7 +247,7 @@ class Update(NamedTuple):  # made for every update there is: a frozen dataclass 
     request: RequestId | None = None
     allow_missing: bool = False
     name: str = ""
-    """With parent_id and labels_if_missing: what the job gets where allow_missing creates it."""
+    """This, parent_id and labels_if_missing are used only when allow_missing creates the job."""
     parent_id: str = ""
     labels_if_missing: Mapping[str, str] = _NOTHING
     tenant: str = DEFAULT_TENANT
@@ -246,7 +256,7 @@ class Update(NamedTuple):  # made for every update there is: a frozen dataclass 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Ask for a job's end."""
+    """Request the end of a job."""
 
     id: str
     reason: str = ""
@@ -257,7 +267,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
-    """Forget a done job."""
+    """Remove a done job."""
 
     id: str
     expected_revision: int = 0
@@ -267,15 +277,15 @@ class Delete:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """Judge a job by its worker's silence.
+    """Mark a job as stalled, or fail it, if its worker is silent.
 
-    IN_PROGRESS and silent for its heartbeat_timeout, it is marked as stalled; after `fail_after` more (None: never) it
-    fails.
+    A job IN_PROGRESS without an update for its heartbeat_timeout becomes stalled; after `fail_after` more (None: never)
+    it becomes FAILED.
     """
 
     id: str
     silent_for: timedelta = timedelta(0)
-    """How long ago the last update came: the store fills it in, within the transaction."""
+    """Time since the last update; the store fills it in, within the transaction."""
     fail_after: timedelta | None = None
     tenant: str = DEFAULT_TENANT
     actor: str = "server"
@@ -283,7 +293,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expire:
-    """Forget a done job whose time has come."""
+    """Remove a done job whose expires_at has passed."""
 
     id: str
     tenant: str = DEFAULT_TENANT
@@ -291,10 +301,3 @@ class Expire:
 
 
 Command: TypeAlias = Create | Update | Cancel | Delete | Stall | Expire
-
-LARGE_RESULT_CHARACTERS = 4096
-
-
-def is_large(job: Job) -> bool:
-    """Tell whether memory should not be filled with jobs like this: its result may have 64 KiB, and takes more here."""
-    return job.result is not None and len(repr(job.result)) > LARGE_RESULT_CHARACTERS

@@ -1,4 +1,8 @@
-"""The rules of UpdateJob: whether a worker may write, and what its update changes. Called by `job.apply`."""
+"""What a command does to a job, or why it is refused. `apply` is called by every store, within its transaction.
+
+A command comes with its values checked by `validation`; here it is checked against the job. In the order of the calls:
+`apply`, one function for each command, the checks of an update, the changes it makes, the next revision.
+"""
 
 from __future__ import annotations
 
@@ -29,51 +33,29 @@ from jobstatus_grpc.job.model import (
     evolve,
 )
 
-__all__ = [
-    "TERMINAL_STATES",
-    "TRANSITIONS",
-    "Applied",
-    "Cancel",
-    "Command",
-    "Create",
-    "Delete",
-    "Expire",
-    "Found",
-    "Job",
-    "JobError",
-    "JobState",
-    "Outcome",
-    "RequestId",
-    "Stall",
-    "Tombstone",
-    "Transition",
-    "Update",
-    "apply",
-    "require_job",
-]
+Found: TypeAlias = Job | Tombstone | None
+"""What is stored under an id; None: it was never used, or its tombstone has been removed."""
 
 Outcome: TypeAlias = Job | errors.JobStatusError
-"""What became of a command: the job as stored, or the error that refused it."""
-
-Found: TypeAlias = Job | Tombstone | None
+"""The result of a command: the job as stored, or the error that refused it."""
 
 
 class Applied(NamedTuple):
-    """What a store has to write: `job` if it is not the one found, a change if its revision rose, the transition."""
+    """What a store has to write: nothing if `job` is the one found; a change for the feed if its revision rose."""
 
     job: Job
     transition: Transition | None = None
+    """The entry to add to the job's history."""
     removed: bool = False
-    """The job is gone; write a tombstone."""
+    """The job is to be replaced by a tombstone."""
 
 
 def apply(found: Found, command: Command, *, now: datetime, retention: timedelta) -> Applied:
-    """Judge `command` against what is stored under its id.
+    """Apply `command` to what is stored under its id.
 
     Args:
-        found: the job, its tombstone, or None where the id was never used.
-        now: the store's clock.
-        retention: how long a job is kept once it is done.
+        now: the store's clock; a job's updated_at never goes back behind it.
+        retention: how long a job is kept after its end.
 
     Raises:
         errors.JobStatusError: the command is refused; nothing is to be written.
@@ -127,17 +109,17 @@ def _update(found: Found, command: Update, now: datetime, retention: timedelta) 
     if found is None and command.allow_missing:
         return _create_by_update(command, now, retention)
     job = require_job(found, command.id)
-    if _is_replay(job, command.request) or is_same_end(job, command):
+    if _is_replay(job, command.request) or _is_same_end(job, command):
         return Applied(job)
-    check_update(job, command)
-    changes = effect(job, command, now, retention)
+    check_allowed(job, command)
+    changes = changed_fields(job, command, now, retention)
     if not changes:
         return Applied(job)
-    return _changed(job, changes, now, command.request, command.actor, command.changes.get("reason", ""))
+    return _next_revision(job, changes, now, command.request, command.actor, command.changes.get("reason", ""))
 
 
 def _create_by_update(command: Update, now: datetime, retention: timedelta) -> Applied:
-    """As one change: revision 1, one entry in the history."""
+    """Create and update as one change: revision 1, one entry in the history."""
     blank = Job(
         id=command.id,
         state=JobState.PENDING,
@@ -149,8 +131,8 @@ def _create_by_update(command: Update, now: datetime, retention: timedelta) -> A
         tenant=command.tenant,
         creation_request=command.request,
     )
-    check_update(evolve(blank, {"revision": 0}), command)
-    job = evolve(blank, effect(blank, command, now, retention))
+    check_allowed(evolve(blank, {"revision": 0}), command)
+    job = evolve(blank, changed_fields(blank, command, now, retention))
     return Applied(job, _transition(None, job, job.reason, command.actor))
 
 
@@ -161,15 +143,15 @@ def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) 
     if job.state is JobState.IN_PROGRESS:
         changes: dict[str, Any] = {"cancel_requested": True}
     else:
-        changes = {"state": JobState.CANCELLED, **end_times(now, retention)}
+        changes = {"state": JobState.CANCELLED, **_end_times(now, retention)}
         if command.reason:
             changes["reason"] = command.reason
-    return _changed(job, changes, now, command.request, command.actor, command.reason)
+    return _next_revision(job, changes, now, command.request, command.actor, command.reason)
 
 
 def _delete(found: Found, command: Delete) -> Applied:
     job = require_job(found, command.id)
-    check_revision(job, command.expected_revision)
+    _check_revision(job, command.expected_revision)
     if not job.done:
         raise errors.JobNotDoneError(f"job {job.id!r} is {job.state.word}; cancel it, or wait for its end", id=job.id)
     return Applied(job, removed=True)
@@ -184,10 +166,10 @@ def _stall(found: Found, command: Stall, now: datetime, retention: timedelta) ->
     if command.fail_after is not None and command.silent_for >= timeout + command.fail_after:
         message = f"no update came for {command.silent_for.total_seconds():.0f} s"
         error = JobError(DEADLINE_EXCEEDED_CODE, message, "STALLED")
-        changes = {"state": JobState.FAILED, "stalled": False, "error": error, **end_times(now, retention)}
+        changes = {"state": JobState.FAILED, "stalled": False, "error": error, **_end_times(now, retention)}
     elif job.stalled:
         return Applied(job)
-    return _changed(job, changes, now, None, command.actor, "")
+    return _next_revision(job, changes, now, None, command.actor, "")
 
 
 def _expire(found: Found, command: Expire, now: datetime) -> Applied:
@@ -199,7 +181,7 @@ def require_job(found: Found, job_id: str) -> Job:
     """Return the job that was found.
 
     Raises:
-        JobNotFoundError: the id was never used, or its tombstone is gone.
+        JobNotFoundError: the id was never used, or its tombstone has been removed.
         JobExpiredError: the job was deleted or has expired.
     """
     if isinstance(found, Job):
@@ -210,7 +192,7 @@ def require_job(found: Found, job_id: str) -> Job:
 
 
 def _is_replay(job: Job, request: RequestId | None) -> bool:
-    """Tell whether `request` has taken effect on `job` before."""
+    """Return whether `request` took effect on `job` before."""
     if request is None:
         return False
     for known in (job.creation_request, *job.requests):
@@ -221,10 +203,118 @@ def _is_replay(job: Job, request: RequestId | None) -> bool:
     return False
 
 
-def _changed(
+def _is_same_end(job: Job, command: Update) -> bool:
+    """Return whether a done job is given its own end again: reason, error and result equal, as far as they are sent."""
+    changes = command.changes
+    if not job.done or changes.get("state") is not job.state:
+        return False
+    return (
+        changes.get("reason", job.reason) == job.reason
+        and ("error" not in changes or _end_error(job, changes) == job.error)
+        and changes.get("result", job.result) == job.result
+    )
+
+
+def check_allowed(job: Job, command: Update) -> None:
+    """Check the update's attempt, expected revision and transition against the job, in this order.
+
+    Raises:
+        StaleAttemptError, RevisionMismatchError, IllegalTransitionError: the update is refused.
+        InvalidFieldError: it sets an error in a state that has none.
+    """
+    _check_attempt(job, command)
+    _check_revision(job, command.expected_revision)
+    _check_transition(job, command)
+
+
+def _check_attempt(job: Job, command: Update) -> None:
+    if not command.attempt:
+        return
+    is_claim = command.changes.get("state") is JobState.IN_PROGRESS
+    if command.attempt != job.attempt + is_claim:
+        wanted = f"a claim must name attempt {job.attempt + 1}" if is_claim else "another worker may own the job now"
+        raise errors.StaleAttemptError(
+            f"job {job.id!r} is at attempt {job.attempt}, the update named {command.attempt}; {wanted}",
+            id=job.id,
+            attempt=str(job.attempt),
+        )
+
+
+def _check_revision(job: Job, expected: int) -> None:
+    if expected > 0 and expected != job.revision:
+        raise errors.RevisionMismatchError(
+            f"job {job.id!r} is at revision {job.revision}, not {expected}; read it again",
+            id=job.id,
+            revision=str(job.revision),
+        )
+
+
+def _check_transition(job: Job, command: Update) -> None:
+    state = command.changes.get("state", job.state)
+    cancelled = job.cancel_requested and (_starts_attempt(job, command) or state is JobState.RETRYING)
+    if state not in TRANSITIONS[job.state] or cancelled:
+        why = "; a cancel was requested" if cancelled else ""
+        what = f"cannot go from {job.state.word} to {state.word}{why}"
+        if job.done:
+            what = f"is {job.state.word}; a done job never changes"
+        raise errors.IllegalTransitionError(
+            f"job {job.id!r} {what}",
+            **{"id": job.id, "from": f"JOB_STATE_{job.state.name}", "to": f"JOB_STATE_{state.name}"},
+        )
+    if command.changes.get("error") is not None and state not in ERROR_STATES:
+        allowed = "is allowed in retrying, aborted, failed and cancelled only"
+        raise errors.InvalidFieldError(violations=[FieldViolation("job.error", allowed)])
+
+
+def _starts_attempt(job: Job, command: Update) -> bool:
+    """Return whether the update is a claim, or starts the job without naming an attempt."""
+    starts = command.changes.get("state") is JobState.IN_PROGRESS
+    return starts and (command.attempt > 0 or job.state is not JobState.IN_PROGRESS)
+
+
+def changed_fields(job: Job, command: Update, now: datetime, retention: timedelta) -> dict[str, Any]:
+    """Return the fields whose values the update changes, with those that follow from it; empty for a heartbeat."""
+    changes = dict(command.changes)
+    progress_before = job.progress
+    if _starts_attempt(job, command):
+        progress_before = None
+        fresh = {"progress": None, "error": None, "estimated_completion": None}
+        changes = {**fresh, **changes, "attempt": job.attempt + 1, "started_at": now}
+    progress = changes.get("progress")
+    if progress is not None:
+        changes["has_progress"] = True
+        if progress_before is not None and progress < progress_before:
+            changes["progress"] = progress_before
+    elif changes.get("has_progress") is False:
+        changes["progress"] = None
+    if job.stalled:
+        changes["stalled"] = False
+    state = changes.get("state")
+    if state in TERMINAL_STATES:
+        changes.update(_end_times(now, retention))
+        if state is JobState.SUCCEEDED and changes.get("has_progress", job.has_progress):
+            changes["progress"] = 100.0
+        if state is JobState.FAILED:
+            changes["error"] = _end_error(job, changes)
+    return {name: value for name, value in changes.items() if value != getattr(job, name)}
+
+
+def _end_error(job: Job, changes: Mapping[str, Any]) -> JobError | None:
+    """Return the error of a job at its end; a failed job always has one."""
+    error: JobError | None = changes.get("error", job.error)
+    if error is None and changes["state"] is JobState.FAILED:
+        return JobError(UNKNOWN_CODE, changes.get("reason") or job.reason)
+    return error
+
+
+def _end_times(now: datetime, retention: timedelta) -> dict[str, datetime]:
+    return {"finished_at": now, "expires_at": now + retention}
+
+
+def _next_revision(
     job: Job, changes: dict[str, Any], now: datetime, request: RequestId | None, actor: str, reason: str
 ) -> Applied:
-    """Return the next revision of `job`, and the entry in its history where the change deserves one."""
+    """Return the job with `changes`, and an entry for its history if its state, attempt or cancel request changed."""
     changes["revision"] = job.revision + 1
     changes["updated_at"] = now
     if request is not None:
@@ -245,119 +335,3 @@ def _transition(from_state: JobState | None, job: Job, reason: str, actor: str) 
         actor=actor,
         revision=job.revision,
     )
-
-
-def is_same_end(job: Job, command: Update) -> bool:
-    """Tell whether a done job is given its own end again, with an equal reason, error and result where carried."""
-    changes = command.changes
-    if not job.done or changes.get("state") is not job.state:
-        return False
-    return (
-        changes.get("reason", job.reason) == job.reason
-        and ("error" not in changes or _end_error(job, changes) == job.error)
-        and changes.get("result", job.result) == job.result
-    )
-
-
-def check_update(job: Job, command: Update) -> None:
-    """Check the attempt, the expected revision and the transition, in this order.
-
-    Raises:
-        StaleAttemptError, RevisionMismatchError, IllegalTransitionError: the update is refused.
-        InvalidFieldError: it carries an error, and the job's state has none.
-    """
-    _check_attempt(job, command)
-    check_revision(job, command.expected_revision)
-    _check_transition(job, command)
-
-
-def effect(job: Job, command: Update, now: datetime, retention: timedelta) -> dict[str, Any]:
-    """Return the fields that the update really changes."""
-    changes = dict(command.changes)
-    progress_before = job.progress
-    if _begins_attempt(job, command):
-        progress_before = None
-        fresh = {"progress": None, "error": None, "estimated_completion": None}
-        changes = {**fresh, **changes, "attempt": job.attempt + 1, "started_at": now}
-    progress = changes.get("progress")
-    if progress is not None:
-        changes["has_progress"] = True
-        if progress_before is not None and progress < progress_before:
-            changes["progress"] = progress_before
-    elif changes.get("has_progress") is False:
-        changes["progress"] = None
-    if job.stalled:
-        changes["stalled"] = False
-    if "state" in changes:
-        _add_end(changes, job, now, retention)
-    return {name: value for name, value in changes.items() if value != getattr(job, name)}
-
-
-def _add_end(changes: dict[str, Any], job: Job, now: datetime, retention: timedelta) -> None:
-    """Add what a job gets at its end, where `changes` bring it there."""
-    state = changes["state"]
-    if state in TERMINAL_STATES:
-        changes.update(end_times(now, retention))
-        if state is JobState.SUCCEEDED and changes.get("has_progress", job.has_progress):
-            changes["progress"] = 100.0
-        if state is JobState.FAILED:
-            changes["error"] = _end_error(job, changes)
-
-
-def _check_attempt(job: Job, command: Update) -> None:
-    if not command.attempt:
-        return
-    is_claim = command.changes.get("state") is JobState.IN_PROGRESS
-    if command.attempt != job.attempt + is_claim:
-        wanted = f"a claim must name attempt {job.attempt + 1}" if is_claim else "another worker may own the job now"
-        raise errors.StaleAttemptError(
-            f"job {job.id!r} is at attempt {job.attempt}, the update named {command.attempt}; {wanted}",
-            id=job.id,
-            attempt=str(job.attempt),
-        )
-
-
-def _begins_attempt(job: Job, command: Update) -> bool:
-    """Tell whether this is a claim, or an unfenced start."""
-    starts = command.changes.get("state") is JobState.IN_PROGRESS
-    return starts and (command.attempt > 0 or job.state is not JobState.IN_PROGRESS)
-
-
-def check_revision(job: Job, expected: int) -> None:
-    """Raise RevisionMismatchError unless the job is at the revision expected; 0 expects none."""
-    if expected > 0 and expected != job.revision:
-        raise errors.RevisionMismatchError(
-            f"job {job.id!r} is at revision {job.revision}, not {expected}; read it again",
-            id=job.id,
-            revision=str(job.revision),
-        )
-
-
-def _check_transition(job: Job, command: Update) -> None:
-    state = command.changes.get("state", job.state)
-    cancelled = job.cancel_requested and (_begins_attempt(job, command) or state is JobState.RETRYING)
-    if state not in TRANSITIONS[job.state] or cancelled:
-        why = "; a cancel was requested" if cancelled else ""
-        what = f"cannot go from {job.state.word} to {state.word}{why}"
-        if job.done:
-            what = f"is {job.state.word}; a done job never changes"
-        raise errors.IllegalTransitionError(
-            f"job {job.id!r} {what}",
-            **{"id": job.id, "from": f"JOB_STATE_{job.state.name}", "to": f"JOB_STATE_{state.name}"},
-        )
-    if command.changes.get("error") is not None and state not in ERROR_STATES:
-        allowed = "is allowed in retrying, aborted, failed and cancelled only"
-        raise errors.InvalidFieldError(violations=[FieldViolation("job.error", allowed)])
-
-
-def _end_error(job: Job, changes: Mapping[str, Any]) -> JobError | None:
-    """Return the error of a job at its end: a failed one always has one."""
-    error: JobError | None = changes.get("error", job.error)
-    if error is None and changes["state"] is JobState.FAILED:
-        return JobError(UNKNOWN_CODE, changes.get("reason") or job.reason)
-    return error
-
-
-def end_times(now: datetime, retention: timedelta) -> dict[str, datetime]:
-    """Return the instants that a job gets at its end."""
-    return {"finished_at": now, "expires_at": now + retention}

@@ -1,4 +1,8 @@
-"""Whether a command's values are within the limits, before any job is read. Every violation is reported at once."""
+"""Checks of a command's values against `limits`, before any job is read.
+
+Each check adds to a list of violations, so that a caller gets all of them at once. First whole commands, then the
+fields of a job, then single values, which the filter and the watches use too.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from jobstatus_grpc.errors import FieldViolation
 from jobstatus_grpc.job import limits
@@ -23,13 +27,18 @@ from jobstatus_grpc.job.model import (
     Update,
 )
 
-_WRITABLE_WORDS = ", ".join(sorted(WRITABLE_FIELDS))
+Violations: TypeAlias = list[FieldViolation]
 
-_STATE_WORDS = ", ".join(state.name for state in JobState)
+STATE_NAMES = ", ".join(state.name for state in JobState)
+_WRITABLE_NAMES = ", ".join(sorted(WRITABLE_FIELDS))
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Unicode category Cc: C0, DEL and C1.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_CONTROL_BUT_WHITESPACE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def check_create(command: Create, violations: Violations) -> None:
-    """Add what is wrong with `command`; an empty id is fine, the service chooses one."""
+    """Add what is wrong with `command`; its id may be empty."""
     if command.id:
         check_id(command.id, "job.id", violations)
     if command.request is not None:
@@ -43,7 +52,7 @@ def check_create(command: Create, violations: Violations) -> None:
 
 
 def check_update(command: Update, violations: Violations) -> None:
-    """Add what is wrong with `command`; a name in its changes that is not writable is a violation too."""
+    """Add what is wrong with `command`; a change of a field that is not writable is a violation too."""
     check_id(command.id, "job.id", violations)
     if command.request is not None:
         check_request_id(command.request.value, violations)
@@ -60,7 +69,7 @@ def check_update(command: Update, violations: Violations) -> None:
         if check is not None:
             check(value, violations)
         elif name not in WRITABLE_FIELDS:
-            what = f"{name[:100]!r} cannot be written; writable are: {_WRITABLE_WORDS}"
+            what = f"{name[:100]!r} cannot be written; writable are: {_WRITABLE_NAMES}"
             violations.append(FieldViolation("update_mask", what))
     if command.changes.get("error") is not None:
         state = command.changes.get("state")
@@ -93,7 +102,7 @@ def _check_identity(name: str, parent_id: str, violations: Violations) -> None:
 def _check_state(value: Any, violations: Violations) -> None:
     if not isinstance(value, JobState):
         was = f", is {value}" if value else ""
-        violations.append(FieldViolation("job.state", f"must be one of {_STATE_WORDS}{was}"))
+        violations.append(FieldViolation("job.state", f"must be one of {STATE_NAMES}{was}"))
 
 
 def _check_reason(value: str, violations: Violations) -> None:
@@ -141,50 +150,41 @@ _CHECKS: Mapping[str, Callable[[Any, Violations], None]] = {
     "result": _check_result,
 }
 
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-# Unicode category Cc: C0, DEL and C1. Texts for people may hold newlines and tabs.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
-
-_CONTROL_BUT_WHITESPACE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-Violations = list[FieldViolation]
-
 
 def check_id(value: str, field: str, violations: Violations) -> None:
-    """Add a violation unless `value` can be a job's id."""
+    """Add a violation unless `value` is a valid job id."""
     if not _ID.fullmatch(value):
         text = "is required: " if not value else "must be "
         violations.append(FieldViolation(field, f"{text}1 to {limits.MAX_ID_BYTES} characters of A-Z a-z 0-9 . _ : -"))
 
 
 def check_text(value: str, max_bytes: int, field: str, violations: Violations, *, multiline: bool = False) -> None:
-    """Add a violation unless `value` is at most `max_bytes` long and free of control characters.
+    """Add a violation unless `value` has at most `max_bytes` and no control characters.
 
     With `multiline`, newlines and tabs are allowed.
     """
-    # A character is at most four bytes: most texts need no encoding to be measured.
+    # A character has at most four bytes, so most texts need not be encoded.
     if len(value) * 4 > max_bytes and len(value.encode("utf-8", "surrogatepass")) > max_bytes:
         violations.append(FieldViolation(field, f"must be at most {max_bytes} bytes of UTF-8"))
-    # Such texts are all printable, but for those that the patterns look for; isprintable() is much the faster.
+    # Most texts are printable, and isprintable() is much faster than a pattern.
     if not value.isprintable() and (_CONTROL_BUT_WHITESPACE if multiline else _CONTROL).search(value):
         allowed = " other than newline and tab" if multiline else ""
         violations.append(FieldViolation(field, f"must hold no control characters{allowed}"))
 
 
 def check_request_id(value: str, violations: Violations) -> None:
-    """Add a violation unless `value` can be a request_id; empty is none."""
+    """Add a violation unless `value` is a valid request_id, or empty: none."""
     check_text(value, limits.MAX_REQUEST_ID_BYTES, "request_id", violations)
 
 
 def check_progress(value: float, field: str, violations: Violations) -> None:
-    """Add a violation unless `value` is a percentage; NaN and infinities are none."""
+    """Add a violation unless `value` is a percentage; NaN and infinities are violations."""
     if not 0.0 <= value <= 100.0:
         violations.append(FieldViolation(field, f"must be a number from 0 to 100, is {value}"))
 
 
 def check_labels(labels: Mapping[str, str], field: str, violations: Violations) -> None:
-    """Add a violation for each label that is too large, and one where there are too many."""
+    """Add a violation for each label that is too large, and one if there are too many."""
     if len(labels) > limits.MAX_LABELS:
         violations.append(FieldViolation(field, f"must be at most {limits.MAX_LABELS} labels, are {len(labels)}"))
     for key, value in itertools.islice(labels.items(), limits.MAX_LABELS):
@@ -198,14 +198,17 @@ def check_labels(labels: Mapping[str, str], field: str, violations: Violations) 
 def check_duration(
     value: timedelta, shortest: timedelta, longest: timedelta, field: str, violations: Violations
 ) -> None:
-    """Add a violation unless `value` is between the two, both included."""
+    """Add a violation unless `value` is between the bounds, both included."""
     if not shortest <= value <= longest:
         bounds = f"{shortest.total_seconds():g} s to {longest.total_seconds():g} s"
         violations.append(FieldViolation(field, f"must be {bounds}, is {value.total_seconds():g} s"))
 
 
 def check_result(value: Mapping[str, Any], field: str, violations: Violations) -> None:
-    """Add a violation unless `value` holds finite numbers only, nested at most 32 deep. Its size is the wire's."""
+    """Add a violation unless `value` has finite numbers only and is nested at most 32 deep.
+
+    Its size is checked where its serialised form is read.
+    """
     deeper: list[tuple[Any, int]] = [(value, 1)]
     while deeper:
         item, depth = deeper.pop()

@@ -1,11 +1,14 @@
-"""BatchUpdateJobs → commands: each update on its own, also where one of them cannot even be parsed."""
+"""Requests to checked commands and queries, RPC by RPC in the order of the service; `responses` is the way back.
+
+Each function fills in the defaults, and raises InvalidFieldError with every violation in the request.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -21,6 +24,7 @@ from jobstatus_grpc.job import (
     Cancel,
     Create,
     Delete,
+    JobError,
     JobFilter,
     JobState,
     RequestId,
@@ -34,8 +38,8 @@ from jobstatus_grpc.stores.interface import Position
 from jobstatus_grpc.wire import convert
 from jobstatus_grpc.wire.convert import filter_from_wire
 
+DEFAULT_PAGE_SIZE = 50
 DEFAULT_HEARTBEAT_INTERVAL = timedelta(seconds=30)
-
 DEFAULT_MIN_UPDATE_INTERVAL = timedelta(milliseconds=100)
 
 M = TypeVar("M", bound=Message)
@@ -43,28 +47,15 @@ M = TypeVar("M", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """On whose behalf a request is made."""
+    """The origin of a request."""
 
     actor: str
-    """The principal, or the peer's address; goes into the history."""
+    """The principal, or the peer's address; written to the history."""
     tenant: str = DEFAULT_TENANT
 
 
-@dataclass(frozen=True, slots=True)
-class WatchRequest:
-    """What WatchJob asks for."""
-
-    id: str
-    heartbeat_interval: timedelta
-    min_update_interval: timedelta
-
-
 def parse(message_class: type[M], data: bytes) -> M:
-    """Return the message in `data`.
-
-    Raises:
-        InvalidFieldError: the bytes are no such message; strings must be UTF-8.
-    """
+    """Return the message in `data`; raise InvalidFieldError if it cannot be parsed."""
     try:
         return message_class.FromString(data)
     except DecodeError:
@@ -73,21 +64,35 @@ def parse(message_class: type[M], data: bytes) -> M:
         raise InvalidFieldError(violations=[FieldViolation("", what)]) from None
 
 
+def _raise_if_any(violations: Violations) -> None:
+    if violations:
+        raise InvalidFieldError(violations=violations)
+
+
+def _request_id(value: str, request: Message) -> RequestId | None:
+    """Return the request_id with a hash of the whole request, None if it is empty."""
+    if not value:
+        return None
+    content = request.SerializeToString(deterministic=True)  # maps in the order of their keys
+    digest = hashlib.blake2b(content, digest_size=16, person=request.DESCRIPTOR.name[:16].encode())
+    return RequestId(value, digest.hexdigest())
+
+
 def to_create(request: pb.CreateJobRequest, caller: Caller) -> Create:
-    """Return the command; its id is empty where the service must choose one."""
+    """Return the command; its id is empty if the service has to choose one."""
     violations: Violations = []
     job = request.job
     state = convert.to_state(job.state) or JobState.PENDING
     command = Create(
         id=job.id,
-        state=state,  # type: ignore[arg-type]  # an unknown number is found by the check below
+        state=state,  # type: ignore[arg-type]  # the check below refuses an unknown number
         name=job.name,
         reason=job.reason,
         has_progress=job.has_progress,
         progress=_progress(job, violations),
         estimated_completion=_estimated_completion(job, violations),
         heartbeat_timeout=_heartbeat_timeout(job, violations),
-        labels=_labels(job),
+        labels=_labels(job, violations),
         parent_id=job.parent_id,
         result=_result(job, violations),
         request=_request_id(request.request_id, request),
@@ -101,8 +106,16 @@ def to_create(request: pb.CreateJobRequest, caller: Caller) -> Create:
     return command
 
 
+def to_job_id(request: pb.GetJobRequest) -> str:
+    """Return the id of the job to read."""
+    violations: Violations = []
+    validation.check_id(request.id, "id", violations)
+    _raise_if_any(violations)
+    return request.id
+
+
 def to_update(request: pb.UpdateJobRequest, caller: Caller) -> Update:
-    """Return the command; what its mask names, or without one the writable fields that are set, are its changes."""
+    """Return the command; its changes are the fields in the mask, without one the writable fields that are set."""
     violations: Violations = []
     job = request.job
     changes = _masked_fields(request, violations) if request.HasField("update_mask") else _set_fields(job, violations)
@@ -117,12 +130,149 @@ def to_update(request: pb.UpdateJobRequest, caller: Caller) -> Update:
         actor=caller.actor,
     )
     if request.allow_missing:
-        labels = changes.get("labels") or _labels(job)
+        labels = changes.get("labels") or _labels(job, violations)
         command = command._replace(allow_missing=True, name=job.name, parent_id=job.parent_id, labels_if_missing=labels)
     validation.check_update(command, violations)
-    if violations:
-        _raise_if_any(violations)
+    _raise_if_any(violations)
     return command
+
+
+def _set_fields(job: pb.JobStatus, violations: Violations) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for field, value in job.ListFields():
+        if field.name in WRITABLE_FIELDS:
+            reader = _READERS.get(field.name)
+            changes[field.name] = value if reader is None else reader(job, violations)
+    return changes
+
+
+def _masked_fields(request: pb.UpdateJobRequest, violations: Violations) -> dict[str, Any]:
+    paths = request.update_mask.paths
+    if len(paths) > limits.MAX_MASK_PATHS:
+        what = f"must be at most {limits.MAX_MASK_PATHS} paths, are {len(paths)}"
+        violations.append(FieldViolation("update_mask", what))
+        return {}
+    return {path: _read_field(request.job, path, violations) for path in paths}
+
+
+def _read_field(job: pb.JobStatus, name: str, violations: Violations) -> Any:
+    """Return the value to write to the field; None if it is not writable, which `check_update` refuses."""
+    reader = _READERS.get(name)
+    if reader is not None:
+        return reader(job, violations)
+    return getattr(job, name) if name in WRITABLE_FIELDS else None
+
+
+def _state(job: pb.JobStatus, violations: Violations) -> JobState | int:
+    return convert.to_state(job.state)
+
+
+def _progress(job: pb.JobStatus, violations: Violations) -> float | None:
+    return job.progress if job.HasField("progress") else None
+
+
+def _estimated_completion(job: pb.JobStatus, violations: Violations) -> datetime | None:
+    if not job.HasField("estimated_completion"):
+        return None
+    try:
+        return convert.instant_from_wire(job.estimated_completion)
+    except ValueError as error:
+        violations.append(FieldViolation("job.estimated_completion", str(error)))
+        return None
+
+
+def _error(job: pb.JobStatus, violations: Violations) -> JobError | None:
+    return convert.error_from_wire(job.error) if job.HasField("error") else None
+
+
+def _heartbeat_timeout(job: pb.JobStatus, violations: Violations) -> timedelta | None:
+    if not job.HasField("heartbeat_timeout"):
+        return None
+    return _duration(job.heartbeat_timeout, "job.heartbeat_timeout", violations)
+
+
+def _labels(job: pb.JobStatus, violations: Violations) -> dict[str, str]:
+    """Return the labels; of too many only one more than allowed, which the check refuses."""
+    if len(job.labels) <= limits.MAX_LABELS:
+        return dict(job.labels)
+    return dict(itertools.islice(job.labels.items(), limits.MAX_LABELS + 1))
+
+
+def _result(job: pb.JobStatus, violations: Violations) -> dict[str, Any] | None:
+    if not job.HasField("result"):
+        return None
+    result: struct_pb2.Struct = job.result
+    if result.ByteSize() > limits.MAX_RESULT_BYTES:
+        what = f"must be at most {limits.MAX_RESULT_BYTES} bytes; put a large result behind a URL"
+        violations.append(FieldViolation("job.result", what))
+        return None
+    return convert.result_from_wire(result)
+
+
+_READERS: Mapping[str, Callable[[pb.JobStatus, Violations], Any]] = {
+    "state": _state,
+    "progress": _progress,
+    "estimated_completion": _estimated_completion,
+    "error": _error,
+    "heartbeat_timeout": _heartbeat_timeout,
+    "labels": _labels,
+    "result": _result,
+}
+"""Writable fields that are not taken as they are."""
+
+
+def to_updates(data: bytes, caller: Caller) -> list[Update | JobStatusError]:
+    """Return each update of a BatchUpdateJobsRequest as a command, or as the error that refuses it.
+
+    Raises:
+        InvalidFieldError: there are too many updates, or the bytes are not a batch.
+    """
+    updates = _parse_batch(data)
+    count = len(updates)
+    if count > limits.MAX_BATCH_UPDATES:
+        what = f"must be at most {limits.MAX_BATCH_UPDATES} updates, are {count}; send them in several batches"
+        raise InvalidFieldError(violations=[FieldViolation("updates", what)])
+    commands: list[Update | JobStatusError] = []
+    for update in updates:
+        try:
+            update = parse(pb.UpdateJobRequest, update) if isinstance(update, bytes) else update
+            commands.append(to_update(update, caller))
+        except InvalidFieldError as error:
+            commands.append(error)
+    return commands
+
+
+def _parse_batch(data: bytes) -> Sequence[pb.UpdateJobRequest | bytes]:
+    """Return the updates, or the bytes of each if the batch cannot be parsed: a bad one must not refuse the rest."""
+    try:
+        return parse(pb.BatchUpdateJobsRequest, data).updates
+    except InvalidFieldError:
+        bodies: list[bytes] = []
+        position = 0
+        while position < len(data) and len(bodies) <= limits.MAX_BATCH_UPDATES:
+            key, position = _varint(data, position)
+            size, position = _varint(data, position)
+            if key != _UPDATES_TAG or position + size > len(data):
+                raise
+            bodies.append(data[position : position + size])
+            position += size
+        return bodies
+
+
+_UPDATES_TAG = 1 << 3 | 2
+"""Field 1, length-delimited."""
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return the base-128 varint at `position`, 0 if there is none, and the position after it."""
+    value = shift = 0
+    while position < len(data) and shift < 64:
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return value, position
+    return 0, position
 
 
 def to_cancel(request: pb.CancelJobRequest, caller: Caller) -> Cancel:
@@ -151,140 +301,131 @@ def to_delete(request: pb.DeleteJobRequest, caller: Caller) -> Delete:
     return command
 
 
-def to_job_id(request: pb.GetJobRequest) -> str:
-    """Return the id that a request names."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsQuery:
+    """A ListJobsRequest."""
+
+    filter: JobFilter
+    limit: int
+    cursor: str
+    """The end of the previous page; empty: this is the first."""
+    position: Position
+    """The position of the feed before the first page was read; empty: this is the first."""
+    scope: Scope
+
+
+def to_jobs_query(request: pb.ListJobsRequest, caller: Caller) -> JobsQuery:
+    """Return the query; raise InvalidTokenError if the page token was made for another filter."""
+    violations: Violations = []
+    job_filter = filter_from_wire(request.filter, violations)
+    limit = _limit(request.page_size, violations)
+    _raise_if_any(violations)
+    scope = filter_scope(caller.tenant, job_filter)
+    cursor, position = _read_page_token(scope, request.page_token) if request.page_token else ("", "")
+    return JobsQuery(filter=job_filter, limit=limit, cursor=cursor, position=position, scope=scope)
+
+
+def _read_page_token(scope: Scope, token: str) -> tuple[str, Position]:
+    try:
+        cursor, position = json.loads(read_token("page", scope, token))
+        return str(cursor), str(position)
+    except (ValueError, TypeError, RecursionError):  # forged: the server makes no such token
+        raise InvalidTokenError from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryQuery:
+    """A ListJobTransitionsRequest."""
+
+    id: str
+    limit: int
+    after_revision: int
+    scope: Scope
+
+
+def to_history_query(request: pb.ListJobTransitionsRequest, caller: Caller) -> HistoryQuery:
+    """Return the query; raise InvalidTokenError if the page token was made for another job."""
     violations: Violations = []
     validation.check_id(request.id, "id", violations)
+    limit = _limit(request.page_size, violations)
     _raise_if_any(violations)
-    return request.id
+    scope = job_scope(caller.tenant, request.id)
+    after_revision = _read_history_token(scope, request.page_token) if request.page_token else 0
+    return HistoryQuery(id=request.id, limit=limit, after_revision=after_revision, scope=scope)
+
+
+def _read_history_token(scope: Scope, token: str) -> int:
+    revision = read_token("history", scope, token)
+    if not (revision.isascii() and revision.isdigit() and len(revision) < 19):
+        raise InvalidTokenError
+    return int(revision)
+
+
+def _limit(page_size: int, violations: Violations) -> int:
+    if page_size < 0:
+        violations.append(FieldViolation("page_size", f"must be 0 (for {DEFAULT_PAGE_SIZE}) or above"))
+    return min(page_size or DEFAULT_PAGE_SIZE, limits.MAX_PAGE_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRequest:
+    """A WatchJobRequest."""
+
+    id: str
+    heartbeat_interval: timedelta
+    min_update_interval: timedelta
 
 
 def to_watch(request: pb.WatchJobRequest) -> WatchRequest:
-    """Return what to watch and how, with the defaults filled in."""
+    """Return the job to watch and the intervals."""
     violations: Violations = []
     validation.check_id(request.id, "id", violations)
-    watch = WatchRequest(request.id, *watch_intervals(request, violations))
+    watch = WatchRequest(request.id, *_intervals(request, violations))
     _raise_if_any(violations)
     return watch
 
 
-def watch_intervals(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsWatchRequest:
+    """A WatchJobsRequest."""
+
+    filter: JobFilter
+    after: Position | None
+    """The position in the resume_token; None: it is empty."""
+    heartbeat_interval: timedelta
+    min_update_interval: timedelta
+    scope: Scope
+    resume_token: str
+
+
+def to_jobs_watch(request: pb.WatchJobsRequest, caller: Caller) -> JobsWatchRequest:
+    """Return the jobs to watch and the intervals; raise InvalidTokenError if the token was made for another filter."""
+    violations: Violations = []
+    job_filter = filter_from_wire(request.filter, violations)
+    heartbeat, min_update = _intervals(request, violations)
+    _raise_if_any(violations)
+    scope = filter_scope(caller.tenant, job_filter)
+    token = request.resume_token
+    return JobsWatchRequest(
+        filter=job_filter,
+        after=read_token("resume", scope, token) if token else None,
+        heartbeat_interval=heartbeat,
+        min_update_interval=min_update,
+        scope=scope,
+        resume_token=token,
+    )
+
+
+def _intervals(
     request: pb.WatchJobRequest | pb.WatchJobsRequest, violations: Violations
 ) -> tuple[timedelta, timedelta]:
-    """Return heartbeat_interval and min_update_interval, with the defaults filled in, and add what is wrong."""
+    """Return heartbeat_interval and min_update_interval."""
     heartbeat = _interval(request, "heartbeat_interval", DEFAULT_HEARTBEAT_INTERVAL, violations)
     min_update = _interval(request, "min_update_interval", DEFAULT_MIN_UPDATE_INTERVAL, violations)
     longest = limits.MAX_WATCH_INTERVAL
     validation.check_duration(heartbeat, limits.MIN_HEARTBEAT_INTERVAL, longest, "heartbeat_interval", violations)
     validation.check_duration(min_update, timedelta(0), longest, "min_update_interval", violations)
     return heartbeat, min_update
-
-
-def _raise_if_any(violations: Violations) -> None:
-    if violations:
-        raise InvalidFieldError(violations=violations)
-
-
-def _request_id(value: str, request: Message) -> RequestId | None:
-    """Return the request's id with a hash of its kind and content; maps are hashed in the order of their keys."""
-    if not value:
-        return None
-    content = request.SerializeToString(deterministic=True)
-    digest = hashlib.blake2b(content, digest_size=16, person=request.DESCRIPTOR.name[:16].encode())
-    return RequestId(value, digest.hexdigest())
-
-
-def _set_fields(job: pb.JobStatus, violations: Violations) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for field, value in job.ListFields():
-        name = field.name
-        if name in _PLAIN_FIELDS:
-            changes[name] = value
-        elif name in WRITABLE_FIELDS:
-            changes[name] = _masked(job, name, violations)
-    return changes
-
-
-def _masked_fields(request: pb.UpdateJobRequest, violations: Violations) -> dict[str, Any]:
-    paths = request.update_mask.paths
-    if len(paths) > limits.MAX_MASK_PATHS:
-        what = f"must be at most {limits.MAX_MASK_PATHS} paths, are {len(paths)}"
-        violations.append(FieldViolation("update_mask", what))
-        return {}
-    return {path: _masked(request.job, path, violations) for path in paths}
-
-
-def _masked(job: pb.JobStatus, path: str, violations: Violations) -> Any:
-    """Return what `path` is set to in `job`; a path that is not writable is left for the check."""
-    if path in _RARER_FIELDS:
-        return _RARER_FIELDS[path](job, violations)
-    if path == "progress":
-        return _progress(job, violations)
-    if path == "state":
-        return convert.to_state(job.state)
-    if path == "labels":
-        return _labels(job)
-    return getattr(job, path) if path in WRITABLE_FIELDS else None
-
-
-def _progress(job: pb.JobStatus, violations: Violations) -> float | None:
-    return job.progress if job.HasField("progress") else None
-
-
-def _labels(job: pb.JobStatus) -> dict[str, str]:
-    """Return the labels, or of a crowd of them one more than is allowed, for the check to find."""
-    if len(job.labels) <= limits.MAX_LABELS:
-        return dict(job.labels)
-    return dict(itertools.islice(job.labels.items(), limits.MAX_LABELS + 1))
-
-
-def _estimated_completion(job: pb.JobStatus, violations: Violations) -> datetime | None:
-    if not job.HasField("estimated_completion"):
-        return None
-    try:
-        return convert.instant_from_wire(job.estimated_completion)
-    except ValueError as error:
-        violations.append(FieldViolation("job.estimated_completion", str(error)))
-        return None
-
-
-def _heartbeat_timeout(job: pb.JobStatus, violations: Violations) -> timedelta | None:
-    if not job.HasField("heartbeat_timeout"):
-        return None
-    return _duration(job.heartbeat_timeout, "job.heartbeat_timeout", violations)
-
-
-def _error(job: pb.JobStatus, violations: Violations) -> Any:
-    return convert.error_from_wire(job.error) if job.HasField("error") else None
-
-
-def _result(job: pb.JobStatus, violations: Violations) -> dict[str, Any] | None:
-    if not job.HasField("result"):
-        return None
-    result: struct_pb2.Struct = job.result
-    if result.ByteSize() > limits.MAX_RESULT_BYTES:
-        what = f"must be at most {limits.MAX_RESULT_BYTES} bytes; put a large result behind a URL"
-        violations.append(FieldViolation("job.result", what))
-        return None
-    return convert.result_from_wire(result)
-
-
-_PLAIN_FIELDS = frozenset({"reason", "has_progress", "progress"})
-
-_RARER_FIELDS: dict[str, Callable[[pb.JobStatus, Violations], Any]] = {
-    "estimated_completion": _estimated_completion,
-    "error": _error,
-    "heartbeat_timeout": _heartbeat_timeout,
-    "result": _result,
-}
-
-
-def _duration(message: duration_pb2.Duration, field: str, violations: Violations) -> timedelta | None:
-    try:
-        return convert.duration_from_wire(message)
-    except ValueError as error:
-        violations.append(FieldViolation(field, str(error)))
-        return None
 
 
 def _interval(
@@ -296,168 +437,9 @@ def _interval(
     return default if duration is None else duration
 
 
-def to_updates(data: bytes, caller: Caller) -> list[Update | JobStatusError]:
-    """Return each update of a BatchUpdateJobsRequest as a command, or as the error that its own call would have got.
-
-    Raises:
-        InvalidFieldError: there are too many, or the bytes are no batch.
-    """
-    updates = _parse_batch(data)
-    count = len(updates)
-    if count > limits.MAX_BATCH_UPDATES:
-        what = f"must be at most {limits.MAX_BATCH_UPDATES} updates, are {count}; send them in several batches"
-        raise InvalidFieldError(violations=[FieldViolation("updates", what)])
-    commands: list[Update | JobStatusError] = []
-    for update in updates:
-        try:
-            update = parse(pb.UpdateJobRequest, update) if isinstance(update, bytes) else update
-            commands.append(to_update(update, caller))
-        except InvalidFieldError as error:
-            commands.append(error)
-    return commands
-
-
-def _parse_batch(data: bytes) -> Sequence[pb.UpdateJobRequest | bytes]:
-    """Return the updates; where the batch cannot be parsed, the bytes of each: one that is bad must not stop others."""
+def _duration(message: duration_pb2.Duration, field: str, violations: Violations) -> timedelta | None:
     try:
-        return parse(pb.BatchUpdateJobsRequest, data).updates
-    except InvalidFieldError:
-        bodies: list[bytes] = []
-        position = 0
-        while position < len(data) and len(bodies) <= limits.MAX_BATCH_UPDATES:
-            key, position = _varint(data, position)
-            size, position = _varint(data, position)
-            if key != _UPDATES_KEY or position + size > len(data):
-                raise
-            bodies.append(data[position : position + size])
-            position += size
-        return bodies
-
-
-# Field 1, length-delimited.
-_UPDATES_KEY = 1 << 3 | 2
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a base-128 varint, and the position behind it; 0 where there is none."""
-    value = shift = 0
-    while position < len(data) and shift < 64:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
-    return 0, position
-
-
-DEFAULT_PAGE_SIZE = 50
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobsQuery:
-    """What ListJobs asks for."""
-
-    filter: JobFilter
-    limit: int
-    cursor: str
-    """What the page follows; empty: nothing, it is the first."""
-    position: Position
-    """Where the feed stood before the first page was read; empty: this is the first."""
-    scope: Scope
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryQuery:
-    """What ListJobTransitions asks for."""
-
-    id: str
-    limit: int
-    after_revision: int
-    scope: Scope
-
-
-def to_jobs_query(request: pb.ListJobsRequest, caller: Caller) -> JobsQuery:
-    """Return the query.
-
-    Raises:
-        InvalidFieldError: with every violation.
-        InvalidTokenError: the token is not of a list with this filter.
-    """
-    violations: Violations = []
-    job_filter = filter_from_wire(request.filter, violations)
-    limit = _limit(request.page_size, violations)
-    if violations:
-        raise InvalidFieldError(violations=violations)
-    scope = filter_scope(caller.tenant, job_filter)
-    cursor, position = _read_page_token(scope, request.page_token) if request.page_token else ("", "")
-    return JobsQuery(filter=job_filter, limit=limit, cursor=cursor, position=position, scope=scope)
-
-
-def to_history_query(request: pb.ListJobTransitionsRequest, caller: Caller) -> HistoryQuery:
-    """Return the query. Raises as `to_jobs_query`."""
-    violations: Violations = []
-    validation.check_id(request.id, "id", violations)
-    limit = _limit(request.page_size, violations)
-    if violations:
-        raise InvalidFieldError(violations=violations)
-    scope = job_scope(caller.tenant, request.id)
-    after_revision = _read_history_token(scope, request.page_token) if request.page_token else 0
-    return HistoryQuery(id=request.id, limit=limit, after_revision=after_revision, scope=scope)
-
-
-def _limit(page_size: int, violations: Violations) -> int:
-    if page_size < 0:
-        violations.append(FieldViolation("page_size", f"must be 0 (for {DEFAULT_PAGE_SIZE}) or above"))
-    return min(page_size or DEFAULT_PAGE_SIZE, limits.MAX_PAGE_SIZE)
-
-
-def _read_page_token(scope: Scope, token: str) -> tuple[str, Position]:
-    try:
-        cursor, position = json.loads(read_token("page", scope, token))
-        return str(cursor), str(position)
-    except (ValueError, TypeError, RecursionError):  # forged: no token of ours holds this
-        raise InvalidTokenError from None
-
-
-def _read_history_token(scope: Scope, token: str) -> int:
-    revision = read_token("history", scope, token)
-    if not (revision.isascii() and revision.isdigit() and len(revision) < 19):
-        raise InvalidTokenError
-    return int(revision)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobsWatchRequest:
-    """What WatchJobs asks for."""
-
-    filter: JobFilter
-    after: Position | None
-    """What its resume_token stands for; None: it gave none."""
-    heartbeat_interval: timedelta
-    min_update_interval: timedelta
-    scope: Scope
-    resume_token: str
-
-
-def to_jobs_watch(request: pb.WatchJobsRequest, caller: Caller) -> JobsWatchRequest:
-    """Return what to watch and how, with the defaults filled in.
-
-    Raises:
-        InvalidFieldError: with every violation.
-        InvalidTokenError: the token is not one for this tenant and filter.
-    """
-    violations: Violations = []
-    job_filter = filter_from_wire(request.filter, violations)
-    heartbeat, min_update = watch_intervals(request, violations)
-    if violations:
-        raise InvalidFieldError(violations=violations)
-    scope = filter_scope(caller.tenant, job_filter)
-    token = request.resume_token
-    return JobsWatchRequest(
-        filter=job_filter,
-        after=read_token("resume", scope, token) if token else None,
-        heartbeat_interval=heartbeat,
-        min_update_interval=min_update,
-        scope=scope,
-        resume_token=token,
-    )
+        return convert.duration_from_wire(message)
+    except ValueError as error:
+        violations.append(FieldViolation(field, str(error)))
+        return None

@@ -1,4 +1,8 @@
-"""WatchJobs: requests → what to watch, and events as bytes, ready to be sent to many."""
+"""Jobs, pages and events to responses as bytes, RPC by RPC in the order of the service; the way back from `requests`.
+
+Responses are put together from rendered jobs, so that one rendering of a job serves its update's response, its readers
+and all its watchers.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,156 @@ from jobstatus_grpc.server.tokens import write_token
 from jobstatus_grpc.stores.interface import Change, Page, Position
 from jobstatus_grpc.wire import convert, status
 
+MAX_CUT_RESULT_BYTES = 320
+"""The most that a result takes in a BatchUpdateJobsResponse once its texts are cut."""
+
+_TEXT_FIELDS: dict[str, Any] = {"name": "", "reason": "", "error": None, "labels": {}, "parent_id": ""}
+
+JOBS_PER_TURN = 64
+"""Jobs of a page that are rendered before other calls get a turn of the event loop."""
+
 MAX_RENDERED_JOBS = 10_000
 """Jobs whose rendering is kept. At MAX_KEPT_BYTES, twice per job, they take 40 MB at most."""
 
 MAX_KEPT_BYTES = 2048
 """Size of the largest rendering that is kept: memory is for jobs."""
+
+
+def job_reply(job: Job) -> bytes:
+    """Return a CreateJobResponse, GetJobResponse, UpdateJobResponse or CancelJobResponse: `job` is field 1 of each."""
+    return field_1(render_job(job))
+
+
+def batch_reply(outcomes: Sequence[Outcome]) -> bytes:
+    """Return a BatchUpdateJobsResponse with one result per outcome, in order; jobs without their results.
+
+    Results that would take the response beyond 1 MiB have their texts cut: state, attempt and revision stay.
+    """
+    room = limits.MAX_RESPONSE_BYTES - MAX_CUT_RESULT_BYTES * len(outcomes)
+    results: list[bytes] = []
+    size = 0
+    for outcome in outcomes:
+        result = field_1(_batch_result(outcome, is_cut=size >= room))
+        size += len(result)
+        results.append(result)
+    return b"".join(results)
+
+
+def _batch_result(outcome: Outcome, *, is_cut: bool) -> bytes:
+    """Return a BatchUpdateJobsResult."""
+    if isinstance(outcome, JobStatusError):
+        error = status.to_job_error(outcome)
+        if is_cut:
+            error.ClearField("message")
+        return pb.BatchUpdateJobsResult(error=error).SerializeToString()
+    if is_cut:
+        outcome = evolve(outcome, _TEXT_FIELDS)
+    if outcome.result is not None:
+        outcome = evolve(outcome, {"result": None})
+    return field_1(render_job(outcome))
+
+
+async def jobs_reply(query: JobsQuery, position: Position, page: Page) -> bytes:
+    """Return a ListJobsResponse with as many of the page's jobs as fit.
+
+    Args:
+        position: the position of the feed before the first page was read.
+    """
+    parts: list[bytes] = []
+    size, next_cursor = 0, page.next_cursor
+    for number, (job, cursor) in enumerate(zip(page.jobs, page.cursors, strict=True), start=1):
+        parts.append(field_1(render_job(job)))
+        size += len(parts[-1])
+        if size >= limits.MAX_RESPONSE_BYTES and number < len(page.jobs):
+            next_cursor = cursor
+            break
+        if number % JOBS_PER_TURN == 0:
+            await asyncio.sleep(0)
+    tokens = pb.ListJobsResponse(resume_token=write_token("resume", query.scope, position))
+    if next_cursor:
+        tokens.next_page_token = write_token("page", query.scope, json.dumps([next_cursor, position]))
+    return b"".join((*parts, tokens.SerializeToString()))
+
+
+def history_reply(query: HistoryQuery, transitions: Sequence[Transition]) -> bytes:
+    """Return a ListJobTransitionsResponse; `transitions` has one more than the page if others follow."""
+    response = pb.ListJobTransitionsResponse()
+    size = 0
+    for entry in transitions[: query.limit]:
+        if size >= limits.MAX_RESPONSE_BYTES:
+            break
+        message = convert.transition_to_wire(entry)
+        size += message.ByteSize()
+        response.transitions.append(message)
+    sent = len(response.transitions)
+    if sent < len(transitions):
+        response.next_page_token = write_token("history", query.scope, str(transitions[sent - 1].revision))
+    return response.SerializeToString()
+
+
+def render_job_event(event_type: int, job: Job) -> bytes:
+    """Return a WatchJobResponse without its server_time."""
+    return job_event(event_type, render_job(job))
+
+
+def stamp_job_message(now: datetime) -> bytes:
+    """Return a WatchJobResponse with only its server_time, to append to another one.
+
+    Parsers merge concatenated messages: https://protobuf.dev/programming-guides/encoding/#last-one-wins
+    """
+    response = pb.WatchJobResponse()
+    convert.instant_to_wire(now, response.server_time)
+    return response.SerializeToString()
+
+
+def render_event(event_type: int, change: Change | None) -> bytes:
+    """Return a WatchJobsResponse with one event; concatenated, several are one response with all their events."""
+    if change is None:
+        return job_event(event_type, None)
+    if change.job is None:
+        return job_event(event_type, pb.JobStatus(id=change.id, revision=change.revision).SerializeToString())
+    return job_event(event_type, render_job(change.job))
+
+
+def stamp_jobs_message(now: datetime) -> bytes:
+    """Return a WatchJobsResponse with only its server_time, to append as in `stamp_job_message`."""
+    response = pb.WatchJobsResponse()
+    convert.instant_to_wire(now, response.server_time)
+    return response.SerializeToString()
+
+
+def with_token(
+    write: Callable[[bytes], Awaitable[None]], watch: JobsWatchRequest
+) -> Callable[[bytes, Position | None], Awaitable[None]]:
+    """Return a function that writes a message with the resume token of its position; None: that of the one before."""
+    known: Position | None = None
+    field = _token_field(watch.resume_token)
+
+    async def send(message: bytes, position: Position | None) -> None:
+        nonlocal known, field
+        if position is not None and position != known:
+            known, field = position, _token_field(write_token("resume", watch.scope, position))
+        await write(message + field)
+
+    return send
+
+
+def _token_field(token: str) -> bytes:
+    return pb.WatchJobsResponse(resume_token=token).SerializeToString()
+
+
+def each_millisecond(make: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Return a function that calls `make` at most once a millisecond, and returns its last result in between."""
+    made_at, made = -1, b""
+
+    def stamp() -> bytes:
+        nonlocal made_at, made
+        now = time.time_ns() // 1_000_000
+        if now != made_at:
+            made_at, made = now, make()
+        return made
+
+    return stamp
 
 
 # By tenant and id: the job that was rendered last, those of its values that a report of progress does not change, these
@@ -55,8 +204,29 @@ def _lasting_fields(job: Job) -> bytes:
     return message.SerializeToString()
 
 
+def _report_fields(job: Job) -> bytes:
+    message = pb.JobStatus()
+    convert.report_to_wire(job, message)
+    return message.SerializeToString() + _updated_at(job.updated_at)
+
+
+@lru_cache(maxsize=64)  # jobs that are committed together share it
+def _updated_at(instant: datetime) -> bytes:
+    message = pb.JobStatus()
+    convert.instant_to_wire(instant, message.updated_at)
+    return message.SerializeToString()
+
+
+def job_event(event_type: int, job: bytes | None) -> bytes:
+    """Return a WatchJobResponse or WatchJobsResponse with one event: it is field 1 of both."""
+    event = b"\x08%c" % event_type  # JobEvent.type, a varint
+    if job is not None:
+        event += b"\x12" + field_1(job)[1:]  # JobEvent.job is field 2
+    return field_1(event)
+
+
 def field_1(message: bytes) -> bytes:
-    """Return a message whose field 1 is the message in `message`, and which has no other.
+    """Return a message that has only field 1, which is the message in `message`.
 
     A tag, the length as a base-128 varint, the bytes: https://protobuf.dev/programming-guides/encoding/#length-types
     """
@@ -71,170 +241,3 @@ def field_1(message: bytes) -> bytes:
         size >>= 7
     length.append(size)
     return bytes(length) + message
-
-
-def job_event(event_type: int, job: bytes | None) -> bytes:
-    """Return a WatchJobResponse or WatchJobsResponse with one event: it is field 1 of both."""
-    event = b"\x08%c" % event_type  # JobEvent.type, a varint
-    if job is not None:
-        event += b"\x12" + field_1(job)[1:]  # JobEvent.job is field 2
-    return field_1(event)
-
-
-def _report_fields(job: Job) -> bytes:
-    """Return those of the fields that a report of progress changes."""
-    message = pb.JobStatus()
-    convert.report_to_wire(job, message)
-    return message.SerializeToString() + _updated_at(job.updated_at)
-
-
-@lru_cache(maxsize=64)  # jobs that are committed together share it
-def _updated_at(instant: datetime) -> bytes:
-    message = pb.JobStatus()
-    convert.instant_to_wire(instant, message.updated_at)
-    return message.SerializeToString()
-
-
-MAX_CUT_RESULT_BYTES = 320
-
-_WORDY_FIELDS: dict[str, Any] = {"name": "", "reason": "", "error": None, "labels": {}, "parent_id": ""}
-
-
-def job_reply(job: Job) -> bytes:
-    """Return a CreateJobResponse, GetJobResponse, UpdateJobResponse or CancelJobResponse: `job` is field 1 of each."""
-    return field_1(render_job(job))
-
-
-def batch_reply(outcomes: Sequence[Outcome]) -> bytes:
-    """Return a BatchUpdateJobsResponse: one result per outcome, in order; jobs without their results.
-
-    Results that would take the reply beyond 1 MiB are cut to what a worker must know.
-    """
-    room = limits.MAX_RESPONSE_BYTES - MAX_CUT_RESULT_BYTES * len(outcomes)
-    results: list[bytes] = []
-    size = 0
-    for outcome in outcomes:
-        result = field_1(_result(outcome, is_cut=size >= room))
-        size += len(result)
-        results.append(result)
-    return b"".join(results)
-
-
-def _result(outcome: Outcome, *, is_cut: bool) -> bytes:
-    """Return a BatchUpdateJobsResult."""
-    if isinstance(outcome, JobStatusError):
-        error = status.to_job_error(outcome)
-        if is_cut:
-            error.ClearField("message")
-        return pb.BatchUpdateJobsResult(error=error).SerializeToString()
-    if is_cut:
-        outcome = evolve(outcome, _WORDY_FIELDS)
-    if outcome.result is not None:
-        outcome = evolve(outcome, {"result": None})
-    return field_1(render_job(outcome))
-
-
-JOBS_PER_TURN = 64
-"""So many jobs are rendered before other calls get a turn of the event loop."""
-
-
-async def jobs_reply(query: JobsQuery, position: Position, page: Page) -> bytes:
-    """Return a ListJobsResponse with as many of the page's jobs as fit; `position` is the one before the first page."""
-    parts: list[bytes] = []
-    size, next_cursor = 0, page.next_cursor
-    for number, (job, cursor) in enumerate(zip(page.jobs, page.cursors, strict=True), start=1):
-        parts.append(field_1(render_job(job)))
-        size += len(parts[-1])
-        if size >= limits.MAX_RESPONSE_BYTES and number < len(page.jobs):
-            next_cursor = cursor
-            break
-        if number % JOBS_PER_TURN == 0:
-            await asyncio.sleep(0)
-    tokens = pb.ListJobsResponse(resume_token=write_token("resume", query.scope, position))
-    if next_cursor:
-        tokens.next_page_token = write_token("page", query.scope, json.dumps([next_cursor, position]))
-    return b"".join((*parts, tokens.SerializeToString()))
-
-
-def history_reply(query: HistoryQuery, transitions: Sequence[Transition]) -> bytes:
-    """Return a ListJobTransitionsResponse; `transitions` are one more than the page's where others follow."""
-    response = pb.ListJobTransitionsResponse()
-    size = 0
-    for entry in transitions[: query.limit]:
-        if size >= limits.MAX_RESPONSE_BYTES:
-            break
-        message = convert.transition_to_wire(entry)
-        size += message.ByteSize()
-        response.transitions.append(message)
-    sent = len(response.transitions)
-    if sent < len(transitions):
-        response.next_page_token = write_token("history", query.scope, str(transitions[sent - 1].revision))
-    return response.SerializeToString()
-
-
-def render_job_event(event_type: int, job: Job) -> bytes:
-    """Return a WatchJobResponse that lacks its server_time."""
-    return job_event(event_type, render_job(job))
-
-
-def each_millisecond(make: Callable[[], bytes]) -> Callable[[], bytes]:
-    """Return what returns what `make` does, asked once in each millisecond: many messages are sent in one."""
-    known_at, known = -1, b""
-
-    def stamp() -> bytes:
-        nonlocal known_at, known
-        now = time.time_ns() // 1_000_000
-        if now != known_at:
-            known_at, known = now, make()
-        return known
-
-    return stamp
-
-
-def stamp_job_message(now: datetime) -> bytes:
-    """Return a WatchJobResponse with nothing but its server_time.
-
-    Appended to another it completes it: "parsers … merge" the concatenation of two messages
-    (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
-    """
-    response = pb.WatchJobResponse()
-    convert.instant_to_wire(now, response.server_time)
-    return response.SerializeToString()
-
-
-def render_event(event_type: int, change: Change | None) -> bytes:
-    """Return a WatchJobsResponse with one event; those of a message with several are put one behind the other."""
-    return job_event(event_type, None if change is None else _job_of(change))
-
-
-def stamp_jobs_message(now: datetime) -> bytes:
-    """Return a WatchJobsResponse with nothing but its server_time, to append; see events.stamp."""
-    response = pb.WatchJobsResponse()
-    convert.instant_to_wire(now, response.server_time)
-    return response.SerializeToString()
-
-
-def with_token(
-    write: Callable[[bytes], Awaitable[None]], watch: JobsWatchRequest
-) -> Callable[[bytes, Position | None], Awaitable[None]]:
-    """Return what writes messages with the token of their position, and with the token before where they have none."""
-    known: Position | None = None
-    field = _token_field(watch.resume_token)
-
-    async def send(message: bytes, position: Position | None) -> None:
-        nonlocal known, field
-        if position is not None and position != known:
-            known, field = position, _token_field(write_token("resume", watch.scope, position))
-        await write(message + field)
-
-    return send
-
-
-def _token_field(token: str) -> bytes:
-    return pb.WatchJobsResponse(resume_token=token).SerializeToString()
-
-
-def _job_of(change: Change) -> bytes:
-    if change.job is None:
-        return pb.JobStatus(id=change.id, revision=change.revision).SerializeToString()
-    return render_job(change.job)

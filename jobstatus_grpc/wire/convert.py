@@ -1,4 +1,4 @@
-"""JobFilter ⇄ protobuf."""
+"""Jobs, filters and history entries to protobuf and back, for the server and the clients."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from jobstatus_grpc.job.validation import Violations
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-_STATES = {int(state): state for state in JobState}
-
 _SECONDS_PER_DAY = 86400
+_MICROSECOND = timedelta(microseconds=1)
+_LAST_MICROSECOND = datetime.max.replace(tzinfo=timezone.utc)
+
+_STATES = {int(state): state for state in JobState}
 
 
 def to_state(number: int) -> JobState | int:
-    """Return the state with this number on the wire, or the number itself where there is none."""
+    """Return the state with this number on the wire, or the number if there is no such state."""
     return _STATES.get(number, number)
 
 
@@ -35,7 +37,7 @@ def job_to_wire(job: Job, message: pb.JobStatus) -> None:
 
 
 def report_to_wire(job: Job, message: pb.JobStatus) -> None:
-    """Write what a report of progress changes, and what follows from it: `record.REPORT_FIELDS` but for updated_at."""
+    """Write REPORT_FIELDS except updated_at, and projected_completion, which follows from them."""
     message.revision = job.revision
     if job.reason:
         message.reason = job.reason
@@ -51,7 +53,7 @@ def report_to_wire(job: Job, message: pb.JobStatus) -> None:
 
 
 def lasting_to_wire(job: Job, message: pb.JobStatus) -> None:
-    """Write all other fields."""
+    """Write the fields that a report of progress does not change."""
     message.id = job.id
     message.state = job.state  # type: ignore[assignment]  # the numbers are the enum's
     instant_to_wire(job.created_at, message.created_at)
@@ -88,7 +90,7 @@ def _rarer_fields_to_wire(job: Job, message: pb.JobStatus) -> None:
 def job_from_wire(message: pb.JobStatus) -> Job:
     """Return the job that a server sent.
 
-    A state that this version does not know is read as the nearest that it does: by `done` ABORTED or IN_PROGRESS.
+    A state that this version does not know is read as ABORTED if the job is done, as IN_PROGRESS if not.
     """
     state = _STATES.get(message.state) or (JobState.ABORTED if message.done else JobState.IN_PROGRESS)
     has = message.HasField
@@ -131,7 +133,7 @@ def instant_to_wire(instant: datetime, message: timestamp_pb2.Timestamp) -> None
 
 
 def instant_from_wire(message: timestamp_pb2.Timestamp) -> datetime:
-    """Return the instant in UTC, cut to microseconds.
+    """Return the instant in UTC, truncated to microseconds.
 
     Raises:
         ValueError: not a Timestamp as timestamp.proto defines it: years 1 to 9999, nanos 0 to 999,999,999.
@@ -147,14 +149,14 @@ def instant_from_wire(message: timestamp_pb2.Timestamp) -> datetime:
 
 @functools.lru_cache(maxsize=256)  # a fleet of workers uses few different timeouts
 def duration_to_wire(duration: timedelta) -> duration_pb2.Duration:
-    """Return `duration` as a message, exactly; do not change it."""
+    """Return `duration` as a message, exactly. The message is shared: do not change it."""
     message = duration_pb2.Duration()
     message.FromTimedelta(duration)
     return message
 
 
 def duration_from_wire(message: duration_pb2.Duration) -> timedelta:
-    """Return the duration, cut to microseconds.
+    """Return the duration, truncated to microseconds.
 
     Raises:
         ValueError: not a Duration as duration.proto defines it: about ±10,000 years, nanos of the same sign.
@@ -210,15 +212,8 @@ def _plain(value: struct_pb2.Value) -> Any:
     return None if kind in ("null_value", None) else getattr(value, kind)
 
 
-_MICROSECOND = timedelta(microseconds=1)
-
-_LAST_MICROSECOND = datetime.max.replace(tzinfo=timezone.utc)
-
-_STATE_WORDS = ", ".join(state.name for state in JobState)
-
-
 def filter_from_wire(message: pb.JobFilter, violations: Violations) -> JobFilter:
-    """Return the filter, and add what is wrong with it; values that are wrong are not in it."""
+    """Return the filter without invalid values, and add a violation for each."""
     _check_values(message.ids, limits.MAX_FILTER_IDS, validation.check_id, "filter.ids", violations)
     _check_values(message.names, limits.MAX_FILTER_NAMES, _check_name, "filter.names", violations)
     _check_values(message.states, limits.MAX_FILTER_STATES, _check_state, "filter.states", violations)
@@ -270,7 +265,7 @@ def _check_values(
     field: str,
     violations: Violations,
 ) -> None:
-    """Add a violation for the first value that is wrong, and one where there are too many."""
+    """Add a violation for the first invalid value, and one if there are too many."""
     if len(values) > max_values:
         violations.append(FieldViolation(field, f"must be at most {max_values} values, are {len(values)}"))
     for number, value in enumerate(values[:max_values], start=1):
@@ -287,7 +282,7 @@ def _check_name(value: str, field: str, violations: Violations) -> None:
 
 def _check_state(value: int, field: str, violations: Violations) -> None:
     if not isinstance(to_state(value), JobState):
-        violations.append(FieldViolation(field, f"must be one of {_STATE_WORDS}"))
+        violations.append(FieldViolation(field, f"must be one of {validation.STATE_NAMES}"))
 
 
 def _states(numbers: Sequence[int]) -> list[JobState]:
@@ -296,10 +291,10 @@ def _states(numbers: Sequence[int]) -> list[JobState]:
 
 
 def _bound(message: timestamp_pb2.Timestamp, field: str, violations: Violations) -> datetime | None:
-    """Return the first whole microsecond from the instant on: jobs are created at such, and are compared with it."""
+    """Return the instant rounded up to microseconds, the precision of created_at."""
     try:
         instant = instant_from_wire(message)
-        # Java's greatest Timestamp, by which callers say "ever", lies within the last one there is.
+        # Java's greatest Timestamp, used for "no bound", lies within the last microsecond: there is nothing above it.
         return instant + _MICROSECOND if message.nanos % 1000 and instant < _LAST_MICROSECOND else instant
     except (ValueError, OverflowError):
         violations.append(FieldViolation(field, "must be in the years 1 to 9999, with nanos of 0 to 999,999,999"))
