@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import signal
 from collections.abc import Callable, Coroutine, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
 
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError
-from jobstatus_grpc.server import health, responses
+from jobstatus_grpc.server import health, reflection, responses, servicer
 from jobstatus_grpc.server.addresses import CannotListenError
-from jobstatus_grpc.server.config import ServerConfig
+from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerConfig, channel_options
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
 from jobstatus_grpc.server.servicer import JobStatusServicer
-from jobstatus_grpc.server.transports.interface import Services, open_transport
+from jobstatus_grpc.server.transports import grpcio
+from jobstatus_grpc.server.transports.interface import Method, Transport
 from jobstatus_grpc.service import JobService
 from jobstatus_grpc.stores import open_store
 from jobstatus_grpc.stores.interface import JobStore, utc_now
@@ -139,7 +144,6 @@ class _Server:
         service = JobService(
             store=store, queue=self._queue, job_hub=self._job_hub, filter_hub=self._filter_hub, clock=utc_now
         )
-        servicer = JobStatusServicer(service)
         self._calls = CallMiddleware(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
             request_log,
@@ -148,8 +152,9 @@ class _Server:
         self._sweeper = Sweeper(store=store, queue=self._queue, fail_stalled_after=config.fail_stalled_after)
         self._health = health.HealthServicer([health.SERVICE, health.WRITE])
         self._draining = asyncio.Event()
-        services = Services(servicer=servicer, calls=self._calls, health=self._health, draining=self._draining)
-        self._transport = open_transport(config, services, private=private)
+        methods = [self._calls.wrap(method) for method in servicer.methods(JobStatusServicer(service))]
+        methods += health.methods(self._health)
+        self._transport = _open_transport(config, methods, draining=self._draining, private=private)
         self._background: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> _Server:
@@ -203,6 +208,43 @@ class _Server:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+
+
+def _open_transport(
+    config: ServerConfig, methods: Sequence[Method], *, draining: asyncio.Event, private: str
+) -> Transport:
+    """Return what `config.transport` names, which listens once it is started; for `private` see Listener.
+
+    Reflection is a stream of requests, which only grpcio can serve: the native transport passes it on to a server of
+    grpcio, as it does with unknown methods. Reflection ends when `draining` is set.
+
+    Raises:
+        CannotStartError: it is not installed.
+    """
+
+    def build(config: ServerConfig, methods: Sequence[Method]) -> grpc.aio.Server:
+        server = grpc.aio.server(options=channel_options(config))
+        grpcio.add_methods(server, methods)
+        reflection.add_reflection(server, [servicer.SERVICE_NAME, health.SERVICE_NAME], drain=draining)
+        return server
+
+    if config.transport != "native":
+        return grpcio.Listener(lambda: build(config, methods), config.listen, private=private)
+    try:
+        from jobstatus_grpc.server.transports import native
+    except ModuleNotFoundError as error:
+        if error.name != "pygrpc_native":
+            raise
+        raise CannotStartError("--transport native is not installed; pip install 'jobstatus-grpc[native]'") from None
+    # The front is the only client of the server behind it, and would lose a call when a connection reaches its age.
+    lasting = dataclasses.replace(config, max_connection_age=timedelta(days=20))
+    return native.NativeServer(
+        config.listen,
+        methods,
+        lambda: build(lasting, ()),
+        is_shared=config.workers > 1,
+        max_stream_seconds=1.1 * config.max_connection_age.total_seconds() + CONNECTION_AGE_GRACE_SECONDS,
+    )
 
 
 def _metrics_of(config: ServerConfig, store: JobStore) -> tuple[Metrics, MetricsEndpoint] | tuple[None, None]:

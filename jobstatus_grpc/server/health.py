@@ -1,7 +1,7 @@
-"""Answers grpc.health.v1: do the server, its service, and writing to its store work.
+"""grpc.health.v1: the health of the server, of its service, and of writing to its store.
 
-The stock asyncio servicer writes under a lock, so that one client that does not read holds up the others and the
-drain, and it lacks List. Here a watcher has one pending wake-up, and reads the newest status when it wakes.
+The servicer of grpcio-health-checking writes under a lock, so that one client that does not read delays all others and
+the drain, and it lacks List. Here a watcher has one pending wake-up, and reads the newest status when it wakes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from jobstatus_grpc.server.transports.interface import CallContext, Method, StreamContext
+
 __all__ = [
     "NOT_SERVING",
     "OVERALL",
@@ -24,7 +26,6 @@ __all__ = [
     "SERVING",
     "WRITE",
     "HealthServicer",
-    "add_health",
     "methods",
 ]
 
@@ -42,9 +43,7 @@ SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 
 
-# List came with grpcio-health-checking 1.85; below it has no messages, and the method stays UNIMPLEMENTED.
-_ListRequest: Any = getattr(health_pb2, "HealthListRequest", None)
-
+# List came with grpcio-health-checking 1.85; older ones have no messages for it, and it stays UNIMPLEMENTED.
 _ListResponse: Any = getattr(health_pb2, "HealthListResponse", None)
 
 
@@ -84,44 +83,37 @@ class HealthServicer:
         self._statuses = dict.fromkeys(self._statuses, NOT_SERVING)
         self._wake(self._watchers)
 
-    async def Check(
-        self, request: HealthCheckRequest | None, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> HealthCheckResponse:
-        if request is None:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
+    async def Check(self, data: bytes, context: CallContext) -> bytes:
+        request = await _parse(data, context)
         status = self._statuses.get(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        return HealthCheckResponse(status=status)
+        return HealthCheckResponse(status=status).SerializeToString()
 
-    async def List(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def List(self, data: bytes, context: CallContext) -> bytes:
         statuses = {service: HealthCheckResponse(status=status) for service, status in self._statuses.items()}
-        return _ListResponse(statuses=statuses)
+        response: bytes = _ListResponse(statuses=statuses).SerializeToString()
+        return response
 
-    # Not a generator: where one is cancelled in a write, its `finally` waits for the garbage collector.
-    async def Watch(self, request: HealthCheckRequest | None, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        if request is None:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
-        watcher = _Watcher(service=request.service)
+    # Not a generator: when one is cancelled in a write, its `finally` runs only once it is collected as garbage.
+    async def Watch(self, data: bytes, context: StreamContext) -> None:
+        watcher = _Watcher(service=(await _parse(data, context)).service)
         self._watchers.add(watcher)
         try:
             await self._follow(watcher, context)
-        except grpc.aio.InternalError as error:
-            # How a write ends that the client's departure interrupts; grpc would log it as a failure of ours.
-            raise asyncio.CancelledError from error
         finally:
             self._watchers.discard(watcher)
             self._to_wake.discard(watcher)
 
-    async def _follow(self, watcher: _Watcher, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Send the newest status whenever it is another one; return once the last has been sent."""
+    async def _follow(self, watcher: _Watcher, context: StreamContext) -> None:
+        """Send each new status; return after the last one has been sent."""
         sent = None
         while True:
             watcher.wake.clear()
             is_last = self._draining
             status = self._statuses.get(watcher.service, HealthCheckResponse.SERVICE_UNKNOWN)
             if status != sent:
-                await context.write(HealthCheckResponse(status=status))
+                await context.write(HealthCheckResponse(status=status).SerializeToString())
                 sent = status
             if is_last:
                 return
@@ -142,27 +134,19 @@ class HealthServicer:
             asyncio.get_running_loop().call_soon(self._wake_one)
 
 
-def add_health(server: grpc.aio.Server, health: HealthServicer) -> None:
-    """Serve `health` on `server`, which has not been started."""
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods(health)),))
-
-
-def methods(health: HealthServicer) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """Return the handlers of `health`, by the method's name."""
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "Check": grpc.unary_unary_rpc_method_handler(health.Check, _parse, HealthCheckResponse.SerializeToString),
-        "Watch": grpc.unary_stream_rpc_method_handler(health.Watch, _parse, HealthCheckResponse.SerializeToString),
-    }
+def methods(health: HealthServicer) -> list[Method]:
+    """Return the RPCs of `health`; List only if the installed grpc_health has its messages."""
+    found = [
+        Method(f"/{SERVICE_NAME}/Check", health.Check, is_stream=False),
+        Method(f"/{SERVICE_NAME}/Watch", health.Watch, is_stream=True),
+    ]
     if _ListResponse is not None:
-        handlers["List"] = grpc.unary_unary_rpc_method_handler(
-            health.List, _ListRequest.FromString, _ListResponse.SerializeToString
-        )
-    return handlers
+        found.append(Method(f"/{SERVICE_NAME}/List", health.List, is_stream=False))
+    return found
 
 
-def _parse(data: bytes) -> HealthCheckRequest | None:
-    """None where `data` is malformed: an exception here would reach the client as UNKNOWN with its text."""
+async def _parse(data: bytes, context: CallContext) -> HealthCheckRequest:
     try:
         return HealthCheckRequest.FromString(data)
     except DecodeError:
-        return None
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")

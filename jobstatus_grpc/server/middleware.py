@@ -7,9 +7,9 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import grpc
 
@@ -21,8 +21,7 @@ from jobstatus_grpc.errors import (
     TooManyWatchersError,
 )
 from jobstatus_grpc.server.logs import RequestLog
-from jobstatus_grpc.server.servicer import Context
-from jobstatus_grpc.watch.watcher import TrySend
+from jobstatus_grpc.server.transports.interface import Behaviour, CallContext, Metadata, Method, StreamContext
 from jobstatus_grpc.wire import status
 
 if TYPE_CHECKING:
@@ -36,11 +35,7 @@ MAX_LOGGED_CHARACTERS = 128
 
 QUIET_SECONDS = 0.05
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
-
-Behaviour: TypeAlias = Callable[[bytes, Context], Awaitable[bytes | None]]
-
-Gate: TypeAlias = Callable[[Context], None]
+Gate: TypeAlias = Callable[[CallContext], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,30 +87,25 @@ class CallMiddleware:
         """Wait until no call is running."""
         await self._idle.wait()
 
-    def wrap(self, name: str, handler: Handler) -> Handler:
-        """Return the handler of the method `name` of our service, wrapped."""
-        if handler.response_streaming:
-            behaviour = cast(Behaviour, handler.unary_stream)
-            tally = self._tallies.get(name)
-            if tally is not None:
-                behaviour = _counting_messages(behaviour, tally)
-            watch = self._around(name, behaviour, self._admit_watch, self._end_watch)
-            return grpc.unary_stream_rpc_method_handler(cast(Any, watch))
-        behaviour = cast(Behaviour, handler.unary_unary)
-        request = self._around(name, behaviour, self._admit_request, self._end_request)
-        return grpc.unary_unary_rpc_method_handler(cast(Any, request))
+    def wrap(self, method: Method) -> Method:
+        """Return a method of our service, wrapped."""
+        if not method.is_stream:
+            return self._around(method, method.behaviour, self._admit_request, self._end_request)
+        tally = self._tallies.get(method.name)
+        behaviour = method.behaviour if tally is None else _counting(method.behaviour, tally)
+        return self._around(method, behaviour, self._admit_watch, self._end_watch)
 
-    def _admit_request(self, context: Context) -> None:
+    def _admit_request(self, context: CallContext) -> None:
         if self._requests >= self._limits.max_requests:
             raise TooManyRequestsError
         self._requests += 1
         self._idle.clear()
 
-    def _end_request(self, context: Context) -> None:
+    def _end_request(self, context: CallContext) -> None:
         self._requests -= 1
         self._note_end()
 
-    def _admit_watch(self, context: Context) -> None:
+    def _admit_watch(self, context: CallContext) -> None:
         if self._watches >= self._limits.max_watchers:
             raise TooManyWatchersError
         host = _host_of(context)
@@ -126,7 +116,7 @@ class CallMiddleware:
         self._watches_of[host] += 1
         self._idle.clear()
 
-    def _end_watch(self, context: Context) -> None:
+    def _end_watch(self, context: CallContext) -> None:
         host = _host_of(context)
         self._watches -= 1
         self._watches_of[host] -= 1
@@ -138,10 +128,10 @@ class CallMiddleware:
         if not self._requests and not self._watches:
             self._idle.set()
 
-    def _around(self, name: str, behaviour: Behaviour, admit: Gate, end: Gate) -> Behaviour:
-        tally = self._tallies.get(name)
+    def _around(self, method: Method, behaviour: Behaviour, admit: Gate, end: Gate) -> Method:
+        name, tally = method.name, self._tallies.get(method.name)
 
-        async def answered(data: bytes, context: Context) -> bytes | None:
+        async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()
             code = "OK"
             if tally is not None:
@@ -157,47 +147,46 @@ class CallMiddleware:
                     end(context)
             except JobStatusError as error:
                 code = status.code_of(error).name
-                await _abort(context, error)
+                await context.abort(*status.status_of(error))
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
-            except grpc.aio.InternalError:
-                # How a write ends that the client's departure interrupts. grpc logs a traceback for anything else.
-                code = "CANCELLED"
-                raise asyncio.CancelledError from None
             except Exception as error:
                 code = "INTERNAL"
-                await _abort(context, _masked(name, error))
+                await context.abort(*status.status_of(_masked(name, error)))
             finally:
                 seconds = time.perf_counter() - started
                 if tally is not None:
                     tally.end(code, seconds)
                 if self._log is not None:
                     self._log.write(name, code, seconds, context.peer(), _request_id(context))
-            return None
 
-        return answered
+        return Method(method.path, answered, method.is_stream)
 
 
-class _CountingContext:
-    """A stream's context that counts the messages written."""
+class _CountedStream:
+    """A stream that counts the messages it sends."""
 
-    __slots__ = ("_context", "_tally", "try_send")
-
-    def __init__(self, context: Context, tally: CallTally) -> None:
-        self._context = context
+    def __init__(self, stream: StreamContext, tally: CallTally) -> None:
+        self._stream = stream
         self._tally = tally
-        try_send = getattr(context, "try_send", None)
-        self.try_send = None if try_send is None else self._counting(try_send)
+        try_send = stream.try_send
+        self.try_send = None if try_send is None else self._counted(try_send)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
+    def peer(self) -> str:
+        return self._stream.peer()
+
+    def invocation_metadata(self) -> Metadata | None:
+        return self._stream.invocation_metadata()
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        await self._stream.abort(code, details, trailing_metadata)
 
     async def write(self, message: bytes) -> None:
-        await self._context.write(message)
+        await self._stream.write(message)
         self._tally.sent += 1
 
-    def _counting(self, try_send: TrySend) -> TrySend:
+    def _counted(self, try_send: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
         def try_and_count(message: bytes) -> bool:
             is_sent = try_send(message)
             self._tally.sent += is_sent
@@ -206,12 +195,8 @@ class _CountingContext:
         return try_and_count
 
 
-def _counting_messages(behaviour: Behaviour, tally: CallTally) -> Behaviour:
-    return lambda data, context: behaviour(data, cast(Context, _CountingContext(context, tally)))
-
-
-async def _abort(context: Context, error: JobStatusError) -> None:
-    await context.abort(status.code_of(error), status.short_message(error), status.trailers_of(error))
+def _counting(behaviour: Behaviour, tally: CallTally) -> Behaviour:
+    return lambda data, stream: behaviour(data, _CountedStream(stream, tally))
 
 
 def _masked(name: str, error: Exception) -> InternalError:
@@ -221,11 +206,11 @@ def _masked(name: str, error: Exception) -> InternalError:
     return InternalError(f"the server failed; its log has the details under the id {error_id}", error_id=error_id)
 
 
-def _host_of(context: Context) -> str:
+def _host_of(context: CallContext) -> str:
     return context.peer().rpartition(":")[0]
 
 
-def _request_id(context: Context) -> str:
+def _request_id(context: CallContext) -> str:
     """Return the caller's own id for this call, if it sent one."""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY:

@@ -66,6 +66,11 @@ def code_number(error: JobStatusError) -> int:
     return number
 
 
+def status_of(error: JobStatusError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+    """Return `error` as the arguments of a context's `abort`: code, message, trailing metadata."""
+    return code_of(error), short_message(error), trailers_of(error)
+
+
 def short_message(error: JobStatusError) -> str:
     """Return the message of `error`, cut to what fits a trailer."""
     return _cut(error.message, MAX_MESSAGE_BYTES)

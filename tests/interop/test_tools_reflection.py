@@ -20,6 +20,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from jobstatus_grpc.server import health, reflection
+from jobstatus_grpc.server.transports import grpcio
 from tests.support.loop import on_a_loop
 
 SERVICES = (health.SERVICE, health.SERVICE_NAME)
@@ -77,7 +78,7 @@ async def serve() -> AsyncIterator[str]:
     drain = asyncio.Event()
     statuses = health.HealthServicer(SERVICES)
     statuses.set(health.SERVICE, health.SERVING)
-    health.add_health(server, statuses)
+    grpcio.add_methods(server, health.methods(statuses))
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"GetJob": grpc.unary_unary_rpc_method_handler(refuse)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(health.SERVICE, methods),))
     reflection.add_reflection(server, SERVICES, drain=drain)

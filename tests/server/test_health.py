@@ -21,8 +21,9 @@ from jobstatus_grpc.server.health import (
     SERVING,
     WRITE,
     HealthServicer,
-    add_health,
+    methods,
 )
+from jobstatus_grpc.server.transports import grpcio
 from tests.support.loop import on_a_loop
 
 UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
@@ -50,7 +51,7 @@ class Serving:
 async def serve(health: HealthServicer | None = None) -> AsyncIterator[Serving]:
     health = health or HealthServicer([SERVICE, WRITE])
     server = grpc.aio.server()
-    add_health(server, health)
+    grpcio.add_methods(server, methods(health))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -202,11 +203,11 @@ class ObservedHealth(HealthServicer):
         super().__init__([SERVICE, WRITE])
         self.ended = asyncio.Event()
 
-    async def Watch(self, request: HealthCheckRequest | None, context: Any) -> None:
+    async def Watch(self, data: bytes, context: Any) -> None:
         try:
-            await super().Watch(request, context)
+            await super().Watch(data, context)
         finally:
-            if request is not None and request.service == SERVICE:
+            if HealthCheckRequest.FromString(data).service == SERVICE:
                 self.ended.set()
 
 

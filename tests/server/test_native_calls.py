@@ -16,7 +16,8 @@ from tests.support.loop import run
 pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
 
 from jobstatus_grpc.errors import StreamAgeError
-from jobstatus_grpc.server.transports.native import CallContext, Method, NativeServer, StreamContext
+from jobstatus_grpc.server.transports.interface import CallContext, Method, StreamContext
+from jobstatus_grpc.server.transports.native import NativeServer
 
 Behaviour = Callable[[bytes, Any], Awaitable[bytes | None]]
 LARGE = b"x" * 60_000

@@ -12,11 +12,13 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import grpc
 
 from jobstatus_grpc.server.addresses import CannotListenError, reach, require_free, unix_path
+from jobstatus_grpc.server.transports.interface import Behaviour, Method
 
 _log = logging.getLogger("jobstatus_grpc.server")
 
@@ -25,6 +27,45 @@ def open_probe_channel(address: str) -> grpc.aio.Channel:
     """Open a channel for probing a server without TLS: a connection of its own, past any proxy."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     return grpc.aio.insecure_channel(address, options=options)
+
+
+def add_methods(server: grpc.aio.Server, methods: Iterable[Method]) -> None:
+    """Serve `methods` on `server`, which has not been started."""
+    services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+    for method in methods:
+        handlers = services.setdefault(method.path[1:].rpartition("/")[0], {})
+        if method.is_stream:
+            handlers[method.name] = grpc.unary_stream_rpc_method_handler(_stream_handler(method.behaviour))
+        else:
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(method.behaviour)
+    generic = (grpc.method_handlers_generic_handler(name, handlers) for name, handlers in services.items())
+    server.add_generic_rpc_handlers(tuple(generic))
+
+
+def _stream_handler(behaviour: Behaviour) -> Any:
+    async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await behaviour(data, _Stream(context))
+
+    return answer
+
+
+class _Stream:
+    """A grpcio context as a StreamContext."""
+
+    try_send = None
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+        self.peer = context.peer
+        self.invocation_metadata = context.invocation_metadata
+        self.abort = context.abort
+
+    async def write(self, message: bytes) -> None:
+        try:
+            await self._context.write(message)
+        except grpc.aio.InternalError:
+            # So ends a write during which the client leaves. grpcio logs a traceback for anything but a cancellation.
+            raise asyncio.CancelledError from None
 
 
 class Listener:

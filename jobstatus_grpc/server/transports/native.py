@@ -12,8 +12,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
@@ -24,24 +23,27 @@ from jobstatus_grpc.job import limits
 from jobstatus_grpc.server.addresses import CannotListenError, require_free, unix_path
 from jobstatus_grpc.server.config import front_options
 from jobstatus_grpc.server.transports.grpcio import Listener
+from jobstatus_grpc.server.transports.interface import Metadata, Method
 from jobstatus_grpc.wire import status
 
+_log = logging.getLogger("jobstatus_grpc.server")
+
 QUICK_TURNS = 4
+"""Turns of the event loop in which a full stream is tried again without a pause."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.001, 0.25
+"""Pauses between tries of a full stream; each is half as long again as the one before."""
 
-Metadata = Sequence[tuple[str, "str | bytes"]]
-
-Details = tuple[Metadata, str, "float | None"]
-"""Metadata, peer, and the seconds left until the deadline when the call came, as the front tells them."""
+Details: TypeAlias = tuple[Metadata, str, "float | None"]
+"""What the front says of a call: metadata, peer, and the seconds left until its deadline."""
 
 
 class CallEndedError(Exception):
     """The call has been given its status; nothing is left to do."""
 
 
-class CallContext:
-    """A unary call; as much of grpc.aio.ServicerContext as our behaviours use."""
+class NativeCall:
+    """A unary call on a front."""
 
     __slots__ = ("_call_id", "_details", "_front")
 
@@ -56,16 +58,17 @@ class CallContext:
     def peer(self) -> str:
         return self._details[1]
 
-    async def write(self, message: bytes) -> None:
-        raise TypeError("a unary call returns its reply")
+    def fail(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> None:
+        """End the call with a status; without effect where it has ended."""
+        self._front.fail(self._call_id, code.value[0], details, trailing_metadata)
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
-        self._front.fail(self._call_id, code.value[0], details, trailing_metadata)
+        self.fail(code, details, trailing_metadata)
         raise CallEndedError
 
 
-class StreamContext(CallContext):
-    """A call that is answered with a stream."""
+class NativeStream(NativeCall):
+    """A call on a front that is answered with a stream."""
 
     __slots__ = ("_ends_at",)
 
@@ -74,16 +77,9 @@ class StreamContext(CallContext):
         self._ends_at = time.monotonic() + max_seconds
 
     def try_send(self, message: bytes) -> bool:
-        """Send a message if there is room for it, and the client has not left; tell whether it was sent."""
         return self._front.stream_try_send(self._call_id, message) == STREAM_SENT
 
     async def write(self, message: bytes) -> None:
-        """Send a message, or wait until there is room for it.
-
-        Raises:
-            CancelledError: the client has left.
-            StreamAgeError: there was no room until the stream reached its greatest age.
-        """
         sent = self._front.stream_try_send(self._call_id, message)
         if sent == STREAM_FULL:
             sent = await self._write_when_there_is_room(message)
@@ -108,49 +104,8 @@ class StreamContext(CallContext):
         raise StreamAgeError
 
 
-_log = logging.getLogger("jobstatus_grpc.server")
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """How calls of one method are answered, from bytes to bytes."""
-
-    path: str
-    behaviour: Callable[[bytes, Any], Awaitable[bytes | None]]
-    is_stream: bool
-
-
 _Call: TypeAlias = tuple[int, Method, bytes, Details]
 """The front's number for it, and what came with it."""
-
-
-def method_of(path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Method:
-    """Return the method that a handler answers; where it wants messages they are parsed, and its own serialised."""
-    is_stream = handler.response_streaming
-    behaviour = cast(Any, handler.unary_stream if is_stream else handler.unary_unary)
-    parse, serialise = handler.request_deserializer, handler.response_serializer
-    if parse is None or serialise is None:
-        return Method(path, behaviour, is_stream)
-
-    async def answer(data: bytes, context: CallContext) -> bytes:
-        return serialise(await behaviour(parse(data), context))
-
-    async def stream(data: bytes, context: StreamContext) -> None:
-        await behaviour(parse(data), _MessageContext(context, serialise))
-
-    return Method(path, stream if is_stream else answer, is_stream)
-
-
-class _MessageContext:
-    """A stream's context that serialises the messages written."""
-
-    def __init__(self, context: StreamContext, serialise: Callable[[Any], bytes]) -> None:
-        self.abort = context.abort
-        self._context = context
-        self._serialise = serialise
-
-    async def write(self, message: Any) -> None:
-        await self._context.write(self._serialise(message))
 
 
 class FrontCalls:
@@ -217,32 +172,32 @@ class FrontCalls:
 
     async def _answer(self, call_id: int, method: Method, payload: bytes, details: Details) -> None:
         front = self._front
+        context = (
+            NativeStream(front, call_id, details, max_seconds=self._max_stream_seconds)
+            if method.is_stream
+            else NativeCall(front, call_id, details)
+        )
         try:
             if len(payload) > limits.MAX_REQUEST_BYTES:
-                await CallContext(front, call_id, details).abort(*_too_large(payload))
+                await context.abort(*_too_large(payload))
+            reply = await method.behaviour(payload, context)
             if method.is_stream:
-                context = StreamContext(front, call_id, details, max_seconds=self._max_stream_seconds)
-                await method.behaviour(payload, context)
                 front.stream_end(call_id)
             else:
-                reply = await method.behaviour(payload, CallContext(front, call_id, details))
                 front.respond(call_id, reply or b"")
         except CallEndedError:
             pass
         except asyncio.CancelledError:
-            # Nobody hears of it but those whom we cut off.
-            self._fail(call_id, DrainingError())
+            # The client gets this status if the server cuts the call off; if it left, it gets none.
+            context.fail(*status.status_of(DrainingError()))
             raise
         except JobStatusError as error:
-            self._fail(call_id, error)
+            context.fail(*status.status_of(error))
         except Exception:
-            _log.exception("%s failed", method.path)
-            self._fail(call_id, InternalError("the server failed; its log has the details"))
+            _log.exception("%s failed; the client gets INTERNAL. This is a bug in the server: report it", method.path)
+            context.fail(*status.status_of(InternalError("the server failed; its log has the details")))
         finally:
             self._running.pop(call_id, None)
-
-    def _fail(self, call_id: int, error: JobStatusError) -> None:
-        self._front.fail(call_id, status.code_number(error), status.short_message(error), status.trailers_of(error))
 
 
 def _too_large(payload: bytes) -> tuple[grpc.StatusCode, str]:
