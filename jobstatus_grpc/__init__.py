@@ -1,7 +1,7 @@
-"""Job status over gRPC: report what a job does, follow it to its end.
+"""Job status over gRPC: report the progress of jobs, and watch them to their end.
 
-The clients, and what they return and raise. The clients are loaded when they are first asked for: the rules, the stores
-and the command line need neither them nor grpc.
+The public names: the clients, and the types that they return and raise. The clients are imported on first use, because
+the rules, the stores and the command line need neither them nor grpc.
 """
 
 from __future__ import annotations

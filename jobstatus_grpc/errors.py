@@ -1,4 +1,4 @@
-"""What can go wrong, as plain Python: raised by the rules and the stores, sent as gRPC status, raised again by clients.
+"""The errors of the service: raised by the rules and the stores, sent as gRPC status, raised again by the clients.
 
 A class's docstring is its default message, its `reason` the ErrorInfo reason on the wire.
 """
@@ -70,7 +70,7 @@ class InvalidArgumentError(JobStatusError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One thing wrong with a request: the field's path, and what it must be."""
+    """An invalid field of a request: its path, and what it must be."""
 
     field: str
     description: str
@@ -90,20 +90,20 @@ class InvalidFieldError(InvalidArgumentError):
     def __init__(
         self, message: str | None = None, /, *, violations: Iterable[FieldViolation] = (), **metadata: str
     ) -> None:
-        """Take every violation at once; the message lists the first of them unless one is given."""
+        """Take all violations; the message lists the first MAX_LISTED_VIOLATIONS unless one is given."""
         self.violations = tuple(violations)
         listed = "; ".join(map(str, self.violations[:MAX_LISTED_VIOLATIONS]))
         super().__init__(message or listed or None, **metadata)
 
 
 class RequestIdReusedError(InvalidArgumentError):
-    """This request_id came before with another payload. Use a new request_id for each new request."""
+    """This request_id was used before with another payload. Use a new request_id for each new request."""
 
     reason = "REQUEST_ID_REUSED"
 
 
 class InvalidTokenError(InvalidArgumentError):
-    """The token is malformed, or belongs to another filter or job. Begin again without one."""
+    """The token is malformed, or belongs to another filter or job. Start again without one."""
 
     reason = "INVALID_TOKEN"
 
@@ -150,13 +150,13 @@ class ResourceExhaustedError(RetryableError):
 
 
 class TooManyWatchersError(ResourceExhaustedError):
-    """The server has as many open watches as it may. Try again later."""
+    """The server has reached its limit of open watches. Try again later."""
 
     reason = "TOO_MANY_WATCHERS"
 
 
 class TooManyRequestsError(ResourceExhaustedError):
-    """The server has as many calls in flight as it may. Try again later."""
+    """The server has reached its limit of calls in flight. Try again later."""
 
     reason = "TOO_MANY_REQUESTS"
     retry_after_seconds = 0.1
@@ -183,20 +183,20 @@ class StoreUnavailableError(UnavailableError):
 
 
 class DrainingError(UnavailableError):
-    """The server is shutting down. Call again: another one, or its successor, answers."""
+    """The server is shutting down. Try again: another server, or its successor, answers."""
 
     reason = "DRAINING"
 
 
 class StreamAgeError(UnavailableError):
-    """The stream has reached its maximum age. Call again to go on."""
+    """The stream has reached its maximum age. Call again to continue."""
 
     reason = "STREAM_AGE"
     retry_after_seconds = 0.1
 
 
 class StoreChangedError(UnavailableError):
-    """The store was replaced by another incarnation. Call again to go on from its state."""
+    """The store was replaced by another incarnation. Call again to continue from its state."""
 
     reason = "STORE_CHANGED"
     retry_after_seconds = 0.1
@@ -230,7 +230,7 @@ class InternalError(JobStatusError):
 
 
 class CannotStartError(Exception):
-    """The server or a store cannot start as it was told to; the message says what to do. Never sent over the wire."""
+    """The server or a store cannot start with these settings; the message says what to do. Never sent over the wire."""
 
 
 def error_classes(root: type[JobStatusError] = JobStatusError) -> Iterator[type[JobStatusError]]:

@@ -1,10 +1,10 @@
-"""A job in the words of two other APIs, for gateways to them: the JSON of a task API and that of a content queue.
+"""Jobs as JSON of two other APIs, for gateways to them: a task API and a content queue.
 
-What a document of theirs says is not lost here: read and written again, it says the same. The other way something is,
-as they have fewer words: a job that is RETRYING is `processing` in a content queue, like one IN_PROGRESS.
+A document of theirs that is read and written again stays the same. A job that is written and read again may not, as
+they have fewer states: RETRYING is `processing` in a content queue, like IN_PROGRESS.
 
-To serve such an API, write what the service answers: `to_task_api(client.get(id))`. To take reports in its words, read
-them and send what a client may write; the service judges the values, and creates the job with its first report:
+To serve such an API, convert what the service returns: `to_task_api(client.get(id))`. To take its reports, read them
+and send the fields that a client may write; the service checks the values, and creates the job with its first report:
 
     known = from_content_queue(json.loads(body))
     client.update(**writable(known), allow_missing=True)
@@ -40,7 +40,7 @@ class _TaskApiJob(TypedDict):
 
 
 class TaskApiJob(_TaskApiJob, total=False):
-    """A job as a task API writes it. What is unset is absent; progress is in percent."""
+    """A job of a task API. Unset fields are absent; progress is in percent."""
 
     reason: str
     hasProgress: bool
@@ -54,7 +54,7 @@ class _ContentQueueJob(TypedDict):
 
 
 class ContentQueueJob(_ContentQueueJob, total=False):
-    """A job as a content queue writes it. What is unset is absent; progress is in percent."""
+    """A job of a content queue. Unset fields are absent; progress is in percent."""
 
     progress: float
     estimatedCompletion: str
@@ -79,7 +79,7 @@ _CONTENT_QUEUE_WORDS: Mapping[JobState, str] = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
 }
-# Where two states share a word, it is read as the one that says no more than the word does.
+# A word that two states share is read as the more general one.
 _TASK_API_STATES = {word: state for state, word in _TASK_API_WORDS.items() if state is not JobState.CANCELLED}
 _CONTENT_QUEUE_STATES = {
     word: state for state, word in _CONTENT_QUEUE_WORDS.items() if state not in (JobState.RETRYING, JobState.ABORTED)
@@ -118,13 +118,13 @@ def to_content_queue(job: Job) -> ContentQueueJob:
 
 
 def from_task_api(document: object) -> dict[str, Any]:
-    """Return what a task API's JSON object says of a job, by the names of Job's fields.
+    """Return the fields of a task API's JSON object, by the names of Job's fields.
 
-    It may be a part of one, such as the body of a request: every field may be missing or null, and others are ignored.
-    Without `updatedAt` nothing has changed since `createdAt`, so that a whole document is a whole job: `Job(**known)`.
+    Every field may be missing or null, as in the body of a request, and unknown fields are ignored. Without `updatedAt`
+    it is `createdAt`, so that a whole document is a whole job: `Job(**known)`.
 
     Raises:
-        InvalidFieldError: a value is of the wrong kind, or a word or time is none; it lists all of them.
+        InvalidFieldError: a value has the wrong type, or is not a known word or time; it lists all of them.
     """
     known = _read(document, _TASK_API_FIELDS)
     if "created_at" in known:
@@ -133,7 +133,7 @@ def from_task_api(document: object) -> dict[str, Any]:
 
 
 def from_content_queue(document: object) -> dict[str, Any]:
-    """Return what a content queue's JSON object says of a job, by the names of Job's fields.
+    """Return the fields of a content queue's JSON object, by the names of Job's fields.
 
     As `from_task_api`. An error's code is UNKNOWN. `processing` with an error is RETRYING: a job IN_PROGRESS has none.
     """
@@ -144,7 +144,7 @@ def from_content_queue(document: object) -> dict[str, Any]:
 
 
 def writable(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of `known` the clients' `update` takes: all but the times that the service itself keeps."""
+    """Return the fields of `known` that the clients' `update` takes: all but the times, which the service sets."""
     return {name: value for name, value in known.items() if name not in ("created_at", "updated_at")}
 
 
@@ -205,7 +205,7 @@ _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[
 
 
 def _instant(value: Any) -> datetime:
-    """Cut to microseconds, in UTC."""
+    """Return the time in UTC, truncated to microseconds."""
     wanted = "must be a time such as 2026-01-31T12:00:00Z"
     match = _RFC3339.fullmatch(_text(value))
     if match is None:
@@ -220,14 +220,14 @@ def _instant(value: Any) -> datetime:
 
 
 def _to_rfc3339(instant: datetime) -> str:
-    """With no, three or six digits of a second, as protobuf's JSON has them."""
+    """Write 0, 3 or 6 digits of a second, as protobuf's JSON does."""
     microsecond = instant.microsecond
     precision = "seconds" if not microsecond else "microseconds" if microsecond % 1000 else "milliseconds"
     return instant.astimezone(timezone.utc).replace(tzinfo=None).isoformat(timespec=precision) + "Z"
 
 
 def _to_number(progress: float) -> float:
-    """Whole numbers without a fraction, for those who read integers."""
+    """Return whole numbers as int, for readers that expect integers."""
     return int(progress) if progress.is_integer() else progress
 
 

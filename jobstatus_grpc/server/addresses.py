@@ -1,4 +1,4 @@
-"""The places that a server listens on: whether anybody is there, and how several processes come by one together."""
+"""The addresses that a server listens on: whether they are free, and how several processes share them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TypeAlias
 from jobstatus_grpc.server.config import host_and_port
 
 _Place: TypeAlias = tuple[socket.AddressFamily, tuple[object, ...]]
-"""A socket's family, and what it is bound to: host, port and, for IPv6, two more."""
+"""A socket's family, and its address: host, port and, for IPv6, two more values."""
 
 _PORT_TRIES = 20
-"""A port that is free on one of a name's hosts may be taken on another; then the next one is tried."""
+"""Ports to try for port 0: one that is free on the first of a name's hosts may be taken on another."""
 
 
 class CannotListenError(OSError):
-    """An address cannot be listened on: it is taken, forbidden, or not of this machine. `errno` says which."""
+    """An address cannot be listened on: it is taken, forbidden, or not of this machine, by `errno`."""
 
     def __init__(self, address: str, number: int | None, why: str) -> None:
         super().__init__(number, f"cannot listen on {address}: {why}")
@@ -28,12 +28,12 @@ class CannotListenError(OSError):
 
 
 def unix_path(address: str) -> str:
-    """Return the path of `unix:/path`, empty for `host:port`."""
+    """Return the path of `unix:/path`; empty for `host:port`."""
     return address.removeprefix("unix:") if address.startswith("unix:") else ""
 
 
 async def reach(address: str) -> bool | None:
-    """Return whether a connection is taken, or None where that cannot be told (no file descriptors, no route)."""
+    """Return whether a connection is accepted; None if it cannot be tried (no file descriptors, no route)."""
     path = unix_path(address)
     opening = asyncio.open_unix_connection(path) if path else asyncio.open_connection(*host_and_port(address))
     try:
@@ -47,7 +47,7 @@ async def reach(address: str) -> bool | None:
 
 
 async def require_free(address: str) -> None:
-    """Raise CannotListenError where somebody listens: grpcio says little of ports, and takes a living unix socket."""
+    """Raise CannotListenError if the address is in use: grpcio takes over a Unix socket that is, and names no cause."""
     if unix_path(address):
         if await reach(address) is not False:
             raise CannotListenError(address, errno.EADDRINUSE, "another server listens there")
@@ -59,38 +59,37 @@ async def require_free(address: str) -> None:
 class Reservation:
     """Holds `host:port` addresses for the processes of one user that listen there with SO_REUSEPORT.
 
-    Its sockets take no connections. They are bound alone, which finds everybody who is there, and shared only then.
-    It does not find who binds in the same few microseconds, nor whom the same user starts later with SO_REUSEPORT on:
-    such a program gets a part of the connections.
+    Its sockets accept no connections. They are bound exclusively, which detects any other listener, and shared only
+    then. Not detected are a program that binds in the same few microseconds, and one that the same user starts later
+    with SO_REUSEPORT: it gets a part of the connections.
     """
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
         self._sockets: list[socket.socket] = []
 
     async def add(self, address: str) -> str:
-        """Hold `address`, and return it with the port that port 0 became.
+        """Hold `address`, and return it with port 0 resolved.
 
         Raises:
-            CannotListenError: somebody else has it, or it is not of this machine.
+            CannotListenError: another program has it, or it is not of this machine.
         """
         sockets = await _bind(address)
         self._sockets += sockets
         for each in sockets:
-            # Our own trial, and another supervisor's, allow addresses that are in use and not listened on.
+            # Binding with SO_REUSEADDR succeeds on addresses that are bound but not listened on, such as these.
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return f"{address.rpartition(':')[0]}:{sockets[0].getsockname()[1]}"
 
     def close(self) -> None:
-        """Hold nothing any more."""
+        """Release all addresses."""
         for each in self._sockets:
             each.close()
         self._sockets.clear()
 
 
 async def _bind(address: str) -> list[socket.socket]:
-    """Return sockets on all places that `address` names, with one port; they do not listen."""
+    """Return sockets bound to all addresses that `address` resolves to, with one port; they do not listen."""
     host, port = host_and_port(address)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -117,7 +116,7 @@ def _bind_all(address: str, places: Sequence[_Place]) -> list[socket.socket]:
             except OSError as error:
                 if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     raise
-                missing = error  # one of several may be, such as ::1 of localhost where there is no IPv6
+                missing = error  # one of several may fail, such as ::1 of localhost on a machine without IPv6
         if missing is not None and not sockets:
             raise missing
     except OSError as error:
@@ -140,5 +139,5 @@ def _bind_one(family: socket.AddressFamily, place: tuple[object, ...]) -> socket
 
 
 def _port_of(sockets: Sequence[socket.socket]) -> int:
-    """Return the port that the first got, 0 before there is one."""
+    """Return the port of the first socket, 0 before there is one."""
     return int(sockets[0].getsockname()[1]) if sockets else 0

@@ -1,4 +1,4 @@
-"""A server's life: open the store, listen, serve, drain, stop. The only place where the parts are put together."""
+"""The life of a server: open the store, listen, serve, drain, stop. All parts are put together here."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 COLLECT_AFTER = (20_000, 20, 20)
-"""Objects, then collections, between two looks for cycles. Python looks at each 700 objects: a twentieth of a call."""
+"""Thresholds of the garbage collector. With Python's default of 700 objects it takes a twentieth of a call's time."""
 
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` on a new event loop and return what it returns."""
-    gc.freeze()  # what is there by now stays
+    gc.freeze()  # objects made until now live as long as the process
     gc.set_threshold(*COLLECT_AFTER)
     try:
         import uvloop
@@ -67,8 +67,8 @@ EXIT_BROKEN = 1
 def run(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None, private: str = "") -> int:
     """Serve until SIGTERM or SIGINT; return the process's exit code.
 
-    `ready` is called once, with the bound addresses, when the server answers. A worker, which shares them with others,
-    has a `private` one too: see Listener.
+    `ready` is called once, with the bound addresses, when the server takes calls. A worker has a `private` address
+    besides those that it shares: see Listener.
 
     Raises:
         CannotStartError: the message says what to do.
@@ -94,16 +94,16 @@ async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog |
 
 async def _serve_until(stopping: asyncio.Event, store: JobStore) -> int:
     """Wait for a signal or the store's end, and return the exit code that it means."""
-    told, broken = asyncio.create_task(stopping.wait()), asyncio.create_task(store.closed())
+    stopped, broken = asyncio.create_task(stopping.wait()), asyncio.create_task(store.closed())
     try:
-        await asyncio.wait((told, broken), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
         if broken.done() and (error := broken.result()) is not None:
-            log.critical("the store is broken beyond repair; the process ends: %s", error)
+            log.critical("the store failed and cannot recover in this process, which ends now; restart it: %s", error)
             return EXIT_BROKEN
         log.info("draining")
         return EXIT_OK
     finally:
-        told.cancel()
+        stopped.cancel()
         broken.cancel()
 
 
@@ -187,7 +187,7 @@ class _Server:
         ends = [asyncio.create_task(self._calls.finished()), asyncio.create_task(self._queue.close())]
         _, unended = await asyncio.wait(ends, timeout=1)
         if unended:
-            log.warning("some calls have not ended within their grace")
+            log.warning("some calls have not ended within the grace of %g s; they are cut off", grace_seconds)
         for end in unended:
             end.cancel()
         await self._stop_background()
@@ -250,7 +250,7 @@ def _open_transport(
 def _metrics_of(config: ServerConfig, store: JobStore) -> tuple[Metrics, MetricsEndpoint] | tuple[None, None]:
     if config.metrics is None:
         return None, None
-    # prometheus_client is loaded by those who ask for it.
+    # Imported here because prometheus_client takes a while to load.
     from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
 
     metrics = Metrics(store, clock=utc_now)

@@ -1,4 +1,4 @@
-"""How a server is told to run, and the channel options that it runs with."""
+"""The settings of a server, and the options of its transports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobstatus_grpc.job import limits
 TRANSPORTS = ("grpcio", "native")
 
 CONNECTION_AGE_GRACE_SECONDS = 30.0
-"""What calls get beyond `max_connection_age`."""
+"""Time for running calls to end once their connection has reached `max_connection_age`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,26 +24,26 @@ class ServerConfig:
     """`host:port`, where port 0 picks a free one, or `unix:/path`."""
     store: str = "sqlite:///jobstatus.db"
     transport: str = "grpcio"
-    """`grpcio`, or `native`, which needs the extra of that name; see transport.py."""
+    """`grpcio`, or `native`, which needs the extra of that name; see transports/."""
     retention: timedelta = timedelta(days=7)
     drain_grace: timedelta = timedelta(seconds=10)
     fail_stalled_after: timedelta | None = None
-    """How long a job may stay stalled until it fails; None: for ever."""
+    """Time after which a stalled job fails; None: never."""
     max_watchers: int = 20_000
     max_watchers_per_caller: int | None = None
-    """None: no limit. A caller is a principal, without authentication a host."""
+    """None: no limit. Callers are told apart by host."""
     max_requests: int = 1024
     """Unary calls in flight."""
     max_connection_age: timedelta = timedelta(hours=1)
     insecure: bool = False
-    """Allow a listener beyond loopback though nothing is encrypted and nobody is authenticated."""
+    """Allow listening beyond loopback, without encryption and authentication."""
     metrics: str | None = None
-    """`host:port` to serve metrics on, beyond loopback too: they tell nothing of any one job. None: nowhere."""
+    """`host:port` to serve metrics on, beyond loopback too: they hold no data of single jobs. None: nowhere."""
     workers: int = 1
-    """So many processes share the addresses and the store; what else is set, each has for itself. See supervisor.py."""
+    """Number of processes that share the addresses and the store. All other settings apply per process."""
 
     def check(self) -> None:
-        """Raise CannotStartError where the settings do not fit together."""
+        """Raise CannotStartError if the settings do not fit together."""
         for address in self.listen:
             host = _host_of(address)
             if not self.insecure and host is not None and not _is_loopback(host):
@@ -71,10 +71,10 @@ def _host_of(address: str) -> str | None:
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Split `host:port`; the brackets around an IPv6 address are left out.
+    """Split `host:port`; brackets around an IPv6 address are removed.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not an address of this form.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -92,23 +92,23 @@ def _is_loopback(host: str) -> bool:
 
 
 def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
-    """Return the options of the server's channel; the comments say what goes wrong without each."""
+    """Return grpcio's options of the server; the comments say what goes wrong without each."""
     age_ms = round(config.max_connection_age.total_seconds() * 1000)
     return [
-        # A second process on our port must be refused, not share our connections. See listener.py. Workers share them;
-        # their supervisor refuses others. See addresses.py.
+        # Without 0 a second server on this port would get a part of the connections. Workers share the port; their
+        # supervisor holds it against others, see addresses.py.
         ("grpc.so_reuseport", int(config.workers > 1)),
         # Every watch is a stream: the default of 100 would make watchers behind one connection wait for ever.
         ("grpc.max_concurrent_streams", 2**31 - 1),
         # A body larger than this is refused by the core before it is read whole.
         ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
         ("grpc.max_metadata_size", 16 * 1024),
-        # A peer that connects and says nothing is thrown out.
+        # A peer that connects and sends nothing would keep its connection.
         ("grpc.server_handshake_timeout_ms", 10_000),
         # A restart brings all watchers back at once; the defaults of 1,000 and 3,000 refuse most of them.
         ("grpc.server.max_pending_requests", 100_000),
         ("grpc.server.max_pending_requests_hard_limit", 200_000),
-        # Notice within a minute that a peer's machine is gone.
+        # A peer whose machine is gone is noticed within a minute.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_pings_without_data", 0),
@@ -117,22 +117,22 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 9_000),
         ("grpc.http2.max_ping_strikes", 10),
         ("grpc.keepalive_permit_without_calls", 1),
-        # The only cure for a reader that stalls for ever, and it rebalances clients over replicas. The core adds ±10 %.
+        # A reader that stalls for ever would keep its stream. This also spreads clients over replicas; ±10 % is added.
         ("grpc.max_connection_age_ms", age_ms),
         ("grpc.max_connection_age_grace_ms", round(CONNECTION_AGE_GRACE_SECONDS * 1000)),
     ]
 
 
 def front_options() -> dict[str, Any]:
-    """Return the same for a front of pygrpc-native, as far as it has them."""
+    """Return the options of a front of pygrpc-native, as far as it has those of `channel_options`."""
     return {
         # One thread speaks HTTP/2 faster than Python can answer; a second one only adds switches.
         "io_threads": 1,
-        # Callers, their metadata, and the end of a unary call that nobody waits for any more.
+        # Peers, metadata, and the cancellation of unary calls.
         "call_details": True,
-        # Else what is refused at once comes with headers, and clients do not try it again.
+        # Without it a call that is refused at once has headers already, and clients do not retry it.
         "delay_stream_headers": True,
-        # Tells when all statuses have been sent.
+        # For NativeServer.stop, to wait until all statuses are sent.
         "metrics": True,
         "max_concurrent_streams": 2**31 - 1,
         # The most that grpcio takes in any case.

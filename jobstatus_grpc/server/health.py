@@ -36,7 +36,7 @@ OVERALL = ""
 SERVICE = "jobstatus.v1.JobStatusService"
 
 WRITE = f"{SERVICE}/write"
-"""Not serving while the store cannot write; reads and watches may go on."""
+"""NOT_SERVING while the store cannot write; reads and watches may go on."""
 
 SERVING = HealthCheckResponse.SERVING
 
@@ -66,16 +66,16 @@ class HealthServicer:
         self._to_wake: set[_Watcher] = set()
 
     def set(self, service: str, status: int) -> None:
-        """Report `service`, known from now on, as SERVING or NOT_SERVING. Ignored once draining."""
+        """Report `service`, which is added if it is new, as SERVING or NOT_SERVING. Ignored once draining."""
         if self._draining or self._statuses.get(service) == status:
             return
         self._statuses[service] = status
         self._wake(watcher for watcher in self._watchers if watcher.service == service)
 
     def drain(self) -> None:
-        """Report everything as NOT_SERVING for good, and end each watch once it has said so.
+        """Report everything as NOT_SERVING from now on, and end each watch after it has sent that.
 
-        A watch whose client does not read cannot be ended so: it ends with the server's grace, or its connection.
+        A watch of a client that does not read ends with the server's grace, or its connection.
         """
         if self._draining:
             return
@@ -126,7 +126,7 @@ class HealthServicer:
             asyncio.get_running_loop().call_soon(self._wake_one)
 
     def _wake_one(self) -> None:
-        """Wake one watcher a turn of the loop: thousands of writes in one turn would hold up every other call."""
+        """Wake one watcher per turn of the event loop: thousands of writes in one turn would delay all other calls."""
         if not self._to_wake:
             return
         self._to_wake.pop().wake.set()

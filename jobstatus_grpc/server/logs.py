@@ -1,6 +1,6 @@
-"""One line in the log for each call.
+"""The server's log on stderr, as text or JSON: records of `logging`, and one line for each call.
 
-Made and written by hand: through `logging`, a line costs as much as a quarter of the call that it tells of.
+Lines for calls are formatted and written by RequestLog: through `logging` a line would cost a quarter of its call.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Protocol, TextIO
 
 
 def configure(log_format: str, level: str, *, worker: int | None = None) -> RequestLog | None:
-    """Send everything at `level` (a name, such as "info") and above to stderr, as `text` or `json`.
+    """Log everything at `level` (a name, such as "info") and above to stderr, as `text` or `json`.
 
     Args:
         worker: this process's number, if it is one of several that write there.
 
     Returns:
-        Where to note calls, if the level asks for that.
+        The log of calls; None if the level is above info.
     """
     stream = sys.stderr if worker is None else SharedStream(sys.stderr)
     handler = logging.StreamHandler(stream)
@@ -35,13 +35,13 @@ def configure(log_format: str, level: str, *, worker: int | None = None) -> Requ
 
 
 class SharedStream:
-    """A stream that other processes write to as well: passes on whole lines, in pieces that a pipe takes undivided.
+    """A stream that other processes write to as well: writes whole lines, in pieces that a pipe takes undivided.
 
-    A line that is longer than such a piece may be torn apart.
+    A line longer than PIPE_BUF may be mixed with lines of others.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        """Take a buffered stream: what it writes at once is one system call."""
+        """Take a buffered stream: each flush is one system call."""
         self._stream = stream
 
     def write(self, text: str) -> None:
@@ -58,7 +58,7 @@ class SharedStream:
         self._pass_on(piece)
 
     def flush(self) -> None:
-        """Do nothing: all is written."""
+        """Do nothing: `write` flushes."""
 
     def _pass_on(self, lines: list[str]) -> None:
         self._stream.write("".join(lines))
@@ -70,10 +70,9 @@ def _instant(record: logging.LogRecord) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, a worker's number, logger, message, and a traceback where there is one."""
+    """One JSON object per line: time, level, a worker's number, logger, message, and any traceback."""
 
     def __init__(self, worker: int | None = None) -> None:
-        """Take this process's number, if it is a worker."""
         super().__init__()
         self._worker = {} if worker is None else {"worker": worker}
 
@@ -95,12 +94,11 @@ class TextFormatter(logging.Formatter):
     """Time, level, a worker's number, message. Control characters are escaped, so that a message stays one line."""
 
     def __init__(self, worker: int | None = None) -> None:
-        """Take this process's number, if it is a worker."""
         super().__init__()
         self._worker = "" if worker is None else f"worker={worker} "
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, and a traceback below it where there is one."""
+        """Return the line, and any traceback below it."""
         text = record.getMessage()
         if not text.isprintable():
             text = text.encode("unicode_escape").decode("ascii")
@@ -109,30 +107,32 @@ class TextFormatter(logging.Formatter):
 
 
 GATHER_SECONDS = 0.1
+"""Delay of a line, to write it together with others. A crash loses the lines of this time."""
 
 MAX_GATHERED_LINES = 1000
+"""Lines that are written before the delay is over."""
 
 
 class Stream(Protocol):
-    """Where lines go."""
+    """What RequestLog writes to."""
 
     def write(self, text: str, /) -> object:
-        """Take one or more whole lines."""
+        """Write one or more whole lines."""
         ...
 
     def flush(self) -> object:
-        """Pass on what was taken."""
+        """Flush the lines written."""
         ...
 
 
 class RequestLog:
-    """Writes lines to a stream, gathered for a tenth of a second. For one event loop.
+    """Writes a line for each call to a stream, gathered for a tenth of a second. For one event loop.
 
-    A crash loses the lines of its last tenth of a second; what it was caused by goes through `logging`, at once.
+    A crash loses the lines of its last tenth of a second; errors go through `logging`, at once.
     """
 
     def __init__(self, *, log_format: str, stream: Stream | None = None, worker: int | None = None) -> None:
-        """Write `text` or `json` to `stream` (default: stderr), in the name of a worker if this is one."""
+        """Write `text` or `json` to `stream` (default: stderr), with the worker's number if there is one."""
         is_json = log_format == "json"
         self._line = _json_line if is_json else _text_line
         self._worker = "" if worker is None else f'"worker": {worker}, ' if is_json else f"worker={worker} "
@@ -140,7 +140,7 @@ class RequestLog:
         self._calls: list[tuple[float, str, str, float, str, str]] = []
 
     def write(self, method: str, code: str, seconds: float, caller: str, request_id: str) -> None:
-        """Note a call that has just ended; without a `request_id` the line gets one of its own."""
+        """Log a call that has just ended; an empty `request_id` is replaced by a random one."""
         calls = self._calls
         calls.append((time.time(), method, code, seconds, caller, request_id))
         if len(calls) == 1:
@@ -149,7 +149,7 @@ class RequestLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is gathered. Lines that are made one behind the other take half the time."""
+        """Write the gathered lines. Formatting them in one go takes half the time of one by one."""
         if self._calls:
             calls, self._calls = self._calls, []
             line, worker = self._line, self._worker
@@ -176,7 +176,9 @@ def _json_line(worker: str, now: float, method: str, code: str, seconds: float, 
 
 def _text_line(worker: str, now: float, method: str, code: str, seconds: float, caller: str, request_id: str) -> str:
     request_id = request_id or f"{getrandbits(64):016x}"
-    if not request_id.isprintable() or " " in request_id:  # it comes from the caller, and must not look like more
+    if (
+        not request_id.isprintable() or " " in request_id
+    ):  # it comes from the client, and must not look like other fields
         request_id = json.dumps(request_id)
     return (
         f"{_second(int(now))}.{int(now * 1000) % 1000:03d}Z info    {worker}request method={method} code={code} "

@@ -1,4 +1,7 @@
-"""Serves the metrics over HTTP on an address of their own: GET /metrics and nothing else."""
+"""Metrics for Prometheus: what is counted, and the HTTP endpoint that serves it at GET /metrics.
+
+The module is imported only with --metrics: prometheus_client takes a while to load.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from jobstatus_grpc.stores.interface import ChangeBatch, Clock, JobStore
 SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"]
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""go-grpc-prometheus' buckets, and finer ones below: most calls take less than its first."""
+"""Bounds of durations: those of go-grpc-prometheus, and finer ones below its first, which most calls stay under."""
 
 COMMANDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
@@ -40,7 +43,7 @@ GO_CODES: Mapping[str, str] = {
     "OK": "OK",
     "CANCELLED": "Canceled",
 }
-"""Codes as Go writes them, by their names in grpc."""
+"""The codes as in Go, by their names in grpc."""
 
 
 class Histogram:
@@ -49,7 +52,7 @@ class Histogram:
     __slots__ = ("_bounds", "_counts", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Take the upper bounds, rising; a last bucket without one is added."""
+        """Take the upper bounds in rising order; a last bucket without a bound is added."""
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
@@ -60,7 +63,7 @@ class Histogram:
         self._sum += value
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
-        """Add what was counted to a family, cumulated as Prometheus wants it."""
+        """Add the buckets to a family, cumulated as Prometheus expects."""
         buckets, below = [], 0
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             below += count
@@ -69,7 +72,7 @@ class Histogram:
 
 
 class CallTally:
-    """What has happened to the calls of one method."""
+    """Counts the calls of one method."""
 
     __slots__ = ("_handled", "_is_stream", "_seconds", "labels", "sent", "started")
 
@@ -77,7 +80,7 @@ class CallTally:
         self.labels = ("server_stream" if is_stream else "unary", SERVICE.full_name, method)
         self.started = 0
         self.sent = 0
-        """Messages of a stream; whoever writes them counts. A unary call has sent one if it ended well."""
+        """Messages of streams, counted where they are sent. A unary call has sent one if its code is OK."""
         self._is_stream = is_stream
         self._handled = dict.fromkeys(GO_CODES, 0)
         self._seconds = Histogram(SECONDS)
@@ -89,7 +92,7 @@ class CallTally:
 
     @property
     def open(self) -> int:
-        """How many have started and not ended."""
+        """The number of calls in progress."""
         return self.started - sum(self._handled.values())
 
     def add_to(
@@ -100,7 +103,7 @@ class CallTally:
         sent: CounterMetricFamily,
         seconds: HistogramMetricFamily,
     ) -> None:
-        """Add what was counted to the families; each call receives one message, and begins with it."""
+        """Add the counts to the families; each call receives one message, with which it starts."""
         started.add_metric(self.labels, self.started)
         for code, count in self._handled.items():
             handled.add_metric((*self.labels, GO_CODES[code]), count)
@@ -110,16 +113,16 @@ class CallTally:
 
 
 class Metrics(Collector):
-    """All that a server counts, and what it asks when it is read. Counts on one event loop."""
+    """Everything that a server counts, and gauges that it reads when it is scraped. Counts on one event loop."""
 
     def __init__(self, store: JobStore, *, clock: Clock) -> None:
-        """Take the store, and a clock that the store's instants can be compared with."""
+        """Take the store, and a clock in step with that of the store."""
         self._store = store
         self._clock = clock
         self.calls: Mapping[str, CallTally] = {
             method.name: CallTally(method.name, is_stream=method.server_streaming) for method in SERVICE.methods
         }
-        """By the method's name: all of them, so that each series begins at zero."""
+        """By the method's name: all methods, so that each series starts at zero."""
         self._commit_commands = Histogram(COMMANDS)
         self._commit_seconds = Histogram(SECONDS)
         self._feed_lag = Histogram(SECONDS)
@@ -131,24 +134,24 @@ class Metrics(Collector):
         self._build_info.add_metric((version("jobstatus-grpc"),), 1)
 
     def observe_commit(self, commands: int, seconds: float) -> None:
-        """Count a commit that went through."""
+        """Count a commit that succeeded."""
         self._commit_commands.observe(commands)
         self._commit_seconds.observe(seconds)
 
     def observe_batch(self, batch: ChangeBatch) -> None:
-        """Count how long a batch's oldest change took from its making to its watchers; a removal has no instant."""
+        """Count the time from a batch's oldest change to its publication; removals have no time."""
         made_at = min((change.job.updated_at for change in batch.changes if change.job is not None), default=None)
         if made_at is not None:
             self._feed_lag.observe(max(0.0, (self._clock() - made_at).total_seconds()))
 
     def collect(self) -> Iterator[Metric]:
-        """Yield everything, for prometheus_client, in any thread."""
+        """Yield all metrics; called by prometheus_client in any thread."""
         yield from self._of_the_store()
         yield self._watchers()
         yield from self._counted()
 
     def _counted(self) -> Iterator[Metric]:
-        """Yield what was counted, what the process uses, and what it is."""
+        """Yield the counts, the use of the process, and its version."""
         yield from self._of_calls()
         for name, text, histogram in (
             ("jobstatus_commit_commands", "Commands committed together.", self._commit_commands),
@@ -201,22 +204,22 @@ log = logging.getLogger("jobstatus_grpc.server")
 PATH = "/metrics"
 
 SILENCE_SECONDS = 10.0
-"""A client that sends or reads nothing for so long is dropped."""
+"""Time without bytes sent or read after which a client is disconnected."""
 
 POLL_SECONDS = 0.1
 
 
 class MetricsEndpoint:
-    """Answers scrapes in threads of its own, which end with the process."""
+    """Answers scrapes in threads of its own, which end with the process at the latest."""
 
     def __init__(self, address: str, collector: Collector, *, silence_seconds: float = SILENCE_SECONDS) -> None:
-        """Take `host:port`, and what collects the metrics, in any thread."""
+        """Take `host:port`, and a collector that can be read in any thread."""
         self._address = address
         self._collector = collector
         self._silence_seconds = silence_seconds
         self._server: _Server | None = None
         self.url = ""
-        """Where it answers, once it was started."""
+        """The URL of the metrics, once started."""
 
     async def start(self) -> None:
         """Listen.
@@ -249,10 +252,10 @@ class MetricsEndpoint:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    block_on_close = False  # a silent client holds up no end
+    block_on_close = False  # a silent client must not delay the end
 
     def server_bind(self) -> None:
-        # HTTPServer's own asks the DNS for this host's full name, which nobody needs and which may take long.
+        # HTTPServer's own asks the DNS for this host's full name, which is not used here and may take long.
         socketserver.TCPServer.server_bind(self)
 
 
@@ -275,7 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-        except TypeError:  # a version that is no number
+        except TypeError:  # the version in the Accept header is not a number
             encode, content_type = choose_encoder("")
         self._answer(HTTPStatus.OK, encode(self.collector), **{"Content-Type": content_type})
 
@@ -301,4 +304,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Scrapes come every few seconds; the log is for others."""
+        """Log nothing: scrapes come every few seconds."""

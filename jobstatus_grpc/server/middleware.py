@@ -1,4 +1,4 @@
-"""Around every call of our service: its limits, its errors as status, one line in the log."""
+"""Around each call of the service: the limits of open calls, errors as status, one line in the log, metrics."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ REQUEST_ID_KEY = "x-request-id"
 MAX_LOGGED_CHARACTERS = 128
 
 QUIET_SECONDS = 0.05
+"""Time without a new call after which a drain is over."""
 
 Gate: TypeAlias = Callable[[CallContext], None]
 
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """How much may be open at once. Unary calls and watches are counted apart, so that neither starves the other."""
+    """Limits of open calls. Unary calls and watches are counted separately, so that neither starves the other."""
 
     max_requests: int
     max_watchers: int
@@ -48,9 +49,9 @@ class CallLimits:
 
 
 class CallMiddleware:
-    """Admits calls, turns errors into status, logs, counts. One instance serves all servers of a process.
+    """Admits calls, turns errors into status, logs, counts. One instance per process.
 
-    It wraps handlers before a transport gets them, so that all transports serve the same.
+    It wraps methods before a transport gets them, so that all transports serve the same.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class CallMiddleware:
         request_log: RequestLog | None = None,
         tallies: Mapping[str, CallTally] | None = None,
     ) -> None:
-        """Take the limits, where to note calls, and where to count them, by method; None: nowhere."""
+        """Take the limits, the log of calls, and the counters by the method's name; None: not logged, not counted."""
         self._limits = limits
         self._log = request_log
         self._tallies = tallies or {}
@@ -72,9 +73,9 @@ class CallMiddleware:
         self._idle.set()
 
     async def drain(self, at_most_seconds: float) -> None:
-        """Refuse new calls, with an error that says when to try again, until none has come for a moment.
+        """Refuse new calls with DrainingError until none has come for QUIET_SECONDS, or `at_most_seconds` are over.
 
-        What the core has received and nobody has taken yet would be CANCELLED when the server stops.
+        Calls that grpcio's core has received and not yet passed on would be CANCELLED when the server stops.
         """
         self._is_draining = True
         ends_at = time.monotonic() + at_most_seconds
@@ -88,7 +89,7 @@ class CallMiddleware:
         await self._idle.wait()
 
     def wrap(self, method: Method) -> Method:
-        """Return a method of our service, wrapped."""
+        """Return a method of the service, wrapped."""
         if not method.is_stream:
             return self._around(method, method.behaviour, self._admit_request, self._end_request)
         tally = self._tallies.get(method.name)
@@ -111,7 +112,7 @@ class CallMiddleware:
         host = _host_of(context)
         of_caller = self._limits.max_watchers_per_caller
         if of_caller is not None and self._watches_of[host] >= of_caller:
-            raise TooManyWatchersError("you have as many open watches as you may; end some, or try again later")
+            raise TooManyWatchersError("your host has reached its limit of open watches; end some, or try again later")
         self._watches += 1
         self._watches_of[host] += 1
         self._idle.clear()
@@ -200,9 +201,9 @@ def _counting(behaviour: Behaviour, tally: CallTally) -> Behaviour:
 
 
 def _masked(name: str, error: Exception) -> InternalError:
-    """Log an error that nobody foresaw, and return what its caller may see of it."""
+    """Log an unexpected error, and return an error without its details for the client."""
     error_id = uuid.uuid4().hex
-    log.error("%s failed, error id %s", name, error_id, exc_info=error)
+    log.error("%s failed, its client got INTERNAL; error id %s", name, error_id, exc_info=error)
     return InternalError(f"the server failed; its log has the details under the id {error_id}", error_id=error_id)
 
 
@@ -211,7 +212,7 @@ def _host_of(context: CallContext) -> str:
 
 
 def _request_id(context: CallContext) -> str:
-    """Return the caller's own id for this call, if it sent one."""
+    """Return the id that the client gave the call, empty if none."""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY:
             return str(value)[:MAX_LOGGED_CHARACTERS]

@@ -1,7 +1,7 @@
-"""Answers server reflection, v1 and v1alpha, so that grpcurl and its like need no .proto file.
+"""Server reflection, v1 and v1alpha, so that tools such as grpcurl need no .proto file.
 
-Python's descriptor pool drops comments and JSON names. So the files of the shipped descriptor set are served as they
-are, and the pool only for the rest: health, reflection itself, the details of errors.
+Python's descriptor pool drops comments and JSON names, so the files of the shipped descriptor set are served as they
+are, and the pool serves the rest: health, reflection itself, the details of errors.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class _File:
 
 
 class _Files:
-    """Files by name and symbol: those added, then those of protobuf's default pool, which knows every extension.
+    """Files by name and symbol: those added, then those of protobuf's default pool, which has every extension.
 
-    Each method raises KeyError for what nobody knows.
+    Each method raises KeyError for an unknown name.
     """
 
     def __init__(self) -> None:
@@ -48,18 +48,18 @@ class _Files:
         self._pool = descriptor_pool.Default()
 
     def add(self, file: FileDescriptorProto) -> None:
-        """Serve `file`. What an earlier one defines too, such as their package, stays with that one."""
+        """Serve `file`. A symbol that an earlier file defines too, such as their package, stays with that one."""
         self._files.setdefault(file.name, _File(file.SerializeToString(), tuple(file.dependency)))
         for symbol in _symbols(file):
             self._file_of_symbol.setdefault(symbol, file.name)
 
     def add_service(self, name: str) -> None:
-        """Serve the file that defines a service of the pool; what the pool cannot find by name is found so."""
+        """Serve the file that defines a service of the pool, which has no lookup of services by symbol."""
         if name not in self._file_of_symbol:
             self.add(_pool_file(self._pool.FindServiceByName(name).file.name))
 
     def with_dependencies(self, name: str) -> list[bytes]:
-        """Return the file descriptor `name` and, after it, all that it needs, each once."""
+        """Return the file descriptor `name` and, after it, all its dependencies, each once."""
         found: dict[str, _File] = {}
         missing = [name]
         while missing:
@@ -95,7 +95,7 @@ class ReflectionServicer:
     `descriptor_set` is a serialised google.protobuf.FileDescriptorSet. Streams end with OK when their client
     half-closes, or when `drain` is set.
 
-    Raises KeyError where the definition of a service is nowhere to be found.
+    Raises KeyError if a service is in neither.
     """
 
     def __init__(self, services: Iterable[str], *, descriptor_set: bytes, drain: asyncio.Event) -> None:
@@ -117,7 +117,7 @@ class ReflectionServicer:
             while (request := await _next(requests, draining)) is not None:
                 await context.write(self._answer(request))
         except grpc.aio.InternalError as error:
-            # How a write ends that the client's departure interrupts; grpc would log it as a failure of ours.
+            # Raised when the client leaves during the write. grpcio logs a traceback for all but CancelledError.
             raise asyncio.CancelledError from error
         finally:
             draining.cancel()
@@ -159,10 +159,10 @@ class ReflectionServicer:
 
 
 def add_reflection(server: grpc.aio.Server, services: Sequence[str], *, drain: asyncio.Event) -> None:
-    """Describe `services` and what they use on `server`, which has not been started; see ReflectionServicer."""
+    """Describe `services` and their messages on `server`, which has not been started; see ReflectionServicer."""
     descriptor_set = resources.files("jobstatus.v1").joinpath("descriptor_set.binpb").read_bytes()
     reflection = ReflectionServicer(services, descriptor_set=descriptor_set, drain=drain)
-    # On the wire v1 is v1alpha.
+    # v1 and v1alpha are the same on the wire.
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
             reflection.ServerReflectionInfo, _parse, ServerReflectionResponse.SerializeToString
@@ -185,7 +185,7 @@ async def _next(
 
 
 def _parse(data: bytes) -> ServerReflectionRequest:
-    """What is malformed is answered like a request that asks for nothing: an exception would end the stream."""
+    """Return an empty request for a malformed one, to be answered with an error: an exception would end the stream."""
     try:
         return ServerReflectionRequest.FromString(data)
     except DecodeError:
@@ -193,7 +193,7 @@ def _parse(data: bytes) -> ServerReflectionRequest:
 
 
 def _v1_file() -> FileDescriptorProto:
-    """The definition of reflection v1, which no Python package carries."""
+    """Return the definition of reflection v1, made from v1alpha: no Python package has it."""
     text = text_format.MessageToString(_pool_file(reflection_pb2.DESCRIPTOR.name)).replace("v1alpha", "v1")
     file = text_format.Parse(text, FileDescriptorProto())
     file.options.ClearField("deprecated")
@@ -207,7 +207,7 @@ def _pool_file(name: str) -> FileDescriptorProto:
 
 
 def _symbols(file: FileDescriptorProto) -> Iterator[str]:
-    """Every full name that `file` defines, as protoc sees it: the packages, and enum values beside their enum."""
+    """Yield every full name that `file` defines, as protoc does: packages too, and enum values beside their enum."""
     parts = file.package.split(".") if file.package else []
     yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
     scope = f"{file.package}." if file.package else ""

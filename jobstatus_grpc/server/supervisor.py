@@ -1,7 +1,7 @@
-"""`jobstatus serve --workers N`: keeps N servers on the same addresses, each a process of its own.
+"""`jobstatus serve --workers N`: runs N servers on the same addresses, each in a process of its own.
 
-The supervisor serves nothing itself: it holds the ports, starts workers, starts a dead one again, and ends them all.
-It never loads gRPC, and workers are started, not forked.
+The supervisor serves nothing itself: it holds the ports, starts the workers, restarts one that ends, and ends them all.
+It never loads gRPC. Workers are spawned, not forked.
 """
 
 from __future__ import annotations
@@ -30,36 +30,34 @@ from jobstatus_grpc.stores import is_shared
 log = logging.getLogger("jobstatus_grpc.server")
 
 END_SECONDS = 10.0
-"""What a worker may take to end beyond its grace: its last replies, its store, its interpreter."""
+"""Time for a worker to end after its grace: its last responses, its store, its interpreter. Then it is killed."""
 
-
-# Not -m, which would let modules of the current directory stand in for installed ones.
+# Not -m, by which modules of the current directory would shadow installed ones.
 _PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from jobstatus_grpc.server.worker import main; main()"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """What a worker is told when it starts."""
+    """The settings of one worker, sent to its stdin."""
 
     index: int
-    """Its number, from 0."""
+    """The worker's number, from 0."""
     config: ServerConfig
     private: str
-    """A `unix:/path` of its own: see Listener."""
+    """A `unix:/path` of this worker alone: see Listener."""
     log_format: str
     log_level: str
 
 
-def tell_start(error: str | None) -> bytes:
-    """Return the line by which a worker says that it serves, or why it cannot."""
+def start_report(error: str | None) -> bytes:
+    """Return the line with which a worker reports that it serves (None), or why it cannot."""
     return json.dumps({"error": error}).encode() + b"\n"
 
 
 class WorkerProcess:
-    """Starts the process of an assignment, one after another."""
+    """Starts the process of an assignment, and again after it has ended."""
 
     def __init__(self, assignment: Assignment) -> None:
-        """Start nothing yet."""
         self._assignment = assignment
         self._process: Process | None = None
 
@@ -70,15 +68,15 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The process that was started last."""
+        """The id of the process that was started last."""
         assert self._process is not None
         return self._process.pid
 
     async def start(self) -> None:
-        """Start a process, and wait until it answers.
+        """Start a process, and wait until it serves.
 
         Raises:
-            CannotStartError: it says why, or has ended without a word.
+            CannotStartError: it reported why it cannot, or ended without a report.
         """
         try:
             process = self._process = await self._spawn()
@@ -89,7 +87,7 @@ class WorkerProcess:
         process.stdin.write(pickle.dumps(self._assignment))
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise CannotStartError(f"worker {self.index} {await self.wait()} before it answered; the log may say why")
+            raise CannotStartError(f"worker {self.index} {await self.wait()} before it served; the log may say why")
         if (reason := json.loads(line)["error"]) is not None:
             await process.wait()
             raise CannotStartError(reason)
@@ -106,7 +104,7 @@ class WorkerProcess:
         self._signal(signal.SIGKILL)
 
     async def end(self) -> None:
-        """Have the process drain, and wait for its end; kill it where that takes too long."""
+        """Make the process drain, and wait for its end; kill it if that takes too long."""
         if self._process is None:
             return
         self._signal(signal.SIGTERM)
@@ -121,11 +119,11 @@ class WorkerProcess:
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                # The process's own send_signal() looks whether it has ended, and so takes its exit code from asyncio.
+                # Process.send_signal() polls the process, and so takes its exit code from asyncio.
                 os.kill(self._process.pid, number)
 
     async def _spawn(self) -> Process:
-        # Ctrl-C goes to every process of the terminal. A worker inherits that SIGINT is blocked: it drains when we say.
+        # Ctrl-C goes to every process of the terminal. Workers inherit a blocked SIGINT, and drain on our SIGTERM only.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             return await asyncio.create_subprocess_exec(
@@ -154,7 +152,7 @@ Ready = Callable[[Sequence[str]], None]
 EXIT_OK = 0
 
 STEADY_SECONDS = 10.0
-"""A worker that ran for so long is started again at once."""
+"""Run time after which a worker that ends is restarted without a pause."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
@@ -162,10 +160,10 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 def run(config: ServerConfig, *, ready: Ready, log_format: str, log_level: str) -> int:
     """Serve with `config.workers` processes until SIGTERM or SIGINT; return the process's exit code.
 
-    `ready` is called once, with the bound addresses, when all answer. A worker that ends later is started again.
+    `ready` is called once, with the bound addresses, when all workers serve. A worker that ends later is restarted.
 
     Raises:
-        CannotStartError: a worker cannot start, or the workers cannot share what they are told to; none is left.
+        CannotStartError: a worker cannot start, or the store or an address cannot be shared; no worker is left.
     """
     return asyncio.run(supervise(config, ready=ready, log_format=log_format, log_level=log_level))
 
@@ -195,30 +193,30 @@ async def supervise(config: ServerConfig, *, ready: Ready, log_format: str, log_
 
 
 async def _keep(workers: Sequence[Worker], stopping: asyncio.Event, ready: Callable[[], None]) -> None:
-    """Start all, keep them until they are to stop, and stop them."""
+    """Run all workers until `stopping` is set, then end them."""
     keepers = [asyncio.create_task(worker.keep()) for worker in workers]
-    told: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
+    stopped: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
     answers = asyncio.create_task(_all_answer(workers))
     try:
-        await asyncio.wait((told, answers, *keepers), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((stopped, answers, *keepers), return_when=asyncio.FIRST_COMPLETED)
         if answers.done():
             for worker in workers:
                 log.info("worker %d is process %d", worker.process.index, worker.process.pid)
             ready()
-        await asyncio.wait((told, *keepers), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((stopped, *keepers), return_when=asyncio.FIRST_COMPLETED)
         for keeper in keepers:
             if keeper.done():
                 keeper.result()
         log.info("draining %d workers", len(workers))
     except CannotStartError:
-        # Nobody was told of them, and the reason is the only thing to say.
+        # None has been announced: there is no client to drain.
         for worker in workers:
             worker.process.kill()
         raise
     finally:
-        for task in (told, answers, *keepers):
+        for task in (stopped, answers, *keepers):
             task.cancel()
-        await asyncio.gather(told, answers, *keepers, return_exceptions=True)
+        await asyncio.gather(stopped, answers, *keepers, return_exceptions=True)
         await asyncio.gather(*(worker.process.end() for worker in workers))
 
 
@@ -228,15 +226,15 @@ async def _all_answer(workers: Sequence[Worker]) -> None:
 
 
 class Worker:
-    """One place among the workers: a process, and its successors."""
+    """One of the N workers: its process, and the processes that replace it."""
 
     def __init__(self, process: WorkerProcess) -> None:
         self.process = process
         self.answers = asyncio.Event()
-        """Set once the first process does."""
+        """Set once the first process serves."""
 
     async def keep(self) -> None:
-        """Start it, and again whenever it ends: at once, and later each time if it ends again within seconds.
+        """Start the process, and again whenever it ends: at once, or after a rising pause if it ended within seconds.
 
         Raises:
             CannotStartError: the first process cannot start.
@@ -265,7 +263,7 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def _reserved(addresses: Sequence[str]) -> AsyncIterator[tuple[str, ...]]:
-    """Hold addresses for the length of a block, and yield them with the ports that they got."""
+    """Hold addresses for the length of a block, and yield them with port 0 resolved."""
     reservation = Reservation()
     try:
         yield tuple([await reservation.add(address) for address in addresses])
@@ -287,17 +285,17 @@ def _check(config: ServerConfig) -> None:
 
 
 def metrics_of(config: ServerConfig, index: int) -> str | None:
-    """Return where the worker with this number, from 0, serves its metrics: on the port after the one before it.
+    """Return the metrics address of the worker with this number, from 0: its port rises with the number.
 
     Raises:
-        CannotStartError: there is no such port.
+        CannotStartError: the port would be above 65535.
     """
     if config.metrics is None:
         return None
     port = host_and_port(config.metrics)[1]
     if port and port + index > 65535:
         raise CannotStartError(
-            f"--metrics {config.metrics} leaves no port for worker {index}, whose is {index} above; "
+            f"--metrics {config.metrics} leaves no port for worker {index}, which is {index} above; "
             f"with --workers {config.workers} choose one up to {65536 - config.workers}"
         )
     return f"{config.metrics.rpartition(':')[0]}:{port + index if port else 0}"

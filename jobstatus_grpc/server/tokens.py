@@ -1,6 +1,6 @@
-"""The tokens that callers get and give back: opaque texts, each good for one use on behalf of one tenant.
+"""Page and resume tokens: opaque texts, each valid for one kind of request with one filter or job of one tenant.
 
-They are no secret: what is behind one is judged by the store again, within the caller's own tenant.
+They are not secret: the store checks the payload again, within the caller's own tenant.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from jobstatus_grpc.job import JobFilter
 TokenKind: TypeAlias = Literal["page", "resume", "history"]
 
 Scope: TypeAlias = bytes
-"""What a token is good for: the digest of a tenant and a filter, or of a tenant and a job's id."""
+"""The digest of a tenant and a filter, or of a tenant and a job's id, for which a token is valid."""
 
-
-# Far more than a token has: garbage of any length costs no more than this.
 MAX_TOKEN_CHARACTERS = 4096
+"""Longer tokens are refused unread; real ones are far shorter."""
 
 _VERSION = b"\x01"
 
@@ -28,7 +27,7 @@ _DIGEST_BYTES = 8
 
 
 def filter_scope(tenant: str, job_filter: JobFilter) -> Scope:
-    """Return the scope of tokens for the jobs that match a filter; the order of its values does not matter."""
+    """Return the scope of tokens for a filter; the order of its values does not matter."""
     return _scope(
         tenant,
         sorted(job_filter.ids),
@@ -50,7 +49,7 @@ def job_scope(tenant: str, job_id: str) -> Scope:
 
 
 def write_token(kind: TokenKind, scope: Scope, payload: str) -> str:
-    """Return the text from which `read_token` gets `payload`, given the same kind and scope."""
+    """Return a token from which `read_token` gets `payload`, given the same kind and scope."""
     data = payload.encode()
     digest = hashlib.blake2b(scope + data, digest_size=_DIGEST_BYTES, person=kind.encode()).digest()
     return base64.urlsafe_b64encode(_VERSION + digest + data).rstrip(b"=").decode()
@@ -60,7 +59,7 @@ def read_token(kind: TokenKind, scope: Scope, text: str) -> str:
     """Return the payload of a token.
 
     Raises:
-        InvalidTokenError: the text was not made for this kind and scope.
+        InvalidTokenError: the token was not made for this kind and scope.
     """
     if len(text) <= MAX_TOKEN_CHARACTERS:
         try:

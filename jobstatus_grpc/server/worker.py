@@ -1,4 +1,4 @@
-"""What runs in each process of a server with several: a whole server, which ends with its supervisor."""
+"""The process of one worker of `jobstatus serve --workers N`: a whole server, which ends with its supervisor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.server import app, logs
 from jobstatus_grpc.server.addresses import unix_path
-from jobstatus_grpc.server.supervisor import END_SECONDS, Assignment, tell_start
+from jobstatus_grpc.server.supervisor import END_SECONDS, Assignment, start_report
 
 EXIT_CANNOT_START = 2
 
@@ -22,7 +22,7 @@ EXIT_CANNOT_START = 2
 def main() -> None:
     """Serve as the assignment on stdin says, and exit with the server's code."""
     report = os.dup(1)
-    os.dup2(2, 1)  # what anything prints is no report
+    os.dup2(2, 1)  # so that nothing printed mixes with the report
     try:
         assignment: Assignment = pickle.load(sys.stdin.buffer)
     except EOFError:
@@ -31,16 +31,16 @@ def main() -> None:
     threading.Thread(target=_end_with_supervisor, args=(assignment, is_alone), name="supervisor", daemon=True).start()
     request_log = logs.configure(assignment.log_format, assignment.log_level, worker=assignment.index)
 
-    def tell(error: str | None) -> None:
+    def send_report(error: str | None) -> None:
         with contextlib.suppress(OSError):
-            os.write(report, tell_start(error))
+            os.write(report, start_report(error))
 
     try:
         code = app.run(
-            assignment.config, ready=lambda _: tell(None), request_log=request_log, private=assignment.private
+            assignment.config, ready=lambda _: send_report(None), request_log=request_log, private=assignment.private
         )
     except CannotStartError as error:
-        tell(str(error))
+        send_report(str(error))
         code = EXIT_CANNOT_START
     if is_alone.is_set():
         _tidy_up(assignment)
@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def _end_with_supervisor(assignment: Assignment, is_alone: threading.Event) -> None:
-    """Drain when the supervisor is gone, however it went; nobody else would end a drain that takes too long."""
-    os.read(0, 1)  # nothing more is sent, so this returns at the pipe's end
+    """Drain when the supervisor is gone, and end the process if that takes too long."""
+    os.read(0, 1)  # nothing more is sent: this returns when the supervisor's end of the pipe closes
     is_alone.set()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(assignment.config.drain_grace.total_seconds() + END_SECONDS)
@@ -57,7 +57,7 @@ def _end_with_supervisor(assignment: Assignment, is_alone: threading.Event) -> N
 
 
 def _tidy_up(assignment: Assignment) -> None:
-    """Remove what the supervisor would have removed; the last worker finds the folder empty."""
+    """Remove the sockets and the folder that the supervisor would have removed; the last worker removes the folder."""
     path = Path(unix_path(assignment.private))
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Errors as gRPC status and back: the one table that both the server and the clients read.
+"""Errors to gRPC status and back, by one table for the server and the clients.
 
-An error of ours carries google.rpc.ErrorInfo (and BadRequest, RetryInfo) in `grpc-status-details-bin`, as
-https://grpc.io/docs/guides/error/ describes the richer error model.
+An error of this service carries google.rpc.ErrorInfo (and BadRequest, RetryInfo) in `grpc-status-details-bin`, by the
+richer error model of https://grpc.io/docs/guides/error/.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _CLASS_OF_CODE = {code: cls for cls, code in _CODE_OF_CLASS.items()}
 
 
 def code_of(error: JobStatusError) -> grpc.StatusCode:
-    """Return the gRPC code of `error`, or of the nearest of its base classes that has one."""
+    """Return the gRPC code of the class of `error`, or of its nearest base class that has one."""
     for cls in type(error).__mro__:
         if cls in _CODE_OF_CLASS:
             return _CODE_OF_CLASS[cls]
@@ -72,12 +72,12 @@ def status_of(error: JobStatusError) -> tuple[grpc.StatusCode, str, tuple[tuple[
 
 
 def short_message(error: JobStatusError) -> str:
-    """Return the message of `error`, cut to what fits a trailer."""
+    """Return the message of `error`, cut to MAX_MESSAGE_BYTES."""
     return _cut(error.message, MAX_MESSAGE_BYTES)
 
 
 def _cut(text: str, max_bytes: int) -> str:
-    """Return as much of `text` as takes `max_bytes` once it is percent-encoded."""
+    """Return `text`, cut so that it takes at most `max_bytes` when percent-encoded."""
     if len(text) * 12 <= max_bytes:
         return text
     size = 0
@@ -107,7 +107,7 @@ def trailers_of(error: JobStatusError) -> tuple[tuple[str, bytes], ...]:
 
 
 def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
-    """List all violations, or as many as fit a trailer and how many more there are."""
+    """List all violations, or as many as fit a trailer and the number of the others."""
     bad_request = error_details_pb2.BadRequest()
     for index, violation in enumerate(violations):
         if bad_request.ByteSize() > MAX_VIOLATIONS_BYTES:
@@ -122,18 +122,18 @@ def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadR
 
 
 def to_job_error(error: JobStatusError) -> pb.JobError:
-    """Return `error` as one result of a batch: the code, message and reason that its own call would have had."""
+    """Return `error` as a result in a batch: code, message and reason are those of a call of its own."""
     return pb.JobError(code=code_number(error), message=short_message(error), reason=error.reason)
 
 
 def from_job_error(message: pb.JobError) -> JobStatusError:
-    """Return the error that a result of a batch stands for."""
+    """Return the error of a result in a batch."""
     return _make(message.code, message.message, message.reason, {}, ())
 
 
 def from_rpc_error(rpc_error: grpc.RpcError) -> JobStatusError:
-    """Return what a failed call means: an error of our tree, with its details where the server sent some."""
-    # Every error that a call raises is a grpc.Call too, or its asyncio twin; the base class declares nothing.
+    """Return the error of a failed call as one of `errors`, with its details if the server sent some."""
+    # Every error that a call raises is a grpc.Call too, or its asyncio counterpart; the base class declares nothing.
     call: Any = rpc_error
     trailers = dict(call.trailing_metadata() or ())
     info, violations, retry_after_seconds = _read_details(trailers.get(DETAILS_KEY))

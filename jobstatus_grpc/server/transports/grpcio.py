@@ -1,9 +1,9 @@
-"""The server's ear: keeps a `grpc.aio` server listening on its addresses, and replaces it should it go deaf.
+"""The grpcio transport: a `grpc.aio` server that is replaced if it stops accepting connections.
 
-The accept loop of a `grpc.aio` server is one task, and an error in it, which bytes from outside can bring about, ends
-it for good: new connections are refused, open streams live on, the process notices nothing. Here the end of that task
-is noticed at once, and probes find what that would miss. Either way a new server takes over the addresses, and the old
-one keeps its open calls until they end.
+The accept loop of a `grpc.aio` server is one task, and an error in it, which bytes from outside can cause, ends it for
+good: new connections are refused, open streams go on, and no error is raised. Here the end of that task is detected at
+once, and probes detect other causes. Then a new server takes over the addresses, and the old one keeps its open calls
+until they end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger("jobstatus_grpc.server")
 
 
 def open_probe_channel(address: str) -> grpc.aio.Channel:
-    """Open a channel for probing a server without TLS: a connection of its own, past any proxy."""
+    """Open a channel for probing a server without TLS, on a connection of its own, not through a proxy."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     return grpc.aio.insecure_channel(address, options=options)
 
@@ -64,27 +64,27 @@ class _Stream:
         try:
             await self._context.write(message)
         except grpc.aio.InternalError:
-            # So ends a write during which the client leaves. grpcio logs a traceback for anything but a cancellation.
+            # Raised when the client leaves during the write. grpcio logs a traceback for all but CancelledError.
             raise asyncio.CancelledError from None
 
 
 class Listener:
-    """Serves calls on `addresses` (`host:port` or `unix:/path`) until it is told to stop, whatever bytes arrive there.
+    """Serves calls on `addresses` (`host:port` or `unix:/path`) until it is stopped, whatever bytes arrive there.
 
-    `build` makes a server with its handlers, and is called again for each replacement. In it
+    `build` makes a server with its handlers, and is called again for each replacement. It must
 
-    * the options hold `("grpc.so_reuseport", 0)`, else two processes that start at once could share a port; 1 only
-      with `private`;
-    * handlers are added with `add_generic_rpc_handlers` only. Methods registered by name, as the generated
+    * set the option `("grpc.so_reuseport", 0)`, or two processes that start at once could share a port; 1 only with
+      `private`;
+    * add handlers with `add_generic_rpc_handlers` only. Methods registered by name, as the generated
       `add_…Servicer_to_server` does, are freed while the core still writes to them when the accept loop ends.
 
-    A server is replaced when its accept loop has ended: at once; when an address that could be reached before refuses
-    connections, twice running; and when connections are taken, but a health check is unanswered after `silence_ticks`
-    ticks, though the same server answered one before. Any status is an answer, and an event loop that stands still has
-    no ticks: being busy is no reason.
+    A server is replaced when its accept loop has ended, when an address that was reached before refuses connections
+    twice in a row, or when connections are accepted but a health check is unanswered for `silence_ticks` ticks although
+    the same server answered one before. Any status is an answer, and a blocked event loop has no ticks: a busy server
+    is not replaced.
 
-    Where other processes listen on `addresses` too, pass `private`, a `unix:/path` of this process alone: on the shared
-    ones anybody may answer a probe, so it is listened on beside them, and probed instead of them.
+    If other processes listen on `addresses` too, pass `private`, a `unix:/path` of this process alone: any of them may
+    answer a probe of a shared address, so `private` is listened on as well, and probed instead.
 
     With `credentials`, pass an `open_probe` whose channels trust them, or None to go without health checks.
     """
@@ -117,9 +117,9 @@ class Listener:
         self._probes: list[asyncio.Task[str]] = []
 
     async def start(self) -> list[str]:
-        """Listen, and return the addresses as bound: port 0 is resolved here and stays the same from then on.
+        """Listen, and return the addresses as bound: port 0 is resolved here, once.
 
-        Start one listener at a time: the accept loop is found as the task that starting brings about.
+        Start one listener at a time: the accept loop is found among the tasks that the start creates.
 
         Raises:
             CannotListenError: nothing listens.
@@ -134,7 +134,7 @@ class Listener:
     async def stop(self, grace_seconds: float) -> None:
         """Take no more calls, give the running ones `grace_seconds`, then cancel them.
 
-        Returns a second after the grace at the latest, even where grpcio does not get a server stopped.
+        Returns a second after the grace at the latest, even if grpcio fails to stop a server.
         """
         if self._supervisor is not None:
             self._supervisor.cancel()
@@ -143,7 +143,12 @@ class Listener:
         stops = {asyncio.create_task(_stop(server, grace_seconds)) for server in servers}
         unfinished = (await asyncio.wait(stops, timeout=grace_seconds + 0.5))[1] if stops else set()
         if unfinished:
-            _log.warning("%d of %d servers have not stopped within their grace", len(unfinished), len(servers))
+            _log.warning(
+                "%d of %d gRPC servers have not stopped within %g s; their calls are cut off when the process ends",
+                len(unfinished),
+                len(servers),
+                grace_seconds,
+            )
         for task in (*unfinished, *self._retired.values()):
             task.cancel()
 
@@ -156,7 +161,7 @@ class Listener:
         try:
             self._addresses = [self._bind(server, address) for address in self._addresses]
         except CannotListenError:
-            # A server gives up what it did bind only when it has been started and stopped.
+            # A server releases the addresses that it has bound only after it was started and stopped.
             await server.start()
             await _stop(server, 0)
             raise
@@ -167,10 +172,13 @@ class Listener:
             raise RuntimeError("methods are registered by name: add handlers with add_generic_rpc_handlers only")
         self._accept_loops = [task for task, name in names.items() if name.endswith("._server_main_loop")]
         if not self._accept_loops:
-            _log.warning("The accept loop of grpcio %s is not where it was: only probes watch it", grpc.__version__)
+            _log.warning(
+                "The accept loop of grpcio %s was not found: if it ends, only probes detect that, which takes longer",
+                grpc.__version__,
+            )
 
     def _bind(self, server: grpc.aio.Server, address: str) -> str:
-        """Bind `address`, and return it with the port that it got."""
+        """Bind `address`, and return it with port 0 resolved."""
         try:
             secure = self._credentials
             port = server.add_secure_port(address, secure) if secure else server.add_insecure_port(address)
@@ -182,12 +190,12 @@ class Listener:
         while True:
             trouble = await self._find_trouble()
             noticed_at, where = time.monotonic(), ", ".join(self._addresses)
-            _log.error("The listener on %s has ended: %s. Building it anew; open calls go on", where, trouble)
+            _log.error("The listener on %s has ended: %s. It is being replaced; open calls go on", where, trouble)
             await self._replace()
             _log.info("Listening on %s again, %.3f s later", where, time.monotonic() - noticed_at)
 
     async def _find_trouble(self) -> str:
-        """Wait until the server takes no calls any more, and return how that shows."""
+        """Wait until the server accepts no calls any more, and return the symptom."""
         probe = asyncio.create_task(self._probe())
         self._probes = [probe]
         try:
@@ -198,7 +206,7 @@ class Listener:
             probe.cancel()
 
     async def _replace(self) -> None:
-        """Serve from a new server. The old one gives up its addresses now and its calls when they end."""
+        """Serve from a new server. The old one releases its addresses now, and keeps its calls until they end."""
         if (old := self._server) is not None:
             self._retired[old] = asyncio.create_task(_stop(old, self._retire_seconds))
             self._retired[old].add_done_callback(lambda _: self._retired.pop(old, None))
@@ -208,16 +216,18 @@ class Listener:
         while True:
             try:
                 for address in filter(unix_path, self._addresses):
-                    await require_free(address)  # the old server unlinks its path, which must not be our new one
+                    await require_free(address)  # before the old server has unlinked its path, it would unlink ours
                 return await self._serve()
             except Exception as error:
                 if pause_seconds > 0.3:
-                    _log.exception("The listener cannot be built anew: %s. Trying again", error)
+                    _log.exception(
+                        "The listener cannot be replaced: %s. No new connections until it is; trying again", error
+                    )
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, 1.0)
 
     async def _probe(self) -> str:
-        """Look from outside once a tick, until the server is certainly deaf, and return how that shows."""
+        """Probe the server from outside once a tick until it certainly accepts no calls, and return the symptom."""
         check = _HealthCheck(self._open_probe, self._own_addresses()[0]) if self._open_probe else None
         try:
             while True:
@@ -240,7 +250,7 @@ class Listener:
 
 
 class _HealthCheck:
-    """One call at a time, on a connection of its own, with no deadline: a busy server answers late, but it answers."""
+    """Health checks, one at a time on a connection of their own, without a deadline: a busy server answers late."""
 
     def __init__(self, open_channel: Callable[[str], grpc.aio.Channel], address: str) -> None:
         self.address = address
@@ -251,7 +261,7 @@ class _HealthCheck:
         self._was_answered = False
 
     def tick(self) -> None:
-        """Count a tick in which connections were taken, and begin a call in every fifth if none is open."""
+        """Count a tick in which connections were accepted, and start a call in every fifth if none is open."""
         self._ticks += 1
         if self._call is not None and self._call.done():
             self._was_answered |= self._call.exception() is None
@@ -259,7 +269,7 @@ class _HealthCheck:
         if self._call is None:
             if self._ticks % 5 == 1:
                 self._call = asyncio.create_task(self._ask())
-        elif self._was_answered:  # a check that never got through says more about the check
+        elif self._was_answered:  # one that never got through says more about the check than about the server
             self.silent_ticks += 1
 
     async def close(self) -> None:
@@ -273,7 +283,7 @@ class _HealthCheck:
             try:
                 await check(b"", wait_for_ready=True)
             except grpc.aio.AioRpcError:
-                return  # any status shows that calls are taken
+                return  # any status shows that calls are accepted
 
 
 async def _stop(server: grpc.aio.Server, grace_seconds: float) -> None:

@@ -1,7 +1,7 @@
-"""The native transport: pygrpc-native speaks HTTP/2 in threads of its own, and our calls run on the event loop.
+"""The native transport: pygrpc-native speaks HTTP/2 in threads of its own, and calls run on the event loop.
 
-A front for each address takes the calls of our service and of health. All others, reflection among them, it passes on
-to a grpcio server behind it, on a Unix socket of this process.
+A front for each address takes the calls of the service and of health. It passes all others, such as reflection, on to a
+grpcio server behind it, on a Unix socket of this process.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class NativeStream(NativeCall):
             raise asyncio.CancelledError
 
     async def _write_when_there_is_room(self, message: bytes) -> int:
-        # The front has no event that tells of room: a quick reader makes it within microseconds, and a slow one is
-        # asked the less often the longer it takes.
+        # The front has no event for room in a stream: a quick reader makes room within microseconds, and a slow one is
+        # polled less and less often.
         pause_seconds = FIRST_PAUSE_SECONDS
         for _ in range(QUICK_TURNS):
             await asyncio.sleep(0)
@@ -109,13 +109,13 @@ _Call: TypeAlias = tuple[int, Method, bytes, Details]
 
 
 class FrontCalls:
-    """The calls of one front, whose methods are `methods`, in their order. Belongs to one event loop.
+    """The calls of one front, which was made with the paths of `methods` in this order. Belongs to one event loop.
 
-    Calls share tasks, and so context variables.
+    Calls may share a task, and so context variables.
     """
 
     def __init__(self, front: NativeGrpcFront, methods: Sequence[Method], *, max_stream_seconds: float) -> None:
-        """Run nothing yet; a stream whose reader does not read ends after `max_stream_seconds`."""
+        """A stream with a reader that does not read ends after `max_stream_seconds`."""
         self._front = front
         self._methods = methods
         self._max_stream_seconds = max_stream_seconds
@@ -124,11 +124,11 @@ class FrontCalls:
 
     @property
     def are_running(self) -> bool:
-        """Whether there are any."""
+        """Whether a call is in progress."""
         return bool(self._running)
 
     def begin(self, events: Sequence[Any]) -> None:
-        """Take what the front tells: calls that came, and calls whose clients have left or whose deadlines are over."""
+        """Handle events of the front: new calls, and calls cancelled by their client or deadline."""
         calls: list[_Call] = []
         for kind, call_id, method_id, payload, _, details in events:
             if kind == EVENT_CANCEL:
@@ -155,9 +155,9 @@ class FrontCalls:
             await asyncio.wait(tasks, timeout=at_most_seconds)
 
     async def _answer_in_turn(self, calls: Iterator[_Call]) -> None:
-        """Answer one call after another, as long as none has to wait; then this is the task of that one.
+        """Answer one call after another until one has to wait; this is its task from then on.
 
-        A task for each call costs twice what all else here does. By the time that the one that waits goes on,
+        A task for each call would cost twice as much as everything else here. When the waiting call resumes,
         `_answer_apart` has taken the rest.
         """
         task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -201,27 +201,27 @@ class FrontCalls:
 
 
 def _too_large(payload: bytes) -> tuple[grpc.StatusCode, str]:
-    """Return what grpcio says, whose core refuses such a request before it is read."""
+    """Return the status with which grpcio's core refuses a request of this size."""
     text = f"SERVER: Received message larger than max ({len(payload)} vs. {limits.MAX_REQUEST_BYTES})"
     return grpc.StatusCode.RESOURCE_EXHAUSTED, text
 
 
 MAX_EVENTS = 64
-"""Taken in one turn of the loop; the rest waits for the next, so that watches and replies have theirs."""
-
-LOOK_SECONDS = 0.01
-
+"""Events handled in one turn of the event loop, so that watches and responses get their turns in between."""
+POLL_SECONDS = 0.01
+"""Interval at which a stop looks at the calls and at what is being sent."""
 SEND_SECONDS = 1.0
-
+"""Time for a stop to wait for statuses being sent."""
 FLUSH_SECONDS = 0.05
-
+"""Time between the last write and closing the sockets, which would discard unsent bytes."""
 END_SECONDS = 0.5
+"""Time for calls that are cut off to end."""
 
 
 class NativeServer:
-    """Serves `methods` on `addresses` (`host:port` or `unix:/path`), and what the server of `build_rest` serves.
+    """Serves `methods` on `addresses` (`host:port` or `unix:/path`), and everything else by the server of `build_rest`.
 
-    With `is_shared` other processes listen on the addresses too, and somebody else sees to it that nobody else does.
+    With `is_shared` other workers listen on the addresses too; their supervisor has checked that they are free.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class NativeServer:
         is_shared: bool,
         max_stream_seconds: float,
     ) -> None:
-        """Listen nowhere yet; a stream whose reader does not read ends after `max_stream_seconds`."""
+        """A stream with a reader that does not read ends after `max_stream_seconds`."""
         self._addresses = addresses
         self._methods = methods
         self._build_rest = build_rest
@@ -281,7 +281,7 @@ class NativeServer:
 
 
 class _Front:
-    """A front, and the thread that waits for its calls."""
+    """A front, and the thread that waits for its events."""
 
     def __init__(self, address: str, front: NativeGrpcFront, calls: FrontCalls) -> None:
         self.address = address
@@ -296,12 +296,11 @@ class _Front:
         self._thread.start()
 
     async def finish(self, ends_at: float) -> None:
-        """Wait until the calls that run are answered and have been told so; cut them off when it is too late."""
+        """Wait until the running calls have ended and their statuses are sent; after `ends_at` cut them off."""
         await self._wait_while(lambda: self._calls.are_running, ends_at)
-        # There may always be some: clients whose calls are refused come back at once.
+        # Bounded, because clients retry calls that are refused: there may always be another status to send.
         await self._wait_while(self._is_sending, min(ends_at, time.monotonic() + SEND_SECONDS))
         await self._calls.cut_off(END_SECONDS)
-        # What has been written is on its way to the sockets; closing would throw it away.
         await asyncio.sleep(FLUSH_SECONDS)
 
     async def close(self) -> None:
@@ -311,10 +310,10 @@ class _Front:
 
     async def _wait_while(self, condition: Callable[[], bool], until: float) -> None:
         while condition() and time.monotonic() < until:  # noqa: ASYNC110 - the front has no event for it
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _is_sending(self) -> bool:
-        """Return whether there are calls whose status has not been sent."""
+        """Return whether a call has not been sent its status."""
         metrics: Any = self._front.metrics()
         methods = metrics["methods"].values()
         return any(of["started"] > sum(ends["count"] for ends in of["status"].values()) for of in methods)
@@ -334,7 +333,7 @@ class _Front:
             self._loop.call_soon(self._take_more)
 
     def _take_more(self) -> None:
-        """Take what has come meanwhile. The thread waits again only when nothing has: its turns cost two switches."""
+        """Handle events that have come since. Without any, let the thread wait again: waking it costs two switches."""
         events = self._front.recv_batch_details(MAX_EVENTS, 0)
         if events:
             self._take(events)
