@@ -89,7 +89,7 @@ def to_create(request: pb.CreateJobRequest, caller: Caller) -> Create:
         name=job.name,
         reason=job.reason,
         has_progress=job.has_progress,
-        progress=_progress(job, violations),
+        progress=_progress(job),
         estimated_completion=_estimated_completion(job, violations),
         heartbeat_timeout=_heartbeat_timeout(job, violations),
         labels=_labels(job, violations),
@@ -140,9 +140,11 @@ def to_update(request: pb.UpdateJobRequest, caller: Caller) -> Update:
 def _set_fields(job: pb.JobStatus, violations: Violations) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for field, value in job.ListFields():
-        if field.name in WRITABLE_FIELDS:
-            reader = _READERS.get(field.name)
-            changes[field.name] = value if reader is None else reader(job, violations)
+        name = field.name
+        if name in _READERS:
+            changes[name] = _READERS[name](job, violations)
+        elif name in WRITABLE_FIELDS:
+            changes[name] = value
     return changes
 
 
@@ -157,9 +159,10 @@ def _masked_fields(request: pb.UpdateJobRequest, violations: Violations) -> dict
 
 def _read_field(job: pb.JobStatus, name: str, violations: Violations) -> Any:
     """Return the value to write to the field; None if it is not writable, which `check_update` refuses."""
-    reader = _READERS.get(name)
-    if reader is not None:
-        return reader(job, violations)
+    if name in _READERS:
+        return _READERS[name](job, violations)
+    if name == "progress":
+        return _progress(job)
     return getattr(job, name) if name in WRITABLE_FIELDS else None
 
 
@@ -167,7 +170,7 @@ def _state(job: pb.JobStatus, violations: Violations) -> JobState | int:
     return convert.to_state(job.state)
 
 
-def _progress(job: pb.JobStatus, violations: Violations) -> float | None:
+def _progress(job: pb.JobStatus) -> float | None:
     return job.progress if job.HasField("progress") else None
 
 
@@ -211,14 +214,13 @@ def _result(job: pb.JobStatus, violations: Violations) -> dict[str, Any] | None:
 
 _READERS: Mapping[str, Callable[[pb.JobStatus, Violations], Any]] = {
     "state": _state,
-    "progress": _progress,
     "estimated_completion": _estimated_completion,
     "error": _error,
     "heartbeat_timeout": _heartbeat_timeout,
     "labels": _labels,
     "result": _result,
 }
-"""Writable fields that are not taken as they are."""
+"""The writable fields that are converted or checked when they are read."""
 
 
 def to_updates(data: bytes, caller: Caller) -> list[Update | JobStatusError]:
