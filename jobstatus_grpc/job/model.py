@@ -293,7 +293,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expire:
-    """Remove a done job whose expires_at has passed."""
+    """Remove a done job after its expires_at."""
 
     id: str
     tenant: str = DEFAULT_TENANT

@@ -273,7 +273,7 @@ def _starts_attempt(job: Job, command: Update) -> bool:
 
 
 def changed_fields(job: Job, command: Update, now: datetime, retention: timedelta) -> dict[str, Any]:
-    """Return the fields whose values the update changes, with those that follow from it; empty for a heartbeat."""
+    """Return the fields that the update changes, itself or by the rules; empty for a heartbeat."""
     changes = dict(command.changes)
     progress_before = job.progress
     if _starts_attempt(job, command):

@@ -31,7 +31,7 @@ class ServerConfig:
     """Time after which a stalled job fails; None: never."""
     max_watchers: int = 20_000
     max_watchers_per_caller: int | None = None
-    """None: no limit. Callers are told apart by host."""
+    """None: no limit. A caller is a host."""
     max_requests: int = 1024
     """Unary calls in flight."""
     max_connection_age: timedelta = timedelta(hours=1)
@@ -108,7 +108,7 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         # A restart brings all watchers back at once; the defaults of 1,000 and 3,000 refuse most of them.
         ("grpc.server.max_pending_requests", 100_000),
         ("grpc.server.max_pending_requests_hard_limit", 200_000),
-        # A peer whose machine is gone is noticed within a minute.
+        # Without them a peer that vanished without closing would keep its streams; with them, for a minute.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_pings_without_data", 0),

@@ -32,7 +32,7 @@ JOBS_PER_TURN = 64
 """Jobs of a page that are rendered before other calls get a turn of the event loop."""
 
 MAX_RENDERED_JOBS = 10_000
-"""Jobs whose rendering is kept. At MAX_KEPT_BYTES, twice per job, they take 40 MB at most."""
+"""Number of jobs of which a rendering is kept. At MAX_KEPT_BYTES, twice per job, they take 40 MB at most."""
 
 MAX_KEPT_BYTES = 2048
 """Size of the largest rendering that is kept: memory is for jobs."""

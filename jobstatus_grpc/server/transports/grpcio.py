@@ -86,7 +86,7 @@ class Listener:
     If other processes listen on `addresses` too, pass `private`, a `unix:/path` of this process alone: any of them may
     answer a probe of a shared address, so `private` is listened on as well, and probed instead.
 
-    With `credentials`, pass an `open_probe` whose channels trust them, or None to go without health checks.
+    With `credentials`, pass an `open_probe` with channels that trust them, or None to go without health checks.
     """
 
     def __init__(
