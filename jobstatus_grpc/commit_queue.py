@@ -26,7 +26,10 @@ MAX_GATHER_SECONDS = 0.005
 """How long a group is held open at most for more submissions."""
 
 QUIET_TURNS = 16
-"""A group is closed after this number of event loop turns without a new submission; a request takes several turns."""
+"""A group is closed after this number of event loop turns without a new submission; a request takes several turns.
+
+Row `update`: without it, 16 callers and more get half as many updates over grpcio; a lone caller gets a tenth more.
+"""
 
 
 class CommitQueue:

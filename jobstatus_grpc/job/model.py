@@ -233,7 +233,7 @@ WRITABLE_FIELDS = frozenset(
 )  # fmt: skip
 
 
-class Update(NamedTuple):  # a frozen dataclass takes three times as long to make
+class Update(NamedTuple):  # row `batch`: a frozen dataclass, which takes three times as long to make, costs 2 %
     """Update a job: write `changes`, as the worker that holds `attempt`.
 
     `changes` maps writable fields to new values; None (for texts "", for labels {}) clears a field. `attempt` 0 is not

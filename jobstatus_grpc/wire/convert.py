@@ -33,12 +33,12 @@ def job_to_wire(job: Job, message: pb.JobStatus) -> None:
     """Write `job` into `message`, which must be empty."""
     lasting_to_wire(job, message)
     report_to_wire(job, message)
-    instant_to_wire(job.updated_at, message.updated_at)
 
 
 def report_to_wire(job: Job, message: pb.JobStatus) -> None:
-    """Write REPORT_FIELDS except updated_at, and projected_completion, which follows from them."""
+    """Write REPORT_FIELDS, and projected_completion, which follows from them."""
     message.revision = job.revision
+    instant_to_wire(job.updated_at, message.updated_at)
     if job.reason:
         message.reason = job.reason
     if job.has_progress:

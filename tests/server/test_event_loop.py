@@ -16,7 +16,6 @@ def _collector():
     before = gc.get_threshold()
     yield
     gc.set_threshold(*before)
-    gc.unfreeze()
 
 
 async def module_of_the_loop():

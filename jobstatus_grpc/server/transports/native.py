@@ -157,8 +157,8 @@ class FrontCalls:
     async def _answer_in_turn(self, calls: Iterator[_Call]) -> None:
         """Answer one call after another until one has to wait; this is its task from then on.
 
-        A task for each call would cost twice as much as everything else here. When the waiting call resumes,
-        `_answer_apart` has taken the rest.
+        When the waiting call resumes, `_answer_apart` has taken the rest. Row `get`: with a task for each call, 64
+        callers get 5 % fewer responses.
         """
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         for call in calls:
@@ -333,7 +333,10 @@ class _Front:
             self._loop.call_soon(self._take_more)
 
     def _take_more(self) -> None:
-        """Handle events that have come since. Without any, let the thread wait again: waking it costs two switches."""
+        """Handle events that have come since. Without any, let the thread wait again: waking it costs two switches.
+
+        Row `get`: without this, a lone caller gets a quarter fewer responses.
+        """
         events = self._front.recv_batch_details(MAX_EVENTS, 0)
         if events:
             self._take(events)

