@@ -7,12 +7,13 @@ connect to the server are in `connection`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
@@ -186,11 +187,11 @@ as_json = flag("--json", "Print JSON, one line per job.", to="as_json")
 
 _FILTER_FLAGS: Sequence[Decorator] = (
     flag("--id ID", "One of these jobs. May be repeated.", to="any_id", multiple=True, shell_complete=complete_job_ids),
-    state("One of these states, such as failed. May be repeated.", to="any_state", multiple=True),
+    state("One of these states, such as failed. May be repeated.", to="states", multiple=True),
     flag(
         "--name TEXT",
         "One of these names, each the whole name. May be repeated.",
-        to="any_name",
+        to="names",
         multiple=True,
         cls=LinesOption,
     ),
@@ -209,11 +210,8 @@ _FILTER_FLAGS: Sequence[Decorator] = (
     ),
 )
 
-_FILTER_ARGUMENTS = (
-    "any_id", "any_state", "any_name", "name_prefix", "labels", "parent_id", "created_after", "created_before", "done",
-    "stalled",
-)  # fmt: skip
-"""The arguments that _FILTER_FLAGS set."""
+FILTER_ARGUMENTS = {field.name: field.name for field in dataclasses.fields(JobFilter)} | {"ids": "any_id"}
+"""The fields of a JobFilter → the arguments that _FILTER_FLAGS set. `ids` are the jobs that a command names."""
 
 
 def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,8 +219,8 @@ def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_filter(**arguments: Any) -> Any:
-        given = {name: arguments.pop(name) for name in _FILTER_ARGUMENTS}
-        return command(filter=_make_filter(**given), **arguments)
+        fields = {field: arguments.pop(argument) for field, argument in FILTER_ARGUMENTS.items()}
+        return command(filter=JobFilter(**fields | {"labels": _all_labels(fields["labels"])}), **arguments)
 
     declared: Callable[..., Any] = with_filter
     for declare in reversed(_FILTER_FLAGS):
@@ -235,37 +233,14 @@ def filter_flags_given(ctx: click.Context) -> list[str]:
     return [
         parameter.opts[0]
         for parameter in ctx.command.params
-        if parameter.name in _FILTER_ARGUMENTS
+        if parameter.name in FILTER_ARGUMENTS.values()
         and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
     ]
 
 
-def _make_filter(
-    *,
-    any_id: tuple[str, ...],
-    any_state: tuple[JobState, ...],
-    any_name: tuple[str, ...],
-    name_prefix: str,
-    labels: tuple[tuple[str, str], ...],
-    parent_id: str,
-    created_after: datetime | None,
-    created_before: datetime | None,
-    done: bool | None,
-    stalled: bool | None,
-) -> JobFilter:
+def _all_labels(labels: Iterable[tuple[str, str]]) -> dict[str, str]:
     wanted = dict(labels)
     for key, value in labels:
         if wanted[key] != value:
             raise click.UsageError(f"--label {key} is given with two values, and no job has both.")
-    return JobFilter(
-        ids=any_id,
-        states=any_state,
-        names=any_name,
-        name_prefix=name_prefix,
-        labels=wanted,
-        parent_id=parent_id,
-        created_after=created_after,
-        created_before=created_before,
-        done=done,
-        stalled=stalled,
-    )
+    return wanted

@@ -122,12 +122,11 @@ class AsyncJobStatusClient:
             JobAlreadyExistsError: the id is taken, or was within the last 24 hours.
             InvalidArgumentError: a value is not valid.
         """
-        job = JobUpdate(
-            id, name=name, state=state, reason=reason, has_progress=has_progress, progress=progress, labels=labels,
+        request = requests.create_request(
+            request_id, id=id, name=name, state=state, reason=reason, has_progress=has_progress, progress=progress,
             estimated_completion=estimated_completion, heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            parent_id=parent_id, result=result, request_id=request_id,
+            labels=labels, parent_id=parent_id, result=result,
         )  # fmt: skip
-        request = requests.create_request(job)
         response = await self._connection.call(self._connection.stub.CreateJob, request, timeout_seconds)
         return requests.job_in(response)
 

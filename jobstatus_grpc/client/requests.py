@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from google.protobuf import duration_pb2
@@ -107,11 +108,27 @@ class JobChange:
     """None in SYNCED and RESET, and where the job was deleted or has expired."""
 
 
-def create_request(job: JobUpdate) -> pb.CreateJobRequest:
-    """Return a request that creates `job`, with a new request_id unless one is given."""
-    request = pb.CreateJobRequest(request_id=job.request_id or new_request_id())
-    request.job.id, request.job.name, request.job.parent_id = job.id, job.name, job.parent_id
-    _write_fields(job, request.job)
+def _field_of(argument: str) -> str:
+    return argument.removesuffix("_seconds")
+
+
+_MASKED_ARGUMENTS = tuple(field.name for field in fields(JobUpdate) if field.default is UNSET)
+"""The arguments whose fields an update_mask names if they are given."""
+
+_MASKED_FIELDS = tuple(map(_field_of, _MASKED_ARGUMENTS))
+
+_masked_values_of = attrgetter(*_MASKED_ARGUMENTS)
+
+
+def create_request(request_id: str | None, **fields: Any) -> pb.CreateJobRequest:
+    """Return a request that creates a job with these arguments of the clients' `create`; UNSET is the same as None.
+
+    Its request_id is a new one unless one is given.
+    """
+    request = pb.CreateJobRequest(request_id=request_id or new_request_id())
+    for argument, value in fields.items():
+        if value is not UNSET:
+            _write_field(request.job, _field_of(argument), value)
     return request
 
 
@@ -126,51 +143,43 @@ def update_request(update: JobUpdate) -> pb.UpdateJobRequest:
         request.attempt = update.attempt
     if update.expected_revision:
         request.expected_revision = update.expected_revision
-    request.job.id = update.id
+    job = request.job
+    job.id = update.id
     if update.allow_missing:
         request.allow_missing = True
-        request.job.name, request.job.parent_id = update.name, update.parent_id
-    request.update_mask.paths.extend(_write_fields(update, request.job))
+        job.name, job.parent_id = update.name, update.parent_id
+    paths = []
+    for path, value in zip(_MASKED_FIELDS, _masked_values_of(update), strict=True):
+        if value is not UNSET:
+            paths.append(path)
+            _write_field(job, path, value)
+    request.update_mask.paths.extend(paths)
     return request
 
 
-def _write_fields(update: JobUpdate, job: pb.JobStatus) -> list[str]:
-    """Write the fields given in `update` into `job`; return their paths."""
-    paths = []
-    if update.state is not UNSET:
-        paths.append("state")
-        job.state = update.state or 0  # type: ignore[assignment]  # the numbers are the enum's
-    if update.reason is not UNSET:
-        paths.append("reason")
-        job.reason = update.reason or ""
-    if update.has_progress is not UNSET:
-        paths.append("has_progress")
-        job.has_progress = update.has_progress or False
-    if update.progress is not UNSET:
-        paths.append("progress")
-        if update.progress is not None:
-            job.progress = update.progress
-    if update.heartbeat_timeout_seconds is not UNSET:
-        paths.append("heartbeat_timeout")
-        if update.heartbeat_timeout_seconds is not None:
-            job.heartbeat_timeout.CopyFrom(_duration(update.heartbeat_timeout_seconds))
-    if update.labels is not UNSET:
-        paths.append("labels")
-        job.labels.update(update.labels or {})
-    if update.estimated_completion is not UNSET:
-        paths.append("estimated_completion")
-        if update.estimated_completion is not None:
-            convert.instant_to_wire(update.estimated_completion, job.estimated_completion)
-    if update.error is not UNSET:
-        paths.append("error")
-        if update.error is not None:
-            job.error.CopyFrom(convert.error_to_wire(update.error))
-    if update.result is not UNSET:
-        paths.append("result")
-        if update.result is not None:
-            job.result.SetInParent()
-            job.result.update(update.result)
-    return paths
+def _write_field(job: pb.JobStatus, name: str, value: Any) -> None:
+    """Write the value of an argument into its field. None leaves the field unset."""
+    if value is None:
+        return
+    if name in _WRITERS:
+        _WRITERS[name](job, value)
+    else:
+        setattr(job, name, value)
+
+
+def _write_result(job: pb.JobStatus, result: Mapping[str, Any]) -> None:
+    job.result.SetInParent()  # an empty result is one too
+    job.result.update(result)
+
+
+_WRITERS: Mapping[str, Callable[[pb.JobStatus, Any], None]] = {
+    "estimated_completion": lambda job, instant: convert.instant_to_wire(instant, job.estimated_completion),
+    "error": lambda job, error: job.error.CopyFrom(convert.error_to_wire(error)),
+    "heartbeat_timeout": lambda job, seconds: job.heartbeat_timeout.CopyFrom(_duration(seconds)),
+    "labels": lambda job, labels: job.labels.update(labels),
+    "result": _write_result,
+}
+"""The fields that are converted when they are written; the others are written as they are."""
 
 
 def new_request_id() -> str:

@@ -692,15 +692,16 @@ class Claim:
         return False
 
     def _make_creation(self) -> Call:
-        job = JobUpdate(
-            self.id,
+        request = requests.create_request(
+            None,
+            id=self.id,
             name=self._name,
             state=JobState.IN_PROGRESS,
-            labels=self._labels or {},
+            labels=self._labels,
             parent_id=self._parent_id,
             heartbeat_timeout_seconds=self._heartbeat_timeout_seconds,
         )
-        return Call("CreateJob", requests.create_request(job))
+        return Call("CreateJob", request)
 
     def _make_read(self) -> Call:
         return Call("GetJob", pb.GetJobRequest(id=self.id))

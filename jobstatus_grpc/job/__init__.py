@@ -2,10 +2,12 @@
 
 from jobstatus_grpc.job.filter import JobFilter
 from jobstatus_grpc.job.model import (
+    CREATION_FIELDS,
     CREATION_STATES,
     DEFAULT_TENANT,
     JOB_FIELDS,
     REPORT_FIELDS,
+    URGENT_FIELDS,
     WRITABLE_FIELDS,
     Cancel,
     Command,
@@ -30,10 +32,12 @@ from jobstatus_grpc.job.model import (
 from jobstatus_grpc.job.rules import Found, Outcome, apply, require_job
 
 __all__ = [
+    "CREATION_FIELDS",
     "CREATION_STATES",
     "DEFAULT_TENANT",
     "JOB_FIELDS",
     "REPORT_FIELDS",
+    "URGENT_FIELDS",
     "WRITABLE_FIELDS",
     "Cancel",
     "Command",

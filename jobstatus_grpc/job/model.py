@@ -225,6 +225,9 @@ class Create:
     actor: str = ""
 
 
+CREATION_FIELDS = frozenset(field.name for field in fields(Create)) - {"request", "tenant", "actor"}
+"""The fields of the API's JobStatus that CreateJob sets. Create, Job and JobStatus have the same names for them."""
+
 WRITABLE_FIELDS = frozenset(
     {
         "state", "reason", "has_progress", "progress", "estimated_completion", "error", "heartbeat_timeout", "labels",

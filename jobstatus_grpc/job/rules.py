@@ -14,6 +14,7 @@ from jobstatus_grpc import errors
 from jobstatus_grpc.errors import FieldViolation
 from jobstatus_grpc.job.limits import DEADLINE_EXCEEDED_CODE, REQUEST_IDS_KEPT, UNKNOWN_CODE
 from jobstatus_grpc.job.model import (
+    CREATION_FIELDS,
     ERROR_STATES,
     TERMINAL_STATES,
     TRANSITIONS,
@@ -83,22 +84,15 @@ def _create(found: Found, command: Create, now: datetime) -> Applied:
     if found is not None:
         raise errors.JobAlreadyExistsError(f"job {command.id!r} exists, or did within the last 24 hours", id=command.id)
     started = command.state is JobState.IN_PROGRESS
+    fields: dict[str, Any] = {name: getattr(command, name) for name in CREATION_FIELDS}
+    if command.progress is not None:
+        fields["has_progress"] = True
     job = Job(
-        id=command.id,
-        state=command.state,
+        **fields,
         created_at=now,
         updated_at=now,
-        name=command.name,
-        reason=command.reason,
-        has_progress=command.has_progress or command.progress is not None,
-        progress=command.progress,
-        estimated_completion=command.estimated_completion,
         started_at=now if started else None,
         attempt=1 if started else 0,
-        heartbeat_timeout=command.heartbeat_timeout,
-        labels=command.labels,
-        parent_id=command.parent_id,
-        result=command.result,
         tenant=command.tenant,
         creation_request=command.request,
     )

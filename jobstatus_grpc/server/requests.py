@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, InvalidTokenError, JobStatusError
 from jobstatus_grpc.job import (
+    CREATION_FIELDS,
     DEFAULT_TENANT,
     WRITABLE_FIELDS,
     Cancel,
@@ -81,26 +82,14 @@ def _request_id(value: str, request: Message) -> RequestId | None:
 def to_create(request: pb.CreateJobRequest, caller: Caller) -> Create:
     """Return the command; its id is empty if the service has to choose one."""
     violations: Violations = []
-    job = request.job
-    state = convert.to_state(job.state) or JobState.PENDING
     command = Create(
-        id=job.id,
-        state=state,  # type: ignore[arg-type]  # the check below refuses an unknown number
-        name=job.name,
-        reason=job.reason,
-        has_progress=job.has_progress,
-        progress=_progress(job),
-        estimated_completion=_estimated_completion(job, violations),
-        heartbeat_timeout=_heartbeat_timeout(job, violations),
-        labels=_labels(job, violations),
-        parent_id=job.parent_id,
-        result=_result(job, violations),
+        **{"id": "", **_set_fields(request.job, CREATION_FIELDS, violations)},
         request=_request_id(request.request_id, request),
         tenant=caller.tenant,
         actor=caller.actor,
     )
     validation.check_create(command, violations)
-    if job.HasField("error"):
+    if request.job.HasField("error"):
         violations.append(FieldViolation("job.error", "a new job has no error"))
     _raise_if_any(violations)
     return command
@@ -118,7 +107,8 @@ def to_update(request: pb.UpdateJobRequest, caller: Caller) -> Update:
     """Return the command; its changes are the fields in the mask, without one the writable fields that are set."""
     violations: Violations = []
     job = request.job
-    changes = _masked_fields(request, violations) if request.HasField("update_mask") else _set_fields(job, violations)
+    has_mask = request.HasField("update_mask")
+    changes = _masked_fields(request, violations) if has_mask else _set_fields(job, WRITABLE_FIELDS, violations)
     request_id = request.request_id
     command = Update(
         id=job.id,
@@ -137,15 +127,15 @@ def to_update(request: pb.UpdateJobRequest, caller: Caller) -> Update:
     return command
 
 
-def _set_fields(job: pb.JobStatus, violations: Violations) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
+def _set_fields(job: pb.JobStatus, names: Collection[str], violations: Violations) -> dict[str, Any]:
+    """Return the values of those fields among `names` that are set."""
+    fields: dict[str, Any] = {}
     for field, value in job.ListFields():
         name = field.name
-        if name in _READERS:
-            changes[name] = _READERS[name](job, violations)
-        elif name in WRITABLE_FIELDS:
-            changes[name] = value
-    return changes
+        if name in names:
+            read = _READERS.get(name)
+            fields[name] = value if read is None else read(job, violations)
+    return fields
 
 
 def _masked_fields(request: pb.UpdateJobRequest, violations: Violations) -> dict[str, Any]:
@@ -154,24 +144,21 @@ def _masked_fields(request: pb.UpdateJobRequest, violations: Violations) -> dict
         what = f"must be at most {limits.MAX_MASK_PATHS} paths, are {len(paths)}"
         violations.append(FieldViolation("update_mask", what))
         return {}
-    return {path: _read_field(request.job, path, violations) for path in paths}
+    # check_update refuses a path that is not writable.
+    return {path: _read_field(request.job, path, violations) if path in WRITABLE_FIELDS else None for path in paths}
 
 
 def _read_field(job: pb.JobStatus, name: str, violations: Violations) -> Any:
-    """Return the value to write to the field; None if it is not writable, which `check_update` refuses."""
+    """Return the value to write to the field."""
     if name in _READERS:
         return _READERS[name](job, violations)
-    if name == "progress":
-        return _progress(job)
-    return getattr(job, name) if name in WRITABLE_FIELDS else None
+    if name == "progress" and not job.HasField("progress"):
+        return None
+    return getattr(job, name)
 
 
 def _state(job: pb.JobStatus, violations: Violations) -> JobState | int:
     return convert.to_state(job.state)
-
-
-def _progress(job: pb.JobStatus) -> float | None:
-    return job.progress if job.HasField("progress") else None
 
 
 def _estimated_completion(job: pb.JobStatus, violations: Violations) -> datetime | None:
@@ -220,7 +207,7 @@ _READERS: Mapping[str, Callable[[pb.JobStatus, Violations], Any]] = {
     "labels": _labels,
     "result": _result,
 }
-"""The writable fields that are converted or checked when they are read."""
+"""The fields that are converted or checked when they are read; the others are read as they are."""
 
 
 def to_updates(data: bytes, caller: Caller) -> list[Update | JobStatusError]:

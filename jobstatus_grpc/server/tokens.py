@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import fields
 from datetime import datetime, timezone
 from typing import Literal, TypeAlias
 
@@ -25,22 +28,17 @@ _VERSION = b"\x01"
 
 _DIGEST_BYTES = 8
 
+_ALL_JOBS = JobFilter()
+
 
 def filter_scope(tenant: str, job_filter: JobFilter) -> Scope:
-    """Return the scope of tokens for a filter; the order of its values does not matter."""
-    return _scope(
-        tenant,
-        sorted(job_filter.ids),
-        sorted(int(state) for state in job_filter.states),
-        sorted(job_filter.names),
-        job_filter.name_prefix,
-        sorted(job_filter.labels.items()),
-        job_filter.parent_id,
-        _instant(job_filter.created_after),
-        _instant(job_filter.created_before),
-        job_filter.done,
-        job_filter.stalled,
-    )
+    """Return the scope of tokens for a filter; the order of its values does not matter.
+
+    It contains only the fields that are set: tokens stay valid when a field is added to JobFilter.
+    """
+    given = {field.name: getattr(job_filter, field.name) for field in fields(job_filter)}
+    given = {name: value for name, value in given.items() if value != getattr(_ALL_JOBS, name)}
+    return _scope(tenant, _to_json(given))
 
 
 def job_scope(tenant: str, job_id: str) -> Scope:
@@ -76,5 +74,10 @@ def _scope(*parts: object) -> Scope:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
-def _instant(instant: datetime | None) -> str:
-    return "" if instant is None else instant.astimezone(timezone.utc).isoformat()
+def _canonical(value: datetime | Collection[str | int]) -> str | list[str | int]:
+    """Return a value of a filter that is not JSON as one that is, the same for equal values."""
+    return value.astimezone(timezone.utc).isoformat() if isinstance(value, datetime) else sorted(value)
+
+
+# json.dumps with arguments makes a new encoder on each call.
+_to_json = json.JSONEncoder(default=_canonical, sort_keys=True).encode

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from jobstatus_grpc.job import (
     JOB_FIELDS,
     REPORT_FIELDS,
+    URGENT_FIELDS,
     Job,
     JobError,
     JobState,
@@ -116,7 +117,7 @@ JOB_COLUMNS = (*(name for name in JOB_FIELDS if name != "result"), "result")
 STORED_COLUMNS = ("key", *JOB_COLUMNS)
 """The columns that `read_job` reads and `job_row` writes."""
 
-CONSTANT_COLUMNS = frozenset({"key", "tenant", "id", "name", "created_at", "parent_id", "creation_request"})
+CONSTANT_COLUMNS = frozenset({"key", *JOB_FIELDS}) - {*REPORT_FIELDS, *URGENT_FIELDS}
 """The columns that no update changes."""
 
 REPORT_COLUMNS = ("tenant", "id", *REPORT_FIELDS)
