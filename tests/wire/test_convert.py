@@ -15,6 +15,7 @@ from jobstatus_grpc.job import Job, JobError, JobState, evolve, limits
 from jobstatus_grpc.job.model import TERMINAL_STATES
 from jobstatus_grpc.server.responses import field_1, render_job
 from jobstatus_grpc.wire import convert
+from tests.support.samples import fill
 
 UTC = timezone.utc
 FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
@@ -99,12 +100,7 @@ def test_a_job_that_changed_is_rendered_anew():
 
 
 def test_every_field_of_the_api_is_written():
-    job = Job(
-        id="a", state=JobState.IN_PROGRESS, created_at=START, updated_at=START + timedelta(seconds=10), name="n",
-        reason="r", has_progress=True, progress=50.0, estimated_completion=START, error=JobError(3, "m", "R"),
-        started_at=START, finished_at=START, attempt=1, cancel_requested=True, stalled=True,
-        heartbeat_timeout=timedelta(seconds=5), labels={"a": "b"}, parent_id="p", result={"x": 1.0}, expires_at=START,
-    )  # fmt: skip
+    job = convert.job_from_wire(fill(pb.JobStatus()))
     assert {field.name for field, _ in to_wire(job).ListFields()} == {f.name for f in pb.JobStatus.DESCRIPTOR.fields}
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from jobstatus_grpc.job import Cancel, Command, Create, JobError, JobState, RequestId, Update
+from tests.support.samples import creation
 from tests.support.stores import claim, end
 
 S = JobState
@@ -36,6 +37,7 @@ STORED: dict[str, list[Command]] = {
             actor="someone",
         )
     ],
+    "every field of a creation": [Create(**creation() | {"id": "a"})],
     "one request": [Create(id="a"), claim("a", request=REQUESTS[1])],
     "more requests than are kept": [
         Create(id="a", request=REQUESTS[0]),
