@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import secrets
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
 from jobstatus_grpc.job import Command, Create, Job, JobState, Outcome, Update, is_large
@@ -22,19 +25,42 @@ MAX_LARGE_CHANGES = 100
 TOO_OLD = "the position is older than the store's history"
 
 
+class Epoch(NamedTuple):
+    """A run of changes that one process has made. Its name is random: no other history has an epoch of this name."""
+
+    first_sequence: int
+    """The number of its first change. It ends where the next epoch begins."""
+    name: str
+
+
+def new_epoch(first_sequence: int) -> Epoch:
+    """Return an epoch of a process whose first change will have this number."""
+    return Epoch(first_sequence, secrets.token_hex(8))
+
+
 class Feed:
-    """Numbers the changes of one incarnation, and keeps the newest of each job: a slow reader skips the others.
+    """Numbers the changes of a store, and keeps the newest of each job: a slow reader skips the others.
+
+    A position is the number of a change and the epoch that made it. If the store goes back to an earlier state, later
+    changes get the same numbers in another epoch, so that the positions from before are not taken for theirs.
 
     For one event loop.
     """
 
-    def __init__(self, incarnation: str, *, sequence: int = 0, max_jobs: int | None = None) -> None:
-        """Create a feed whose last change had the number `sequence`, and which keeps `max_jobs` changes (None: all)."""
+    def __init__(self, epochs: Sequence[Epoch], *, sequence: int = 0, max_jobs: int | None = None) -> None:
+        """Create a feed.
+
+        Args:
+            epochs: the known epochs in order. The last one is this process's.
+            sequence: the number of the last change before this process's first.
+            max_jobs: the number of changes to keep; None: all.
+        """
         self.sequence = sequence
         """The number of the newest change."""
         self.forgotten_sequence = 0
         """The number of the newest removal that was dropped: a reader at an earlier position would miss it."""
-        self._incarnation = incarnation
+        self._epochs = epochs
+        self._first_sequences = [epoch.first_sequence for epoch in epochs]
         self._max_jobs = max_jobs
         self._complete_after = sequence
         self._newest: OrderedDict[Key, tuple[int, Change]] = OrderedDict()
@@ -68,7 +94,9 @@ class Feed:
 
     def position(self, sequence: int | None = None) -> Position:
         """Return the position after the change number `sequence` (None: the newest)."""
-        return f"{self._incarnation}-{self.sequence if sequence is None else sequence}"
+        if sequence is None:
+            sequence = self.sequence
+        return f"{self._epoch_of(sequence)}-{sequence}"
 
     def sequence_of(self, position: Position) -> int:
         """Return the number of the last change before `position`.
@@ -76,13 +104,18 @@ class Feed:
         Raises:
             StoreChangedError: the position is not of this feed, or a removal after it was dropped.
         """
-        incarnation, _, digits = position.rpartition("-")
+        epoch, _, digits = position.rpartition("-")
         is_number = digits.isascii() and digits.isdigit() and len(digits) < 20
-        if incarnation != self._incarnation or not is_number or int(digits) > self.sequence:
+        if not is_number or int(digits) > self.sequence or epoch != self._epoch_of(int(digits)):
             raise StoreChangedError
         if int(digits) < self.forgotten_sequence:
             raise StoreChangedError(TOO_OLD)
         return int(digits)
+
+    def _epoch_of(self, sequence: int) -> str:
+        """Return the name of the epoch that made the change number `sequence`; empty if it is not known any more."""
+        index = bisect_right(self._first_sequences, sequence)
+        return self._epochs[index - 1].name if index else ""
 
     async def wait_beyond(self, sequence: int) -> None:
         """Wait until there is a change after the number `sequence`.

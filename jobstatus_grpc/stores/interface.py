@@ -24,7 +24,10 @@ Key: TypeAlias = tuple[str, str]
 """A job's tenant and id."""
 
 Position: TypeAlias = str
-"""A place in a store's change feed, with the store's incarnation. Opaque to all but that store."""
+"""A place in a store's change feed, with the name of the history that it is in. Opaque to all but that store.
+
+A store that was set back to an earlier state continues in another history: later positions are refused.
+"""
 
 Clock: TypeAlias = Callable[[], datetime]
 """Returns the time as an aware UTC datetime. All instants in a job come from its store's clock."""
@@ -164,7 +167,7 @@ class JobStore(Protocol):
                 reaches it has it as its own position.
 
         Raises:
-            StoreChangedError: a position is from another incarnation of the store, or older than its history.
+            StoreChangedError: a position is from another history of the store, or older than what it has kept.
             StoreUnavailableError: retry later.
         """
         ...

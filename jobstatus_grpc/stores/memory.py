@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import secrets
 import time
 from bisect import bisect_left, insort
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -26,7 +25,7 @@ from jobstatus_grpc.job import (
 )
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch, apply_all
-from jobstatus_grpc.stores.embedded import Feed, StallClocks
+from jobstatus_grpc.stores.embedded import Feed, StallClocks, new_epoch
 from jobstatus_grpc.stores.interface import (
     DEFAULT_RETENTION,
     ChangeBatch,
@@ -73,7 +72,7 @@ class MemoryStore:
         self._expiring: OrderedDict[Key, None] = OrderedDict()
         self._tombstones: OrderedDict[Key, tuple[Tombstone, datetime]] = OrderedDict()
         self._transitions: dict[Key, deque[Transition]] = defaultdict(_new_history)
-        self._feed = Feed(secrets.token_hex(8))
+        self._feed = Feed([new_epoch(0)])
         self._stall_clocks = StallClocks(seconds)
         self._closed = asyncio.Event()
 

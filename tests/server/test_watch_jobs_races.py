@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.stores.embedded import Feed
+from jobstatus_grpc.stores.embedded import Feed, new_epoch
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch import filter_watch
 from tests.support.loop import run
@@ -214,7 +214,7 @@ class ReplaceableStore(PausedStore):
     """Becomes another incarnation, with fewer jobs, when a test replaces it."""
 
     def replace(self):
-        before, self._feed = self._feed, Feed("another")
+        before, self._feed = self._feed, Feed([new_epoch(0)])
         for key in list(self._jobs)[:2]:
             del self._jobs[key]
             self._order.remove(key)

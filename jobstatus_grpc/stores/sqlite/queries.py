@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jobstatus_grpc.errors import StoreChangedError
 from jobstatus_grpc.job import Job, JobFilter, JobState, Tombstone, Transition, require_job
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
-from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD
+from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD, Epoch
 from jobstatus_grpc.stores.interface import Change, Key, Page
 from jobstatus_grpc.stores.sql.criteria import Criterion, Dialect, choose, counts_of, criteria_of, parameters_of
 from jobstatus_grpc.stores.sql.rows import (
@@ -47,24 +47,26 @@ _CHANGES = f"""
 class Head(NamedTuple):
     """The state of a file when it is opened."""
 
-    incarnation: str
     sequence: int
     forgotten_sequence: int
     last_key: int
+    epochs: Sequence[Epoch]
+    """The epochs that made changes, in order."""
     counts: Mapping[JobState, int]
     """The number of jobs in each state that ever had one."""
 
 
 def read_head(connection: sqlite3.Connection) -> Head:
-    """Return the store's own row, the highest numbers in use, and the counts of jobs."""
+    """Return the highest numbers in use, the epochs, and the counts of jobs."""
     query = """
-        SELECT incarnation, max(forgotten_sequence, coalesce((SELECT max(sequence) FROM changes), 0)),
+        SELECT max(forgotten_sequence, coalesce((SELECT max(sequence) FROM changes), 0)),
             forgotten_sequence, coalesce((SELECT max(key) FROM jobs), 0)
         FROM store
     """
     counts = connection.execute("SELECT state, jobs FROM counts").fetchall()
+    epochs = connection.execute("SELECT first_sequence, name FROM epochs ORDER BY first_sequence").fetchall()
     row = connection.execute(query).fetchone()
-    return Head._make((*row, {JobState(state): jobs for state, jobs in counts}))
+    return Head._make((*row, list(map(Epoch._make, epochs)), {JobState(state): jobs for state, jobs in counts}))
 
 
 @cache

@@ -115,3 +115,14 @@ CREATE TABLE marks (
     marked_at INTEGER PRIMARY KEY,
     sequence INTEGER NOT NULL
 );
+
+-- version 3
+
+-- One row per process that made changes: a position names the epoch of its change. A copy of the file that goes another
+-- way has other epochs from there on. `store.incarnation` is the name of the first one, and not read any more.
+CREATE TABLE epochs (
+    first_sequence INTEGER PRIMARY KEY,
+    name TEXT NOT NULL
+);
+
+INSERT INTO epochs (first_sequence, name) SELECT 0, incarnation FROM store;

@@ -70,7 +70,7 @@ class SqliteStore:
         self._readers = ReaderPool(writer.file, count=READERS)
         self._clock = clock
         self._retention = retention
-        self._feed = Feed(writer.head.incarnation, sequence=writer.head.sequence, max_jobs=CACHED_CHANGES)
+        self._feed = Feed(writer.epochs, sequence=writer.head.sequence, max_jobs=CACHED_CHANGES)
         self._feed.forgotten_sequence = writer.head.forgotten_sequence
         self._cache = JobCache(CACHED_JOBS)
         self._counts = Counter(writer.head.counts)

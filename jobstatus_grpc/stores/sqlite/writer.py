@@ -18,6 +18,7 @@ from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import is_report
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch
+from jobstatus_grpc.stores.embedded import new_epoch
 from jobstatus_grpc.stores.interface import Key
 from jobstatus_grpc.stores.sql.rows import (
     CONSTANT_COLUMNS,
@@ -48,6 +49,9 @@ T = TypeVar("T")
 CHECKPOINT_ROWS = 4000
 """The number of job rows written between checkpoints: a page that many commits have changed is copied once."""
 
+MAX_EPOCHS = 10_000
+"""The number of processes whose positions are valid: a day of a server that is restarted every ten seconds."""
+
 CHECKPOINT_TEXT = 16 * 1024 * 1024
 """The number of characters in results written between checkpoints: large results fill the log before many rows do."""
 
@@ -65,6 +69,9 @@ class Writer:
         self.connection = file.connect_writer()
         self.head = read_head(self.connection)
         """The file's state when it was opened."""
+        self.epochs = [*self.head.epochs, new_epoch(self.head.sequence + 1)]
+        """The last one is this process's, and is written with its first change."""
+        self._is_epoch_written = False
         self._last_key = self.head.last_key
         self._rows_since_checkpoint = 0
         self._text_since_checkpoint = 0
@@ -130,6 +137,8 @@ class Writer:
             self._execute(_write_labels, new_labels)
             self._execute(_write_counts, counts)
             self._execute(_write_changes, _change_rows(batch, sequence))
+            if batch.changes and not self._is_epoch_written:
+                self._write_epoch()
             if batch.transitions:
                 self._write_history(batch)
             self.connection.execute("COMMIT")
@@ -137,6 +146,7 @@ class Writer:
             self._roll_back()
             raise
         self._last_key = last_key
+        self._is_epoch_written = self._is_epoch_written or bool(batch.changes)
         self._rows_since_checkpoint += len(written)
         self._text_since_checkpoint += sum(len(row[-1]) for row in rows if row[-1])
         return written
@@ -163,6 +173,10 @@ class Writer:
         removed_at = from_instant(now)
         tombstones = [(*key, tombstone.revision, removed_at) for key, tombstone in batch.removed.items()]
         self._execute(_write_tombstones, tombstones)
+
+    def _write_epoch(self) -> None:
+        self.connection.execute("INSERT INTO epochs (first_sequence, name) VALUES (?, ?)", self.epochs[-1])
+        self.connection.execute(_TRIM_EPOCHS, (MAX_EPOCHS,))
 
     def _write_history(self, batch: Batch) -> None:
         self._execute(_write_transitions, [transition_row(key, entry) for key, entry in batch.transitions])
@@ -247,6 +261,12 @@ def _change_rows(batch: Batch, sequence: int) -> list[Row]:
         for number, change in enumerate(batch.changes.values(), start=sequence + 1)
     ]
 
+
+_TRIM_EPOCHS = """
+    DELETE FROM epochs WHERE first_sequence <= (
+        SELECT first_sequence FROM epochs ORDER BY first_sequence DESC LIMIT 1 OFFSET ?
+    )
+"""
 
 _TRIM_TRANSITIONS = f"""
     DELETE FROM transitions WHERE tenant = :tenant AND id = :id AND revision <= (
