@@ -34,6 +34,8 @@ COMMANDS = {
     "run": "run.command:run",
     "health": "commands.health:health",
     "migrate": "commands.migrate:migrate",
+    "backup": "commands.backup:backup",
+    "restore": "commands.backup:restore",
     "completion": "commands.completion:completion",
 }
 """Module and function of each command, in the order of the help."""

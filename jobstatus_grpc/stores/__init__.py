@@ -36,6 +36,36 @@ async def migrate_store(url: str) -> int:
     return await _store_type(url).prepare(url)
 
 
+def back_up_store(url: str, file: str) -> int:
+    """Write a verified copy of the store that `url` names to `file`, and return the number of jobs in it.
+
+    Raises:
+        CannotStartError: the store has no backups of its own, or the copy cannot be made; the message says what to do.
+    """
+    back_up = _store_type(url).back_up
+    if back_up is None:
+        raise CannotStartError(_no_backups(url))
+    return back_up(url, file)
+
+
+def restore_store(url: str, file: str) -> int:
+    """Replace the store that `url` names with the copy in `file`, and return the number of jobs in it.
+
+    Raises:
+        CannotStartError: the store has no backups of its own, is in use, or `file` is no copy of a store.
+    """
+    restore = _store_type(url).restore
+    if restore is None:
+        raise CannotStartError(_no_backups(url))
+    return restore(url, file)
+
+
+def _no_backups(url: str) -> str:
+    scheme = url.partition(":")[0]
+    advice = "use pg_dump and pg_restore" if scheme == "postgresql" else "only a sqlite: store has"
+    return f"the store {scheme}: has no backups of its own; {advice}"
+
+
 def is_shared(url: str) -> bool:
     """Return whether several processes may have the store open at once.
 

@@ -228,6 +228,11 @@ class StoreType:
     migrate: Callable[[str], Awaitable[int]] | None = None
     """`migrate(url)` creates the store's schema or brings it up to date, and returns its version. None: `open` does,
     and the schema has no version."""
+    back_up: Callable[[str, str], int] | None = None
+    """`back_up(url, file)` writes a verified copy of the store to a file, also while it is in use, and returns the
+    number of jobs in it. None: the store has no backups of its own. Raises CannotStartError."""
+    restore: Callable[[str, str], int] | None = None
+    """`restore(url, file)` replaces the store, which must not be in use, with such a copy. Else as `back_up`."""
     is_shared: bool = False
     """Whether several processes may have the same store open at once."""
 

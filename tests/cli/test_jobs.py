@@ -10,7 +10,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 ALL_COMMANDS = (
     "serve", "create", "get", "list", "update", "cancel", "delete", "watch", "wait", "history", "run", "health",
-    "migrate", "completion",
+    "migrate", "backup", "restore", "completion",
 )  # fmt: skip
 
 

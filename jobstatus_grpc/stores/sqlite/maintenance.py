@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from jobstatus_grpc.stores.interface import FEED_RETENTION, TOMBSTONE_RETENTION, Key
 from jobstatus_grpc.stores.sql.rows import from_instant, to_duration
+from jobstatus_grpc.stores.sqlite.writer import Writer
 
 MAX_SILENT_ROWS = 5000
 """The number of jobs that one query of `read_silent` returns, so that it does not block other reads for long."""
@@ -77,8 +78,9 @@ class Trimmer:
     For the writer's thread.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._connection = writer.connection
         self._after = 0
         self._next_walk_at: datetime | None = None
 
@@ -93,18 +95,11 @@ class Trimmer:
         Raises:
             sqlite3.Error: nothing was dropped.
         """
-        connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._writer.transaction() as connection:
             self._mark(now, sequence)
             after = self._drop_changes(now, limit) if self._is_walking(now) else 0
             has_more = self._drop_tombstones(now, limit) or after > 0
             (forgotten,) = connection.execute("SELECT forgotten_sequence FROM store").fetchone()
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
         if self._is_walking(now) and not after:
             self._next_walk_at = now + WALK_INTERVAL
         self._after = after

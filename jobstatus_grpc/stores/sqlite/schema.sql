@@ -126,3 +126,11 @@ CREATE TABLE epochs (
 );
 
 INSERT INTO epochs (first_sequence, name) SELECT 0, incarnation FROM store;
+
+-- The random name of the write-ahead log, the name of the log before it, which has been copied into the file as a whole,
+-- and PRAGMA schema_version at that time. They show whether a log that is found at opening is the file's own.
+ALTER TABLE store ADD COLUMN log TEXT;
+ALTER TABLE store ADD COLUMN previous_log TEXT;
+ALTER TABLE store ADD COLUMN log_schema INTEGER;
+
+UPDATE store SET log = lower(hex(randomblob(8)));

@@ -26,6 +26,7 @@ from jobstatus_grpc.stores.interface import (
     utc_now,
 )
 from jobstatus_grpc.stores.sql.rows import CACHED_JOBS, JobCache, StoredJob
+from jobstatus_grpc.stores.sqlite.backup import back_up, restore
 from jobstatus_grpc.stores.sqlite.database import path_of
 from jobstatus_grpc.stores.sqlite.maintenance import Trimmer, read_expired, read_silent
 from jobstatus_grpc.stores.sqlite.queries import read_changes, read_found, read_page, read_transitions
@@ -83,7 +84,7 @@ class SqliteStore:
         )
         self._health.end.add_done_callback(lambda _: self._feed.end())
         self._loader = JobLoader(self._readers, self._cache, self._health, clock)
-        self._trimmer = Trimmer(writer.connection)
+        self._trimmer = Trimmer(writer)
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -322,4 +323,4 @@ async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta =
     return await SqliteStore.open(path_of(url), clock=clock, retention=retention)
 
 
-STORE_TYPE = StoreType(open=open_store)
+STORE_TYPE = StoreType(open=open_store, back_up=back_up, restore=restore)

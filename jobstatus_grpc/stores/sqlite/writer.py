@@ -6,8 +6,8 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from itertools import chain
@@ -37,7 +37,15 @@ from jobstatus_grpc.stores.sql.rows import (
     store_job,
     transition_row,
 )
-from jobstatus_grpc.stores.sqlite.database import SqliteFile, as_store_error, describe, is_fatal
+from jobstatus_grpc.stores.sqlite.database import (
+    SqliteFile,
+    as_store_error,
+    begin_log,
+    describe,
+    is_fatal,
+    log_is_empty,
+    schema_version,
+)
 from jobstatus_grpc.stores.sqlite.queries import MAX_ROWS, keys_in, read_head
 
 logger = logging.getLogger(__name__)
@@ -73,6 +81,9 @@ class Writer:
         """The last one is this process's, and is written with its first change."""
         self._is_epoch_written = False
         self._last_key = self.head.last_key
+        schema = schema_version(self.connection)
+        self._log_schema = schema if log_is_empty(file.path) else None
+        """Set if the file has all changes, so that the next transaction begins a log; see begin_log."""
         self._rows_since_checkpoint = 0
         self._text_since_checkpoint = 0
 
@@ -125,8 +136,7 @@ class Writer:
                 rows.append(job_row(next_stored))
         counts = [(int(state), rise) for state, rise in batch.counts.items() if rise]
         # Few statements with many rows: each call into SQLite releases the GIL, and must acquire it again.
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self.transaction():
             if batch.removed:
                 self._remove(batch, now)
             # Row `batch`: with all columns for reports too, indexes are written and a quarter fewer updates are made.
@@ -141,25 +151,39 @@ class Writer:
                 self._write_epoch()
             if batch.transitions:
                 self._write_history(batch)
-            self.connection.execute("COMMIT")
-        except BaseException:
-            self._roll_back()
-            raise
         self._last_key = last_key
         self._is_epoch_written = self._is_epoch_written or bool(batch.changes)
         self._rows_since_checkpoint += len(written)
         self._text_since_checkpoint += sum(len(row[-1]) for row in rows if row[-1])
         return written
 
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run the block in a durable transaction. If it raises, nothing is written."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            if self._log_schema is not None:
+                begin_log(self.connection, self._log_schema)
+            yield self.connection
+            self.connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        self._log_schema = None
+
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database, as far as readers allow."""
         self._rows_since_checkpoint = self._text_since_checkpoint = 0
-        self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        schema = schema_version(self.connection)  # before: afterwards the log may have a newer one
+        busy, in_log, copied = self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if not busy and in_log == copied:  # busy: another process runs a checkpoint, and the numbers are -1
+            self._log_schema = schema
 
     def probe(self) -> None:
         """Write one small row durably; raises sqlite3.Error as long as the disk is full."""
         self.checkpoint()  # may free space within the log
-        self.connection.execute("UPDATE store SET probes = probes + 1")
+        with self.transaction() as connection:
+            connection.execute("UPDATE store SET probes = probes + 1")
 
     def _execute(self, statement: Callable[[int], str], rows: Sequence[Row]) -> None:
         for start in range(0, len(rows), MAX_ROWS):

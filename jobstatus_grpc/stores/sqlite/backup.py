@@ -1,0 +1,150 @@
+"""Copies of a SQLite store in one file: made beside a running server, and copied back while none runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+from contextlib import closing
+
+from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.stores.sql.migrations import migrations
+from jobstatus_grpc.stores.sqlite.database import (
+    APPLICATION_ID,
+    check_log,
+    connect,
+    describe,
+    find_damage,
+    lock,
+    log_is_empty,
+    path_of,
+    rename_log,
+)
+
+
+def back_up(url: str, target: str) -> int:
+    """Write a verified copy of the store at `url` to the file `target`, and return the number of jobs in it.
+
+    The copy has all writes that were acknowledged before the call; the store stays writable. `target` is replaced once
+    the copy is whole; if the call fails, it stays as it was.
+
+    Raises:
+        CannotStartError: there is no store, it is damaged, or the copy cannot be written. The message says what to do.
+    """
+    path, target = path_of(url), os.path.realpath(target)
+    try:
+        _check_names(path, target)
+        if not log_is_empty(path):
+            _check_log_unless_in_use(path)
+        return _copy(path, target, mode="ro")
+    except (OSError, sqlite3.Error) as error:
+        raise CannotStartError(f"cannot back up the store {path} to {target}: {_text_of(error)}") from error
+
+
+def restore(url: str, source: str) -> int:
+    """Replace the store at `url` with the backup in the file `source`, and return the number of jobs in it.
+
+    Tokens from after the backup are refused from then on: the next server's changes are another history. If the call
+    fails, the store stays as it was.
+
+    Raises:
+        CannotStartError: a server has the store open, `source` is no backup or damaged, or the store cannot be written.
+    """
+    path, source = path_of(url), os.path.realpath(source)
+    try:
+        _check_names(source, path)
+        check_log(source)
+        held = lock(path)
+        try:
+            # Without a log, the backup is read without making files beside it: its directory may be read-only.
+            jobs = _copy(source, path, mode="ro&immutable=1" if log_is_empty(source) else "ro")
+            # Only now: the store before has no changes without its log. Until then check_log refuses the log.
+            for suffix in ("-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path + suffix)
+            _sync_directory(path)
+        finally:
+            os.close(held)
+        return jobs
+    except (OSError, sqlite3.Error) as error:
+        raise CannotStartError(f"cannot restore the store {path} from {source}: {_text_of(error)}") from error
+
+
+def _check_names(source: str, target: str) -> None:
+    if not os.path.isfile(source):
+        raise CannotStartError(f"there is no file {source}")
+    if source == target or (os.path.exists(target) and os.path.samefile(source, target)):
+        raise CannotStartError(f"{target} is the store itself; name another file")
+
+
+def _check_log_unless_in_use(path: str) -> None:
+    """Refuse a foreign log, as opening does. While a server has the store open, the log is its own."""
+    if not os.path.exists(f"{path}.lock"):  # the caller may be another user than the server's: it must not make one
+        check_log(path)
+        return
+    try:
+        held = lock(path)
+    except CannotStartError:
+        return
+    try:
+        check_log(path)
+    finally:
+        os.close(held)
+
+
+def _copy(source: str, target: str, *, mode: str) -> int:
+    """Copy a database to a file beside `target`, verify it there, rename it, and return its number of jobs."""
+    handle, unfinished = tempfile.mkstemp(prefix=f"{os.path.basename(target)}.", dir=os.path.dirname(target))
+    os.close(handle)
+    try:
+        with closing(connect(source, mode)) as database:
+            _check_application(database, source)
+            with closing(connect(unfinished, "rw")) as copy:
+                database.backup(copy)
+                damage = find_damage(copy, "integrity_check")
+                if damage:
+                    raise CannotStartError(f"{source} is damaged ({damage}); use an older backup")
+                copy.execute("PRAGMA journal_mode = DELETE").fetchone()  # one file, without a log
+                rename_log(copy)
+                (jobs,) = copy.execute("SELECT count(*) FROM jobs").fetchone()
+        if os.path.exists(target):
+            _keep_owner(target, unfinished)
+        os.replace(unfinished, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        raise
+    _sync_directory(target)
+    assert isinstance(jobs, int)
+    return jobs
+
+
+def _check_application(connection: sqlite3.Connection, path: str) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if application_id != APPLICATION_ID:
+        raise CannotStartError(f"{path} is not a store of jobstatus")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    known = len(migrations(__package__))
+    if version > known:
+        raise CannotStartError(f"{path} has schema version {version}, newer than the {known} known here")
+
+
+def _keep_owner(old: str, new: str) -> None:
+    """Give `new` the owner and the mode of `old`: root may restore a store of another user."""
+    before = os.stat(old)
+    os.chmod(new, before.st_mode & 0o777)
+    with contextlib.suppress(PermissionError):
+        os.chown(new, before.st_uid, before.st_gid)
+
+
+def _sync_directory(path: str) -> None:
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _text_of(error: OSError | sqlite3.Error) -> str:
+    return describe(error) if isinstance(error, sqlite3.Error) else error.strerror or str(error)
