@@ -17,6 +17,7 @@ from jobstatus_grpc.stores.sqlite.database import (
     describe,
     find_damage,
     lock,
+    lock_database,
     log_is_empty,
     path_of,
     rename_log,
@@ -55,8 +56,10 @@ def restore(url: str, source: str) -> int:
     try:
         _check_names(source, path)
         check_log(source)
-        held = lock(path)
-        try:
+        with contextlib.ExitStack() as held:
+            held.callback(os.close, lock(path))
+            if os.path.exists(path):
+                held.callback(os.close, lock_database(path))
             # Without a log, the backup is read without making files beside it: its directory may be read-only.
             jobs = _copy(source, path, mode="ro&immutable=1" if log_is_empty(source) else "ro")
             # Only now: the store before has no changes without its log. Until then check_log refuses the log.
@@ -64,8 +67,6 @@ def restore(url: str, source: str) -> int:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path + suffix)
             _sync_directory(path)
-        finally:
-            os.close(held)
         return jobs
     except (OSError, sqlite3.Error) as error:
         raise CannotStartError(f"cannot restore the store {path} from {source}: {_text_of(error)}") from error

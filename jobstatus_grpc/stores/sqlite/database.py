@@ -8,7 +8,8 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from typing import TypeAlias
 from urllib.parse import quote
 
 from jobstatus_grpc.errors import CannotStartError, RetryableError, StoreFullError, StoreUnavailableError
@@ -78,6 +79,10 @@ def path_of(url: str) -> str:
     return os.path.realpath(path)
 
 
+_Identity: TypeAlias = tuple[int, int]
+"""A file's device and inode."""
+
+
 class SqliteFile:
     """A database file that only this process has open. Any error while opening it is a CannotStartError of one line."""
 
@@ -89,6 +94,8 @@ class SqliteFile:
         """
         self.path = path
         self._lock: int | None = None
+        self._database: int | None = None
+        self._identities: dict[str, _Identity] = {}
         try:
             _make_directories(os.path.dirname(path))
             if os.path.isdir(path):
@@ -96,7 +103,7 @@ class SqliteFile:
             self._lock = lock(path)
             check_log(path)
             # SQLite gives its -wal and -shm files this file's mode.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._database = lock_database(path, os.O_CREAT)
         except OSError as error:
             self.unlock()
             raise CannotStartError(f"cannot open the store {path}: {error.strerror}") from error
@@ -105,10 +112,44 @@ class SqliteFile:
             raise
 
     def unlock(self) -> None:
-        """Release the lock, so that other processes can open the file."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Release the lock, so that other processes can open the file. All connections must be closed.
+
+        Closing any descriptor of a file releases the POSIX locks that its process has on it, and so SQLite's.
+        """
+        for descriptor in (self._database, self._lock):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._database = self._lock = None
+
+    def record_place(self) -> None:
+        """Remember the database and its -wal and -shm files, which SQLite keeps as long as there is a connection."""
+        for path in (self.path, f"{self.path}-wal", f"{self.path}-shm"):
+            with suppress(FileNotFoundError):
+                self._identities[path] = _identity(os.stat(path))
+
+    def find_displacement(self) -> str:
+        """Return which of the files was deleted or replaced since `record_place`; empty if all are in place.
+
+        If the lock's file was deleted, it is made and locked again, so that no other process opens the store.
+        """
+        self._keep_lock()
+        for path, identity in self._identities.items():
+            try:
+                found = _identity(os.stat(path))
+            except OSError as error:
+                return f"{path} is gone ({error.strerror})"
+            if found != identity:
+                return f"{path} was replaced by another file"
+        return ""
+
+    def _keep_lock(self) -> None:
+        if self._lock is None:
+            return
+        # Another process that has locked a new file of this name has found another database, or leaves at once.
+        with suppress(OSError, CannotStartError):
+            if not _is_at(f"{self.path}.lock", self._lock):
+                removed, self._lock = self._lock, lock(self.path)
+                os.close(removed)
 
     def connect_writer(self, steps: Sequence[str] | None = None) -> sqlite3.Connection:
         """Return the connection that writes and checkpoints, after bringing the schema up to date.
@@ -132,7 +173,14 @@ class SqliteFile:
         return connection
 
     def connect_reader(self) -> sqlite3.Connection:
-        """Return a connection that cannot write."""
+        """Return a connection that cannot write.
+
+        Raises:
+            sqlite3.Error: the file cannot be opened, or it is not the one that was opened for writing.
+        """
+        displacement = self.find_displacement()
+        if displacement:
+            raise sqlite3.OperationalError(displacement)
         return connect(self.path, "ro")
 
     def _check_application(self, connection: sqlite3.Connection) -> None:
@@ -179,7 +227,7 @@ def lock(path: str) -> int:
     Raises:
         CannotStartError: another process has the store open.
     """
-    # The file is never removed: two processes could each lock a different file of this name.
+    # We never remove the file: two processes could each lock a different file of this name.
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,9 +235,42 @@ def lock(path: str) -> int:
         owner = os.read(lock, 32).decode("ascii", "replace").strip()
         os.close(lock)
         raise CannotStartError(f"cannot open the store {path}: process {owner or '(unknown)'} has it open") from None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
+    try:
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+    except OSError:  # the disk is full
+        os.close(lock)
+        raise
     return lock
+
+
+def lock_database(path: str, flags: int = 0) -> int:
+    """Lock the database file itself, in case the lock's file was deleted; return the descriptor as `lock` does.
+
+    SQLite locks the file with POSIX locks, which do not see this one.
+
+    Raises:
+        CannotStartError: another process has the store open.
+    """
+    database = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    try:
+        fcntl.flock(database, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(database)
+        raise CannotStartError(f"cannot open the store {path}: another process has it open") from None
+    return database
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Return whether the open file is the one at `path`."""
+    try:
+        return _identity(os.stat(path)) == _identity(os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> object:

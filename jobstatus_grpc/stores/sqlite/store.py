@@ -79,8 +79,13 @@ class SqliteStore:
         self._has_all_clocks = False
         self._turn = asyncio.Lock()
         probe = partial(thread.submit, writer.probe)
+        find_displacement = partial(thread.submit, writer.file.find_displacement)
         self._health = Health(
-            writer.file.path, probe, self._stall_clocks.restart, interval_seconds=probe_interval_seconds
+            writer.file.path,
+            probe,
+            find_displacement,
+            self._stall_clocks.restart,
+            interval_seconds=probe_interval_seconds,
         )
         self._health.end.add_done_callback(lambda _: self._feed.end())
         self._loader = JobLoader(self._readers, self._cache, self._health, clock)
@@ -126,7 +131,7 @@ class SqliteStore:
         await self._turn.acquire()
         waiter: asyncio.Future[CommitResult] | None = None
         try:
-            self._health.check()
+            self._health.check_writes()
             now = self._clock()
             stored, missing = self._cache.find((command.tenant, command.id) for command in commands)
             if missing:
@@ -267,7 +272,7 @@ class SqliteStore:
 
     async def trim(self, *, limit: int) -> bool:
         """See JobStore."""
-        self._health.check()
+        self._health.check_writes()
         try:
             trimmed = await self._thread.call(self._trimmer.step, self._clock(), self._feed.sequence, limit)
         except sqlite3.Error as error:
@@ -311,6 +316,7 @@ class SqliteStore:
         for close in reversed(closing) if self._health.is_broken else closing:
             await close()
         await self._thread.stop()
+        self._writer.file.unlock()
         self._health.finish()
 
 

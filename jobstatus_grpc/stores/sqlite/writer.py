@@ -76,6 +76,7 @@ class Writer:
         self.file = file
         self.connection = file.connect_writer()
         self.head = read_head(self.connection)
+        file.record_place()
         """The file's state when it was opened."""
         self.epochs = [*self.head.epochs, new_epoch(self.head.sequence + 1)]
         """The last one is this process's, and is written with its first change."""
@@ -98,9 +99,8 @@ class Writer:
             raise
 
     def close(self) -> None:
-        """Close the connection and release the file's lock."""
+        """Close the connection. The file stays locked: its readers may still be open."""
         self.connection.close()
-        self.file.unlock()
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -300,13 +300,22 @@ _TRIM_TRANSITIONS = f"""
 """
 
 
+DISPLACEMENT_SECONDS = 0.5
+"""The interval between looks at the file's place, and so the time in which writes to a deleted file are lost."""
+
+
 class Health:
-    """Whether the store is writable, broken or closed. After a failed write it is probed until a write succeeds."""
+    """Whether the store is writable, broken or closed.
+
+    After a failed write it is probed until a write succeeds. While the file is not where it was opened, writes are
+    refused: they would be lost when the process ends.
+    """
 
     def __init__(
         self,
         path: str,
         probe: Callable[[Callable[[None, BaseException | None], None]], None],
+        find_displacement: Callable[[Callable[[str, BaseException | None], None]], None],
         recovered: Callable[[], None],
         *,
         interval_seconds: float,
@@ -316,13 +325,16 @@ class Health:
         Args:
             path: the file's path, for messages.
             probe: writes a small row, and then calls its argument with None and the error, if any.
-            recovered: called when a write succeeds after one that failed.
+            find_displacement: calls its argument with what was deleted or replaced, and the error, if any.
+            recovered: called when writes succeed after a time in which they could not.
             interval_seconds: the interval between probes.
         """
         self._path = path
         self._probe = probe
+        self._find_displacement = find_displacement
         self._recovered = recovered
         self._interval_seconds = interval_seconds
+        self._displacement = ""
         self._is_failing = False
         self._is_probing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -330,11 +342,12 @@ class Health:
         self._cause: BaseException | None = None
         self.end: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         """The store's end: the error that broke it, or None once it is closed."""
+        self._place_timer = self._look_later()
 
     @property
     def writable(self) -> bool:
-        """Whether the last write or probe succeeded, and the store is neither broken nor closed."""
-        return not self._is_failing and not self._refusal
+        """Whether the last write or probe succeeded, and the store is in its place and neither broken nor closed."""
+        return not self._is_failing and not self._refusal and not self._displacement
 
     @property
     def is_broken(self) -> bool:
@@ -345,6 +358,12 @@ class Health:
         """Raise StoreUnavailableError if the store is closed or broken."""
         if self._refusal:
             raise StoreUnavailableError(self._refusal)
+
+    def check_writes(self) -> None:
+        """Raise StoreUnavailableError if the store is closed or broken, or its file is not in its place."""
+        self.check()
+        if self._displacement:
+            raise StoreUnavailableError(f"writes are refused: {self._displacement}")
 
     def succeeded(self) -> None:
         """Record that a write succeeded."""
@@ -369,6 +388,7 @@ class Health:
     def refuse(self, why: str) -> None:
         """Refuse all calls from now on. The first reason given is the one that callers get."""
         self._refusal = self._refusal or why
+        self._place_timer.cancel()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -376,6 +396,28 @@ class Health:
         """Record the store's end, unless it is broken."""
         if not self.end.done():
             self.end.set_result(None)
+
+    def _look_later(self) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        return loop.call_later(DISPLACEMENT_SECONDS, self._find_displacement, self._looked)
+
+    def _looked(self, displacement: str, error: BaseException | None) -> None:
+        if self._refusal:
+            return
+        self._place_timer = self._look_later()
+        if error is not None or displacement == self._displacement:
+            return
+        self._displacement = displacement
+        if displacement:
+            logger.error(
+                "writes to the store %s are refused, and reads return what it held before: %s; put the files back, or "
+                "stop the server and copy a backup back with jobstatus restore",
+                self._path,
+                displacement,
+            )
+        else:
+            logger.warning("the files of the store %s are back: it is writable again", self._path)
+            self._recovered()
 
     def _break(self, error: sqlite3.Error) -> None:
         if self._cause is None:
