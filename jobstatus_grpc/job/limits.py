@@ -38,6 +38,8 @@ REQUEST_IDS_KEPT = 16
 """Requests per job that are recognised when a client sends them again."""
 TRANSITIONS_KEPT = 1000
 """Entries of a job's history; older ones are trimmed."""
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""A job whose end is further in the future than this ended while the clock was wrong. Adjustments are far smaller."""
 
 CANCELLED_CODE = 1
 UNKNOWN_CODE = 2

@@ -296,7 +296,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expire:
-    """Remove a done job after its expires_at."""
+    """Remove a done job after its expires_at; if its end is in the future, move it to now."""
 
     id: str
     tenant: str = DEFAULT_TENANT

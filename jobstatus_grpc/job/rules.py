@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.errors import FieldViolation
-from jobstatus_grpc.job.limits import DEADLINE_EXCEEDED_CODE, REQUEST_IDS_KEPT, UNKNOWN_CODE
+from jobstatus_grpc.job.limits import CLOCK_TOLERANCE, DEADLINE_EXCEEDED_CODE, REQUEST_IDS_KEPT, UNKNOWN_CODE
 from jobstatus_grpc.job.model import (
     CREATION_FIELDS,
     ERROR_STATES,
@@ -61,6 +61,7 @@ def apply(found: Found, command: Command, *, now: datetime, retention: timedelta
     Raises:
         errors.JobStatusError: the command is refused; nothing is to be written.
     """
+    clock_now = now
     if isinstance(found, Job) and now < found.updated_at:
         now = found.updated_at
     match command:
@@ -75,7 +76,7 @@ def apply(found: Found, command: Command, *, now: datetime, retention: timedelta
         case Stall():
             return _stall(found, command, now, retention)
         case Expire():
-            return _expire(found, command, now)
+            return _expire(found, command, now, clock_now, retention)
 
 
 def _create(found: Found, command: Create, now: datetime) -> Applied:
@@ -166,9 +167,14 @@ def _stall(found: Found, command: Stall, now: datetime, retention: timedelta) ->
     return _next_revision(job, changes, now, None, command.actor, "")
 
 
-def _expire(found: Found, command: Expire, now: datetime) -> Applied:
+def _expire(found: Found, command: Expire, now: datetime, clock_now: datetime, retention: timedelta) -> Applied:
+    """Remove a job whose time has come; take back the end of one that ended while the clock was wrong."""
     job = require_job(found, command.id)
-    return Applied(job, removed=job.expires_at is not None and job.expires_at <= now)
+    if job.expires_at is not None and job.expires_at <= now:
+        return Applied(job, removed=True)
+    if job.finished_at is not None and job.finished_at > clock_now + CLOCK_TOLERANCE:
+        return _next_revision(job, _end_times(clock_now, retention), now, None, command.actor, "")
+    return Applied(job)
 
 
 def require_job(found: Found, job_id: str) -> Job:

@@ -175,6 +175,9 @@ class JobStore(Protocol):
     async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
         """Return at most `limit` commands for jobs that are due: Stall and Expire. The commit decides whether they are.
 
+        Expire is due as well for jobs that ended while the clock was wrong, if their end is in the future now: the
+        commit takes it back.
+
         Of the processes that share a store only one gets commands. The stall clocks start when a store is opened, and
         again when writes succeed after a failure.
 
@@ -195,6 +198,7 @@ class JobStore(Protocol):
         """Examine up to `limit` rows of history, and drop the changes and tombstones that are older than 24 hours.
 
         The newest change of a job that exists is never dropped.
+        What was recorded for a time that is in the future, while the clock was wrong, counts as recorded now.
 
         Returns:
             Whether there are more rows to examine now.

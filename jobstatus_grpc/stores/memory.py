@@ -23,7 +23,7 @@ from jobstatus_grpc.job import (
     Transition,
     require_job,
 )
-from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
+from jobstatus_grpc.job.limits import CLOCK_TOLERANCE, TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.embedded import Feed, StallClocks, new_epoch
 from jobstatus_grpc.stores.interface import (
@@ -74,6 +74,8 @@ class MemoryStore:
         self._transitions: dict[Key, deque[Transition]] = defaultdict(_new_history)
         self._feed = Feed([new_epoch(0)])
         self._stall_clocks = StallClocks(seconds)
+        self._latest_end_at = self._latest_removal_at = clock()
+        """If they are in the future, the clock was wrong then."""
         self._closed = asyncio.Event()
 
     async def commit(self, commands: Sequence[Command]) -> CommitResult:
@@ -92,8 +94,10 @@ class MemoryStore:
         for key, job in batch.jobs.items():
             if key not in self._jobs:
                 self._order.add(key, job)
-            if job.done:
-                self._expiring.setdefault(key, None)
+            if job.finished_at is not None:
+                self._expiring[key] = None
+                self._expiring.move_to_end(key)
+                self._latest_end_at = max(self._latest_end_at, job.finished_at)
             self._jobs[key] = job
         for key, transition in batch.transitions:
             self._transitions[key].append(transition)
@@ -104,6 +108,7 @@ class MemoryStore:
             self._transitions.pop(key, None)
             self._tombstones.pop(key, None)
             self._tombstones[key] = (tombstone, now)
+            self._latest_removal_at = max(self._latest_removal_at, now)
         self._counts.update(batch.counts)
 
     async def get(self, tenant: str, job_id: str) -> Job:
@@ -150,13 +155,26 @@ class MemoryStore:
         commands: list[Command] = [
             Stall(id=job_id, tenant=tenant, fail_after=fail_stalled_after) for tenant, job_id in silent
         ]
-        now = self._clock()
-        for key in self._expiring:  # in the order of the jobs' ends
-            expires_at = self._jobs[key].expires_at
-            if len(commands) >= limit or expires_at is None or expires_at > now:
-                break
-            commands.append(Expire(id=key[1], tenant=key[0]))
+        expired = self._expired(self._clock(), limit - len(commands))
+        commands.extend(Expire(id=job_id, tenant=tenant) for tenant, job_id in expired)
         return commands
+
+    def _expired(self, now: datetime, limit: int) -> list[Key]:
+        """Return at most `limit` jobs that have expired, or whose end is in the future."""
+        future = now + CLOCK_TOLERANCE
+        expired: list[Key] = []
+        for key in self._expiring:  # in the order of the jobs' ends, unless the clock was wrong
+            job = self._jobs[key]
+            assert job.expires_at is not None
+            assert job.finished_at is not None
+            is_due = job.expires_at <= now or job.finished_at > future
+            if len(expired) >= limit or not (is_due or self._latest_end_at > future):
+                return expired
+            if is_due:
+                expired.append(key)
+        if not expired:
+            self._latest_end_at = now
+        return expired
 
     def restart_stall_clocks(self) -> None:
         """See JobStore."""
@@ -166,6 +184,10 @@ class MemoryStore:
         """See JobStore."""
         self._check_open()
         now = self._clock()
+        if self._latest_removal_at > now:
+            for removed, (tombstone, removed_at) in self._tombstones.items():
+                self._tombstones[removed] = (tombstone, min(removed_at, now))
+            self._latest_removal_at = now
         for _ in range(limit):
             key = next(iter(self._tombstones), None)
             if key is None or is_remembered(self._tombstones[key][1], now):

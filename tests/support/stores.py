@@ -23,15 +23,18 @@ class StandingClock:
 
     def __init__(self) -> None:
         self.now = datetime(2026, 3, 1, 12, 0, 0, 250, tzinfo=timezone.utc)
+        """A test that sets it leaves `seconds` as it is."""
+        self._seconds = self.now.timestamp()
 
     def __call__(self) -> datetime:
         return self.now
 
     def seconds(self) -> float:
-        return self.now.timestamp()
+        return self._seconds
 
     def advance(self, **duration: float) -> None:
         self.now += timedelta(**duration)
+        self._seconds += timedelta(**duration).total_seconds()
 
 
 def on_store(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:

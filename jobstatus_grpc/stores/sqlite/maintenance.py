@@ -6,6 +6,7 @@ import sqlite3
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from jobstatus_grpc.job.limits import CLOCK_TOLERANCE
 from jobstatus_grpc.stores.interface import FEED_RETENTION, TOMBSTONE_RETENTION, Key
 from jobstatus_grpc.stores.sql.rows import from_instant, to_duration
 from jobstatus_grpc.stores.sqlite.writer import Writer
@@ -28,6 +29,14 @@ _EXPIRED = """
     SELECT tenant, id FROM jobs WHERE expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at LIMIT ?
 """
 
+# The latest to expire: after a time in which the clock was wrong, the jobs that ended in it are among these.
+_ENDED_IN_FUTURE = """
+    SELECT tenant, id FROM (
+        SELECT tenant, id, finished_at FROM jobs WHERE expires_at IS NOT NULL AND expires_at > ?
+        ORDER BY expires_at DESC LIMIT ?
+    ) WHERE finished_at > ?
+"""
+
 _LAST_OF_CHUNK = """
     SELECT max(sequence), count(*) FROM (
         SELECT sequence FROM changes WHERE sequence > :after AND sequence <= :horizon ORDER BY sequence LIMIT :limit
@@ -38,6 +47,13 @@ _LAST_OF_CHUNK = """
 _OLD_CHANGES = """
     FROM changes AS c WHERE c.sequence > :after AND c.sequence <= :last AND NOT EXISTS (
         SELECT 1 FROM jobs AS j WHERE j.tenant = c.tenant AND j.id = c.id AND j.revision = c.revision
+    )
+"""
+
+# Of removals while the clock was wrong: their ids would not be free until then.
+_TAKE_TOMBSTONES_BACK = """
+    UPDATE tombstones SET removed_at = :now WHERE (tenant, id) IN (
+        SELECT tenant, id FROM tombstones WHERE removed_at > :now LIMIT :limit
     )
 """
 
@@ -60,8 +76,10 @@ def read_silent(connection: sqlite3.Connection, after: int) -> tuple[list[tuple[
 
 
 def read_expired(connection: sqlite3.Connection, now: datetime, limit: int) -> list[Key]:
-    """Return at most `limit` jobs that have expired."""
-    return connection.execute(_EXPIRED, (from_instant(now), limit)).fetchall()
+    """Return at most `limit` jobs that have expired, or whose end is in the future."""
+    keys = connection.execute(_EXPIRED, (from_instant(now), limit)).fetchall()
+    latest = from_instant(now + CLOCK_TOLERANCE)
+    return keys + connection.execute(_ENDED_IN_FUTURE, (latest, limit - len(keys), latest)).fetchall()
 
 
 class Trimmed(NamedTuple):
@@ -106,11 +124,17 @@ class Trimmer:
         return Trimmed(forgotten, has_more)
 
     def _is_walking(self, now: datetime) -> bool:
-        return self._next_walk_at is None or now >= self._next_walk_at
+        next_walk_at = self._next_walk_at
+        # Later than one interval from now: the clock was set back.
+        return next_walk_at is None or not now < next_walk_at <= now + WALK_INTERVAL
 
     def _mark(self, now: datetime, sequence: int) -> None:
-        """Record the number of the newest change with the time, once per MARK_INTERVAL."""
+        """Record the number of the newest change with the time, once per MARK_INTERVAL.
+
+        Marks in the future, of a clock that was wrong, are replaced by this one: what they mark is not newer.
+        """
         at, since = from_instant(now), from_instant(now - MARK_INTERVAL)
+        self._connection.execute("DELETE FROM marks WHERE marked_at > ?", (at,))
         insert = """
             INSERT OR IGNORE INTO marks (marked_at, sequence)
             SELECT ?, ? WHERE NOT EXISTS (SELECT 1 FROM marks WHERE marked_at > ? OR sequence = ?)
@@ -139,6 +163,8 @@ class Trimmer:
         return last if count == limit else 0
 
     def _drop_tombstones(self, now: datetime, limit: int) -> bool:
+        at = from_instant(now)
+        taken_back = self._connection.execute(_TAKE_TOMBSTONES_BACK, {"now": at, "limit": limit}).rowcount
         rows = self._connection.execute(_OLD_TOMBSTONES, (from_instant(now - TOMBSTONE_RETENTION), limit)).fetchall()
         self._connection.executemany("DELETE FROM tombstones WHERE tenant = ? AND id = ?", rows)
-        return len(rows) == limit
+        return limit in (len(rows), taken_back)

@@ -169,7 +169,7 @@ class StorePair(RuleBasedStateMachine):
 
     @rule(duration=st.sampled_from([timedelta(microseconds=1), timedelta(hours=1), timedelta(hours=24), RETENTION]))
     def wait(self, duration: timedelta) -> None:
-        self.clock.now += duration
+        self.clock.advance(seconds=duration.total_seconds())
 
     @rule()
     def open_again(self) -> None:
