@@ -10,6 +10,7 @@ import logging
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -25,7 +26,7 @@ from jobstatus_grpc.server.servicer import JobStatusServicer
 from jobstatus_grpc.server.transports import grpcio
 from jobstatus_grpc.server.transports.interface import Method, Transport
 from jobstatus_grpc.service import JobService
-from jobstatus_grpc.stores import open_store
+from jobstatus_grpc.stores import open_store, store_name
 from jobstatus_grpc.stores.interface import JobStore, utc_now
 from jobstatus_grpc.sweeper import Sweeper
 from jobstatus_grpc.watch.filter_watch import FilterHub
@@ -85,6 +86,13 @@ async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog |
     store = await open_store(config.store, clock=utc_now, retention=config.retention)
     try:
         async with _Server(config, store, request_log, private) as server:
+            log.info(
+                "jobstatus %s serves the store %s on %s; transport %s",
+                version("jobstatus-grpc"),
+                store_name(config.store),
+                ", ".join(server.addresses),
+                config.transport,
+            )
             ready(server.addresses)
             return await _serve_until(stopping, store)
     finally:

@@ -66,6 +66,16 @@ def _no_backups(url: str) -> str:
     return f"the store {scheme}: has no backups of its own; {advice}"
 
 
+def store_name(url: str) -> str:
+    """Return what log lines call the store that `url` names: with an absolute path or its hosts, without a password.
+
+    Raises:
+        CannotStartError: no store is installed for the URL's scheme, or the URL cannot be parsed.
+    """
+    name = _store_type(url).name
+    return f"{url.partition(':')[0]}:" if name is None else name(url)
+
+
 def is_shared(url: str) -> bool:
     """Return whether several processes may have the store open at once.
 

@@ -229,6 +229,9 @@ class StoreType:
     open: Callable[..., Awaitable[JobStore]]
     """`open(url, *, clock, retention)` returns the open store. Raises CannotStartError; its message never holds the
     URL, which may hold a password."""
+    name: Callable[[str], str] | None = None
+    """`name(url)` returns what log lines call the store: with an absolute path or its hosts, without user and password.
+    None: the URL's scheme."""
     migrate: Callable[[str], Awaitable[int]] | None = None
     """`migrate(url)` creates the store's schema or brings it up to date, and returns its version. None: `open` does,
     and the schema has no version."""

@@ -190,6 +190,7 @@ def test_a_damaged_store_leaves_the_last_backup_as_it_was(offline, tmp_path):
     ("arguments", "says"),
     [
         (["backup", "b.db", "--store", "sqlite:///missing.db"], "there is no file"),
+        (["restore", "b.db", "--store", "sqlite:///b.db"], "there is no file"),
         (["backup", "b.db", "--store", "memory:"], "has no backups of its own"),
         (["restore", "b.db", "--store", "postgresql://me:secret@host/db"], "use pg_dump and pg_restore"),
         (["restore", "b.db"], "--store"),
@@ -203,3 +204,11 @@ def test_what_cannot_be_done_is_one_line_and_exit_2(offline, tmp_path, monkeypat
     assert says in done.stderr
     assert "secret" not in done.stderr
     assert files_in(tmp_path) == set()
+
+
+def test_a_store_is_not_restored_into_a_directory_that_is_missing(offline, store, tmp_path):
+    backup = tmp_path / "backup.db"
+    offline("backup", str(backup), "--store", f"sqlite:///{store}")
+    done = offline("restore", str(backup), "--store", f"sqlite:///{tmp_path}/missing/jobs.db")
+    assert (done.stdout, done.returncode, done.stderr.count("\n")) == ("", 2, 1)
+    assert f"the directory {tmp_path}/missing does not exist" in done.stderr

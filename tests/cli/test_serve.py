@@ -8,8 +8,11 @@ import signal
 import socket
 import sqlite3
 import subprocess
+from importlib.metadata import version
 
 import pytest
+
+from tests.support.servers import TRANSPORT, ServerProcess
 
 READY = "listening on "
 
@@ -78,7 +81,9 @@ def test_the_address_of_the_metrics_is_in_the_log_alone(start):
     output, log = server.communicate()
     assert (output, server.returncode) == ("", 0)
     messages = [json.loads(line)["message"] for line in log.splitlines()]
+    started = messages.pop(1)
     assert [message.partition(":")[0] for message in messages] == ["metrics on http", "draining"]
+    assert started.startswith("jobstatus ")
 
 
 def test_a_store_in_no_folder_is_one_line_and_exit_2(offline_cli, tmp_path):
@@ -117,6 +122,17 @@ def test_it_prints_a_line_for_each_listener_once_it_answers(start, cli_of, tmp_p
     assert server.returncode == 0
 
 
+def test_it_logs_its_version_store_listeners_and_transport_when_it_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ServerProcess("--listen", f"unix:{tmp_path}/s", store="sqlite:///jobs.db", log=tmp_path / "log") as server:
+        assert server.terminate() == 0
+    first = json.loads((tmp_path / "log").read_text().splitlines()[0])
+    store, listeners = f"sqlite:///{tmp_path}/jobs.db", f"{server.address}, unix:{tmp_path}/s"
+    assert first["message"] == (
+        f"jobstatus {version('jobstatus-grpc')} serves the store {store} on {listeners}; transport {TRANSPORT}"
+    )
+
+
 def test_settings_come_from_variables_too_and_flags_win(start, offline_cli):
     offline_cli.environment |= {"JOBSTATUS_LISTEN": "nonsense", "JOBSTATUS_STORE": "memory:"}
     server = start("serve", "--listen", "127.0.0.1:0", by=offline_cli)
@@ -132,7 +148,7 @@ def test_it_exits_with_0_after_a_signal(start, number, code):
     server.send_signal(number)
     _, log = server.communicate()
     assert server.returncode == code
-    assert [json.loads(line)["level"] for line in log.splitlines()] == ["info"]
+    assert [json.loads(line)["level"] for line in log.splitlines()] == ["info", "info"]
 
 
 def test_it_serves_although_its_first_line_is_not_read(start, cli_of, tmp_path):

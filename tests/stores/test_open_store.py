@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.stores import open_store
+from jobstatus_grpc.stores import open_store, store_name
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.stores.sqlite.store import SqliteStore
 
@@ -25,6 +25,13 @@ def opened(url: str) -> object:
 def test_each_scheme_has_its_store(tmp_path):
     assert isinstance(opened("memory:"), MemoryStore)
     assert isinstance(opened(f"sqlite:///{tmp_path}/jobs.db"), SqliteStore)
+
+
+def test_a_store_has_a_name_for_the_log_with_an_absolute_path_and_without_a_password(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert store_name("memory:") == "memory:"
+    assert store_name("sqlite:///jobs.db") == f"sqlite:///{tmp_path}/jobs.db"
+    assert store_name("postgresql://me:secret@one,two:5433/jobs") == "postgresql on one:5432, two:5433"
 
 
 @pytest.mark.parametrize("url", ["oracle://me:secret@host/jobs", "jobs.db", "", ":"])

@@ -90,7 +90,7 @@ class WrongClockContract:
         position = await store.position()
         clock.now -= TEN_YEARS
         jobs = await sweep(store)
-        assert [change.job for change in await following(store, position)] == jobs
+        assert [change.job for change in await following(store, position)] == jobs != []
 
     @on_store
     async def test_a_large_crowd_is_taken_back_in_several_sweeps(self, store, clock):

@@ -27,6 +27,7 @@ from jobstatus_grpc.stores.interface import (
     utc_now,
 )
 from jobstatus_grpc.stores.postgres.commits import Commits
+from jobstatus_grpc.stores.postgres.connect import read_address
 from jobstatus_grpc.stores.postgres.database import Database
 from jobstatus_grpc.stores.postgres.feed import PostgresFeed
 from jobstatus_grpc.stores.postgres.maintenance import Maintenance
@@ -80,7 +81,9 @@ async def migrate(url: str) -> int:
         await database.close()
 
 
-STORE_TYPE = StoreType(open=open_store, migrate=migrate, is_shared=True)
+STORE_TYPE = StoreType(
+    open=open_store, name=lambda url: f"postgresql on {read_address(url).name}", migrate=migrate, is_shared=True
+)
 
 
 class PostgresStore:

@@ -87,7 +87,7 @@ class SqliteFile:
     """A database file that only this process has open. Any error while opening it is a CannotStartError of one line."""
 
     def __init__(self, path: str) -> None:
-        """Create the file and its directories if they do not exist, accessible to the owner only, and lock it.
+        """Create the file if it does not exist, accessible to the owner only, and lock it.
 
         Raises:
             CannotStartError: the path cannot be used, or another process uses it.
@@ -97,7 +97,6 @@ class SqliteFile:
         self._database: int | None = None
         self._identities: dict[str, _Identity] = {}
         try:
-            _make_directories(os.path.dirname(path))
             if os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._lock = lock(path)
@@ -192,19 +191,6 @@ class SqliteFile:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
 
 
-def _make_directories(path: str) -> None:
-    if not os.path.exists(path):
-        parent = os.path.dirname(path)
-        _make_directories(parent)
-        os.mkdir(path, 0o700)
-        # SQLite makes the names in this directory durable, but not the directory's own name in its parent.
-        directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
 def connect(path: str, mode: str) -> sqlite3.Connection:
     """Return a connection.
 
@@ -225,8 +211,14 @@ def lock(path: str) -> int:
     """Lock the store at `path` and return the lock's descriptor: the lock lasts until it is closed.
 
     Raises:
-        CannotStartError: another process has the store open.
+        CannotStartError: another process has the store open, or its directory does not exist.
     """
+    directory = os.path.dirname(path)
+    if not os.path.exists(directory):  # it is not created: three slashes may stand where four are meant
+        raise CannotStartError(
+            f"cannot open the store {path}: the directory {directory} does not exist; create it, or correct the URL: "
+            f"{URL_FORMS}"
+        )
     # We never remove the file: two processes could each lock a different file of this name.
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -329,4 +329,4 @@ async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta =
     return await SqliteStore.open(path_of(url), clock=clock, retention=retention)
 
 
-STORE_TYPE = StoreType(open=open_store, back_up=back_up, restore=restore)
+STORE_TYPE = StoreType(open=open_store, name=lambda url: f"sqlite:///{path_of(url)}", back_up=back_up, restore=restore)

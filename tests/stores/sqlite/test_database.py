@@ -126,11 +126,21 @@ def test_a_path_may_hold_what_a_uri_may_not(tmp_path):
     assert path.exists()
 
 
+def test_a_missing_directory_is_an_error_that_names_the_path_and_the_four_slashes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.CannotStartError) as refusal:
+        asyncio.run(open_store("sqlite:///var/lib/x.db"))
+    message = str(refusal.value)
+    assert f"cannot open the store {tmp_path}/var/lib/x.db: the directory {tmp_path}/var/lib does not exist" in message
+    assert "sqlite:////absolute/path.db" in message
+    assert os.listdir(tmp_path) == []
+
+
 # The file
 
 
 def test_what_is_created_is_for_its_owner_only(tmp_path):
-    path = tmp_path / "made" / "deep" / "jobs.db"
+    path = tmp_path / "jobs.db"
 
     async def use(store):
         await done(store, Create(id="a"))
@@ -138,7 +148,6 @@ def test_what_is_created_is_for_its_owner_only(tmp_path):
 
     (modes,) = on_file(path, use)
     assert modes == dict.fromkeys(["jobs.db", "jobs.db-wal", "jobs.db-shm", "jobs.db.lock"], 0o600)
-    assert [stat.S_IMODE(directory.stat().st_mode) for directory in (path.parent, path.parents[1])] == [0o700] * 2
 
 
 def test_the_writing_connection_is_durable_and_readers_cannot_write(tmp_path):
