@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
-from typing import NoReturn
+from datetime import datetime, timedelta
+from typing import NamedTuple, NoReturn
 
 from jobstatus_grpc.commit_queue import CommitQueue
-from jobstatus_grpc.errors import JobStatusError
+from jobstatus_grpc.errors import InvalidTokenError, JobStatusError
 from jobstatus_grpc.job import Cancel, Command, Create, Delete, Job, JobFilter, Outcome, Transition, Update
 from jobstatus_grpc.job.ids import derived_job_id, new_job_id
 from jobstatus_grpc.stores.interface import Clock, JobStore, Page, Position
 from jobstatus_grpc.watch.filter_watch import FilterHub, FilterStream
 from jobstatus_grpc.watch.job_watch import JobHub, JobWatcher
 from jobstatus_grpc.watch.watcher import Send, TrySend
+
+
+class HistoryPlace(NamedTuple):
+    """An entry of a job's history."""
+
+    revision: int
+    transitioned_at: datetime
 
 
 class JobService:
@@ -79,9 +86,26 @@ class JobService:
         position = position or self._filter_hub.position
         return position, await self._store.page(tenant, job_filter, limit=limit, cursor=cursor)
 
-    async def transitions(self, tenant: str, job_id: str, *, after_revision: int, limit: int) -> Sequence[Transition]:
-        """Return a job's history after a revision, oldest first, at most `limit` entries."""
-        return await self._store.transitions(tenant, job_id, after_revision=after_revision, limit=limit)
+    async def transitions(
+        self, tenant: str, job_id: str, *, after: HistoryPlace | None, limit: int
+    ) -> Sequence[Transition]:
+        """Return a job's history after an entry (None: from the beginning), oldest first, at most `limit` entries.
+
+        Raises:
+            InvalidTokenError: the history has another entry in its place: the store was set back to a backup.
+        """
+        if after is None:
+            return await self._store.transitions(tenant, job_id, limit=limit)
+        found = await self._store.transitions(tenant, job_id, after_revision=after.revision - 1, limit=limit + 1)
+        if found and found[0].revision == after.revision:
+            is_known = found[0].transitioned_at == after.transitioned_at
+            found = found[1:]
+        else:  # unless the oldest entries were trimmed, it is of a history that the store does not have
+            oldest = await self._store.transitions(tenant, job_id, limit=1)
+            is_known = bool(oldest) and oldest[0].revision > after.revision
+        if not is_known:
+            raise InvalidTokenError("the job's history is another one since; read it from the beginning")
+        return found[:limit]
 
     @contextlib.asynccontextmanager
     async def watch(

@@ -29,12 +29,14 @@ from jobstatus_grpc.job import (
     JobFilter,
     JobState,
     RequestId,
+    Transition,
     Update,
     limits,
     validation,
 )
 from jobstatus_grpc.job.validation import Violations
-from jobstatus_grpc.server.tokens import Scope, filter_scope, job_scope, read_token
+from jobstatus_grpc.server.tokens import Scope, filter_scope, job_scope, read_token, write_token
+from jobstatus_grpc.service import HistoryPlace
 from jobstatus_grpc.stores.interface import Position
 from jobstatus_grpc.wire import convert
 from jobstatus_grpc.wire.convert import filter_from_wire
@@ -328,7 +330,7 @@ class HistoryQuery:
 
     id: str
     limit: int
-    after_revision: int
+    after: HistoryPlace | None
     scope: Scope
 
 
@@ -339,15 +341,23 @@ def to_history_query(request: pb.ListJobTransitionsRequest, caller: Caller) -> H
     limit = _limit(request.page_size, violations)
     _raise_if_any(violations)
     scope = job_scope(caller.tenant, request.id)
-    after_revision = _read_history_token(scope, request.page_token) if request.page_token else 0
-    return HistoryQuery(id=request.id, limit=limit, after_revision=after_revision, scope=scope)
+    after = _read_history_token(scope, request.page_token) if request.page_token else None
+    return HistoryQuery(id=request.id, limit=limit, after=after, scope=scope)
 
 
-def _read_history_token(scope: Scope, token: str) -> int:
-    revision = read_token("history", scope, token)
-    if not (revision.isascii() and revision.isdigit() and len(revision) < 19):
-        raise InvalidTokenError
-    return int(revision)
+def _read_history_token(scope: Scope, token: str) -> HistoryPlace:
+    revision, _, transitioned_at = read_token("history", scope, token).partition(" ")
+    try:
+        if not (revision.isascii() and revision.isdigit() and len(revision) < 19):
+            raise ValueError
+        return HistoryPlace(int(revision), datetime.fromisoformat(transitioned_at))
+    except ValueError:
+        raise InvalidTokenError from None
+
+
+def write_history_token(scope: Scope, entry: Transition) -> str:
+    """Return the page token for the history after `entry`."""
+    return write_token("history", scope, f"{entry.revision} {entry.transitioned_at.isoformat()}")
 
 
 def _limit(page_size: int, violations: Violations) -> int:

@@ -17,7 +17,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.job import Job, Outcome, Transition, evolve, lasting_values_of, limits
-from jobstatus_grpc.server.requests import HistoryQuery, JobsQuery, JobsWatchRequest
+from jobstatus_grpc.server.requests import HistoryQuery, JobsQuery, JobsWatchRequest, write_history_token
 from jobstatus_grpc.server.tokens import write_token
 from jobstatus_grpc.stores.interface import Change, Page, Position
 from jobstatus_grpc.wire import convert, status
@@ -105,7 +105,7 @@ def history_reply(query: HistoryQuery, transitions: Sequence[Transition]) -> byt
         response.transitions.append(message)
     sent = len(response.transitions)
     if sent < len(transitions):
-        response.next_page_token = write_token("history", query.scope, str(transitions[sent - 1].revision))
+        response.next_page_token = write_history_token(query.scope, transitions[sent - 1])
     return response.SerializeToString()
 
 

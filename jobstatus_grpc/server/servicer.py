@@ -66,9 +66,7 @@ class JobStatusServicer:
         """Return a page of a job's history."""
         caller = caller_of(context)
         query = requests.to_history_query(parse(pb.ListJobTransitionsRequest, data), caller)
-        transitions = await self._service.transitions(
-            caller.tenant, query.id, after_revision=query.after_revision, limit=query.limit + 1
-        )
+        transitions = await self._service.transitions(caller.tenant, query.id, after=query.after, limit=query.limit + 1)
         return responses.history_reply(query, transitions)
 
     async def WatchJob(self, data: bytes, context: StreamContext) -> None:

@@ -40,6 +40,22 @@ def test_a_history_comes_page_by_page(any_service, new_id):
     assert not pages[1].next_page_token
 
 
+def test_a_history_whose_oldest_entries_are_trimmed_between_two_pages_goes_on_with_the_next_that_is_kept(
+    any_service, new_id
+):
+    job = any_service.create(id=new_id())
+    claims = [
+        pb.UpdateJobRequest(job=pb.JobStatus(id=job.id, state=pb.JOB_STATE_IN_PROGRESS), attempt=attempt)
+        for attempt in range(1, 1101)
+    ]
+    any_service.batch(*claims[:100])
+    token = history(any_service, job.id, page_size=2).next_page_token
+    for start in range(100, 1100, 500):
+        any_service.batch(*claims[start : start + 500])
+    page = history(any_service, job.id, page_size=2, page_token=token)
+    assert [entry.revision for entry in page.transitions] == [102, 103]
+
+
 def test_a_page_that_is_just_full_is_the_last(any_service, new_id):
     job = any_service.job_in("SUCCEEDED", id=new_id())
     page = history(any_service, job.id, page_size=3)

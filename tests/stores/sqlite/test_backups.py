@@ -6,13 +6,14 @@ import asyncio
 import shutil
 
 import pytest
+from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, Update
 from jobstatus_grpc.stores.sqlite.store import SqliteStore
 from tests.support.servers import serving
 from tests.support.sqlite import on_file, open_at, raw
-from tests.support.stores import done, following
+from tests.support.stores import StandingClock, claim, done, following
 from tests.support.watch_jobs import RESET, Reader, events_of
 
 
@@ -146,3 +147,36 @@ def test_a_token_of_before_leads_to_reset_however_often_it_is_given(tmp_path):
             await store.close()
 
     asyncio.run(scenario())
+
+
+def test_page_tokens_of_a_history_from_after_the_backup_are_refused_and_others_hold(tmp_path, refusal):
+    path, backup, clock = tmp_path / "jobs.db", tmp_path / "backup.db", StandingClock()
+
+    async def pages(store, *tokens):
+        async with serving(store) as stub:
+            requests = [pb.ListJobTransitionsRequest(id="a", page_size=1, page_token=token) for token in tokens]
+            return await asyncio.gather(*map(stub.ListJobTransitions, requests), return_exceptions=True)
+
+    async def scenario():
+        store = await open_at(path, clock)
+        await done(store, Create(id="a"), claim("a", 1), claim("a", 2))
+        await asyncio.to_thread(raw, path, f"VACUUM INTO '{backup}'")
+        clock.advance(seconds=1)
+        await done(store, claim("a", 3), claim("a", 4), claim("a", 5))
+        tokens = [""]
+        while len(tokens) < 6:
+            tokens += [page.next_page_token for page in await pages(store, tokens[-1])]
+        await store.close()
+        shutil.copy(backup, path)
+        clock.advance(seconds=1)
+        store = await open_at(path, clock)
+        found = await pages(store, tokens[5])
+        await done(store, claim("a", 3), claim("a", 4), claim("a", 5))
+        found += await pages(store, *tokens)
+        await store.close()
+        return found
+
+    beyond_the_end, *shared, fourth, fifth = asyncio.run(scenario())
+    assert [page.transitions[0].revision for page in shared] == [1, 2, 3, 4]
+    for end in (beyond_the_end, fourth, fifth):
+        assert refusal(end).kind == ("INVALID_ARGUMENT", "INVALID_TOKEN")
