@@ -6,10 +6,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from jobstatus_grpc.errors import JobStatusError
-from jobstatus_grpc.job import Command, Found, Job, JobState, Outcome, Stall, Tombstone, Transition, Update, apply
+from jobstatus_grpc.job import (
+    Command,
+    Found,
+    Job,
+    JobState,
+    Outcome,
+    Stall,
+    Tombstone,
+    Transition,
+    Update,
+    apply,
+    evolve,
+)
 from jobstatus_grpc.stores.interface import Change, Key
+
+_NOT_SHOWN: dict[str, Any] = {"creation_request": None, "requests": ()}
+"""The fields that a removed job's final state leaves out: they only serve later commands."""
 
 
 class Batch:
@@ -41,7 +57,7 @@ class Batch:
         self.jobs.pop(key, None)
         self.removed[key] = tombstone
         self.transitions = [entry for entry in self.transitions if entry[0] != key]
-        self.changes[key] = Change(*key, tombstone.revision, None)
+        self.changes[key] = Change(*key, tombstone.revision, None, evolve(job, _NOT_SHOWN))
         self.counts[job.state] -= 1
         return tombstone
 

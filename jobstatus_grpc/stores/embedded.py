@@ -82,7 +82,8 @@ class Feed:
         self._wake_readers()
 
     def _note_size(self, key: Key, change: Change) -> None:
-        if self._max_jobs is not None and change.job is not None and is_large(change.job):
+        job = change.known_job
+        if self._max_jobs is not None and job is not None and is_large(job):
             self._large.add(key)
         else:
             self._large.discard(key)

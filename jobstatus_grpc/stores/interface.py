@@ -66,6 +66,13 @@ class Change(NamedTuple):
     """Of a removed job: its last revision plus one."""
     job: Job | None
     """None: the job was deleted or has expired."""
+    final: Job | None = None
+    """Of a removed job: the job as it ended. The change to that state may be left out, as this one is newer."""
+
+    @property
+    def known_job(self) -> Job | None:
+        """The job, or if it was removed, the job as it ended; None if that is not known."""
+        return self.job if self.job is not None else self.final
 
 
 @dataclass(frozen=True, slots=True)

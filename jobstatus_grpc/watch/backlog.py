@@ -6,6 +6,8 @@ No I/O and no clock: callers pass the event loop's time. A job is in one of thes
 * held: the client has it, as of a revision; the most common state, and the cheapest in memory.
 * unsent: its newest change waits in `_unsent` and in `_queue`, where min_update_interval says when it is due. `take`
   makes it held (UPDATED) or unknown (REMOVED). A job that was never sent and no longer matches is unknown again.
+
+A removal stands for two changes, the end of the job and its removal, where the client does not have the end.
 """
 
 from __future__ import annotations
@@ -41,13 +43,16 @@ class News:
     def __init__(self, change: Change, before: Position) -> None:
         self.change = change
         self.before = before
-        self._rendered: dict[EventType, bytes] = {}
+        self._rendered: dict[tuple[EventType, bool], bytes] = {}
 
-    def event(self, event_type: EventType, render: RenderJobsEvent) -> bytes:
-        """Return the bytes of the change's event."""
-        rendered = self._rendered.get(event_type)
+    def event(self, event_type: EventType, render: RenderJobsEvent, *, of_end: bool = False) -> bytes:
+        """Return the bytes of the change's event; `of_end`: of the end of a job that was removed since."""
+        rendered = self._rendered.get((event_type, of_end))
         if rendered is None:
-            rendered = self._rendered[event_type] = render(event_type, self.change)
+            change, final = self.change, self.change.final
+            if of_end and final is not None:
+                change = Change(change.tenant, change.id, final.revision, final)
+            rendered = self._rendered[event_type, of_end] = render(event_type, change)
         return rendered
 
 
@@ -80,9 +85,21 @@ HeldJobs: TypeAlias = dict[tuple[str, str], HeldJob[Owner]]
 class _Unsent(NamedTuple):
     news: News
     matches: bool
+    end_matches: bool | None
+    """Of a removal, whether the job matched as it ended; None: there is no end that the client does not have."""
     due_at: float
     number: int
     """That of its place in the queue; a place with another number is obsolete."""
+
+    def events(self, render: RenderJobsEvent) -> list[bytes]:
+        if self.matches:
+            return [self.news.event(EventType.UPDATED, render)]
+        if self.end_matches is None:
+            return [self.news.event(EventType.REMOVED, render)]
+        if self.end_matches:
+            updated = self.news.event(EventType.UPDATED, render, of_end=True)
+            return [updated, self.news.event(EventType.REMOVED, render)]
+        return [self.news.event(EventType.REMOVED, render, of_end=True)]
 
 
 class Backlog(Generic[Owner]):
@@ -146,9 +163,10 @@ class Backlog(Generic[Owner]):
         return job_id in self._held
 
     def may_concern(self, change: Change) -> bool:
-        """Return whether the job matches, or may have matched; of a removed job only the id is known."""
-        if change.job is not None:
-            return self.filter.may_match(change.job)
+        """Return whether the job matches, or may have matched."""
+        job = change.known_job
+        if job is not None:
+            return self.filter.may_match(job)
         return not self.filter.ids or change.id in self.filter.ids
 
     def add(self, news: News, now: float) -> float | None:
@@ -163,14 +181,17 @@ class Backlog(Generic[Owner]):
         if change.revision <= (sent_revision if unsent is None else unsent.news.change.revision):
             return None
         matches = job is not None and self.filter.matches(job)
+        end_matches: bool | None = None
+        if change.final is not None and change.final.revision > sent_revision:
+            end_matches = self.filter.matches(change.final)
         if held is None:
             if self.is_incomplete and self.may_concern(change):
                 sent_revision = UNKNOWN_REVISION
-            elif not matches:
+            elif not matches and not end_matches:
                 return None
             # From now on, the hub must find this backlog when the job stops matching.
             held = self._hold(change.id, sent_revision)
-        elif not matches and sent_revision == NEVER_SENT:
+        elif not matches and not end_matches and sent_revision == NEVER_SENT:
             self._release(change.id)
             self._drop_obsolete_places()
             return None
@@ -184,7 +205,7 @@ class Backlog(Generic[Owner]):
                 due_at = max(now, self._interval_ends_at.get(change.id, now))
         is_in_place = unsent is not None and unsent.due_at == due_at
         number = unsent.number if unsent is not None and is_in_place else self._enqueue(change.id, due_at)
-        self._unsent[change.id] = _Unsent(news, matches, due_at, number)
+        self._unsent[change.id] = _Unsent(news, matches, end_matches, due_at, number)
         self._unsent.move_to_end(change.id)
         return due_at
 
@@ -196,11 +217,11 @@ class Backlog(Generic[Owner]):
         while len(events) < MAX_EVENTS and self.is_due(now):
             job_id = self._queue[0][2]
             unsent = self._unsent[job_id]
-            event = unsent.news.event(EventType.UPDATED if unsent.matches else EventType.REMOVED, render)
-            size += len(event)
-            if events and size > MAX_RESPONSE_BYTES:
+            next_events = unsent.events(render)
+            size += sum(map(len, next_events))
+            if events and (size > MAX_RESPONSE_BYTES or len(events) + len(next_events) > MAX_EVENTS):
                 break
-            events.append(event)
+            events += next_events
             self._mark_sent(unsent, now)
             self._drop_obsolete_places()
         return events

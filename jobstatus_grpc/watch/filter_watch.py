@@ -203,8 +203,8 @@ def _keys_of_filter(tenant: str, job_filter: JobFilter) -> list[_Key]:
 
 
 def _keys_of_change(change: Change) -> list[_Key]:
-    """Return the keys of the job as it is now. A removed job has none of its own: the change concerns its holders."""
-    tenant, job = change.tenant, change.job
+    """Return the keys of the job as it is now, or of a removed job, as it ended."""
+    tenant, job = change.tenant, change.known_job
     keys = [_all_of(tenant)]
     if job is not None:
         keys += ((tenant, "id", job.id), (tenant, "name", job.name), (tenant, "state", job.state))

@@ -99,7 +99,10 @@ class JobHub:
         """Pass a change to the job's watchers, if it has any."""
         topic = self._topics.get((change.tenant, change.id))
         if topic is not None:
-            topic.publish(change.job)
+            if (job := change.known_job) is not None:
+                topic.publish(job)
+            if change.job is None:
+                topic.remove()
 
     def end_all(self, error: type[JobStatusError]) -> None:
         """End every open watch with `error`, after the job's final state where that is known, and forget all states."""
@@ -144,18 +147,23 @@ class Topic:
         """Of watchers whose client has the final state: the futures that end their tasks."""
         self._is_queued = False
 
-    def publish(self, job: Job | None) -> None:
-        """Make `job` the newest state and run the watchers, unless a newer one is known; None: the job was removed."""
+    def publish(self, job: Job) -> None:
+        """Make `job` the newest state and run the watchers, unless a newer one is known."""
         before = self.newest
-        if job is None:
-            self.is_removed = True
-        elif before is not None and job.revision <= before.revision:
+        if before is not None and job.revision <= before.revision:
             return
-        else:
-            if before is None or is_urgent(before, job):
-                self.urgent_revision = job.revision
-            self.newest = job
-            self.is_done = job.done
+        if before is None or is_urgent(before, job):
+            self.urgent_revision = job.revision
+        self.newest = job
+        self.is_done = job.done
+        self._begin_round()
+
+    def remove(self) -> None:
+        """End the watchers with JobExpiredError where they have not sent a final state."""
+        self.is_removed = True
+        self._begin_round()
+
+    def _begin_round(self) -> None:
         if self._is_queued:
             self._needs_another_round = True
         else:

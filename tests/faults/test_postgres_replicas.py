@@ -12,6 +12,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobState
+from jobstatus_grpc.client import JobChangeType
 from tests.support.load import CUT_LISTENERS, Spread, Worker, background_tasks, connected_to, follow, replicas
 from tests.support.service import read_refusal
 
@@ -24,6 +25,7 @@ PINGS, PINGS_IN_FULL = 50, 500
 CUTS, CUTS_IN_FULL = 3, 20
 RACES, RACES_IN_FULL = 10, 200
 RUNNERS = 16
+REMOVALS = 20
 
 
 async def report(worker, times):
@@ -54,6 +56,41 @@ def test_watchers_on_three_replicas_see_the_end_of_jobs_that_are_written_through
 
     with replicas(postgres_url) as servers:
         asyncio.run(asyncio.wait_for(scenario(servers), 580))
+
+
+@pytest.mark.parametrize("is_expiry", [False, True])
+def test_watchers_on_another_replica_see_the_end_of_jobs_that_are_removed_at_once(postgres_url, is_expiry):
+    async def follow_all(client, ids, synced):
+        ended = set()
+        async for change in client.watch_jobs():
+            if change.type is JobChangeType.SYNCED:
+                synced.set()
+            if change.job is not None and change.job.done:
+                ended.add(change.id)
+            if change.type is JobChangeType.REMOVED:
+                assert change.id in ended
+                ids.discard(change.id)
+            if not ids:
+                return
+
+    async def scenario(servers):
+        async with connected_to(servers) as (_, (writer, reader, _)), background_tasks() as start:
+            jobs = [await writer.create(state=JobState.IN_PROGRESS) for _ in range(REMOVALS)]
+            watches = [start(follow(reader, job.id)) for job in jobs]
+            synced = asyncio.Event()
+            many = start(follow_all(reader, {job.id for job in jobs}, synced))
+            await asyncio.wait_for(synced.wait(), 30)
+            await asyncio.sleep(0.5)
+            for job in jobs:
+                await writer.update(job.id, state=JobState.SUCCEEDED)
+                if not is_expiry:
+                    await writer.delete(job.id)
+            seen = await asyncio.wait_for(asyncio.gather(*watches), 30)
+            assert {found[-1].state for found in seen} == {JobState.SUCCEEDED}
+            await asyncio.wait_for(many, 30)
+
+    with replicas(postgres_url, *(["--retention", "0s"] if is_expiry else [])) as servers:
+        asyncio.run(asyncio.wait_for(scenario(servers), 90))
 
 
 @pytest.mark.timeout(600)

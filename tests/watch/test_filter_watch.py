@@ -103,6 +103,55 @@ def test_what_a_reader_holds_is_found_whatever_it_is_like_now_and_released_once_
     run(scenario)
 
 
+ENDS = {
+    "a filter that the end matches": (JobFilter(labels={"k": "v"}), ["UPDATED a 7", "REMOVED a 8"]),
+    "ends only": (JobFilter(done=True), ["UPDATED a 7", "REMOVED a 8"]),
+    "open jobs only": (JobFilter(done=False), ["REMOVED a 7"]),
+    "another job": (JobFilter(ids=["b"]), []),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("is_held", [True, False])
+def test_the_end_is_sent_of_a_job_that_is_removed_before_it_was_published(name, is_held):
+    job_filter, expected = ENDS[name]
+    ended = evolve(job_in(JobState.SUCCEEDED, labels={"k": "v"}), {"revision": 7})
+
+    async def scenario(hub):
+        with watching(hub, job_filter) as watcher:
+            subscribed(hub, watcher)
+            if is_held and job_filter.matches(JOB):
+                watcher.backlog.hold(JOB)
+            await publish(hub, Change(TENANT, "a", 8, None, ended))
+            assert sent(watcher) == (expected if is_held or job_filter.matches(ended) else [])
+            assert hub.held == {}
+
+    run(scenario)
+
+
+def test_an_end_that_was_sent_is_not_sent_again_with_the_removal():
+    ended = job_in(JobState.SUCCEEDED)
+
+    async def scenario(hub):
+        with watching(hub) as watcher:
+            subscribed(hub, watcher).backlog.hold(ended)
+            await publish(hub, Change(TENANT, "a", 6, None, ended))
+            assert sent(watcher) == ["REMOVED a 6"]
+
+    run(scenario)
+
+
+def test_a_message_with_ends_and_removals_has_at_most_256_events():
+    async def scenario(hub):
+        with watching(hub) as watcher:
+            subscribed(hub, watcher)
+            ends = [evolve(job_in(JobState.SUCCEEDED), {"id": f"{number}"}) for number in range(256)]
+            await publish(hub, change_of(), *(Change(TENANT, job.id, 6, None, job) for job in ends))
+            assert [len(sent(watcher)) for _ in range(4)] == [255, 256, 2, 0]
+
+    run(scenario)
+
+
 def test_a_change_looks_at_the_watchers_concerned_only():
     async def scenario(hub):
         watchers = [hub.watcher(TENANT, JobFilter(labels={"n": str(number)}), heartbeat_seconds=30,

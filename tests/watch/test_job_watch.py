@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 
 from jobstatus_grpc.errors import DrainingError, JobExpiredError, StoreChangedError, StreamAgeError
-from jobstatus_grpc.job import JobState, evolve
+from jobstatus_grpc.job import Delete, Expire, JobState, Update, evolve
 from jobstatus_grpc.stores.interface import Change
 from jobstatus_grpc.watch.job_watch import JobWatcher
 from tests.support.hub import TENANT, Turns, registered, run, turns
@@ -217,6 +218,21 @@ def test_a_watch_of_a_job_that_was_removed_says_so():
             await watch
 
     run(scenario)
+
+
+@pytest.mark.parametrize("command", [Delete(id="a"), Expire(id="a")])
+@pytest.mark.parametrize("in_one_batch", [True, False])
+def test_the_end_is_sent_of_a_job_that_is_removed_before_it_was_published(command, in_one_batch):
+    async def scenario(hub):
+        hub.store._retention = timedelta(0)
+        watch = asyncio.create_task(hub.read_all(min_update_seconds=30))
+        await registered(hub, 1)
+        commands = [Update(id="a", changes={"state": JobState.SUCCEEDED}), command]
+        for batch in [commands] if in_one_batch else [[each] for each in commands]:
+            await hub.store.commit(batch)
+        return await watch
+
+    assert run(scenario) == ["SNAPSHOT 1", "UPDATED 2"]
 
 
 def test_a_store_that_was_replaced_by_an_older_one_is_believed_though_a_slow_reader_is_left():

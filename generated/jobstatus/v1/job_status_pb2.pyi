@@ -88,7 +88,7 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     """The job after a change."""
     JOB_EVENT_TYPE_REMOVED: _JobEventType.ValueType  # 3
     """The job no longer matches the filter (the whole job is set), or it was deleted or has expired (only id and revision
-    are set).
+    are set). If the job ended just before, UPDATED with its final state is sent first.
     """
     JOB_EVENT_TYPE_SYNCED: _JobEventType.ValueType  # 4
     """All existing jobs, or all changes since the resume_token, have been sent. Later events are new changes."""
@@ -108,7 +108,7 @@ JOB_EVENT_TYPE_UPDATED: JobEventType.ValueType  # 2
 """The job after a change."""
 JOB_EVENT_TYPE_REMOVED: JobEventType.ValueType  # 3
 """The job no longer matches the filter (the whole job is set), or it was deleted or has expired (only id and revision
-are set).
+are set). If the job ended just before, UPDATED with its final state is sent first.
 """
 JOB_EVENT_TYPE_SYNCED: JobEventType.ValueType  # 4
 """All existing jobs, or all changes since the resume_token, have been sent. Later events are new changes."""

@@ -193,7 +193,7 @@ class JobStatusServiceServicer(object):
     def WatchJob(self, request, context):
         """Follows one job to its end: a SNAPSHOT at once, UPDATED with the newest state after each change, and HEARTBEAT if
         nothing else was sent for heartbeat_interval. Intermediate states may be skipped. The newest state and the final
-        state are always sent.
+        state are always sent, even if the job is deleted or expires immediately after its end.
 
         The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
         server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can

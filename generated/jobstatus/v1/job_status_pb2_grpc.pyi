@@ -103,7 +103,7 @@ class JobStatusServiceStub:
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_status_pb2.WatchJobRequest, _job_status_pb2.WatchJobResponse]
     """Follows one job to its end: a SNAPSHOT at once, UPDATED with the newest state after each change, and HEARTBEAT if
     nothing else was sent for heartbeat_interval. Intermediate states may be skipped. The newest state and the final
-    state are always sent.
+    state are always sent, even if the job is deleted or expires immediately after its end.
 
     The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
     server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
@@ -190,7 +190,7 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     WatchJob: _aio.UnaryStreamMultiCallable[_job_status_pb2.WatchJobRequest, _job_status_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Follows one job to its end: a SNAPSHOT at once, UPDATED with the newest state after each change, and HEARTBEAT if
     nothing else was sent for heartbeat_interval. Intermediate states may be skipped. The newest state and the final
-    state are always sent.
+    state are always sent, even if the job is deleted or expires immediately after its end.
 
     The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
     server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
@@ -328,7 +328,7 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_status_pb2.WatchJobResponse], _abc.AsyncIterator[_job_status_pb2.WatchJobResponse]]:
         """Follows one job to its end: a SNAPSHOT at once, UPDATED with the newest state after each change, and HEARTBEAT if
         nothing else was sent for heartbeat_interval. Intermediate states may be skipped. The newest state and the final
-        state are always sent.
+        state are always sent, even if the job is deleted or expires immediately after its end.
 
         The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
         server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can

@@ -47,6 +47,7 @@ from jobstatus_grpc.stores.sql.rows import (
     store_job,
     to_instant,
     transition_row,
+    write_final,
 )
 
 LONGEST_LOCK_SECONDS = 30.0
@@ -356,7 +357,15 @@ async def _write(
     old_labels, parts["new_labels"] = label_changes(loaded.jobs, written, batch.removed)
     parts["old_labels"] = [(job_key, name, value) for _, name, value, _, job_key in old_labels]
     parts["changes"] = [
-        (number, change.tenant, change.id, change.revision, change.job is None, now)
+        (
+            number,
+            change.tenant,
+            change.id,
+            change.revision,
+            change.job is None,
+            now,
+            None if change.final is None else write_final(change.final),
+        )
         for number, change in enumerate(batch.changes.values(), start=1)
     ]
     parts["transitions"] = [transition_row(key, entry) for key, entry in batch.transitions]

@@ -22,7 +22,7 @@ from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD
 from jobstatus_grpc.stores.interface import Change, ChangeBatch, Key, Position
 from jobstatus_grpc.stores.postgres.database import Connection, Database
 from jobstatus_grpc.stores.postgres.statements import JOB, columns_of
-from jobstatus_grpc.stores.sql.rows import JobCache
+from jobstatus_grpc.stores.sql.rows import JobCache, read_final
 
 POLL_SECONDS = 0.2
 """Poll interval in seconds: the longest delay of a change whose notification was lost."""
@@ -55,7 +55,7 @@ _CHANGES = f"""
         {_HEAD}, (SELECT forgotten_xid >= pg_snapshot_xmin($1::text::pg_snapshot) FROM jobstatus.store) AS forgotten
     ) AS s, (
         SELECT array_agg(c.xid::text), array_agg(c.number), array_agg(c.tenant), array_agg(c.id),
-            array_agg(c.revision), array_agg(c.removed), array_agg(c.changed_at)
+            array_agg(c.revision), array_agg(c.removed), array_agg(c.changed_at), array_agg(c.final)
         FROM (
             (SELECT * FROM jobstatus.changes AS c WHERE c.xid >= pg_snapshot_xmax($1::text::pg_snapshot) AND {_UNSEEN})
             UNION ALL (
@@ -118,6 +118,7 @@ class _ChangeRow(NamedTuple):
     revision: int
     removed: bool
     changed_at: int
+    final: str | None
 
 
 class PostgresFeed:
@@ -227,8 +228,8 @@ def _newest_of(key: Key, changes: Sequence[_ChangeRow], job: Job | None) -> Chan
     """Return the one change to deliver for a job, which is stored as `job`; None if a later change supersedes it."""
     if job is not None and any(row.revision == job.revision and not row.removed for row in changes):
         return Change(*key, job.revision, job)
-    removals = [row.revision for row in changes if row.removed]
-    return Change(*key, removals[-1], None) if removals else None
+    removals = [row for row in changes if row.removed]
+    return Change(*key, removals[-1].revision, None, read_final(removals[-1].final)) if removals else None
 
 
 def _durable(snapshot: str, newest: str) -> str:

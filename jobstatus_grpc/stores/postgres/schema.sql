@@ -113,3 +113,8 @@ CREATE TABLE jobstatus.store (
     forgotten_xid xid8 NOT NULL DEFAULT '0'
 );
 INSERT INTO jobstatus.store DEFAULT VALUES;
+
+-- version 2
+
+-- Of a removed job: the job as it ended, as JSON. Its last change may not have been read when it was removed.
+ALTER TABLE jobstatus.changes ADD COLUMN final text;

@@ -29,7 +29,7 @@ _INSERTED_COLUMNS = (*JOB_COLUMNS, "heard_at")
 
 _TEXTS = {
     "tenant", "id", "name", "parent_id", "reason", "error", "labels", "creation_request", "requests", "result", "actor",
-    "value",
+    "value", "final",
 }  # fmt: skip
 
 _SMALLINTS = {"state", "has_progress", "cancel_requested", "stalled", "from_state", "to_state"}
@@ -129,7 +129,7 @@ _PARTS: dict[str, Callable[[count[int]], str]] = {
     "new_labels": lambda numbers: _insert("labels", LABEL_COLUMNS, numbers),
     "tombstones": _tombstones,
     "changes": lambda numbers: _insert(
-        "changes", ("number", "tenant", "id", "revision", "removed", "changed_at"), numbers
+        "changes", ("number", "tenant", "id", "revision", "removed", "changed_at", "final"), numbers
     ),
     "transitions": lambda numbers: _insert("transitions", TRANSITION_COLUMNS, numbers),
     "counts": lambda numbers: _insert("counts", COUNT_COLUMNS, numbers),

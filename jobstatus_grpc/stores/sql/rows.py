@@ -222,6 +222,16 @@ def read_job(row: Sequence[Any]) -> StoredJob:
     return StoredJob(key, Job(**fields), values[_REQUESTS])
 
 
+def write_final(job: Job) -> str:
+    """Return a removed job as the text of one column, for the change feed."""
+    return _to_json([encode(value) for encode, value in zip(_ENCODERS, _fields_of(job), strict=True)])
+
+
+def read_final(text: str | None) -> Job | None:
+    """Return the job in a text of `write_final`; None for none, as in rows of earlier versions of the schema."""
+    return None if text is None else read_job((0, *json.loads(text))).job
+
+
 def _next_requests(requests: tuple[RequestId, ...], before: StoredJob) -> str | None:
     """Return the column for `requests`: the text of `before` and one more line, or else all of it written anew."""
     known, text = before.job.requests, before.requests

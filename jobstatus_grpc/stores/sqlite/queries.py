@@ -20,6 +20,7 @@ from jobstatus_grpc.stores.sql.rows import (
     TOMBSTONE_COLUMNS,
     TRANSITION_COLUMNS,
     StoredJob,
+    read_final,
     read_job,
     read_tombstone,
     read_transition,
@@ -37,7 +38,8 @@ _TRANSITIONS = f"""
 
 # A change that a later one has replaced has no job here: the later one returns it.
 _CHANGES = f"""
-    SELECT c.sequence, c.tenant, c.id, c.revision, c.removed, {", ".join(f"j.{name}" for name in STORED_COLUMNS)}
+    SELECT c.sequence, c.tenant, c.id, c.revision, c.removed, c.final,
+        {", ".join(f"j.{name}" for name in STORED_COLUMNS)}
     FROM changes AS c
     LEFT JOIN jobs AS j ON j.tenant = c.tenant AND j.id = c.id AND j.revision = c.revision AND NOT c.removed
     WHERE c.sequence > ? AND c.sequence <= ? ORDER BY c.sequence LIMIT {MAX_BATCH_CHANGES}
@@ -150,11 +152,11 @@ def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple
     if after < connection.execute("SELECT forgotten_sequence FROM store").fetchone()[0]:
         raise StoreChangedError(TOO_OLD)
     changes: dict[Key, Change] = {}
-    for _, tenant, job_id, revision, removed, *columns in rows:
+    for _, tenant, job_id, revision, removed, final, *columns in rows:
         if removed or columns[0] is not None:
             job = None if removed else read_job(columns).job
             changes.pop((tenant, job_id), None)
-            changes[tenant, job_id] = Change(tenant, job_id, revision, job)
+            changes[tenant, job_id] = Change(tenant, job_id, revision, job, read_final(final))
     return (rows[-1][0] if len(rows) == MAX_BATCH_CHANGES else last), list(changes.values())
 
 

@@ -134,3 +134,6 @@ ALTER TABLE store ADD COLUMN previous_log TEXT;
 ALTER TABLE store ADD COLUMN log_schema INTEGER;
 
 UPDATE store SET log = lower(hex(randomblob(8)));
+
+-- Of a removed job: the job as it ended, as JSON. Its last change may not have been read when it was removed.
+ALTER TABLE changes ADD COLUMN final TEXT;

@@ -36,6 +36,7 @@ from jobstatus_grpc.stores.sql.rows import (
     report_row,
     store_job,
     transition_row,
+    write_final,
 )
 from jobstatus_grpc.stores.sqlite.database import (
     SqliteFile,
@@ -237,7 +238,7 @@ def _write_reports(count: int) -> str:
 
 @cache
 def _write_changes(count: int) -> str:
-    return _values("changes", ("sequence", "tenant", "id", "revision", "removed"), count)
+    return _values("changes", ("sequence", "tenant", "id", "revision", "removed", "final"), count)
 
 
 @cache
@@ -281,7 +282,14 @@ def _delete_transitions(count: int) -> str:
 def _change_rows(batch: Batch, sequence: int) -> list[Row]:
     """Return the rows of the batch's changes, numbered from `sequence` + 1."""
     return [
-        (number, change.tenant, change.id, change.revision, 1 if change.job is None else 0)
+        (
+            number,
+            change.tenant,
+            change.id,
+            change.revision,
+            1 if change.job is None else 0,
+            None if change.final is None else write_final(change.final),
+        )
         for number, change in enumerate(batch.changes.values(), start=sequence + 1)
     ]
 

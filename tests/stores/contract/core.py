@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Command, Create, Delete, Job, JobState, RequestId, Transition, Update
+from jobstatus_grpc.job import Command, Create, Delete, Expire, Job, JobState, RequestId, Transition, Update
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.interface import Change, CommitResult, JobStore
 from tests.stores.contract.stored_jobs import REQUESTS, STORED
@@ -161,8 +161,8 @@ class CoreContract:
     @on_store
     async def test_a_job_made_and_deleted_in_one_batch_leaves_a_tombstone(self, store):
         before = await store.position()
-        await done(store, Create(id="a"), end("a"), Delete(id="a"))
-        assert await following(store, before) == [Change("default", "a", 3, None)]
+        _, ended, _ = await done(store, Create(id="a"), end("a"), Delete(id="a"))
+        assert await following(store, before) == [Change("default", "a", 3, None, ended)]
         with pytest.raises(errors.JobExpiredError):
             await store.get("default", "a")
 
@@ -236,10 +236,21 @@ class CoreContract:
 
     @on_store
     async def test_a_deleted_job_is_in_the_feed_with_its_last_revision_plus_one(self, store):
-        await done(store, Create(id="a"), end("a"))
+        _, ended = await done(store, Create(id="a"), end("a"))
         position = await store.position()
         await done(store, Delete(id="a"))
-        assert await following(store, position) == [Change("default", "a", 3, None)]
+        assert await following(store, position) == [Change("default", "a", 3, None, ended)]
+
+    @pytest.mark.parametrize("is_expired", [False, True])
+    @pytest.mark.parametrize("name", ["a failure", "a success", "a cancelled job"])
+    @on_store
+    async def test_a_removal_has_the_job_as_it_ended(self, store, clock, name, is_expired):
+        position = await store.position()
+        ended = (await done(store, *STORED[name]))[-1]
+        clock.advance(days=8)
+        await done(store, Expire(id="a") if is_expired else Delete(id="a"))
+        (change,) = await following(store, position)
+        assert change == Change("default", "a", ended.revision + 1, None, ended)
 
     @on_store
     async def test_every_change_is_in_one_batch_however_many_there_are(self, store):

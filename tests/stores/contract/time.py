@@ -168,13 +168,13 @@ class TimeContract:
 
     @on_store
     async def test_a_done_job_expires_after_its_retention(self, store, clock):
-        await done(store, Create(id="a"), end("a"), Create(id="open"))
+        _, ended, _ = await done(store, Create(id="a"), end("a"), Create(id="open"))
         clock.advance(days=RETENTION.days, seconds=-1)
         assert await due(store) == []
         clock.advance(seconds=1)
         position = await store.position()
         await sweep(store)
-        assert await following(store, position) == [Change("default", "a", 3, None)]
+        assert await following(store, position) == [Change("default", "a", 3, None, ended)]
         with pytest.raises(errors.JobExpiredError):
             await store.get("default", "a")
         assert await due(store) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Create, Update
+from jobstatus_grpc.job import Create, Delete, Update
 from tests.stores.contract import StoreContract
 from tests.support.sqlite import on_file, open_at, raw
 from tests.support.stores import claim, done, end, following
@@ -44,6 +44,20 @@ def test_positions_outlive_the_process_and_miss_nothing(tmp_path):
 
     (position,) = on_file(tmp_path / "jobs.db", write)
     on_file(tmp_path / "jobs.db", read)
+
+
+def test_removals_have_the_job_as_it_ended_after_the_process(tmp_path):
+    async def write(store):
+        position = await store.position()
+        _, ended, _ = await done(store, Create(id="a", labels={"k": "v"}), end("a", result={"n": 1.5}), Delete(id="a"))
+        return position, ended
+
+    async def read(store):
+        return await following(store, position)
+
+    ((position, ended),) = on_file(tmp_path / "jobs.db", write)
+    ((change,),) = on_file(tmp_path / "jobs.db", read)
+    assert (change.job, change.final) == (None, ended)
 
 
 def test_old_changes_come_in_batches_whole(tmp_path):
