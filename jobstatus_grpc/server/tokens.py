@@ -22,7 +22,7 @@ Scope: TypeAlias = bytes
 """The digest of a tenant and a filter, or of a tenant and a job's id, for which a token is valid."""
 
 MAX_TOKEN_CHARACTERS = 4096
-"""Longer tokens are refused unread; real ones are far shorter."""
+"""Longer tokens are refused unread; those made here have at most 512, see stores.interface.MAX_POSITION_CHARACTERS."""
 
 _VERSION = b"\x01"
 

@@ -29,6 +29,9 @@ Position: TypeAlias = str
 A store that was set back to an earlier state continues in another history: later positions are refused.
 """
 
+MAX_POSITION_CHARACTERS = 320
+"""The length of a position: with a page's cursor it fits in a token, see server/tokens.py."""
+
 Clock: TypeAlias = Callable[[], datetime]
 """Returns the time as an aware UTC datetime. All instants in a job come from its store's clock."""
 

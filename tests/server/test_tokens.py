@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from jobstatus_grpc.errors import InvalidTokenError
 from jobstatus_grpc.job import JobFilter, JobState
 from jobstatus_grpc.server.tokens import filter_scope, job_scope, read_token, write_token
+from jobstatus_grpc.stores.interface import MAX_POSITION_CHARACTERS
+from jobstatus_grpc.stores.paging import write_cursor
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 FILTER = JobFilter(
@@ -45,6 +48,12 @@ def test_a_token_gives_back_its_payload(payload):
     text = write_token("page", SCOPE, payload)
     assert read_token("page", SCOPE, text) == payload
     assert text.replace("-", "").replace("_", "").isalnum()
+
+
+def test_tokens_have_at_most_512_characters():
+    cursor = write_cursor((10**18 - 1, 10**18 - 1))
+    payload = json.dumps([cursor, "x" * MAX_POSITION_CHARACTERS])
+    assert len(write_token("page", SCOPE, payload)) <= 512
 
 
 def test_the_order_of_values_does_not_matter():

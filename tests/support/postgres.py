@@ -177,11 +177,36 @@ class PostgresCluster:
         """Run one statement as superuser, and return its rows; NULL is the empty string."""
         return list(csv.reader(_run(self.command(sql, database), self.log).splitlines(keepends=True)))
 
+    @property
+    def _where(self) -> list[str]:
+        return [f"--host={self._directory}", f"--port={self.port}", f"--username={_SUPERUSER}"]
+
     def command(self, sql: str, database: str = "postgres") -> list[str]:
         """Return the command that executes a statement, for tests that run it in the background."""
-        where = [f"--host={self._directory}", f"--port={self.port}", f"--username={_SUPERUSER}", f"--dbname={database}"]
+        where = [*self._where, f"--dbname={database}"]
         how = ["--no-psqlrc", "--quiet", "--csv", "--tuples-only", "--set=ON_ERROR_STOP=1", f"--command={sql}"]
         return [str(self._programs / "psql"), *where, *how]
+
+    def back_up(self, database: str) -> Path:
+        """Write a database to a file with pg_dump, and return the file."""
+        path = self._directory / f"backup-{next(_numbers)}"
+        self._run("pg_dump", *self._where, f"--dbname={database}", "--format=custom", f"--file={path}")
+        return path
+
+    def restore(self, database: str, backup: Path) -> None:
+        """Restore a backup into the same database, also while clients are connected."""
+        self._run("pg_restore", *self._where, f"--dbname={database}", "--clean", "--if-exists", str(backup))
+
+    def copy_files(self) -> Path:
+        """Copy the files of the server, which must not run."""
+        copy = self._directory / f"copy-{next(_numbers)}"
+        _copy_tree(self._data, copy)
+        return copy
+
+    def copy_files_back(self, copy: Path) -> None:
+        """Replace the files of the server, which must not run."""
+        shutil.rmtree(self._data)
+        _copy_tree(copy, self._data)
 
     def configure(self, **settings: object) -> None:
         """Set parameters for the next start."""
@@ -252,6 +277,10 @@ def _end_of(log: Path) -> str:
 def _environment() -> dict[str, str]:
     """Return an environment without PGHOST and the like, and with messages in English."""
     return {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-a", str(source), str(target)], check=True, timeout=_DEADLINE_SECONDS)
 
 
 def _give(directory: Path) -> None:

@@ -50,6 +50,9 @@ _STARTING_ERRORS = (
     asyncpg.ReadOnlySQLTransactionError,
 )
 
+# While pg_restore drops and creates the tables.
+_SCHEMA_ERRORS = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
+
 _LATE = "it does not answer in time"
 
 
@@ -131,6 +134,8 @@ class Database:
         """Return what to raise for `error`, and start a probe if it may mean an outage."""
         if isinstance(error, _FULL_ERRORS):
             return StoreFullError()
+        if isinstance(error, _SCHEMA_ERRORS):
+            return StoreUnavailableError(f"the schema is being restored, or gone: {describe(error)}")
         if not isinstance(error, TRANSIENT_ERRORS):
             return error  # a bug of ours, no outage
         reason = _LATE if is_late else describe(error)

@@ -4,6 +4,9 @@ A position is a snapshot. Each row of `changes` has its transaction's id, and Po
 transactions a snapshot sees. So a change whose transaction took long is not lost, none is delivered twice, and no
 change has to wait for the slowest transaction.
 https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT
+
+A position names its history by the table of changes, which pg_restore creates anew, and by its newest change with the
+time at which that was made. If the database was set back to an earlier state, later positions are refused.
 """
 
 from __future__ import annotations
@@ -27,20 +30,49 @@ from jobstatus_grpc.stores.sql.rows import JobCache, read_final
 POLL_SECONDS = 0.2
 """Poll interval in seconds: the longest delay of a change whose notification was lost."""
 
+POSITION_TRIES = 10
+"""How often the position is read, once per POLL_SECONDS, if so many commits are running that it would be too long."""
+
 # The timeline is read from the current WAL file's name: after a promotion the control file still has the old one.
+# pg_restore gives the tables new oids, and creates indexes last: without this one, the tables are not filled yet.
 INCARNATION = """
     (SELECT system_identifier FROM pg_control_system()) || '.' || (
         SELECT oid FROM pg_database WHERE datname = current_database()
-    ) || '.' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+    ) || '.' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '.' || (
+        SELECT to_regclass('jobstatus.changes')::oid WHERE to_regclass('jobstatus.tombstones_by_age') IS NOT NULL
+    )
 """
 
-_NEWEST = """
-    greatest(
-        (SELECT xid FROM jobstatus.changes ORDER BY xid DESC LIMIT 1), (SELECT forgotten_xid FROM jobstatus.store)
-    )::text
+MAX_SNAPSHOT_CHARACTERS = 120
+"""The length of a snapshot in a position, which has at most two of them: see interface.MAX_POSITION_CHARACTERS."""
+
+_HEAD = f"""
+    SELECT {INCARNATION} AS incarnation, pg_current_snapshot()::text AS snapshot,
+        greatest(newest.xid, store.forgotten_xid)::text AS newest,
+        CASE WHEN newest.xid >= store.forgotten_xid THEN newest.changed_at ELSE 0 END AS changed_at
+    FROM jobstatus.store LEFT JOIN (
+        SELECT xid, changed_at FROM jobstatus.changes ORDER BY xid DESC LIMIT 1
+    ) AS newest ON true
 """
 
-_HEAD = f"SELECT {INCARNATION} AS incarnation, pg_current_snapshot()::text AS snapshot, {_NEWEST} AS newest"
+_NEWEST_BEFORE = """
+    SELECT xid::text, changed_at FROM jobstatus.changes WHERE xid < $1::text::xid8 ORDER BY xid DESC LIMIT 1
+"""
+
+# Of running transactions, those that will write no change: a commit locks the table of jobs before it has an id.
+_FOREIGN = """
+    WITH locks AS MATERIALIZED (SELECT * FROM pg_locks)
+    SELECT running.xid FROM unnest($1::text[]) AS running (xid) JOIN locks AS own
+        ON own.locktype = 'transactionid' AND own.mode = 'ExclusiveLock' AND own.granted
+        AND own.transactionid = running.xid::xid8::xid
+    WHERE NOT EXISTS (
+        SELECT 1 FROM locks AS used
+        WHERE used.virtualtransaction = own.virtualtransaction AND used.locktype = 'relation'
+            AND used.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND used.relation IN ('jobstatus.jobs'::regclass, 'jobstatus.changes'::regclass)
+            AND used.mode <> 'AccessShareLock'
+    )
+"""
 
 _UNSEEN = f"""
         c.xid >= $2::text::xid8 AND (c.xid > $2::text::xid8 OR c.number > $3::integer)
@@ -52,7 +84,11 @@ _UNSEEN = f"""
 # One range, from the oldest that was running, would hold more rows with every change while one transaction stays open.
 _CHANGES = f"""
     SELECT s.*, r.* FROM (
-        {_HEAD}, (SELECT forgotten_xid >= pg_snapshot_xmin($1::text::pg_snapshot) FROM jobstatus.store) AS forgotten
+        SELECT head.*, store.forgotten_xid >= pg_snapshot_xmin($1::text::pg_snapshot),
+            store.forgotten_xid = $5::text::xid8 OR EXISTS (
+                SELECT 1 FROM jobstatus.changes WHERE xid = $5::text::xid8 AND changed_at = $6::bigint
+            )
+        FROM ({_HEAD}) AS head, jobstatus.store
     ) AS s, (
         SELECT array_agg(c.xid::text), array_agg(c.number), array_agg(c.tenant), array_agg(c.id),
             array_agg(c.revision), array_agg(c.removed), array_agg(c.changed_at), array_agg(c.final)
@@ -72,9 +108,47 @@ _JOBS = f"""
     JOIN jobstatus.jobs AS j ON j.tenant = w.tenant AND j.id = w.id
 """
 
-_SNAPSHOT = re.compile(r"\d{1,20}:\d{1,20}:(\d{1,20}(,\d{1,20})*)?", re.ASCII)
+_SNAPSHOT = r"[0-9a-f]{1,16}:(?:[0-9a-f]{1,16}(?:,[0-9a-f]{1,16})*)?:[0-9a-f]{1,16}"
 
-_POSITION = re.compile(r"(\d+\.\d+\.[0-9A-F]{8})~([\d:,]+)(?:~([\d:,]+)~(\d{1,20})~(\d{1,9}))?", re.ASCII)
+_POSITION = re.compile(
+    rf"(\d+\.\d+\.[0-9A-F]{{8}}\.\d+)~({_SNAPSHOT})(?:~({_SNAPSHOT})~(\d{{1,20}})~(\d{{1,9}}))?", re.ASCII
+)
+
+
+class Snapshot(NamedTuple):
+    """The changes that a reader has: those with a transaction id below `end`, without the running transactions."""
+
+    end: int
+    """The id of the newest change plus one. That change is durable, and so is the use of every id up to its own.
+
+    After a crash PostgreSQL gives the ids of transactions that left nothing durable to new ones: a snapshot that counts
+    such an id as seen would miss the changes of its second owner.
+    """
+    running: tuple[int, ...]
+    """Ascending."""
+    changed_at: int
+    """When the newest change was made, in microseconds since 1970; 0: it is in the table no more."""
+
+    @classmethod
+    def read(cls, text: str) -> Snapshot:
+        """Parse what `write` returns."""
+        end, running, changed_at = text.split(":")
+        last = int(end, 16)
+        return cls(last, tuple(last - int(age, 16) for age in running.split(",") if age), int(changed_at, 16))
+
+    def write(self) -> str:
+        """Return the snapshot as text, with the ages of running transactions, which are short."""
+        return f"{self.end:x}:{','.join(f'{self.end - xid:x}' for xid in self.running)}:{self.changed_at:x}"
+
+    def to_postgres(self) -> str:
+        """Return the text of a pg_snapshot."""
+        oldest = self.running[0] if self.running else self.end
+        return f"{oldest}:{self.end}:{','.join(map(str, self.running))}"
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it fits in a position."""
+        return len(self.write()) <= MAX_SNAPSHOT_CHARACTERS
 
 
 class Place(NamedTuple):
@@ -85,9 +159,9 @@ class Place(NamedTuple):
     """
 
     incarnation: str
-    """System identifier, database and timeline: positions of another server mean nothing here."""
-    snapshot: str
-    next_snapshot: str | None = None
+    """System identifier, database, timeline and table: positions of another history mean nothing here."""
+    snapshot: Snapshot
+    next_snapshot: Snapshot | None = None
     xid: str = "0"
     number: str = "0"
 
@@ -99,15 +173,19 @@ class Place(NamedTuple):
             StoreChangedError: it is malformed.
         """
         found = _POSITION.fullmatch(position)
-        snapshots = [] if found is None else [text for text in found.group(2, 3) if text is not None]
-        if found is None or not all(_SNAPSHOT.fullmatch(text) for text in snapshots):
+        if found is None:
             raise StoreChangedError
-        return cls(*(found.groups() if found[3] is not None else found.group(1, 2)))
+        incarnation, snapshot, next_snapshot, xid, number = found.groups()
+        if next_snapshot is None:
+            return cls(incarnation, Snapshot.read(snapshot))
+        return cls(incarnation, Snapshot.read(snapshot), Snapshot.read(next_snapshot), xid, number)
 
     def write(self) -> Position:
         """Return the position as text."""
-        head = f"{self.incarnation}~{self.snapshot}"
-        return head if self.next_snapshot is None else "~".join((head, *map(str, self[2:])))
+        head = f"{self.incarnation}~{self.snapshot.write()}"
+        if self.next_snapshot is None:
+            return head
+        return f"{head}~{self.next_snapshot.write()}~{self.xid}~{self.number}"
 
 
 class _ChangeRow(NamedTuple):
@@ -132,6 +210,8 @@ class PostgresFeed:
         self._notified = notified
         self._cache = cache
         self._position: Position | None = None
+        self._foreign: set[int] = set()
+        """Running transactions that are known to write no changes."""
         self.incarnation = ""
         """Of the server that was read last; empty before the first read."""
 
@@ -139,13 +219,21 @@ class PostgresFeed:
         """See JobStore. Without changes it stays where the waiting reader is, though the snapshot grows older."""
         if self._position is not None:
             with contextlib.suppress(StoreChangedError):
-                batch = await self._read(Place.read(self._position), None)
-                if not batch.changes:
+                _, is_newest = await self._read(Place.read(self._position), None)
+                if is_newest:
                     return self._position
-        async with self._database.connection() as connection:
-            incarnation, snapshot, newest = await connection.fetchrow(_HEAD)
+        for _ in range(POSITION_TRIES):
+            async with self._database.connection() as connection:
+                incarnation, *head = _whole(await connection.fetchrow(_HEAD))
+                snapshot = _durable(*head)
+                short = await self._shorten(connection, snapshot)
+            if short.end == snapshot.end:
+                break
+            await asyncio.sleep(POLL_SECONDS)  # the position would be before changes that are committed
+        else:
+            raise StoreUnavailableError("too many commits are running at once")
         self.incarnation = incarnation
-        position = Place(incarnation, _durable(snapshot, newest)).write()
+        position = Place(incarnation, short).write()
         if self._position is None:
             self._position = position
         return position
@@ -155,7 +243,7 @@ class PostgresFeed:
         place = Place.read(after)
         while True:
             self._notified.clear()  # before the read: a notification in between must not be lost
-            batch = await self._read(place, None)
+            batch, _ = await self._read(place, None)
             if batch.changes:
                 self._position = batch.position
                 return batch
@@ -168,35 +256,76 @@ class PostgresFeed:
     async def read(self, after: Position, up_to: Position) -> ChangeBatch:
         """Return the changes between two positions, without waiting. See JobStore.changes."""
         until = Place.read(up_to)
-        return await self._read(Place.read(after), until)
+        batch, _ = await self._read(Place.read(after), until)
+        return batch
 
-    async def _read(self, place: Place, until: Place | None) -> ChangeBatch:
-        """Return the changes after `place` that `until` sees, or if that is None, the statement's own snapshot."""
+    async def _read(self, place: Place, until: Place | None) -> tuple[ChangeBatch, bool]:
+        """Return the changes after `place` that `until` sees, or if that is None, the statement's own snapshot.
+
+        And whether there are none: a batch is also empty if all its changes were superseded, or have to wait.
+        """
         seen = place.next_snapshot or (until.snapshot if until else None)
         async with self._database.connection() as connection:
-            incarnation, snapshot, newest, is_forgotten, *columns = await self._fetch(connection, place, seen)
+            incarnation, *head, is_forgotten, is_known, columns = await self._fetch(connection, place, seen)
             self.incarnation = incarnation
             if incarnation != place.incarnation or (until is not None and until.incarnation != incarnation):
                 raise StoreChangedError
             if is_forgotten:
                 raise StoreChangedError(TOO_OLD)
+            if not is_known:
+                raise StoreChangedError
             found = [_ChangeRow(*row) for row in zip(*columns, strict=True)] if columns[0] else []
+            is_full = len(found) == MAX_BATCH_CHANGES
+            if seen is None:
+                seen = await self._shorten(connection, _durable(*head))
+                if found and int(found[-1].xid) >= seen.end:
+                    found = [row for row in found if int(row.xid) < seen.end]
+                    is_full = False
             changes = await self._newest(connection, found)
-        snapshot = _durable(snapshot, newest)
-        if len(found) == MAX_BATCH_CHANGES:
-            after = place._replace(next_snapshot=seen or snapshot, xid=found[-1].xid, number=str(found[-1].number))
+        if is_full:
+            after = place._replace(next_snapshot=seen, xid=found[-1].xid, number=str(found[-1].number))
         else:
-            after = Place(incarnation, seen or snapshot)
-        return ChangeBatch(after.write(), changes)
+            after = Place(incarnation, seen)
+        return ChangeBatch(after.write(), changes), not columns[0]
 
-    async def _fetch(self, connection: Connection, place: Place, seen: str | None) -> Sequence[Any]:
+    async def _fetch(self, connection: Connection, place: Place, seen: Snapshot | None) -> Sequence[Any]:
+        snapshot = place.snapshot
+        arguments = (
+            snapshot.to_postgres(),
+            place.xid,
+            int(place.number),
+            None if seen is None else seen.to_postgres(),
+            str(snapshot.end - 1),
+            snapshot.changed_at,
+        )
         try:
-            row: Any = await connection.fetchrow(_CHANGES, place.snapshot, place.xid, int(place.number), seen)
+            row = await connection.fetchrow(_CHANGES, *arguments)
         except (asyncpg.DataError, asyncpg.UndefinedFileError) as error:
             raise StoreChangedError from error
         except asyncpg.ObjectNotInPrerequisiteStateError as error:  # a standby has no WAL file to name
             raise StoreUnavailableError("the database is a standby") from error
-        return tuple(row)
+        values = _whole(row)
+        return (*values[:6], values[6:])
+
+    async def _shorten(self, connection: Connection, snapshot: Snapshot) -> Snapshot:
+        """Return a snapshot that fits in a position: without foreign transactions, and if need be with an earlier end.
+
+        Its end is not before that of an earlier snapshot: of the transactions below that end, no more are running now.
+        """
+        self._foreign.intersection_update(snapshot.running)
+        running = [xid for xid in snapshot.running if xid not in self._foreign]
+        short = snapshot._replace(running=tuple(running))
+        if short.is_short:
+            return short
+        rows = await connection.fetch(_FOREIGN, list(map(str, running)))
+        self._foreign.update(int(row[0]) for row in rows)
+        running = [xid for xid in running if xid not in self._foreign]
+        short = snapshot._replace(running=tuple(running))
+        while not short.is_short:
+            before = await connection.fetchrow(_NEWEST_BEFORE, str(short.running[-1]))
+            end, changed_at = (int(before[0]) + 1, before[1]) if before else (1, 0)
+            short = Snapshot(end, tuple(xid for xid in running if xid < end), changed_at)
+        return short
 
     async def _newest(self, connection: Connection, rows: Sequence[_ChangeRow]) -> list[Change]:
         """Return the newest change of each job in `rows`; none where a change that follows `rows` supersedes it."""
@@ -232,13 +361,19 @@ def _newest_of(key: Key, changes: Sequence[_ChangeRow], job: Job | None) -> Chan
     return Change(*key, removals[-1].revision, None, read_final(removals[-1].final)) if removals else None
 
 
-def _durable(snapshot: str, newest: str) -> str:
-    """Return a snapshot that sees the same changes, but no transaction that a crash could undo.
-
-    After a crash PostgreSQL gives the ids of transactions that left nothing durable to new ones. A position that
-    counts such an id as seen would miss the changes of its second owner. The newest change is durable, and so is the
-    use of every id up to its own: the snapshot returned ends there.
-    """
+def _durable(snapshot: str, newest: str, changed_at: int) -> Snapshot:
+    """Return a snapshot that sees the same changes as a pg_snapshot, given the newest of them."""
     end = int(newest) + 1
-    running = [xid for xid in snapshot.rpartition(":")[2].split(",") if xid and int(xid) < end]
-    return f"{running[0] if running else end}:{end}:{','.join(running)}"
+    running = (int(xid) for xid in snapshot.rpartition(":")[2].split(",") if xid)
+    return Snapshot(end, tuple(xid for xid in running if xid < end), changed_at)
+
+
+def _whole(row: Any) -> tuple[Any, ...]:
+    """Return a row that begins with the incarnation.
+
+    Raises:
+        StoreUnavailableError: the schema is incomplete.
+    """
+    if row is None or row[0] is None:
+        raise StoreUnavailableError("the database's schema jobstatus is incomplete, as while it is being restored")
+    return tuple(row)

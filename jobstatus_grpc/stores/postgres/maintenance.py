@@ -65,6 +65,13 @@ _OLD_CHANGES = """
     ORDER BY c.changed_at, c.xid, c.number LIMIT $5
 """
 
+# The newest change as of 24 hours ago: if nothing changed for long, positions of the last hours name it.
+_LAST_OLD_CHANGE = """
+    SELECT max(xid)::text FROM (
+        SELECT xid FROM jobstatus.changes WHERE changed_at <= $1::bigint ORDER BY changed_at DESC, xid DESC LIMIT 100
+    ) AS latest
+"""
+
 _DROP_CHANGES = """
     DELETE FROM jobstatus.changes AS c USING unnest($1::text[], $2::integer[]) AS n (xid, number)
     WHERE c.xid = n.xid::xid8 AND c.number = n.number
@@ -183,7 +190,12 @@ class Maintenance:
             old_at = now - FEED_RETENTION // _MICROSECOND
             rows = await connection.fetch(_OLD_CHANGES, old_at, *self._trimmed_to, limit)
             async with connection.transaction():
-                old = [(xid, number) for _, xid, number, _, is_newest in rows if not is_newest]
+                last_old = await connection.fetchval(_LAST_OLD_CHANGE, old_at)
+                old = [
+                    (xid, number)
+                    for _, xid, number, is_removal, is_newest in rows
+                    if not is_newest and (is_removal or xid != last_old)
+                ]
                 removals = [xid for _, xid, _, is_removal, _ in rows if is_removal]
                 if removals:
                     await connection.execute(_FORGET, removals)

@@ -1,0 +1,189 @@
+"""Positions of the PostgreSQL feed: short under load from elsewhere, and refused once the database was set back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import asyncpg
+import pytest
+
+from jobstatus_grpc import errors
+from jobstatus_grpc.job import Create, Update
+from jobstatus_grpc.stores.interface import MAX_POSITION_CHARACTERS
+from jobstatus_grpc.stores.postgres.store import PostgresStore
+from tests.support.stores import StandingClock, done, following, trim
+
+OPEN_TRANSACTIONS = 60
+
+_CHANGE = """
+    INSERT INTO jobstatus.changes (number, tenant, id, revision, removed, changed_at)
+    VALUES (1, 'default', $1, 1, true, 1)
+"""
+
+
+async def update(store, job_id="a", times=1):
+    for _ in range(times):
+        revision = (await store.get("default", job_id)).revision
+        await done(store, Update(id=job_id, changes={"reason": f"{revision}"}))
+
+
+@contextlib.asynccontextmanager
+async def open_transactions(url, begin, store):
+    """Open many transactions, and create a job in `store` after each: their ids are apart."""
+    sessions = [await asyncpg.connect(url) for _ in range(OPEN_TRANSACTIONS)]
+    try:
+        for number, session in enumerate(sessions):
+            await session.execute("BEGIN")
+            await begin(session, number)
+            await done(store, Create(id=f"job-{number}"))
+        yield sessions
+    finally:
+        for session in sessions:
+            await session.close()
+
+
+@pytest.mark.parametrize("is_other_database", [True, False])
+def test_transactions_that_write_elsewhere_make_no_position_longer(postgres, postgres_url, is_other_database):
+    name = postgres.create_database()
+    other = postgres.url(name) if is_other_database else postgres_url
+
+    async def begin(session, number):
+        await session.execute("SELECT pg_current_xact_id()")
+
+    async def scenario():
+        store = await PostgresStore.open(postgres_url)
+        await done(store, Create(id="a"))
+        before = await store.position()
+        async with open_transactions(other, begin, store):
+            position = await store.position()
+            assert len(position) <= len(before) + 10
+            await done(store, Create(id="b"))
+            batch = await store.changes(position)
+            assert [change.id for change in batch.changes] == ["b"]
+            assert len(batch.position) <= len(before) + 10
+        assert await following(store, batch.position) == []
+        await store.close()
+
+    asyncio.run(scenario())
+    postgres.drop_database(name)
+
+
+def test_transactions_that_write_changes_make_no_position_too_long_and_no_change_is_lost(postgres_url):
+    async def begin(session, number):
+        await session.execute(_CHANGE, f"slow-{number}")
+
+    async def scenario():
+        store = await PostgresStore.open(postgres_url)
+        position = await store.position()
+        seen = []
+        async with open_transactions(postgres_url, begin, store) as sessions:
+            batch = await store.changes(position)
+            assert len(batch.position) <= MAX_POSITION_CHARACTERS
+            seen += [change.id for change in batch.changes]
+            position = batch.position
+            for session in sessions:
+                await session.execute("COMMIT")
+            seen += [change.id for change in await following(store, position)]
+        numbers = range(OPEN_TRANSACTIONS)
+        assert sorted(seen) == sorted(
+            [f"slow-{number}" for number in numbers] + [f"job-{number}" for number in numbers]
+        )
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_positions_from_after_a_backup_are_refused_once_it_was_restored(postgres, postgres_url):
+    database = postgres_url.rpartition("/")[2]
+
+    async def scenario():
+        store = await PostgresStore.open(postgres_url)
+        await done(store, Create(id="a"), Create(id="b"))
+        await update(store, times=3)
+        backup = await asyncio.to_thread(postgres.back_up, database)
+        await update(store, times=3)
+        position = await store.position()
+        waiting = asyncio.ensure_future(store.changes(position))
+        await asyncio.to_thread(postgres.restore, database, backup)
+        while True:
+            with contextlib.suppress(errors.StoreUnavailableError):
+                with pytest.raises(errors.StoreChangedError):
+                    await waiting
+                break
+            waiting = asyncio.ensure_future(store.changes(position))
+        await update(store, times=6)
+        with pytest.raises(errors.StoreChangedError):
+            await store.changes(position)
+        position = await store.position()
+        await update(store, "b")
+        assert [change.id for change in await following(store, position)] == ["b"]
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_positions_from_after_a_copy_of_the_files_are_refused_once_it_was_copied_back(new_postgres):
+    url = new_postgres.url(new_postgres.create_database())
+
+    async def write(times):
+        store = await PostgresStore.open(url)
+        await store.commit([Create(id="a")])
+        await update(store, times=times)
+        position = await store.position()
+        await store.close()
+        return position
+
+    async def read(position):
+        store = await PostgresStore.open(url)
+        try:
+            return await store.changes(position)
+        finally:
+            await store.close()
+
+    before = asyncio.run(write(3))
+    new_postgres.stop()
+    copy = new_postgres.copy_files()
+    new_postgres.start()
+    after = asyncio.run(write(3))
+    new_postgres.stop()
+    new_postgres.copy_files_back(copy)
+    new_postgres.start()
+    asyncio.run(write(20))
+    with pytest.raises(errors.StoreChangedError):
+        asyncio.run(read(after))
+    assert [change.id for change in asyncio.run(read(before)).changes] == ["a"]
+
+
+def test_a_position_is_valid_though_its_newest_change_is_old_and_was_replaced(postgres_url):
+    async def scenario():
+        clock = StandingClock()
+        store = await PostgresStore.open(postgres_url, clock=clock)
+        await done(store, Create(id="b"), Create(id="a"))
+        clock.advance(hours=30)
+        position = await store.position()
+        await update(store)
+        await trim(store)
+        assert [change.id for change in await following(store, position)] == ["a"]
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_while_the_schema_is_incomplete_the_store_is_unavailable(postgres, postgres_url):
+    database = postgres_url.rpartition("/")[2]
+
+    async def scenario():
+        store = await PostgresStore.open(postgres_url)
+        await done(store, Create(id="a"))
+        position = await store.position()
+        postgres.execute("DROP INDEX jobstatus.tombstones_by_age", database)
+        for call in (store.position(), store.changes(position)):
+            with pytest.raises(errors.StoreUnavailableError, match="incomplete"):
+                await call
+        postgres.execute("DROP TABLE jobstatus.jobs", database)
+        with pytest.raises(errors.StoreUnavailableError, match="being restored"):
+            await store.get("default", "a")
+        await store.close()
+
+    asyncio.run(scenario())
