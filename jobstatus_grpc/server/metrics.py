@@ -46,6 +46,9 @@ GO_CODES: Mapping[str, str] = {
 """The codes as in Go, by their names in grpc."""
 
 
+SHARED = "Every server that shares the store reports all of them: use max by (state)."
+
+
 class Histogram:
     """Counts values by the smallest of its bounds that they do not exceed."""
 
@@ -183,7 +186,7 @@ class Metrics(Collector):
         return started, handled, received, sent, seconds
 
     def _of_the_store(self) -> Iterator[Metric]:
-        jobs = GaugeMetricFamily("jobstatus_jobs", "Jobs in the store.", labels=("state",))
+        jobs = GaugeMetricFamily("jobstatus_jobs", f"Jobs in the store. {SHARED}", labels=("state",))
         counts = self._store.jobs_by_state()
         for state in JobState:
             jobs.add_metric((state.word,), counts.get(state, 0))

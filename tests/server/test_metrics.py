@@ -103,6 +103,12 @@ def test_a_store_that_cannot_write_is_reported(kind, writable):
     assert reader_of(Metrics(kind(), clock=lambda: NOW))("jobstatus_store_writable") == writable
 
 
+def test_the_number_of_jobs_says_how_to_combine_it():
+    assert b"# HELP jobstatus_jobs Jobs in the store. Every server that shares the store" in generate_latest(
+        Metrics(MemoryStore(), clock=lambda: NOW)
+    )
+
+
 def test_a_clock_that_went_back_makes_no_lag_negative():
     async def batch_of(store):
         position = await store.position()
