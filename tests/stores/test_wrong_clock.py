@@ -9,6 +9,7 @@ import pytest
 from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, Delete, Update
 from jobstatus_grpc.stores.memory import MemoryStore
+from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.support.sqlite import open_at
 from tests.support.stores import (
     RETENTION,
@@ -125,6 +126,15 @@ class WrongClockContract:
 class TestMemoryStore(WrongClockContract):
     async def open(self, directory, clock):
         return MemoryStore(clock=clock, retention=RETENTION, seconds=clock.seconds)
+
+
+class TestPostgresStore(WrongClockContract):
+    @pytest.fixture(autouse=True)
+    def _on(self, postgres_url):
+        self._url = postgres_url
+
+    async def open(self, directory, clock):
+        return await PostgresStore.open(self._url, clock=clock, retention=RETENTION, seconds=clock.seconds)
 
 
 class TestSqliteStore(WrongClockContract):

@@ -33,7 +33,7 @@ from jobstatus_grpc.stores.interface import Clock, CommitResult, Key
 from jobstatus_grpc.stores.postgres import statements
 from jobstatus_grpc.stores.postgres.database import CALL_SECONDS, Connection, Database
 from jobstatus_grpc.stores.postgres.feed import INCARNATION, PostgresFeed
-from jobstatus_grpc.stores.postgres.maintenance import Maintenance
+from jobstatus_grpc.stores.postgres.maintenance import TOLERANCE, Maintenance
 from jobstatus_grpc.stores.postgres.notifier import Notifier
 from jobstatus_grpc.stores.sql.rows import (
     JobCache,
@@ -327,9 +327,11 @@ class Commits:
             rows = await connection.fetch(_HEARTBEATS, *statements.columns_of(keys))
             heartbeats = {(tenant, job_id): heard_at for tenant, job_id, heard_at in rows}
         now = from_instant(loaded.now)
+        latest = now + TOLERANCE
 
         def silent_for(key: Key) -> timedelta:
-            heard_at = max(loaded.heard_at.get(key, now), heartbeats.get(key, 0), self._maintenance.heartbeat_at(key))
+            times = (loaded.heard_at.get(key, now), heartbeats.get(key, 0), self._maintenance.heartbeat_at(key))
+            heard_at = max((at for at in times if at <= latest), default=now)
             return timedelta(microseconds=max(now - heard_at, 0))
 
         return silent_for

@@ -18,6 +18,7 @@ import asyncpg
 
 from jobstatus_grpc.errors import RetryableError
 from jobstatus_grpc.job import Command, Expire, JobState, Stall
+from jobstatus_grpc.job.limits import CLOCK_TOLERANCE
 from jobstatus_grpc.stores.embedded import AGAIN_SECONDS
 from jobstatus_grpc.stores.interface import FEED_RETENTION, TOMBSTONE_RETENTION, Clock, Key
 from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS
@@ -39,15 +40,25 @@ _LEASE = "SET idle_session_timeout = '15s'"
 
 _MICROSECOND = timedelta(microseconds=1)
 
-_WRITE_HEARTBEATS = """
+TOLERANCE = CLOCK_TOLERANCE // _MICROSECOND
+"""CLOCK_TOLERANCE in microseconds."""
+
+# A time far behind the stored one is right: the stored one is from when the clock was wrong.
+_WRITE_HEARTBEATS = f"""
     INSERT INTO jobstatus.heard (tenant, id, heard_at) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[])
-    ON CONFLICT (tenant, id) DO UPDATE SET heard_at = greatest(heard.heard_at, excluded.heard_at)
+    ON CONFLICT (tenant, id) DO UPDATE SET heard_at = CASE
+        WHEN heard.heard_at > excluded.heard_at + {TOLERANCE} THEN excluded.heard_at
+        ELSE greatest(heard.heard_at, excluded.heard_at)
+    END
 """
 
-_SILENT = """
+_SILENT = f"""
     SELECT tenant, id FROM (
-        SELECT j.tenant, j.id, j.stalled, j.heartbeat_timeout,
-            greatest(j.heard_at, coalesce(h.heard_at, 0), $1::bigint) AS heard_at
+        SELECT j.tenant, j.id, j.stalled, j.heartbeat_timeout, greatest(
+            CASE WHEN j.heard_at <= $3::bigint + {TOLERANCE} THEN j.heard_at END,
+            CASE WHEN h.heard_at <= $3::bigint + {TOLERANCE} THEN h.heard_at END,
+            $1::bigint
+        ) AS heard_at
         FROM jobstatus.jobs AS j LEFT JOIN jobstatus.heard AS h ON h.tenant = j.tenant AND h.id = j.id
         WHERE j.state = 2 AND j.heartbeat_timeout IS NOT NULL AND (j.stalled = 0 OR $2::bigint IS NOT NULL)
     ) AS silent
@@ -56,6 +67,29 @@ _SILENT = """
 """
 
 _EXPIRED = "SELECT tenant, id FROM jobstatus.jobs WHERE expires_at <= $1::bigint ORDER BY expires_at LIMIT $2"
+
+# The latest to expire: after a time in which the clock was wrong, the jobs that ended in it are among these.
+_ENDED_IN_FUTURE = """
+    SELECT tenant, id FROM (
+        SELECT tenant, id, finished_at FROM jobstatus.jobs WHERE expires_at > $1::bigint
+        ORDER BY expires_at DESC LIMIT $2
+    ) AS latest WHERE finished_at > $1::bigint
+"""
+
+# Of what was recorded while the clock was wrong. The newest change keeps its time, by which positions know it.
+_TAKE_BACK = (
+    """
+        UPDATE jobstatus.changes SET changed_at = $1::bigint WHERE (xid, number) IN (
+            SELECT xid, number FROM jobstatus.changes
+            WHERE changed_at > $2::bigint AND xid < (SELECT max(xid) FROM jobstatus.changes) LIMIT $3
+        )
+    """,
+    """
+        UPDATE jobstatus.tombstones SET removed_at = $1::bigint WHERE (tenant, id) IN (
+            SELECT tenant, id FROM jobstatus.tombstones WHERE removed_at > $2::bigint LIMIT $3
+        )
+    """,
+)
 
 _OLD_CHANGES = """
     SELECT c.changed_at, c.xid::text, c.number, c.removed, EXISTS (
@@ -124,6 +158,7 @@ class Maintenance:
         self._is_leader = False
         self._session_lock = asyncio.Lock()
         self._restarted_at: float | None = None
+        self._clock_offset: float | None = None
         self._silent_since = 0
         self._trimmed_to: tuple[Any, ...] = _OLDEST
         self.counts: Counter[JobState] = Counter()
@@ -134,6 +169,8 @@ class Maintenance:
         """Become the leader if there is none, and read the number of jobs."""
         await self._try_to_lead()
         await self._exchange()
+        async with self._database.connection() as connection:
+            self._check_clock(await self._now(connection))
 
     def record_heartbeats(self, keys: Sequence[Key], at: int) -> None:
         """Note updates that changed nothing, at a time in microseconds since 1970; the next `overdue` writes them."""
@@ -169,6 +206,7 @@ class Maintenance:
             return ()
         async with self._database.connection() as connection:
             now = await self._now(connection)
+            self._check_clock(now)
             fail = None if fail_after is None else fail_after // _MICROSECOND
             self._silent_since = now - round((self._seconds() - (self._restarted_at or 0.0)) * 1_000_000)
             silent = await connection.fetch(_SILENT, self._silent_since, fail, now, limit + len(self._handed_out))
@@ -179,7 +217,17 @@ class Maintenance:
             if len(commands) < limit:
                 expired = await connection.fetch(_EXPIRED, now, limit - len(commands))
                 commands.extend(Expire(id=job_id, tenant=tenant) for tenant, job_id in expired)
+            if len(commands) < limit:
+                ended = await connection.fetch(_ENDED_IN_FUTURE, now + TOLERANCE, limit - len(commands))
+                commands.extend(Expire(id=job_id, tenant=tenant) for tenant, job_id in ended)
         return commands
+
+    def _check_clock(self, now: int) -> None:
+        """Restart the stall clocks if the clock was set: the times of heartbeats before that mean nothing after it."""
+        offset = now / 1_000_000 - self._seconds()
+        if self._clock_offset is not None and abs(offset - self._clock_offset) > CLOCK_TOLERANCE.total_seconds():
+            self.restart_stall_clocks()
+        self._clock_offset = offset
 
     async def trim(self, *, limit: int) -> bool:
         """See JobStore."""
@@ -190,6 +238,9 @@ class Maintenance:
             old_at = now - FEED_RETENTION // _MICROSECOND
             rows = await connection.fetch(_OLD_CHANGES, old_at, *self._trimmed_to, limit)
             async with connection.transaction():
+                taken_back = [
+                    await connection.execute(statement, now, now + TOLERANCE, limit) for statement in _TAKE_BACK
+                ]
                 last_old = await connection.fetchval(_LAST_OLD_CHANGE, old_at)
                 old = [
                     (xid, number)
@@ -207,7 +258,7 @@ class Maintenance:
             if not has_more:
                 await connection.execute(_DROP_HEARTBEATS)
                 await connection.execute(_SUM_COUNTS)
-        return has_more or done == f"DELETE {limit}"
+        return has_more or done == f"DELETE {limit}" or f"UPDATE {limit}" in taken_back
 
     async def close(self) -> None:
         """End the leader's session, so that another process can lead at once."""
