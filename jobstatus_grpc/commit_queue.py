@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import TypeAlias
 from jobstatus_grpc.errors import StoreUnavailableError
 from jobstatus_grpc.job import Command, Outcome
 from jobstatus_grpc.stores.interface import CommitResult, JobStore
+
+log = logging.getLogger("jobstatus_grpc.commit_queue")
 
 Submission: TypeAlias = tuple[Sequence[Command], asyncio.Future[list[Outcome]]]
 
@@ -133,8 +136,6 @@ class CommitQueue:
         began_at = time.perf_counter()
         try:
             result = await self._store.commit(commands)
-            if self._observe_commit is not None:
-                self._observe_commit(len(commands), time.perf_counter() - began_at)
         except BaseException as error:
             is_of_store = isinstance(error, Exception)
             for _, done in group:
@@ -144,6 +145,11 @@ class CommitQueue:
                 return
             raise
         self._resolve_group(group, result)
+        if self._observe_commit is not None:
+            try:
+                self._observe_commit(len(commands), time.perf_counter() - began_at)
+            except Exception:
+                log.exception("a commit cannot be counted; the commit itself is not affected")
 
     def _resolve_group(self, group: Sequence[Submission], result: CommitResult) -> None:
         start = 0

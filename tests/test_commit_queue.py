@@ -250,3 +250,18 @@ def test_each_commit_that_goes_through_is_observed_with_its_commands_and_seconds
     asyncio.run(scenario())
     assert [commands for commands, _ in seen] == [2, 1]
     assert all(0 < seconds < 10 for _, seconds in seen)
+
+
+def test_a_commit_that_cannot_be_observed_is_a_commit_all_the_same(caplog):
+    def refuse(commands, seconds):
+        raise KeyError(commands)
+
+    async def scenario():
+        store = SlowStore()
+        store.go_on()
+        (job,) = await CommitQueue(store, observe_commit=refuse).submit([Create(id="a")])
+        assert isinstance(job, Job)
+        assert job.revision == 1
+
+    asyncio.run(scenario())
+    assert "a commit cannot be counted" in caplog.text

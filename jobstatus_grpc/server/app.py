@@ -20,7 +20,7 @@ from jobstatus_grpc.errors import CannotStartError, DrainingError
 from jobstatus_grpc.server import health, reflection, responses, servicer
 from jobstatus_grpc.server.addresses import CannotListenError
 from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerConfig, channel_options
-from jobstatus_grpc.server.logs import RequestLog
+from jobstatus_grpc.server.logs import ServerLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
 from jobstatus_grpc.server.servicer import JobStatusServicer
 from jobstatus_grpc.server.transports import grpcio
@@ -64,7 +64,7 @@ EXIT_OK = 0
 EXIT_BROKEN = 1
 
 
-def run(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None, private: str = "") -> int:
+def run(config: ServerConfig, *, ready: Ready, server_log: ServerLog, private: str = "") -> int:
     """Serve until SIGTERM or SIGINT; return the process's exit code.
 
     `ready` is called once, with the bound addresses, when the server takes calls. A worker has a `private` address
@@ -73,10 +73,10 @@ def run(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = 
     Raises:
         CannotStartError: the message says what to do.
     """
-    return run_loop(serve(config, ready=ready, request_log=request_log, private=private))
+    return run_loop(serve(config, ready=ready, server_log=server_log, private=private))
 
 
-async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog | None = None, private: str = "") -> int:
+async def serve(config: ServerConfig, *, ready: Ready, server_log: ServerLog, private: str = "") -> int:
     """As `run`, in a running event loop."""
     config.check()
     stopping = asyncio.Event()
@@ -85,7 +85,7 @@ async def serve(config: ServerConfig, *, ready: Ready, request_log: RequestLog |
         loop.add_signal_handler(number, stopping.set)
     store = await open_store(config.store, clock=utc_now, retention=config.retention)
     try:
-        async with _Server(config, store, request_log, private) as server:
+        async with _Server(config, store, server_log, private) as server:
             log.info(
                 "jobstatus %s serves the store %s on %s; transport %s",
                 version("jobstatus-grpc"),
@@ -117,11 +117,9 @@ async def _serve_until(stopping: asyncio.Event, store: JobStore) -> int:
 class _Server:
     """Everything between the store and the port; serves for the length of a block, and drains at its end."""
 
-    def __init__(
-        self, config: ServerConfig, store: JobStore, request_log: RequestLog | None, private: str = ""
-    ) -> None:
+    def __init__(self, config: ServerConfig, store: JobStore, server_log: ServerLog, private: str = "") -> None:
         self._config = config
-        self._request_log = request_log
+        self._log = server_log
         self._store = store
         self.addresses: list[str] = []
         max_age_seconds = config.max_connection_age.total_seconds()
@@ -138,7 +136,7 @@ class _Server:
             stamp=responses.each_millisecond(lambda: responses.stamp_jobs_message(utc_now())),
             max_age_seconds=max_age_seconds,
         )
-        metrics, endpoint = _metrics_of(config, store)
+        metrics, endpoint = _metrics_of(config, store, server_log)
         self._endpoint = endpoint
         self._publisher = Publisher(
             store, self._job_hub, self._filter_hub, observe_batch=metrics.observe_batch if metrics else None
@@ -153,7 +151,7 @@ class _Server:
         )
         self._calls = CallMiddleware(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
-            request_log,
+            server_log.calls,
             metrics.calls if metrics else None,
         )
         self._sweeper = Sweeper(store=store, queue=self._queue, fail_stalled_after=config.fail_stalled_after)
@@ -198,8 +196,8 @@ class _Server:
         for end in unended:
             end.cancel()
         await self._stop_background()
-        if self._request_log is not None:
-            self._request_log.flush()
+        if self._log.calls is not None:
+            self._log.calls.flush()
 
     async def _report_health(self) -> None:
         """Keep the health of the write path in step with the store."""
@@ -254,11 +252,13 @@ def _open_transport(
     )
 
 
-def _metrics_of(config: ServerConfig, store: JobStore) -> tuple[Metrics, MetricsEndpoint] | tuple[None, None]:
+def _metrics_of(
+    config: ServerConfig, store: JobStore, server_log: ServerLog
+) -> tuple[Metrics, MetricsEndpoint] | tuple[None, None]:
     if config.metrics is None:
         return None, None
     # Imported here because prometheus_client takes a while to load.
     from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
 
-    metrics = Metrics(store, clock=utc_now)
+    metrics = Metrics(store, clock=utc_now, log_lines_dropped=server_log.lines_dropped)
     return metrics, MetricsEndpoint(config.metrics, metrics)

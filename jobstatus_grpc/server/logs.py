@@ -1,6 +1,7 @@
 """The server's log on stderr, as text or JSON: records of `logging`, and one line for each call.
 
-Lines for calls are formatted and written by RequestLog: through `logging` a line would cost a quarter of its call.
+All lines go through LogWriter, a thread with a bounded queue. Lines for calls are formatted by RequestLog: through
+`logging` a line would cost a quarter of its call.
 """
 
 from __future__ import annotations
@@ -9,60 +10,152 @@ import asyncio
 import functools
 import json
 import logging
+import os
 import select
-import sys
+import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from random import getrandbits
-from typing import Protocol, TextIO
+from typing import Protocol
+
+log = logging.getLogger("jobstatus_grpc.server")
 
 
-def configure(log_format: str, level: str, *, worker: int | None = None) -> RequestLog | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLog:
+    """What a server logs besides the records of `logging`. By default nothing."""
+
+    calls: RequestLog | None = None
+    lines_dropped: Callable[[], int] = int
+    """Returns the number of lines that the process could not write."""
+
+
+def configure(log_format: str, level: str, *, worker: int | None = None) -> ServerLog:
     """Log everything at `level` (a name, such as "info") and above to stderr, as `text` or `json`.
 
     Args:
+        log_format: `text` or `json`.
+        level: the lowest level to log.
         worker: this process's number, if it is one of several that write there.
-
-    Returns:
-        The log of calls; None if the level is above info.
     """
-    stream = sys.stderr if worker is None else SharedStream(sys.stderr)
-    handler = logging.StreamHandler(stream)
+    writer = LogWriter(2)
+    handler = _WriterHandler(writer)
     handler.setFormatter(JsonFormatter(worker) if log_format == "json" else TextFormatter(worker))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    if not logging.getLogger().isEnabledFor(logging.INFO):
-        return None
-    return RequestLog(log_format=log_format, stream=stream, worker=worker)
+    calls = None
+    if logging.getLogger().isEnabledFor(logging.INFO):
+        calls = RequestLog(log_format=log_format, stream=writer, worker=worker)
+    return ServerLog(calls=calls, lines_dropped=lambda: writer.lines_dropped)
 
 
-class SharedStream:
-    """A stream that other processes write to as well: writes whole lines, in pieces that a pipe takes undivided.
+MAX_PENDING_BYTES = 4 * 1024 * 1024
+"""Memory for lines that are not written yet: some 15,000 lines, a few seconds of a busy server's log of calls."""
 
-    A line longer than PIPE_BUF may be mixed with lines of others.
+CLOSE_SECONDS = 1.0
+"""Time to write what is pending when the process ends; a reader that has stopped must not keep it from ending."""
+
+
+class LogWriter:
+    """Writes lines to a file descriptor in a thread of its own: a call never waits for the log, or fails by it.
+
+    If the reader has stopped and MAX_PENDING_BYTES are pending, or a write fails (disk full, pipe closed), lines are
+    dropped and counted; once a write succeeds again, their number is logged. Whole lines are written in pieces that a
+    pipe takes undivided, so that several processes can share it; a line longer than PIPE_BUF may be mixed with others.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        """Take a buffered stream: each flush is one system call."""
-        self._stream = stream
+    def __init__(self, descriptor: int) -> None:
+        self.lines_dropped = 0
+        self._descriptor = descriptor
+        self._pending: deque[bytes] = deque()
+        self._pending_bytes = 0
+        self._change = threading.Condition()
+        self._is_mid_line = False
+        # A daemon: the write that a stopped reader blocks must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
 
     def write(self, text: str) -> None:
-        """Write lines."""
-        piece: list[str] = []
-        size = 0
-        for line in text.splitlines(keepends=True):
-            line_size = len(line.encode(errors="replace"))
-            if piece and size + line_size > select.PIPE_BUF:
-                self._pass_on(piece)
-                piece, size = [], 0
-            piece.append(line)
-            size += line_size
-        self._pass_on(piece)
+        """Write one or more whole lines, soon."""
+        data = text.encode(errors="backslashreplace")
+        with self._change:
+            if self._pending_bytes + len(data) > MAX_PENDING_BYTES:
+                self.lines_dropped += data.count(b"\n")
+                return
+            self._pending.append(data)
+            self._pending_bytes += len(data)
+            self._change.notify_all()
 
-    def flush(self) -> None:
-        """Do nothing: `write` flushes."""
+    def close(self, at_most_seconds: float = CLOSE_SECONDS) -> None:
+        """Wait until all lines are written, or the time is over."""
+        with self._change:
+            self._change.wait_for(lambda: not self._pending_bytes, at_most_seconds)
 
-    def _pass_on(self, lines: list[str]) -> None:
-        self._stream.write("".join(lines))
-        self._stream.flush()
+    def _run(self) -> None:
+        reported = 0
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._pending)
+                data = b"".join(self._pending)
+                self._pending.clear()
+            for piece in _pieces(data):
+                if not self._write_piece(piece):
+                    with self._change:
+                        self.lines_dropped += piece.count(b"\n")
+                elif self.lines_dropped > reported:
+                    dropped, reported = self.lines_dropped - reported, self.lines_dropped
+                    log.warning(
+                        "%d lines of this log were dropped: stderr was not read, or could not be written", dropped
+                    )
+            with self._change:
+                self._pending_bytes -= len(data)
+                self._change.notify_all()
+
+    def _write_piece(self, piece: bytes) -> bool:
+        # os.write, not sys.stderr: that keeps what it could not write, and fails again when the interpreter ends.
+        rest = b"\n" + piece if self._is_mid_line else piece
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                except BlockingIOError:  # another program that has the same terminal or pipe made it non-blocking
+                    select.select([], [self._descriptor], [])
+        except (OSError, ValueError):
+            self._is_mid_line |= len(rest) < len(piece)
+            return False
+        self._is_mid_line = False
+        return True
+
+
+def _pieces(lines: bytes) -> Iterator[bytes]:
+    """Divide lines into pieces of whole lines, of PIPE_BUF at most unless a single line is longer."""
+    start = 0
+    while start < len(lines):
+        end = start + select.PIPE_BUF
+        if end < len(lines):
+            end = lines.rfind(b"\n", start, end) + 1 or lines.find(b"\n", start) + 1 or len(lines)
+        yield lines[start:end]
+        start = end
+
+
+class _WriterHandler(logging.Handler):
+    """Passes the records of `logging` to a LogWriter."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(self.format(record) + "\n")
+        except Exception as error:  # such as arguments that do not fit the message: no reason to fail a call
+            self._writer.write(f"a log line of {record.pathname}:{record.lineno} cannot be formatted: {error!r}\n")
+
+    def close(self) -> None:
+        """Write what is pending; `logging` calls this when the process ends."""
+        self._writer.close()
+        super().close()
 
 
 def _instant(record: logging.LogRecord) -> str:
@@ -117,14 +210,10 @@ MAX_GATHERED_LINES = 1000
 
 
 class Stream(Protocol):
-    """What RequestLog writes to."""
+    """What RequestLog writes to: a LogWriter."""
 
     def write(self, text: str, /) -> object:
-        """Write one or more whole lines."""
-        ...
-
-    def flush(self) -> object:
-        """Flush the lines written."""
+        """Write one or more whole lines, without waiting or raising."""
         ...
 
 
@@ -134,12 +223,12 @@ class RequestLog:
     A crash loses the lines of its last tenth of a second; errors go through `logging`, at once.
     """
 
-    def __init__(self, *, log_format: str, stream: Stream | None = None, worker: int | None = None) -> None:
-        """Write `text` or `json` to `stream` (default: stderr), with the worker's number if there is one."""
+    def __init__(self, *, log_format: str, stream: Stream, worker: int | None = None) -> None:
+        """Write `text` or `json` to `stream`, with the worker's number if there is one."""
         is_json = log_format == "json"
         self._line = _json_line if is_json else _text_line
         self._worker = "" if worker is None else f'"worker": {worker}, ' if is_json else f"worker={worker} "
-        self._stream = stream or sys.stderr
+        self._stream = stream
         self._calls: list[tuple[float, str, str, float, str, str]] = []
 
     def write(self, method: str, code: str, seconds: float, caller: str, request_id: str) -> None:
@@ -157,7 +246,6 @@ class RequestLog:
             calls, self._calls = self._calls, []
             line, worker = self._line, self._worker
             self._stream.write("".join([line(worker, *call) for call in calls]))
-            self._stream.flush()
 
 
 @functools.lru_cache(maxsize=4)

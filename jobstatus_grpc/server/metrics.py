@@ -11,7 +11,7 @@ import socket
 import socketserver
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
@@ -118,10 +118,11 @@ class CallTally:
 class Metrics(Collector):
     """Everything that a server counts, and gauges that it reads when it is scraped. Counts on one event loop."""
 
-    def __init__(self, store: JobStore, *, clock: Clock) -> None:
-        """Take the store, and a clock in step with that of the store."""
+    def __init__(self, store: JobStore, *, clock: Clock, log_lines_dropped: Callable[[], int] = int) -> None:
+        """Take the store, a clock in step with that of the store, and a count of the log."""
         self._store = store
         self._clock = clock
+        self._log_lines_dropped = log_lines_dropped
         self.calls: Mapping[str, CallTally] = {
             method.name: CallTally(method.name, is_stream=method.server_streaming) for method in SERVICE.methods
         }
@@ -164,6 +165,11 @@ class Metrics(Collector):
             family = HistogramMetricFamily(name, text, labels=())
             histogram.add_to(family)
             yield family
+        yield CounterMetricFamily(
+            "jobstatus_log_lines_dropped",
+            "Log lines that were not written: stderr was not read, or could not be written.",
+            value=self._log_lines_dropped(),
+        )
         yield from self._process.collect()
         yield self._build_info
 

@@ -156,13 +156,19 @@ class CallMiddleware:
                 code = "INTERNAL"
                 await context.abort(*status.status_of(_masked(name, error)))
             finally:
-                seconds = time.perf_counter() - started
-                if tally is not None:
-                    tally.end(code, seconds)
-                if self._log is not None:
-                    self._log.write(name, code, seconds, context.peer(), _request_id(context))
+                self._record(name, tally, code, time.perf_counter() - started, context)
 
         return Method(method.path, answered, method.is_stream)
+
+    def _record(self, name: str, tally: CallTally | None, code: str, seconds: float, context: CallContext) -> None:
+        """Count and log a call that has ended. Raises nothing: the call may have been stored, and is answered."""
+        try:
+            if tally is not None:
+                tally.end(code, seconds)
+            if self._log is not None:
+                self._log.write(name, code, seconds, context.peer(), _request_id(context))
+        except Exception:
+            log.exception("a call of %s cannot be counted or logged; the call itself is not affected", name)
 
 
 class _CountedStream:

@@ -29,7 +29,7 @@ def main() -> None:
         sys.exit(EXIT_CANNOT_START)  # the supervisor is gone already
     is_alone = threading.Event()
     threading.Thread(target=_end_with_supervisor, args=(assignment, is_alone), name="supervisor", daemon=True).start()
-    request_log = logs.configure(assignment.log_format, assignment.log_level, worker=assignment.index)
+    server_log = logs.configure(assignment.log_format, assignment.log_level, worker=assignment.index)
 
     def send_report(error: str | None) -> None:
         with contextlib.suppress(OSError):
@@ -37,7 +37,7 @@ def main() -> None:
 
     try:
         code = app.run(
-            assignment.config, ready=lambda _: send_report(None), request_log=request_log, private=assignment.private
+            assignment.config, ready=lambda _: send_report(None), server_log=server_log, private=assignment.private
         )
     except CannotStartError as error:
         send_report(str(error))

@@ -83,7 +83,10 @@ class Publisher:
             self._job_hub.publish(change)
         await self._filter_hub.publish(batch.changes, before=after, after=batch.position)
         if self._observe_batch is not None:
-            self._observe_batch(batch)
+            try:
+                self._observe_batch(batch)
+            except Exception:
+                log.exception("a batch of changes cannot be counted; its publication is not affected")
 
 
 class OutageLog:

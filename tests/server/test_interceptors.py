@@ -16,6 +16,7 @@ import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.server import logs
 from jobstatus_grpc.server.logs import JsonFormatter, RequestLog, TextFormatter
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.support.loop import run
@@ -254,6 +255,31 @@ def test_a_watch_is_logged_once_and_when_it_ends():
 
     (line,) = [json.loads(line) for line in logged("json", scenario) if '"WatchJob"' in line]
     assert (line["code"], line["duration_ms"] >= 200) == ("OK", True)
+
+
+class StreamThatFailsOnce(io.StringIO):
+    has_failed = False
+
+    def write(self, text):
+        if not self.has_failed:
+            self.has_failed = True
+            raise OSError("no space left on device")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_a_log_that_fails_changes_no_calls_outcome(transport, monkeypatch, caplog):
+    monkeypatch.setattr(logs, "MAX_GATHERED_LINES", 1)
+
+    async def scenario():
+        log = RequestLog(log_format="json", stream=StreamThatFailsOnce())
+        async with serving(MemoryStore(), request_log=log, transport=transport) as stub:
+            for number in range(3):
+                reply = await stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(id=f"a{number}")))
+                assert reply.job.revision == 1
+
+    run(scenario)
+    assert "the call itself is not affected" in caplog.text
 
 
 HARD_TO_TELL = ["two\nlines", "\r\n\x1b[31m", 'quote " and \\', "ünïcode ✓", "\u2028"]

@@ -6,12 +6,17 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import struct
+import threading
+from pathlib import Path
 
 import grpc
 import pytest
+
+from jobstatus_grpc.server.logs import MAX_PENDING_BYTES, LogWriter
 
 
 def lines_of(path):
@@ -90,6 +95,66 @@ def test_a_log_without_a_reader_fails_no_call(serve, tmp_path, new_id):
     assert [message.event.job for message in stream][-1] == end
     service.process.signal(signal.SIGTERM)
     assert service.process.wait() == 0
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_a_log_on_a_full_disk_fails_no_call_and_no_end(serve, new_id, transport):
+    service = serve("--transport", transport, log=Path("/dev/full"))
+    job = service.job_in("IN_PROGRESS", id=new_id())
+    for number in range(1500):
+        assert service.update(job.id, labels={"n": str(number)}).revision == job.revision + number + 1
+    assert service.process.terminate() == 0
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_a_reader_of_the_log_that_stops_stops_nothing_and_lines_are_counted(serve, tmp_path, new_id, transport):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    fill(pipe)
+    service = serve("--transport", transport, "--metrics", "127.0.0.1:0", log=pipe)
+    job = service.job_in("IN_PROGRESS", id=new_id())
+    for number in range(1500):
+        assert service.update(job.id, labels={"n": str(number)}).revision == job.revision + number + 1
+    assert service.process.terminate() == 0
+    os.close(reader)
+
+
+def fill(pipe):
+    """Fill a named pipe, as a reader that has stopped leaves it."""
+    writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"\n" * 4096)
+    os.close(writer)
+
+
+def test_lines_beyond_the_bound_are_dropped_and_counted_and_their_number_is_logged(caplog):
+    read_end, write_end = os.pipe()
+    writer = LogWriter(write_end)
+    line = "x" * 1023 + "\n"
+    for _ in range(2 * MAX_PENDING_BYTES // len(line)):
+        writer.write(line)
+    assert 4000 < writer.lines_dropped < 4200
+    with open(read_end, "rb") as reader:
+        draining = threading.Thread(target=reader.read)
+        draining.start()
+        writer.close(20)
+        os.close(write_end)
+        draining.join(20)
+    counts = re.findall(r"(\d+) lines of this log were dropped", caplog.text)
+    assert sum(map(int, counts)) == writer.lines_dropped
+
+
+def test_a_line_cut_by_a_full_disk_spoils_no_other_line():
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    writer = LogWriter(write_end)
+    os.write(write_end, b"x" * 4095 + b"\n")
+    writer.write("a\nb\n")
+    writer.close()
+    with open(read_end, "rb", buffering=0) as reader:
+        assert reader.read(65536).endswith(b"\na\nb\n")
+    os.close(write_end)
 
 
 def test_the_log_says_when_the_server_drains(serve, tmp_path):

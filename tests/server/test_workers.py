@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobstatus_grpc.server.logs import SharedStream
+from jobstatus_grpc.server.logs import LogWriter
 from tests.support import shared_store
 from tests.support.service import Service
 
@@ -179,7 +179,9 @@ def test_no_line_of_one_is_torn_apart_by_anothers():
     lines = [f"{number} {'x' * (number * 37 % 700)}\n" for number in range(60)]
     with open(read_end, "rb", buffering=0) as reader:
         with open(write_end, "w") as writer:
-            SharedStream(writer).write("".join(lines))
+            log_writer = LogWriter(writer.fileno())
+            log_writer.write("".join(lines))
+            log_writer.close()
         pieces = list(iter(lambda: reader.read(65536), b""))
     assert b"".join(pieces).decode() == "".join(lines)
     assert {piece[-1:] for piece in pieces} == {b"\n"}

@@ -18,7 +18,7 @@ from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
 from jobstatus_grpc.server.app import _Server
 from jobstatus_grpc.server.config import ServerConfig
-from jobstatus_grpc.server.logs import RequestLog
+from jobstatus_grpc.server.logs import RequestLog, ServerLog
 from jobstatus_grpc.stores.interface import JobStore
 
 if TYPE_CHECKING:
@@ -121,7 +121,10 @@ async def serving(
     """
     settings = {"transport": TRANSPORT, **settings}
     config = ServerConfig(listen=("127.0.0.1:0",), drain_grace=drain_grace, **settings)
-    async with contextlib.AsyncExitStack() as after_the_server, _Server(config, store, request_log) as server:
+    async with (
+        contextlib.AsyncExitStack() as after_the_server,
+        _Server(config, store, ServerLog(calls=request_log)) as server,
+    ):
         options = [("grpc.use_local_subchannel_pool", 1)]
         channel = grpc.aio.insecure_channel(server.addresses[0], options=options)
         # With a grace period: replies that are under way still arrive.

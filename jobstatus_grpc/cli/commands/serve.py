@@ -99,14 +99,14 @@ def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, **se
     from jobstatus_grpc.server import logs
 
     log_format = log_format or ("text" if sys.stderr.isatty() else "json")
-    request_log = logs.configure(log_format, log_level)
+    server_log = logs.configure(log_format, log_level)
     if config.workers > 1:
         from jobstatus_grpc.server import supervisor
 
         ctx.exit(supervisor.run(config, ready=_announce, log_format=log_format, log_level=log_level))
     from jobstatus_grpc.server import app
 
-    ctx.exit(app.run(config, ready=_announce, request_log=request_log))
+    ctx.exit(app.run(config, ready=_announce, server_log=server_log))
 
 
 def _announce(addresses: Sequence[str]) -> None:
