@@ -191,6 +191,8 @@ class Transition:
     attempt: int
     actor: str
     revision: int
+    request_id: str = field(default="", compare=False)
+    """The request_id of the change, if it had one: for the log, not stored."""
 
 
 @dataclass(frozen=True, slots=True)

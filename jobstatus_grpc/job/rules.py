@@ -97,7 +97,7 @@ def _create(found: Found, command: Create, now: datetime) -> Applied:
         tenant=command.tenant,
         creation_request=command.request,
     )
-    return Applied(job, _transition(None, job, command.reason, command.actor))
+    return Applied(job, _transition(None, job, command.reason, command.actor, command.request))
 
 
 def _update(found: Found, command: Update, now: datetime, retention: timedelta) -> Applied:
@@ -128,7 +128,7 @@ def _create_by_update(command: Update, now: datetime, retention: timedelta) -> A
     )
     check_allowed(evolve(blank, {"revision": 0}), command)
     job = evolve(blank, changed_fields(blank, command, now, retention))
-    return Applied(job, _transition(None, job, job.reason, command.actor))
+    return Applied(job, _transition(None, job, job.reason, command.actor, command.request))
 
 
 def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) -> Applied:
@@ -321,11 +321,13 @@ def _next_revision(
         changes["requests"] = (*job.requests, request)[-REQUEST_IDS_KEPT:]
     after = evolve(job, changes)
     if "state" in changes or "attempt" in changes or "cancel_requested" in changes:
-        return Applied(after, _transition(job.state, after, reason, actor))
+        return Applied(after, _transition(job.state, after, reason, actor, request))
     return Applied(after)
 
 
-def _transition(from_state: JobState | None, job: Job, reason: str, actor: str) -> Transition:
+def _transition(
+    from_state: JobState | None, job: Job, reason: str, actor: str, request: RequestId | None
+) -> Transition:
     return Transition(
         from_state=from_state,
         to_state=job.state,
@@ -334,4 +336,5 @@ def _transition(from_state: JobState | None, job: Job, reason: str, actor: str) 
         attempt=job.attempt,
         actor=actor,
         revision=job.revision,
+        request_id=request.value if request else "",
     )

@@ -15,10 +15,10 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import getrandbits
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 log = logging.getLogger("jobstatus_grpc.server")
 
@@ -32,22 +32,25 @@ class ServerLog:
     """Returns the number of lines that the process could not write."""
 
 
-def configure(log_format: str, level: str, *, worker: int | None = None) -> ServerLog:
+def configure(log_format: str, level: str, *, calls: bool = False, worker: int | None = None) -> ServerLog:
     """Log everything at `level` (a name, such as "info") and above to stderr, as `text` or `json`.
 
     Args:
         log_format: `text` or `json`.
         level: the lowest level to log.
+        calls: log a line for each call at info, else at debug.
         worker: this process's number, if it is one of several that write there.
     """
     writer = LogWriter(2)
-    handler = _WriterHandler(writer)
+    handler = _WriterHandler(writer, None if level == "debug" else Allowance())
     handler.setFormatter(JsonFormatter(worker) if log_format == "json" else TextFormatter(worker))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    calls = None
-    if logging.getLogger().isEnabledFor(logging.INFO):
-        calls = RequestLog(log_format=log_format, stream=writer, worker=worker)
-    return ServerLog(calls=calls, lines_dropped=lambda: writer.lines_dropped)
+    calls_level = logging.INFO if calls else logging.DEBUG
+    request_log = None
+    if logging.getLogger().isEnabledFor(calls_level):
+        name = logging.getLevelName(calls_level).lower()
+        request_log = RequestLog(log_format=log_format, stream=writer, level=name, worker=worker)
+    return ServerLog(calls=request_log, lines_dropped=lambda: writer.lines_dropped)
 
 
 MAX_PENDING_BYTES = 4 * 1024 * 1024
@@ -139,16 +142,67 @@ def _pieces(lines: bytes) -> Iterator[bytes]:
         start = end
 
 
-class _WriterHandler(logging.Handler):
-    """Passes the records of `logging` to a LogWriter."""
+MAX_ROUTINE_BYTES_PER_DAY = 80_000_000
+"""Lines about jobs that went well: with 16 jobs a second they would take ten times this."""
 
-    def __init__(self, writer: LogWriter) -> None:
+ROUTINE_BURST_BYTES = 64 * 1024
+"""Such lines that are written at once after a quiet time: about 300."""
+
+SUMMARY_SECONDS = 60.0
+"""Between two lines that say how many were left out."""
+
+_ROUTINE_MOVES = {(None, "pending"), (None, "in_progress"), ("pending", "in_progress"), ("in_progress", "succeeded")}
+
+
+class Allowance:
+    """Limits the lines about jobs that are created, claimed and succeed, so that a day's log stays under 100 MB.
+
+    All that is not routine is logged: a retry, a stall, a cancel, a failure, a deletion.
+    """
+
+    def __init__(self, *, seconds: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._bytes = float(ROUTINE_BURST_BYTES)
+        self._counted_at = seconds()
+        self._left_out = 0
+        self._summary_at = 0.0
+
+    def admits(self, record: logging.LogRecord, line: str) -> bool:
+        """Return whether the line is to be written."""
+        fields = getattr(record, "fields", None)
+        if fields is None or (fields.get("from"), fields["to"]) not in _ROUTINE_MOVES:
+            return True
+        now = self._seconds()
+        rise = (now - self._counted_at) * MAX_ROUTINE_BYTES_PER_DAY / 86400
+        self._bytes = min(ROUTINE_BURST_BYTES, self._bytes + rise)
+        self._counted_at = now
+        if self._bytes >= len(line):
+            self._bytes -= len(line)
+            return True
+        self._left_out += 1
+        if now >= self._summary_at:
+            self._summary_at = now + SUMMARY_SECONDS
+            log.info(
+                "the log leaves out lines about jobs that are created, claimed and succeed, %d so far, to stay under "
+                "100 MB a day; `jobstatus history ID` shows them, and --log-level debug logs all",
+                self._left_out,
+            )
+        return False
+
+
+class _WriterHandler(logging.Handler):
+    """Passes the records of `logging` to a LogWriter, within an allowance."""
+
+    def __init__(self, writer: LogWriter, allowance: Allowance | None) -> None:
         super().__init__()
         self._writer = writer
+        self._allowance = allowance
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.write(self.format(record) + "\n")
+            line = self.format(record) + "\n"
+            if self._allowance is None or self._allowance.admits(record, line):
+                self._writer.write(line)
         except Exception as error:  # such as arguments that do not fit the message: no reason to fail a call
             self._writer.write(f"a log line of {record.pathname}:{record.lineno} cannot be formatted: {error!r}\n")
 
@@ -177,6 +231,7 @@ class JsonFormatter(logging.Formatter):
             **self._worker,
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -192,11 +247,18 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and any traceback below it."""
-        text = record.getMessage()
+        fields = getattr(record, "fields", {})
+        text = " ".join([record.getMessage(), *(f"{name}={_word(value)}" for name, value in fields.items())])
         if not text.isprintable():
             text = text.encode("unicode_escape").decode("ascii")
         line = f"{_instant(record)} {record.levelname.lower():7} {self._worker}{text}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _word(value: object) -> str:
+    """Return a field's value in a line of text: values from outside must not look like other fields."""
+    text = str(value)
+    return text if text and text.isprintable() and not set(' "=') & set(text) else json.dumps(text)
 
 
 GATHER_SECONDS = 0.1
@@ -217,24 +279,52 @@ class Stream(Protocol):
         ...
 
 
+_Call: TypeAlias = tuple[float, str, str, float, str, str, Mapping[str, str]]
+
+
 class RequestLog:
     """Writes a line for each call to a stream, gathered for a tenth of a second. For one event loop.
 
     A crash loses the lines of its last tenth of a second; errors go through `logging`, at once.
     """
 
-    def __init__(self, *, log_format: str, stream: Stream, worker: int | None = None) -> None:
+    def __init__(self, *, log_format: str, stream: Stream, level: str = "info", worker: int | None = None) -> None:
         """Write `text` or `json` to `stream`, with the worker's number if there is one."""
         is_json = log_format == "json"
         self._line = _json_line if is_json else _text_line
-        self._worker = "" if worker is None else f'"worker": {worker}, ' if is_json else f"worker={worker} "
+        self._level = f'"level": "{level}", ' if is_json else f"{level:7} "
+        if worker is not None:
+            self._level += f'"worker": {worker}, ' if is_json else f"worker={worker} "
         self._stream = stream
-        self._calls: list[tuple[float, str, str, float, str, str]] = []
+        self._calls: list[_Call] = []
 
-    def write(self, method: str, code: str, seconds: float, caller: str, request_id: str) -> None:
-        """Log a call that has just ended; an empty `request_id` is replaced by a random one."""
+    def write(
+        self,
+        method: str,
+        code: str,
+        reason: str,
+        seconds: float,
+        caller: str,
+        request_id: str,
+        job_id: str,
+        api_request_id: str,
+    ) -> None:
+        """Log a call that has just ended.
+
+        Args:
+            method: the RPC.
+            code: the name of its gRPC code.
+            reason: that of its error; empty if it succeeded.
+            seconds: how long it took.
+            caller: the peer.
+            request_id: `x-request-id` of the metadata; if empty, it is replaced by a random one.
+            job_id: the job, if the call names one.
+            api_request_id: the request_id in the request, if there is one.
+        """
         calls = self._calls
-        calls.append((time.time(), method, code, seconds, caller, request_id))
+        optional = {"reason": reason, "job": job_id, "api_request_id": api_request_id}
+        fields = {name: value for name, value in optional.items() if value}
+        calls.append((time.time(), method, code, seconds, caller, request_id, fields))
         if len(calls) == 1:
             asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
         elif len(calls) >= MAX_GATHERED_LINES:
@@ -244,8 +334,8 @@ class RequestLog:
         """Write the gathered lines. Formatting them in one go takes half the time of one by one."""
         if self._calls:
             calls, self._calls = self._calls, []
-            line, worker = self._line, self._worker
-            self._stream.write("".join([line(worker, *call) for call in calls]))
+            line, level = self._line, self._level
+            self._stream.write("".join([line(level, *call) for call in calls]))
 
 
 @functools.lru_cache(maxsize=4)
@@ -256,22 +346,38 @@ def _second(seconds: int) -> str:
 _quoted = functools.lru_cache(maxsize=4096)(json.dumps)
 
 
-def _json_line(worker: str, now: float, method: str, code: str, seconds: float, caller: str, request_id: str) -> str:
+def _json_line(
+    level: str,
+    now: float,
+    method: str,
+    code: str,
+    seconds: float,
+    caller: str,
+    request_id: str,
+    fields: Mapping[str, str],
+) -> str:
     request_id = json.dumps(request_id) if request_id else f'"{getrandbits(64):016x}"'
+    more = "".join([f', "{name}": {json.dumps(value)}' for name, value in fields.items()])
     return (
-        f'{{"time": "{_second(int(now))}.{int(now * 1000) % 1000:03d}Z", "level": "info", {worker}'
+        f'{{"time": "{_second(int(now))}.{int(now * 1000) % 1000:03d}Z", {level}'
         f'"logger": "jobstatus_grpc.requests", "message": "request", "method": "{method}", "code": "{code}", '
-        f'"duration_ms": {seconds * 1000:.3f}, "caller": {_quoted(caller)}, "request_id": {request_id}}}\n'
+        f'"duration_ms": {seconds * 1000:.3f}, "caller": {_quoted(caller)}{more}, "request_id": {request_id}}}\n'
     )
 
 
-def _text_line(worker: str, now: float, method: str, code: str, seconds: float, caller: str, request_id: str) -> str:
-    request_id = request_id or f"{getrandbits(64):016x}"
-    if (
-        not request_id.isprintable() or " " in request_id
-    ):  # it comes from the client, and must not look like other fields
-        request_id = json.dumps(request_id)
+def _text_line(
+    level: str,
+    now: float,
+    method: str,
+    code: str,
+    seconds: float,
+    caller: str,
+    request_id: str,
+    fields: Mapping[str, str],
+) -> str:
+    more = "".join([f" {name}={_word(value)}" for name, value in fields.items()])
     return (
-        f"{_second(int(now))}.{int(now * 1000) % 1000:03d}Z info    {worker}request method={method} code={code} "
-        f"duration_ms={seconds * 1000:.3f} caller={caller} request_id={request_id}\n"
+        f"{_second(int(now))}.{int(now * 1000) % 1000:03d}Z {level}request method={method} code={code} "
+        f"duration_ms={seconds * 1000:.3f} caller={caller}{more} "
+        f"request_id={_word(request_id or f'{getrandbits(64):016x}')}\n"
     )

@@ -21,6 +21,7 @@ from jobstatus_grpc.errors import (
     TooManyWatchersError,
 )
 from jobstatus_grpc.server.logs import RequestLog
+from jobstatus_grpc.server.requests import subject_of
 from jobstatus_grpc.server.transports.interface import Behaviour, CallContext, Metadata, Method, StreamContext
 from jobstatus_grpc.wire import status
 
@@ -134,7 +135,7 @@ class CallMiddleware:
 
         async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()
-            code = "OK"
+            code, reason, reply = "OK", "", None
             if tally is not None:
                 tally.started += 1
             try:
@@ -143,11 +144,12 @@ class CallMiddleware:
                     raise DrainingError
                 admit(context)
                 try:
-                    return await behaviour(data, context)
+                    reply = await behaviour(data, context)
+                    return reply
                 finally:
                     end(context)
             except JobStatusError as error:
-                code = status.code_of(error).name
+                code, reason = status.code_of(error).name, error.reason
                 await context.abort(*status.status_of(error))
             except asyncio.CancelledError:
                 code = "CANCELLED"
@@ -156,19 +158,25 @@ class CallMiddleware:
                 code = "INTERNAL"
                 await context.abort(*status.status_of(_masked(name, error)))
             finally:
-                self._record(name, tally, code, time.perf_counter() - started, context)
+                seconds = time.perf_counter() - started
+                try:
+                    if tally is not None:
+                        tally.end(code, seconds)
+                    if self._log is not None:
+                        self._log.write(
+                            name,
+                            code,
+                            reason,
+                            seconds,
+                            context.peer(),
+                            _request_id(context),
+                            *subject_of(name, data, reply),
+                        )
+                except Exception:
+                    # The call may have been stored, and is answered: nothing here may change that.
+                    log.exception("a call of %s cannot be counted or logged; the call itself is not affected", name)
 
         return Method(method.path, answered, method.is_stream)
-
-    def _record(self, name: str, tally: CallTally | None, code: str, seconds: float, context: CallContext) -> None:
-        """Count and log a call that has ended. Raises nothing: the call may have been stored, and is answered."""
-        try:
-            if tally is not None:
-                tally.end(code, seconds)
-            if self._log is not None:
-                self._log.write(name, code, seconds, context.peer(), _request_id(context))
-        except Exception:
-            log.exception("a call of %s cannot be counted or logged; the call itself is not affected", name)
 
 
 class _CountedStream:

@@ -67,6 +67,25 @@ def parse(message_class: type[M], data: bytes) -> M:
         raise InvalidFieldError(violations=[FieldViolation("", what)]) from None
 
 
+_REQUEST_CLASSES: Mapping[str, type[Message]] = {
+    method.name: getattr(pb, method.input_type.name)
+    for method in pb.DESCRIPTOR.services_by_name["JobStatusService"].methods
+}
+
+
+def subject_of(method: str, data: bytes, reply: bytes | None) -> tuple[str, str]:
+    """Return the job's id and the request_id of a call for the log; each is empty if the call has none, or several."""
+    try:
+        request: Any = _REQUEST_CLASSES[method].FromString(data)
+        names = request.DESCRIPTOR.fields_by_name
+        job_id = request.id if "id" in names else request.job.id if "job" in names else ""
+        if not job_id and method == "CreateJob" and reply:
+            job_id = pb.CreateJobResponse.FromString(reply).job.id
+        return job_id, request.request_id if "request_id" in names else ""
+    except (DecodeError, KeyError):
+        return "", ""
+
+
 def _raise_if_any(violations: Violations) -> None:
     if violations:
         raise InvalidFieldError(violations=violations)

@@ -47,6 +47,7 @@ class Assignment:
     """A `unix:/path` of this worker alone: see Listener."""
     log_format: str
     log_level: str
+    log_calls: bool
 
 
 def start_report(error: str | None) -> bytes:
@@ -157,7 +158,7 @@ STEADY_SECONDS = 10.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 
-def run(config: ServerConfig, *, ready: Ready, log_format: str, log_level: str) -> int:
+def run(config: ServerConfig, *, ready: Ready, log_format: str, log_level: str, log_calls: bool) -> int:
     """Serve with `config.workers` processes until SIGTERM or SIGINT; return the process's exit code.
 
     `ready` is called once, with the bound addresses, when all workers serve. A worker that ends later is restarted.
@@ -165,10 +166,10 @@ def run(config: ServerConfig, *, ready: Ready, log_format: str, log_level: str) 
     Raises:
         CannotStartError: a worker cannot start, or the store or an address cannot be shared; no worker is left.
     """
-    return asyncio.run(supervise(config, ready=ready, log_format=log_format, log_level=log_level))
+    return asyncio.run(supervise(config, ready=ready, log_format=log_format, log_level=log_level, log_calls=log_calls))
 
 
-async def supervise(config: ServerConfig, *, ready: Ready, log_format: str, log_level: str) -> int:
+async def supervise(config: ServerConfig, *, ready: Ready, log_format: str, log_level: str, log_calls: bool) -> int:
     """As `run`, in a running event loop."""
     _check(config)
     stopping = asyncio.Event()
@@ -184,6 +185,7 @@ async def supervise(config: ServerConfig, *, ready: Ready, log_format: str, log_
                     private=f"unix:{folder}/{index}",
                     log_format=log_format,
                     log_level=log_level,
+                    log_calls=log_calls,
                 )
                 for index in range(config.workers)
             ]

@@ -29,7 +29,9 @@ def main() -> None:
         sys.exit(EXIT_CANNOT_START)  # the supervisor is gone already
     is_alone = threading.Event()
     threading.Thread(target=_end_with_supervisor, args=(assignment, is_alone), name="supervisor", daemon=True).start()
-    server_log = logs.configure(assignment.log_format, assignment.log_level, worker=assignment.index)
+    server_log = logs.configure(
+        assignment.log_format, assignment.log_level, calls=assignment.log_calls, worker=assignment.index
+    )
 
     def send_report(error: str | None) -> None:
         with contextlib.suppress(OSError):

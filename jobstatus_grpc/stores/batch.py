@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.job import (
     Command,
+    Delete,
     Found,
     Job,
     JobState,
@@ -24,6 +26,12 @@ from jobstatus_grpc.job import (
 )
 from jobstatus_grpc.stores.interface import Change, Key
 
+log = logging.getLogger("jobstatus_grpc.jobs")
+"""The log that says what happened to each job."""
+
+MAX_LOGGED_CHARACTERS = 500
+"""Of a reason or an error in a line of the log. `jobstatus history` and `jobstatus get` show them whole."""
+
 _NOT_SHOWN: dict[str, Any] = {"creation_request": None, "requests": ()}
 """The fields that a removed job's final state leaves out: they only serve later commands."""
 
@@ -31,7 +39,7 @@ _NOT_SHOWN: dict[str, Any] = {"creation_request": None, "requests": ()}
 class Batch:
     """What a transaction has to write, and the outcomes of its commands."""
 
-    __slots__ = ("changes", "counts", "jobs", "outcomes", "removed", "transitions")
+    __slots__ = ("changes", "counts", "deletions", "jobs", "outcomes", "removed", "transitions")
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
@@ -46,11 +54,34 @@ class Batch:
         """The changes for the feed, at most one per job, in the order in which the jobs first changed."""
         self.counts: Counter[JobState] = Counter()
         """The differences in the number of jobs by state."""
+        self.deletions: list[tuple[Tombstone, str]] = []
+        """The tombstones of the jobs that were deleted, not expired, and the actors of the deletions."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
         return not self.jobs and not self.removed
+
+    def log(self) -> None:
+        """Log a line for each entry of the history and each deletion. Stores call it once the batch is durable."""
+        if not (self.transitions or self.deletions) or not log.isEnabledFor(logging.INFO):
+            return
+        for key, entry in self.transitions:
+            fields = {
+                "job": key[1],
+                "from": "" if entry.from_state is None else entry.from_state.word,
+                "to": entry.to_state.word,
+                "attempt": entry.attempt,
+                "revision": entry.revision,
+                "actor": entry.actor,
+                "reason": entry.reason[:MAX_LOGGED_CHARACTERS],
+                "error": _error_of(self.jobs.get(key), entry),
+                "request_id": entry.request_id,
+            }
+            log.info("job", extra={"fields": {name: value for name, value in fields.items() if value != ""}})
+        for tombstone, actor in self.deletions:
+            fields = {"job": tombstone.id, "to": "deleted", "revision": tombstone.revision, "actor": actor}
+            log.info("job", extra={"fields": fields})
 
     def _remove(self, key: Key, job: Job) -> Tombstone:
         tombstone = Tombstone(*key, job.revision + 1)
@@ -97,7 +128,9 @@ def apply_all(
         if isinstance(command, Update):
             updated.add(key)
         if applied.removed:
-            found[key] = batch._remove(key, job)
+            found[key] = tombstone = batch._remove(key, job)
+            if isinstance(command, Delete):
+                batch.deletions.append((tombstone, command.actor))
         elif job is not before:
             found[key] = jobs[key] = job
             was = before.state if isinstance(before, Job) else None
@@ -110,3 +143,9 @@ def apply_all(
             if applied.transition is not None:
                 batch.transitions.append((key, applied.transition))
     return batch
+
+
+def _error_of(job: Job | None, entry: Transition) -> str:
+    """Return the message of the error with which a change left the job, cut for the log; empty if it has none."""
+    error = job.error if job is not None and job.revision == entry.revision else None
+    return "" if error is None else (error.message or error.reason)[:MAX_LOGGED_CHARACTERS]

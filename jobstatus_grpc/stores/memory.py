@@ -88,6 +88,7 @@ class MemoryStore:
         self._stall_clocks.note(commands, batch.outcomes)
         if batch.changes:
             self._feed.publish(batch.changes)
+        batch.log()
         return CommitResult(batch.outcomes)
 
     def _write(self, batch: Batch, now: datetime) -> None:

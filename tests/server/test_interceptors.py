@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import re
+import shlex
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -255,6 +256,34 @@ def test_a_watch_is_logged_once_and_when_it_ends():
 
     (line,) = [json.loads(line) for line in logged("json", scenario) if '"WatchJob"' in line]
     assert (line["code"], line["duration_ms"] >= 200) == ("OK", True)
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_the_line_of_a_call_names_the_job_the_requests_id_and_the_errors_reason(log_format):
+    async def scenario(stub):
+        await stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(id="a"), request_id="made 1"))
+        made = await stub.CreateJob(pb.CreateJobRequest())
+        assert made.job.id
+        for method, request in (
+            (stub.UpdateJob, pb.UpdateJobRequest(job=pb.JobStatus(id="b"), request_id="u")),
+            (stub.GetJob, pb.GetJobRequest(id="c")),
+            (stub.CreateJob, pb.CreateJobRequest(job=pb.JobStatus(id="a"))),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await method(request)
+        await stub.BatchUpdateJobs(pb.BatchUpdateJobsRequest())
+
+    lines = logged(log_format, scenario)
+    if log_format == "text":
+        words = [dict(word.split("=") for word in shlex.split(line.partition("request ")[2])) for line in lines]
+    else:
+        words = [json.loads(line) for line in lines]
+    fields = [(line.get("job", ""), line.get("api_request_id"), line.get("reason")) for line in words]
+    assert fields[1][0] != ""
+    assert [fields[0], *fields[2:]] == [
+        ("a", "made 1", None), ("b", "u", "JOB_NOT_FOUND"), ("c", None, "JOB_NOT_FOUND"),
+        ("a", None, "JOB_ALREADY_EXISTS"), ("", None, None),
+    ]  # fmt: skip
 
 
 class StreamThatFailsOnce(io.StringIO):

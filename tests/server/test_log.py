@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import random
 import re
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.server.logs import MAX_PENDING_BYTES, LogWriter
+from jobstatus_grpc.server.logs import MAX_PENDING_BYTES, Allowance, JsonFormatter, LogWriter, TextFormatter
 
 
 def lines_of(path):
@@ -63,7 +65,7 @@ def test_every_line_of_a_json_log_is_an_object_with_time_level_and_message(serve
 
 def test_the_last_calls_before_the_end_are_in_the_log(serve, tmp_path, new_id):
     log = tmp_path / "log"
-    service = serve("--log-format", "json", log=log)
+    service = serve("--log-format", "json", "--log-calls", log=log)
     job = service.create(id=new_id())
     service.process.terminate()
     methods = [json.loads(line).get("method") for line in lines_of(log)]
@@ -78,6 +80,71 @@ def test_calls_are_not_logged_where_only_trouble_is_asked_for(serve, tmp_path, l
     service.create()
     assert service.process.terminate() == 0
     assert lines_of(log) == []
+
+
+JOB_FIELDS = ("from", "to", "attempt", "revision", "reason", "error", "request_id")
+
+
+@pytest.mark.parametrize("store", ["memory:", "sqlite"])
+def test_the_log_says_what_happened_to_a_job(serve, tmp_path, new_id, store):
+    log = tmp_path / "log"
+    store = f"sqlite:///{tmp_path}/jobs.db" if store == "sqlite" else store
+    service = serve("--log-format", "json", log=log, store=store)
+    job = service.create(id=new_id(), request_id="made-1")
+    service.update(job.id, state="JOB_STATE_IN_PROGRESS", reason="began")
+    service.update(job.id, progress=40)
+    service.cancel(job.id, reason="too slow")
+    service.update(job.id, state="JOB_STATE_FAILED", error={"message": "disk full"})
+    service.stub.DeleteJob(pb.DeleteJobRequest(id=job.id))
+    service.process.terminate()
+    entries = [json.loads(line) for line in lines_of(log)]
+    lines = [entry for entry in entries if entry.get("job") == job.id]
+    assert {(line["level"], line["logger"]) for line in lines} == {("info", "jobstatus_grpc.jobs")}
+    assert all(line["actor"].startswith("ipv4:127.0.0.1:") for line in lines)
+    assert [{key: line[key] for key in JOB_FIELDS if key in line} for line in lines] == [
+        {"to": "pending", "attempt": 0, "revision": 1, "request_id": "made-1"},
+        {"from": "pending", "to": "in_progress", "attempt": 1, "revision": 2, "reason": "began"},
+        {"from": "in_progress", "to": "in_progress", "attempt": 1, "revision": 4, "reason": "too slow"},
+        {"from": "in_progress", "to": "failed", "attempt": 1, "revision": 5, "error": "disk full"},
+        {"to": "deleted", "revision": 6},
+    ]
+    assert [entry for entry in entries if "method" in entry] == []
+
+
+def record_of(before, after):
+    record = logging.LogRecord("jobstatus_grpc.jobs", logging.INFO, "", 0, "job", (), None)
+    record.fields = {"job": "0" * 36, "from": before, "to": after, "actor": "ipv4:127.0.0.1:50000", "revision": 1}
+    return record
+
+
+def test_an_hour_of_sixteen_jobs_a_second_is_a_24th_of_100_megabytes():
+    now = [0.0]
+    allowance = Allowance(seconds=lambda: now[0])
+    records = [record_of(None, "pending"), record_of("pending", "in_progress"), record_of("in_progress", "succeeded")]
+    lines = [JsonFormatter().format(record) for record in records]
+    written = 0
+    for job in range(16 * 3600):
+        now[0] = job / 16
+        written += sum(len(line) for record, line in zip(records, lines, strict=True) if allowance.admits(record, line))
+    assert 2_000_000 < written < 100_000_000 / 24
+
+
+def test_what_is_not_routine_is_always_logged():
+    allowance = Allowance(seconds=lambda: 0.0)
+    moves = [("in_progress", after) for after in ("in_progress", "retrying", "failed", "aborted", "cancelled")]
+    for before, after in [*moves, ("retrying", "in_progress"), (None, "failed"), (None, "deleted")]:
+        assert all(allowance.admits(record_of(before, after), "x" * 1000) for _ in range(1000))
+    assert not all(allowance.admits(record_of(None, "pending"), "x" * 1000) for _ in range(1000))
+
+
+def test_a_line_of_text_has_the_fields_of_the_job():
+    record = record_of("pending", "in_progress")
+    record.fields["reason"] = 'two words, a "quote" and job=other'
+    line = TextFormatter().format(record)
+    assert line.endswith(
+        f"info    job job={'0' * 36} from=pending to=in_progress actor=ipv4:127.0.0.1:50000 revision=1 "
+        r'reason="two words, a \"quote\" and job=other"'
+    )
 
 
 def test_a_log_without_a_reader_fails_no_call(serve, tmp_path, new_id):

@@ -42,7 +42,7 @@ def log(tmp_path) -> Path:
 def serve_with(serve, folder, log):
     """Serve with workers; the log is JSON."""
     settings = {"store": "shared:", "log": log}
-    return lambda *flags, **others: serve("--log-format", "json", *flags, **settings | others)
+    return lambda *flags, **others: serve("--log-format", "json", "--log-calls", *flags, **settings | others)
 
 
 def workers_of(service):

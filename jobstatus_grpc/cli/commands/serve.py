@@ -86,8 +86,9 @@ YEAR = timedelta(days=365)
     type=click.Choice(["text", "json"]),
 )
 @flag("--log-level LEVEL", f"{', '.join(LOG_LEVELS)}.", type=click.Choice(LOG_LEVELS), default="info")
+@flag("--log-calls", "Log a line for each call. Without it calls are logged at level debug only; jobs always at info.")
 @click.pass_context
-def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, **settings: Any) -> None:
+def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, log_calls: bool, **settings: Any) -> None:
     """Run the server until SIGTERM or Ctrl-C.
 
     Prints `listening on HOST:PORT` once it is ready. The log goes to stderr.
@@ -99,11 +100,13 @@ def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, **se
     from jobstatus_grpc.server import logs
 
     log_format = log_format or ("text" if sys.stderr.isatty() else "json")
-    server_log = logs.configure(log_format, log_level)
+    server_log = logs.configure(log_format, log_level, calls=log_calls)
     if config.workers > 1:
         from jobstatus_grpc.server import supervisor
 
-        ctx.exit(supervisor.run(config, ready=_announce, log_format=log_format, log_level=log_level))
+        ctx.exit(
+            supervisor.run(config, ready=_announce, log_format=log_format, log_level=log_level, log_calls=log_calls)
+        )
     from jobstatus_grpc.server import app
 
     ctx.exit(app.run(config, ready=_announce, server_log=server_log))

@@ -281,6 +281,7 @@ class Commits:
         self._maintenance.stalls_committed([_key(command) for command in commands if isinstance(command, Stall)])
         if batch.changes:
             self._notifier.notify()
+        batch.log()
 
     async def _apply(self, connection: Connection, commands: Sequence[Command], *, waits: bool) -> _Written:
         """Apply `commands` and write the result in the connection's transaction, which the caller commits.

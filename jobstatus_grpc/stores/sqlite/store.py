@@ -187,6 +187,7 @@ class SqliteStore:
             self._counts.update(batch.counts)
             self._feed.publish(batch.changes)
             self._stall_clocks.note(commands, outcomes)
+            batch.log()
             if not batch.is_empty:
                 self._health.succeeded()
         elif error is not None:
