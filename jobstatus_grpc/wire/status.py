@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from jobstatus.v1 import job_status_pb2 as pb
@@ -23,14 +22,19 @@ DOMAIN = "jobstatus.v1"
 
 DETAILS_KEY = "grpc-status-details-bin"
 
-# Several clients take trailers of 8 KiB at most. The message travels percent-encoded, and in the details, in base64.
-MAX_MESSAGE_BYTES = 1200
+MAX_MESSAGE_BYTES = 450
+"""Of an error's message, percent-encoded. It travels twice: so, and in the details."""
+
+MAX_DETAILS_BYTES = 2150
+"""Of the details before base64. All trailers together stay under 3.5 KiB: a proxy with a header buffer of one page, as
+nginx has by default, answers a call with larger ones by HTTP 502, which clients take for an outage."""
 
 MAX_FIELD_BYTES = 150
 
 MAX_DESCRIPTION_BYTES = 300
 
-MAX_VIOLATIONS_BYTES = 2000
+MAX_METADATA_BYTES = 150
+"""Of one value in the details' metadata."""
 
 _CODE_OF_CLASS: Mapping[type[JobStatusError], grpc.StatusCode] = {
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
@@ -91,33 +95,35 @@ def _cut(text: str, max_bytes: int) -> str:
 
 def trailers_of(error: JobStatusError) -> tuple[tuple[str, bytes], ...]:
     """Return the trailing metadata that carries the details of `error`."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-    details: list[AnyMessage] = [AnyMessage()]
-    details[0].Pack(info)
-    if isinstance(error, InvalidFieldError) and error.violations:
-        details.append(AnyMessage())
-        details[-1].Pack(_bad_request(error.violations))
+    metadata = {key: _cut(value, MAX_METADATA_BYTES) for key, value in error.metadata.items()}
+    status = status_pb2.Status(code=code_number(error), message=short_message(error))
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if isinstance(error, RetryableError):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
-        details.append(AnyMessage())
-        details[-1].Pack(retry)
-    status = status_pb2.Status(code=code_number(error), message=short_message(error), details=details)
+        status.details.add().Pack(retry)
+    if isinstance(error, InvalidFieldError) and error.violations:
+        room = MAX_DETAILS_BYTES - status.ByteSize()
+        status.details.add().Pack(_bad_request(error.violations, max_bytes=room))
     return ((DETAILS_KEY, status.SerializeToString()),)
 
 
-def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
-    """List all violations, or as many as fit a trailer and the number of the others."""
+_REST_BYTES = 100
+"""Room for the number of violations that are left out, and for what wraps a BadRequest."""
+
+
+def _bad_request(violations: Sequence[FieldViolation], *, max_bytes: int) -> error_details_pb2.BadRequest:
+    """List all violations, or as many as fit and the number of the others."""
     bad_request = error_details_pb2.BadRequest()
     for index, violation in enumerate(violations):
-        if bad_request.ByteSize() > MAX_VIOLATIONS_BYTES:
-            left = len(violations) - index
-            bad_request.field_violations.add(field="", description=f"and {left} more")
-            break
         bad_request.field_violations.add(
             field=_cut(violation.field, MAX_FIELD_BYTES),
             description=_cut(violation.description, MAX_DESCRIPTION_BYTES),
         )
+        if bad_request.ByteSize() + _REST_BYTES > max_bytes:
+            del bad_request.field_violations[-1]
+            bad_request.field_violations.add(description=f"and {len(violations) - index} more")
+            break
     return bad_request
 
 
