@@ -10,6 +10,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import grpc
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
@@ -109,6 +110,8 @@ def endpoint(
 
 
 def _target(address: str) -> str:
+    if address.startswith("unix:"):
+        return f"unix:{quote(address.removeprefix('unix:'))}"  # gRPC decodes it: a path may hold a "%"
     if address.startswith(_SCHEMES):
         return address
     host, _, port = address.rpartition(":")

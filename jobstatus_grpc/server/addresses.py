@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import fcntl
+import os
 import socket
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
+from urllib.parse import quote
 
-from jobstatus_grpc.server.config import host_and_port
+from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.server.config import MAX_UNIX_PATH_BYTES, host_and_port
 
 _Place: TypeAlias = tuple[socket.AddressFamily, tuple[object, ...]]
 """A socket's family, and its address: host, port and, for IPv6, two more values."""
@@ -30,6 +36,76 @@ class CannotListenError(OSError):
 def unix_path(address: str) -> str:
     """Return the path of `unix:/path`; empty for `host:port`."""
     return address.removeprefix("unix:") if address.startswith("unix:") else ""
+
+
+def grpc_target(address: str) -> str:
+    """Return the address as grpcio has to get it: the path of a Unix socket is part of a URI there, and decoded."""
+    path = unix_path(address)
+    return f"unix:{quote(path)}" if path else address
+
+
+@contextlib.contextmanager
+def held(addresses: Sequence[str]) -> Iterator[None]:
+    """Hold the Unix sockets among `addresses` for the length of a block, by a lock on a file beside each.
+
+    Binding replaces a socket that exists, so that of two servers that start at once each would find the path free, and
+    one would lose its socket to the other.
+
+    Raises:
+        CannotListenError: another server holds one of them.
+    """
+    with contextlib.ExitStack() as stack:
+        for address in filter(unix_path, addresses):
+            stack.enter_context(_lock(address))
+        yield
+
+
+@contextlib.contextmanager
+def _lock(address: str) -> Iterator[None]:
+    path = f"{unix_path(address)}.lock"
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise CannotListenError(address, error.errno, f"cannot create {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The server before this one may have removed the file between the two calls.
+            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        except BlockingIOError:
+            os.close(descriptor)
+            raise CannotListenError(address, errno.EADDRINUSE, "another server listens there") from None
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[str]:
+    """Make a folder for sockets of this process, and remove it at the end of the block.
+
+    Raises:
+        CannotStartError: there is no place for it.
+    """
+    try:
+        place = tempfile.gettempdir()
+        if len(os.fsencode(place)) > MAX_UNIX_PATH_BYTES - 40:  # the path of a socket must have room for its name
+            place = "/tmp"
+        folder = tempfile.TemporaryDirectory(prefix="jobstatus-", dir=place, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise CannotStartError(
+            f"cannot make a folder for the server's own sockets: {error.strerror or error}; "
+            "set TMPDIR to a folder that can be written, with a short path"
+        ) from None
+    with folder as name:
+        yield name
 
 
 async def reach(address: str) -> bool | None:

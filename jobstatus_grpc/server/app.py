@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import gc
 import logging
-import signal
+import os
+import resource
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from importlib.metadata import version
@@ -18,8 +21,8 @@ import grpc
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError
 from jobstatus_grpc.server import health, reflection, responses, servicer
-from jobstatus_grpc.server.addresses import CannotListenError
-from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerConfig, channel_options
+from jobstatus_grpc.server.addresses import CannotListenError, held
+from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerConfig, channel_options, stop_signals
 from jobstatus_grpc.server.logs import ServerLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
 from jobstatus_grpc.server.servicer import JobStatusServicer
@@ -59,13 +62,16 @@ Ready = Callable[[Sequence[str]], None]
 
 HEALTH_CHECK_SECONDS = 0.5
 
+DESCRIPTOR_LOG_SECONDS = 60.0
+"""Between two log lines about a lack of file descriptors, at least."""
+
 EXIT_OK = 0
 
 EXIT_BROKEN = 1
 
 
 def run(config: ServerConfig, *, ready: Ready, server_log: ServerLog, private: str = "") -> int:
-    """Serve until SIGTERM or SIGINT; return the process's exit code.
+    """Serve until SIGTERM, SIGINT or SIGHUP; return the process's exit code.
 
     `ready` is called once, with the bound addresses, when the server takes calls. A worker has a `private` address
     besides those that it shares: see Listener.
@@ -81,7 +87,7 @@ async def serve(config: ServerConfig, *, ready: Ready, server_log: ServerLog, pr
     config.check()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         loop.add_signal_handler(number, stopping.set)
     store = await open_store(config.store, clock=utc_now, retention=config.retention)
     try:
@@ -161,6 +167,7 @@ class _Server:
         methods += health.methods(self._health)
         self._transport = _open_transport(config, methods, draining=self._draining, private=private)
         self._background: list[asyncio.Task[None]] = []
+        self._held = contextlib.ExitStack()
 
     async def __aenter__(self) -> _Server:
         position = await self._store.position()
@@ -172,9 +179,11 @@ class _Server:
         try:
             if self._endpoint is not None:
                 await self._endpoint.start()
+            self._held.enter_context(held(self._config.listen))
             self.addresses = await self._transport.start()
         except BaseException as error:
             await self._stop_background()
+            self._held.close()
             if isinstance(error, CannotListenError):
                 raise CannotStartError(str(error)) from None
             raise
@@ -188,6 +197,7 @@ class _Server:
         self._filter_hub.close(DrainingError)
         await self._calls.drain(min(1.0, grace_seconds))
         await self._transport.stop(grace_seconds)
+        self._held.close()
         # Handlers end within a few turns of the loop once their calls are over.
         ends = [asyncio.create_task(self._calls.finished()), asyncio.create_task(self._queue.close())]
         _, unended = await asyncio.wait(ends, timeout=1)
@@ -200,11 +210,13 @@ class _Server:
             self._log.calls.flush()
 
     async def _report_health(self) -> None:
-        """Keep the health of the write path in step with the store."""
+        """Keep the health of the write path in step with the store, and log a lack of file descriptors."""
+        descriptors = DescriptorCheck()
         self._health.set(health.OVERALL, health.SERVING)
         self._health.set(health.SERVICE, health.SERVING)
         while True:
             self._health.set(health.WRITE, health.SERVING if self._store.writable else health.NOT_SERVING)
+            descriptors.run()
             await asyncio.sleep(HEALTH_CHECK_SECONDS)
 
     async def _stop_background(self) -> None:
@@ -213,6 +225,34 @@ class _Server:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+
+
+class DescriptorCheck:
+    """Logs that no file descriptors are left, once a minute while that lasts. Neither transport does so usefully."""
+
+    def __init__(self, *, seconds: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._quiet_until = float("-inf")
+        self._is_logged = False
+
+    def run(self) -> None:
+        """Check once."""
+        try:
+            os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and self._seconds() >= self._quiet_until:
+                self._quiet_until, self._is_logged = self._seconds() + DESCRIPTOR_LOG_SECONDS, True
+                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                log.error(
+                    "no file descriptors are left: new connections wait until others end. The limit of this process is "
+                    "%d; raise it (ulimit -n, LimitNOFILE=), or lower --max-watchers: %s",
+                    limit,
+                    error.strerror,
+                )
+        else:
+            if self._is_logged:
+                self._is_logged = False
+                log.info("file descriptors are available again")
 
 
 def _open_transport(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import signal
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +17,18 @@ TRANSPORTS = ("grpcio", "native")
 
 CONNECTION_AGE_GRACE_SECONDS = 30.0
 """Time for running calls to end once their connection has reached `max_connection_age`."""
+
+
+MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107
+"""Of the path of a Unix socket: the operating system's limit."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals on which a server drains and ends. A SIGHUP that is ignored, as under nohup, stays so."""
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +76,13 @@ class ServerConfig:
 def _host_of(address: str) -> str | None:
     """Return the host of `host:port`, None for a Unix socket."""
     if address.startswith("unix:"):
-        if not address.removeprefix("unix:"):
+        path = address.removeprefix("unix:")
+        if not path:
             raise CannotStartError(f"--listen {address} names no path; write unix:/path")
+        if (size := len(os.fsencode(path))) > MAX_UNIX_PATH_BYTES:
+            raise CannotStartError(
+                f"--listen {address} is a path of {size} bytes; a Unix socket's has at most {MAX_UNIX_PATH_BYTES}"
+            )
         return None
     try:
         return host_and_port(address)[0]

@@ -16,15 +16,14 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.server.addresses import CannotListenError, Reservation, unix_path
-from jobstatus_grpc.server.config import ServerConfig, host_and_port
+from jobstatus_grpc.server.addresses import CannotListenError, Reservation, private_folder, unix_path
+from jobstatus_grpc.server.config import ServerConfig, host_and_port, stop_signals
 from jobstatus_grpc.stores import is_shared
 
 log = logging.getLogger("jobstatus_grpc.server")
@@ -159,7 +158,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 
 
 def run(config: ServerConfig, *, ready: Ready, log_format: str, log_level: str, log_calls: bool) -> int:
-    """Serve with `config.workers` processes until SIGTERM or SIGINT; return the process's exit code.
+    """Serve with `config.workers` processes until SIGTERM, SIGINT or SIGHUP; return the process's exit code.
 
     `ready` is called once, with the bound addresses, when all workers serve. A worker that ends later is restarted.
 
@@ -174,10 +173,10 @@ async def supervise(config: ServerConfig, *, ready: Ready, log_format: str, log_
     _check(config)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         loop.add_signal_handler(number, stopping.set)
     async with _reserved(config.listen) as addresses:
-        with tempfile.TemporaryDirectory(prefix="jobstatus-", ignore_cleanup_errors=True) as folder:
+        with private_folder() as folder:
             assignments = [
                 Assignment(
                     index=index,

@@ -141,7 +141,7 @@ def test_settings_come_from_variables_too_and_flags_win(start, offline_cli):
     assert "nonsense" in one_error_line(done)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
 def test_it_exits_with_0_after_a_signal(start, number, code):
     server = start("serve", "--store", "memory:", "--listen", "127.0.0.1:0", "--log-format", "json")
     server.stdout.readline()
@@ -161,3 +161,62 @@ def test_it_serves_although_its_first_line_is_not_read(start, cli_of, tmp_path):
     server.send_signal(signal.SIGTERM)
     assert "Traceback" not in server.communicate()[1]
     assert server.returncode == 0
+
+
+TRANSPORTS = pytest.mark.parametrize("transport", ["grpcio", "native"])
+
+
+def test_under_nohup_a_hangup_ends_nothing(start, tmp_path):
+    address = f"unix:{tmp_path}/s"
+    server = start("serve", "--store", "memory:", "--listen", address, preexec_fn=ignore_hangup)
+    server.stdout.readline()
+    server.send_signal(signal.SIGHUP)
+    server.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.wait(1)
+    server.terminate()
+    assert server.wait(20) == 0
+
+
+def ignore_hangup():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("name", ["a%20b", "100%", "a?b#c", "a b"])
+def test_a_path_of_any_characters_is_the_path_of_the_socket(start, cli_of, offline_cli, tmp_path, transport, name):
+    flags = ("serve", "--store", "memory:", "--transport", transport, "--listen", f"unix:{tmp_path}/{name}")
+    server = start(*flags)
+    assert server.stdout.readline() == f"{READY}unix:{tmp_path}/{name}\n"
+    assert sorted(os.listdir(tmp_path)) == [name, f"{name}.lock"]
+    assert cli_of(f"unix:{tmp_path}/{name}")("health").returncode == 0
+    assert "another server listens there" in one_error_line(offline_cli(*flags))
+    server.terminate()
+    assert server.wait(20) == 0
+    assert os.listdir(tmp_path) == []
+
+
+@TRANSPORTS
+def test_of_two_servers_that_start_at_once_on_a_path_one_serves(start, cli_of, tmp_path, transport):
+    address = f"unix:{tmp_path}/s"
+    flags = ("serve", "--store", "memory:", "--transport", transport, "--listen", address)
+    servers = [start(*flags) for _ in range(3)]
+    lines = [server.stdout.readline() for server in servers]
+    assert sorted(lines) == ["", "", f"{READY}{address}\n"]
+    assert [server.wait(20) for server, line in zip(servers, lines, strict=True) if not line] == [2, 2]
+    assert cli_of(address)("health").returncode == 0
+
+
+@TRANSPORTS
+def test_a_long_tmpdir_stops_no_server(start, offline_cli, tmp_path, transport):
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    offline_cli.environment["TMPDIR"] = str(folder)
+    server = start("serve", "--store", "memory:", "--transport", transport, "--listen", "127.0.0.1:0", by=offline_cli)
+    assert server.stdout.readline().startswith(READY)
+
+
+def test_a_path_too_long_for_a_socket_is_one_line(offline_cli):
+    done = offline_cli("serve", "--store", "memory:", "--listen", f"unix:/tmp/{'x' * 200}")
+    assert done.returncode == 2
+    assert "is a path of 205 bytes; a Unix socket's has at most 107" in one_error_line(done)

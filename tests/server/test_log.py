@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.server.app import DescriptorCheck
 from jobstatus_grpc.server.logs import MAX_PENDING_BYTES, Allowance, JsonFormatter, LogWriter, TextFormatter
 
 
@@ -229,3 +231,23 @@ def test_the_log_says_when_the_server_drains(serve, tmp_path):
     service = serve("--log-format", "text", log=log)
     service.process.terminate()
     assert any("draining" in line for line in lines_of(log))
+
+
+def test_a_lack_of_file_descriptors_is_logged_once_a_minute_and_so_is_its_end(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    check = DescriptorCheck(seconds=lambda: now[0])
+    opened = os.open
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for now[0], state in ((0, refuse), (0.5, refuse), (59, opened), (59.5, refuse), (61, refuse)):
+        monkeypatch.setattr("os.open", state)
+        check.run()
+    monkeypatch.setattr("os.open", opened)
+    levels = [(record.levelname, record.message.partition(" are ")[0]) for record in caplog.records]
+    assert levels == [
+        ("ERROR", "no file descriptors"), ("INFO", "file descriptors"), ("ERROR", "no file descriptors"),
+    ]  # fmt: skip
+    assert "raise it (ulimit -n" in caplog.text

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from jobstatus_grpc.server.addresses import CannotListenError, reach, require_free, unix_path
+from jobstatus_grpc.server.addresses import CannotListenError, grpc_target, reach, require_free, unix_path
 from jobstatus_grpc.server.transports.interface import Behaviour, Method
 
 _log = logging.getLogger("jobstatus_grpc.server")
@@ -26,7 +26,7 @@ _log = logging.getLogger("jobstatus_grpc.server")
 def open_probe_channel(address: str) -> grpc.aio.Channel:
     """Open a channel for probing a server without TLS, on a connection of its own, not through a proxy."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-    return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.insecure_channel(grpc_target(address), options=options)
 
 
 def add_methods(server: grpc.aio.Server, methods: Iterable[Method]) -> None:
@@ -181,7 +181,8 @@ class Listener:
         """Bind `address`, and return it with port 0 resolved."""
         try:
             secure = self._credentials
-            port = server.add_secure_port(address, secure) if secure else server.add_insecure_port(address)
+            target = grpc_target(address)
+            port = server.add_secure_port(target, secure) if secure else server.add_insecure_port(target)
         except RuntimeError as error:
             raise CannotListenError(address, errno.EADDRNOTAVAIL, str(error)) from None
         return address if unix_path(address) else f"{address.rpartition(':')[0]}:{port}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from pygrpc_native import EVENT_CANCEL, STREAM_CLOSED, STREAM_FULL, STREAM_SENT,
 
 from jobstatus_grpc.errors import DrainingError, InternalError, JobStatusError, StreamAgeError
 from jobstatus_grpc.job import limits
-from jobstatus_grpc.server.addresses import CannotListenError, require_free, unix_path
+from jobstatus_grpc.server.addresses import CannotListenError, private_folder, require_free, unix_path
 from jobstatus_grpc.server.config import front_options
 from jobstatus_grpc.server.transports.grpcio import Listener
 from jobstatus_grpc.server.transports.interface import Metadata, Method
@@ -249,8 +248,7 @@ class NativeServer:
             CannotListenError: nothing listens.
         """
         async with contextlib.AsyncExitStack() as undo:
-            rest = undo.enter_context(tempfile.TemporaryDirectory(prefix="jobstatus-", ignore_cleanup_errors=True))
-            rest += "/rest"
+            rest = f"{undo.enter_context(private_folder())}/rest"
             for address in self._addresses:
                 if not self._is_shared:
                     await require_free(address)
