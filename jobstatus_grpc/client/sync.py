@@ -219,17 +219,26 @@ class JobStatusClient:
         return requests.batch_results(response, len(request.updates))
 
     def cancel(
-        self, id: str, *, reason: str = "", request_id: str | None = None, timeout_seconds: float | None = None
+        self,
+        id: str,
+        *,
+        reason: str = "",
+        force: bool = False,
+        request_id: str | None = None,
+        timeout_seconds: float | None = None,
     ) -> Job:
         """Request a job's end and return it as stored.
 
-        PENDING and RETRYING become CANCELLED at once. IN_PROGRESS gets `cancel_requested`; the worker decides. A done
-        job stays as it is.
+        PENDING and RETRYING become CANCELLED at once. IN_PROGRESS gets `cancel_requested` and `cancel_reason`; the
+        worker decides. With `force`, a job that is stalled becomes CANCELLED: its worker cannot decide. A done job
+        stays as it is.
 
         Raises:
             NotFoundError: no job has this id.
         """
-        request = pb.CancelJobRequest(id=id, reason=reason, request_id=request_id or requests.new_request_id())
+        request = pb.CancelJobRequest(
+            id=id, reason=reason, force=force, request_id=request_id or requests.new_request_id()
+        )
         response = self._connection.call(self._connection.stub.CancelJob, request, timeout_seconds)
         return requests.job_in(response)
 

@@ -102,6 +102,7 @@ class Job:
     finished_at: datetime | None = None
     attempt: int = 0
     cancel_requested: bool = False
+    cancel_reason: str = ""
     stalled: bool = False
     heartbeat_timeout: timedelta | None = None
     revision: int = 1
@@ -136,7 +137,7 @@ REPORT_FIELDS = (
 """The fields that a report of progress changes. Stores write only these for a report."""
 
 URGENT_FIELDS = (
-    "state", "error", "started_at", "finished_at", "attempt", "cancel_requested", "stalled",
+    "state", "error", "started_at", "finished_at", "attempt", "cancel_requested", "cancel_reason", "stalled",
     "heartbeat_timeout", "labels", "result", "expires_at",
 )  # fmt: skip
 """The fields of which watchers get each change at once, whatever their min_update_interval."""
@@ -261,10 +262,11 @@ class Update(NamedTuple):  # row `batch`: a frozen dataclass, which takes three 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Request the end of a job."""
+    """Request the end of a job; with `force`, end it where it is stalled."""
 
     id: str
     reason: str = ""
+    force: bool = False
     request: RequestId | None = None
     tenant: str = DEFAULT_TENANT
     actor: str = ""

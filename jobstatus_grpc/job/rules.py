@@ -133,12 +133,16 @@ def _create_by_update(command: Update, now: datetime, retention: timedelta) -> A
 
 def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) -> Applied:
     job = require_job(found, command.id)
-    if _is_replay(job, command.request) or job.done or job.cancel_requested:
+    is_forced = command.force and job.stalled
+    if _is_replay(job, command.request) or job.done or (job.cancel_requested and not is_forced):
         return Applied(job)
-    if job.state is JobState.IN_PROGRESS:
-        changes: dict[str, Any] = {"cancel_requested": True}
+    changes: dict[str, Any] = {}
+    if command.reason:
+        changes["cancel_reason"] = command.reason
+    if job.state is JobState.IN_PROGRESS and not is_forced:
+        changes["cancel_requested"] = True
     else:
-        changes = {"state": JobState.CANCELLED, **_end_times(now, retention)}
+        changes |= {"state": JobState.CANCELLED, "stalled": False, **_end_times(now, retention)}
         if command.reason:
             changes["reason"] = command.reason
     return _next_revision(job, changes, now, command.request, command.actor, command.reason)
@@ -158,13 +162,14 @@ def _stall(found: Found, command: Stall, now: datetime, retention: timedelta) ->
     if job.state is not JobState.IN_PROGRESS or timeout is None or command.silent_for < timeout:
         return Applied(job)
     changes: dict[str, Any] = {"stalled": True}
+    reason = f"stalled: no update came for {command.silent_for.total_seconds():.0f} s"
     if command.fail_after is not None and command.silent_for >= timeout + command.fail_after:
         message = f"no update came for {command.silent_for.total_seconds():.0f} s"
-        error = JobError(DEADLINE_EXCEEDED_CODE, message, "STALLED")
+        error, reason = JobError(DEADLINE_EXCEEDED_CODE, message, "STALLED"), ""
         changes = {"state": JobState.FAILED, "stalled": False, "error": error, **_end_times(now, retention)}
     elif job.stalled:
         return Applied(job)
-    return _next_revision(job, changes, now, None, command.actor, "")
+    return _next_revision(job, changes, now, None, command.actor, reason)
 
 
 def _expire(found: Found, command: Expire, now: datetime, clock_now: datetime, retention: timedelta) -> Applied:
@@ -314,13 +319,13 @@ def _end_times(now: datetime, retention: timedelta) -> dict[str, datetime]:
 def _next_revision(
     job: Job, changes: dict[str, Any], now: datetime, request: RequestId | None, actor: str, reason: str
 ) -> Applied:
-    """Return the job with `changes`, and an entry for its history if its state, attempt or cancel request changed."""
+    """Return the job with `changes` and an entry for its history if state, attempt, cancel request or stall is new."""
     changes["revision"] = job.revision + 1
     changes["updated_at"] = now
     if request is not None:
         changes["requests"] = (*job.requests, request)[-REQUEST_IDS_KEPT:]
     after = evolve(job, changes)
-    if "state" in changes or "attempt" in changes or "cancel_requested" in changes:
+    if "state" in changes or "attempt" in changes or "cancel_requested" in changes or changes.get("stalled"):
         return Applied(after, _transition(job.state, after, reason, actor, request))
     return Applied(after)
 

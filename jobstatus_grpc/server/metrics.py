@@ -197,6 +197,7 @@ class Metrics(Collector):
         for state in JobState:
             jobs.add_metric((state.word,), counts.get(state, 0))
         yield jobs
+        yield GaugeMetricFamily("jobstatus_jobs_stalled", "Stalled jobs.", value=self._store.stalled_jobs())
         yield GaugeMetricFamily(
             "jobstatus_store_writable", "Whether the last write went through, 1 or 0.", value=self._store.writable
         )

@@ -291,6 +291,7 @@ def to_cancel(request: pb.CancelJobRequest, caller: Caller) -> Cancel:
     command = Cancel(
         id=request.id,
         reason=request.reason,
+        force=request.force,
         request=_request_id(request.request_id, request),
         tenant=caller.tenant,
         actor=caller.actor,

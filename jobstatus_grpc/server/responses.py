@@ -25,7 +25,9 @@ from jobstatus_grpc.wire import convert, status
 MAX_CUT_RESULT_BYTES = 320
 """The most that a result takes in a BatchUpdateJobsResponse once its texts are cut."""
 
-_TEXT_FIELDS: dict[str, Any] = {"name": "", "reason": "", "error": None, "labels": {}, "parent_id": ""}
+_TEXT_FIELDS: dict[str, Any] = {
+    "name": "", "reason": "", "cancel_reason": "", "error": None, "labels": {}, "parent_id": "",
+}  # fmt: skip
 
 JOBS_PER_TURN = 64
 """Jobs of a page that are rendered before other calls get a turn of the event loop."""

@@ -15,7 +15,6 @@ from jobstatus_grpc.job import (
     Delete,
     Found,
     Job,
-    JobState,
     Outcome,
     Stall,
     Tombstone,
@@ -24,7 +23,7 @@ from jobstatus_grpc.job import (
     apply,
     evolve,
 )
-from jobstatus_grpc.stores.interface import Change, Key
+from jobstatus_grpc.stores.interface import STALLED, Change, Key
 
 log = logging.getLogger("jobstatus_grpc.jobs")
 """The log that says what happened to each job."""
@@ -52,8 +51,8 @@ class Batch:
         """The entries for the history, in order; none of removed jobs."""
         self.changes: dict[Key, Change] = {}
         """The changes for the feed, at most one per job, in the order in which the jobs first changed."""
-        self.counts: Counter[JobState] = Counter()
-        """The differences in the number of jobs by state."""
+        self.counts: Counter[int] = Counter()
+        """The differences in the number of jobs by state, and of the stalled ones under STALLED."""
         self.deletions: list[tuple[Tombstone, str]] = []
         """The tombstones of the jobs that were deleted, not expired, and the actors of the deletions."""
 
@@ -90,6 +89,7 @@ class Batch:
         self.transitions = [entry for entry in self.transitions if entry[0] != key]
         self.changes[key] = Change(*key, tombstone.revision, None, evolve(job, _NOT_SHOWN))
         self.counts[job.state] -= 1
+        self.counts[STALLED] -= job.stalled
         return tombstone
 
 
@@ -134,6 +134,7 @@ def apply_all(
         elif job is not before:
             found[key] = jobs[key] = job
             was = before.state if isinstance(before, Job) else None
+            batch.counts[STALLED] += job.stalled - (isinstance(before, Job) and before.stalled)
             if was is not job.state:
                 batch.counts[job.state] += 1
                 if was is not None:

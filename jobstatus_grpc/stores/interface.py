@@ -78,6 +78,10 @@ class Change(NamedTuple):
         return self.job if self.job is not None else self.final
 
 
+STALLED = 0
+"""Counted beside the states, which begin at 1: jobs that are stalled."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChangeBatch:
     """The changes up to a position, at most one for each job, with its newest state."""
@@ -153,6 +157,10 @@ class JobStore(Protocol):
             InvalidTokenError: `cursor` is not a cursor of this kind of store.
             StoreUnavailableError: retry later.
         """
+        ...
+
+    def stalled_jobs(self) -> int:
+        """Return the number of stalled jobs, as `jobs_by_state`."""
         ...
 
     def jobs_by_state(self) -> Mapping[JobState, int]:

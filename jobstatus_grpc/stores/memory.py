@@ -28,6 +28,7 @@ from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.embedded import Feed, StallClocks, new_epoch
 from jobstatus_grpc.stores.interface import (
     DEFAULT_RETENTION,
+    STALLED,
     ChangeBatch,
     Clock,
     CommitResult,
@@ -68,7 +69,7 @@ class MemoryStore:
         self._retention = retention
         self._jobs: dict[Key, Job] = {}
         self._order = CreationOrder()
-        self._counts: Counter[JobState] = Counter()
+        self._counts: Counter[int] = Counter()
         self._expiring: OrderedDict[Key, None] = OrderedDict()
         self._tombstones: OrderedDict[Key, tuple[Tombstone, datetime]] = OrderedDict()
         self._transitions: dict[Key, deque[Transition]] = defaultdict(_new_history)
@@ -129,6 +130,10 @@ class MemoryStore:
         """See JobStore. It examines the jobs one by one, whatever the filter."""
         self._check_open()
         return self._order.page(self._jobs, tenant, job_filter, limit=limit, cursor=cursor)
+
+    def stalled_jobs(self) -> int:
+        """See JobStore."""
+        return self._counts[STALLED]
 
     def jobs_by_state(self) -> Mapping[JobState, int]:
         """See JobStore."""

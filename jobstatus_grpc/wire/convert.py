@@ -77,6 +77,8 @@ def lasting_to_wire(job: Job, message: pb.JobStatus) -> None:
 def _rarer_fields_to_wire(job: Job, message: pb.JobStatus) -> None:
     if job.cancel_requested:
         message.cancel_requested = True
+    if job.cancel_reason:
+        message.cancel_reason = job.cancel_reason
     if job.stalled:
         message.stalled = True
     if job.heartbeat_timeout is not None:
@@ -109,6 +111,7 @@ def job_from_wire(message: pb.JobStatus) -> Job:
         finished_at=instant_from_wire(message.finished_at) if has("finished_at") else None,
         attempt=message.attempt,
         cancel_requested=message.cancel_requested,
+        cancel_reason=message.cancel_reason,
         stalled=message.stalled,
         heartbeat_timeout=duration_from_wire(message.heartbeat_timeout) if has("heartbeat_timeout") else None,
         revision=message.revision,

@@ -48,6 +48,28 @@ def test_cancel_does_what_its_state_allows(state: JobState) -> None:
         assert (applied.job.state, applied.job.reason, applied.job.finished_at) == (S.CANCELLED, "enough", LATER)
 
 
+@pytest.mark.parametrize("state", sorted(set(S) - TERMINAL_STATES))
+def test_the_reason_of_a_cancel_is_on_the_job(state: JobState) -> None:
+    job = apply(job_in(state), Cancel(id="a", reason="enough"), now=LATER, retention=RETENTION).job
+    assert job.cancel_reason == "enough"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_forced_cancel_ends_a_stalled_job(asked: bool) -> None:
+    job = job_in(S.IN_PROGRESS, stalled=True, cancel_requested=asked, cancel_reason="first" if asked else "")
+    applied = apply(job, Cancel(id="a", reason="it is gone", force=True), now=LATER, retention=RETENTION)
+    ended = applied.job
+    assert (ended.state, ended.stalled, ended.finished_at) == (S.CANCELLED, False, LATER)
+    assert (ended.reason, ended.cancel_reason, ended.revision) == ("it is gone", "it is gone", job.revision + 1)
+    assert applied.transition is not None
+    assert (applied.transition.from_state, applied.transition.to_state) == (S.IN_PROGRESS, S.CANCELLED)
+
+
+def test_a_forced_cancel_leaves_a_job_that_is_not_stalled_to_its_worker() -> None:
+    job = apply(job_in(S.IN_PROGRESS), Cancel(id="a", force=True), now=LATER, retention=RETENTION).job
+    assert (job.state, job.cancel_requested) == (S.IN_PROGRESS, True)
+
+
 def test_a_second_cancel_changes_nothing() -> None:
     job = job_in(S.IN_PROGRESS, cancel_requested=True)
     assert apply(job, Cancel(id="a", reason="again"), now=LATER, retention=RETENTION).job is job
@@ -149,6 +171,15 @@ def test_a_job_stalls_once_it_was_silent_for_its_timeout() -> None:
     stalled = stall(job, TIMEOUT)
     assert (stalled.stalled, stalled.revision) == (True, 6)
     assert stall(stalled, TIMEOUT * 2) is stalled
+
+
+def test_a_stall_is_in_the_history() -> None:
+    job = job_in(S.IN_PROGRESS, heartbeat_timeout=TIMEOUT)
+    applied = apply(job, Stall(id="a", silent_for=TIMEOUT), now=LATER, retention=RETENTION)
+    entry = applied.transition
+    assert entry is not None
+    assert (entry.from_state, entry.to_state, entry.actor) == (S.IN_PROGRESS, S.IN_PROGRESS, "server")
+    assert entry.reason == f"stalled: no update came for {TIMEOUT.total_seconds():.0f} s"
 
 
 def test_a_job_without_a_timeout_never_stalls() -> None:

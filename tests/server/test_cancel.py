@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
@@ -22,6 +24,23 @@ def test_a_worker_is_asked_to_stop_and_meets_it_in_the_reply_to_its_next_update(
     assert any_service.update(job.id, attempt=1, progress=5).cancel_requested
     stopped = any_service.update(job.id, attempt=1, state="JOB_STATE_CANCELLED")
     assert (stopped.state, stopped.cancel_requested) == (pb.JOB_STATE_CANCELLED, True)
+
+
+def test_the_reason_of_a_cancel_reaches_the_worker_and_get(any_service, new_id):
+    job = any_service.job_in("IN_PROGRESS", id=new_id())
+    assert any_service.cancel(job.id, reason="too slow").cancel_reason == "too slow"
+    assert any_service.update(job.id, attempt=1, progress=5).cancel_reason == "too slow"
+    any_service.update(job.id, attempt=1, state="JOB_STATE_ABORTED")
+    assert any_service.get(job.id).cancel_reason == "too slow"
+
+
+def test_a_forced_cancel_ends_a_stalled_job(any_service, new_id):
+    job = any_service.job_in("IN_PROGRESS", id=new_id(), heartbeat_timeout={"seconds": 1})
+    while not any_service.get(job.id).stalled:
+        time.sleep(0.1)
+    assert any_service.cancel(job.id).state == pb.JOB_STATE_IN_PROGRESS
+    ended = any_service.cancel(job.id, force=True, reason="its host is gone")
+    assert (ended.state, ended.stalled, ended.reason) == (pb.JOB_STATE_CANCELLED, False, "its host is gone")
 
 
 def test_a_worker_may_still_succeed_after_a_cancel_was_asked(any_service, new_id):

@@ -25,6 +25,7 @@ CHANGES = {
     "id": "b", "state": JobState.RETRYING, "created_at": START - timedelta(1), "updated_at": START + timedelta(1),
     "name": "m", "reason": "r", "has_progress": False, "progress": 75.0, "estimated_completion": START,
     "error": JobError(3), "started_at": None, "finished_at": START, "attempt": 2, "cancel_requested": True,
+    "cancel_reason": "c",
     "stalled": True, "heartbeat_timeout": timedelta(seconds=5), "revision": 3, "labels": {}, "parent_id": "p",
     "result": {"x": 1.0}, "expires_at": START,
 }  # fmt: skip

@@ -54,6 +54,7 @@ def jobs(draw):
         finished_at=draw(instants) if is_done else None,
         attempt=draw(st.integers(1, limits.MAX_INT32)) if is_started else 0,
         cancel_requested=draw(st.booleans()),
+        cancel_reason=draw(texts),
         stalled=draw(st.booleans()),
         heartbeat_timeout=draw(st.none() | timeouts),
         revision=draw(st.integers(1, 2**63 - 1)),

@@ -171,6 +171,7 @@ class JobStatus(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PROJECTED_COMPLETION_FIELD_NUMBER: _builtins.int
+    CANCEL_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """1 to 128 characters of A-Z, a-z, 0-9, ".", "_", ":" and "-". Chosen by the creator; if empty, the service generates
     a UUIDv7, or derives a UUIDv8 from the request_id if there is one.
@@ -199,6 +200,8 @@ class JobStatus(_message.Message):
     """Output only. 1 at creation; increases by exactly 1 with each change of this job."""
     parent_id: _builtins.str
     """The id of the job that this job is part of. Set only at creation; that job need not exist."""
+    cancel_reason: _builtins.str
+    """Output only. Why CancelJob was called. At most 4,096 bytes; may contain newlines and tabs."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the job was created."""
@@ -271,10 +274,11 @@ class JobStatus(_message.Message):
         result: _struct_pb2.Struct | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         projected_completion: _timestamp_pb2.Timestamp | None = ...,
+        cancel_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "created_at", b"created_at", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "progress", b"progress", "projected_completion", b"projected_completion", "result", b"result", "started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "has_progress", b"has_progress", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "has_progress", b"has_progress", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
     _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
@@ -441,7 +445,7 @@ Global___JobFilter: _TypeAlias = JobFilter  # noqa: Y015
 
 @_typing.final
 class JobTransition(_message.Message):
-    """One entry in the history of a job: a change of state, a claim, or a request to cancel."""
+    """One entry in the history of a job: a change of state, a claim, a request to cancel, or a stall."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -455,8 +459,8 @@ class JobTransition(_message.Message):
     from_state: Global___JobState.ValueType
     """The state before the change. UNSPECIFIED for the creation."""
     to_state: Global___JobState.ValueType
-    """The state after the change. Equal to from_state if a new attempt was claimed while IN_PROGRESS, or if a cancel was
-    requested.
+    """The state after the change. Equal to from_state if a new attempt was claimed while IN_PROGRESS, if a cancel was
+    requested, or if the job became stalled.
     """
     reason: _builtins.str
     """The reason given with the change."""
@@ -702,7 +706,7 @@ class BatchUpdateJobsResult(_message.Message):
     @_builtins.property
     def job(self) -> Global___JobStatus:
         """The job as stored, without its result field. If the response would exceed 1 MiB, later jobs also omit name,
-        reason, error, labels and parent_id.
+        reason, cancel_reason, error, labels and parent_id.
         """
 
     @_builtins.property
@@ -760,22 +764,28 @@ class CancelJobRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id of the job."""
     reason: _builtins.str
-    """A human-readable reason. Stored in the history, and as the job's reason if the job becomes CANCELLED at once."""
+    """A human-readable reason. Stored in the history and as the job's cancel_reason, and as the job's reason if the job
+    becomes CANCELLED at once.
+    """
     request_id: _builtins.str
     """1 to 64 bytes that make it safe to retry the request."""
+    force: _builtins.bool
+    """End the job as CANCELLED if it is stalled: its worker cannot. Has no other effect."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "id", b"id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,7 +20,7 @@ from jobstatus_grpc.errors import RetryableError
 from jobstatus_grpc.job import Command, Expire, JobState, Stall
 from jobstatus_grpc.job.limits import CLOCK_TOLERANCE
 from jobstatus_grpc.stores.embedded import AGAIN_SECONDS
-from jobstatus_grpc.stores.interface import FEED_RETENTION, TOMBSTONE_RETENTION, Clock, Key
+from jobstatus_grpc.stores.interface import FEED_RETENTION, STALLED, TOMBSTONE_RETENTION, Clock, Key
 from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS
 from jobstatus_grpc.stores.postgres.database import Connection, Database
 from jobstatus_grpc.stores.postgres.statements import NOW, columns_of
@@ -161,7 +161,7 @@ class Maintenance:
         self._clock_offset: float | None = None
         self._silent_since = 0
         self._trimmed_to: tuple[Any, ...] = _OLDEST
-        self.counts: Counter[JobState] = Counter()
+        self.counts: Counter[int] = Counter()
         """The number of jobs by state at the last read, plus this process's commits since."""
         self._counted_at = float("-inf")
 
@@ -191,6 +191,10 @@ class Maintenance:
     def restart_stall_clocks(self) -> None:
         """See JobStore."""
         self._restarted_at = self._seconds()
+
+    def stalled_jobs(self) -> int:
+        """See JobStore."""
+        return self.counts[STALLED]
 
     def jobs_by_state(self) -> Mapping[JobState, int]:
         """See JobStore."""
@@ -291,7 +295,7 @@ class Maintenance:
                 if self._seconds() - self._counted_at >= COUNT_SECONDS:
                     self._counted_at = self._seconds()
                     counts = await connection.fetch(_COUNTS)
-                    self.counts = Counter({JobState(state): jobs for state, jobs in counts})
+                    self.counts = Counter(dict(counts))
         except RetryableError:
             self._heartbeats = heartbeats | self._heartbeats
             raise

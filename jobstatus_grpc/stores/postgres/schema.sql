@@ -118,3 +118,8 @@ INSERT INTO jobstatus.store DEFAULT VALUES;
 
 -- Of a removed job: the job as it ended, as JSON. Its last change may not have been read when it was removed.
 ALTER TABLE jobstatus.changes ADD COLUMN final text;
+
+ALTER TABLE jobstatus.jobs ADD COLUMN cancel_reason text NOT NULL DEFAULT '';
+
+-- Under 0: the number of stalled jobs.
+INSERT INTO jobstatus.counts (state, jobs) SELECT 0, count(*) FROM jobstatus.jobs WHERE stalled <> 0;

@@ -29,7 +29,7 @@ _INSERTED_COLUMNS = (*JOB_COLUMNS, "heard_at")
 
 _TEXTS = {
     "tenant", "id", "name", "parent_id", "reason", "error", "labels", "creation_request", "requests", "result", "actor",
-    "value", "final",
+    "value", "final", "cancel_reason",
 }  # fmt: skip
 
 _SMALLINTS = {"state", "has_progress", "cancel_requested", "stalled", "from_state", "to_state"}

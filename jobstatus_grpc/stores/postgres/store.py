@@ -172,6 +172,10 @@ class PostgresStore:
         async with self._database.connection() as connection:
             return await read_page(connection, tenant, job_filter, limit=limit, cursor=cursor)
 
+    def stalled_jobs(self) -> int:
+        """See JobStore."""
+        return self._maintenance.stalled_jobs()
+
     def jobs_by_state(self) -> Mapping[JobState, int]:
         """See JobStore. Commits of other processes are counted every few seconds."""
         return self._maintenance.jobs_by_state()

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from jobstatus_grpc.errors import StoreChangedError
-from jobstatus_grpc.job import Job, JobFilter, JobState, Tombstone, Transition, require_job
+from jobstatus_grpc.job import Job, JobFilter, Tombstone, Transition, require_job
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD, Epoch
 from jobstatus_grpc.stores.interface import Change, Key, Page
@@ -54,8 +54,8 @@ class Head(NamedTuple):
     last_key: int
     epochs: Sequence[Epoch]
     """The epochs that made changes, in order."""
-    counts: Mapping[JobState, int]
-    """The number of jobs in each state that ever had one."""
+    counts: Mapping[int, int]
+    """The number of jobs in each state that ever had one, and of stalled ones; see Batch.counts."""
 
 
 def read_head(connection: sqlite3.Connection) -> Head:
@@ -68,7 +68,7 @@ def read_head(connection: sqlite3.Connection) -> Head:
     counts = connection.execute("SELECT state, jobs FROM counts").fetchall()
     epochs = connection.execute("SELECT first_sequence, name FROM epochs ORDER BY first_sequence").fetchall()
     row = connection.execute(query).fetchone()
-    return Head._make((*row, list(map(Epoch._make, epochs)), {JobState(state): jobs for state, jobs in counts}))
+    return Head._make((*row, list(map(Epoch._make, epochs)), dict(counts)))
 
 
 @cache

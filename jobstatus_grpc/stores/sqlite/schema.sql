@@ -137,3 +137,8 @@ UPDATE store SET log = lower(hex(randomblob(8)));
 
 -- Of a removed job: the job as it ended, as JSON. Its last change may not have been read when it was removed.
 ALTER TABLE changes ADD COLUMN final TEXT;
+
+ALTER TABLE jobs ADD COLUMN cancel_reason TEXT NOT NULL DEFAULT '';
+
+-- Under 0: the number of stalled jobs.
+INSERT INTO counts (state, jobs) SELECT 0, count(*) FROM jobs WHERE stalled;

@@ -16,6 +16,7 @@ from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.embedded import Feed, StallClocks
 from jobstatus_grpc.stores.interface import (
     DEFAULT_RETENTION,
+    STALLED,
     ChangeBatch,
     Clock,
     CommitResult,
@@ -219,6 +220,10 @@ class SqliteStore:
     async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
         """See JobStore."""
         return await self._read(read_page, tenant, job_filter, limit=limit, cursor=cursor)
+
+    def stalled_jobs(self) -> int:
+        """See JobStore."""
+        return self._counts[STALLED]
 
     def jobs_by_state(self) -> Mapping[JobState, int]:
         """See JobStore. As of the latest commit."""

@@ -48,6 +48,23 @@ class TimeContract:
         assert (job.stalled, job.state, job.revision) == (True, S.IN_PROGRESS, 2)
 
     @on_store
+    async def test_stalls_are_in_the_history_and_stalled_jobs_are_counted(self, store, clock):
+        for name in "abc":
+            await start(store, name)
+        clock.advance(seconds=30)
+        await sweep(store)
+        assert store.stalled_jobs() == 3
+        entries = await store.transitions("default", "a")
+        assert [(entry.from_state, entry.to_state, entry.reason) for entry in entries[-1:]] == [
+            (S.IN_PROGRESS, S.IN_PROGRESS, "stalled: no update came for 30 s")
+        ]
+        await done(store, Update(id="a"))
+        await done(store, Cancel(id="b", force=True))
+        assert store.stalled_jobs() == 1
+        await done(store, Update(id="c", changes={"state": S.SUCCEEDED}))
+        assert store.stalled_jobs() == 0
+
+    @on_store
     async def test_a_stalled_job_is_due_no_more(self, store, clock):
         await start(store, "a")
         clock.advance(seconds=30)
