@@ -18,8 +18,8 @@ from datetime import datetime, timezone
 from typing import Any, TypedDict
 
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError
-from jobstatus_grpc.job import Job, JobError, JobState
-from jobstatus_grpc.job.limits import UNKNOWN_CODE
+from jobstatus_grpc.job import Job, JobError, JobState, limits
+from jobstatus_grpc.job.validation import clean_text
 
 __all__ = [
     "ContentQueueJob",
@@ -105,15 +105,16 @@ def to_task_api(job: Job) -> TaskApiJob:
 def to_content_queue(job: Job) -> ContentQueueJob:
     """Return `job` as a content queue's JSON object.
 
-    `error` is the error's message, or its reason where it has no message. `estimatedCompletion` is the worker's own.
+    `error` is the error's message, or its reason where it has no message; absent if both are empty.
+    `estimatedCompletion` is the worker's own.
     """
     document = ContentQueueJob(id=job.id, status=_CONTENT_QUEUE_WORDS[job.state])
     if job.progress is not None:
         document["progress"] = _to_number(job.progress)
     if job.estimated_completion is not None:
         document["estimatedCompletion"] = _to_rfc3339(job.estimated_completion)
-    if job.error is not None:
-        document["error"] = job.error.message or job.error.reason
+    if job.error is not None and (text := job.error.message or job.error.reason):
+        document["error"] = text
     return document
 
 
@@ -121,7 +122,8 @@ def from_task_api(document: object) -> dict[str, Any]:
     """Return the fields of a task API's JSON object, by the names of Job's fields.
 
     Every field may be missing or null, as in the body of a request, and unknown fields are ignored. Without `updatedAt`
-    it is `createdAt`, so that a whole document is a whole job: `Job(**known)`.
+    it is `createdAt`, so that a whole document is a whole job: `Job(**known)`. Reasons and errors are cleaned and cut
+    to what the service accepts: a control character must not cost the end of a job.
 
     Raises:
         InvalidFieldError: a value has the wrong type, or is not a known word or time; it lists all of them.
@@ -135,7 +137,8 @@ def from_task_api(document: object) -> dict[str, Any]:
 def from_content_queue(document: object) -> dict[str, Any]:
     """Return the fields of a content queue's JSON object, by the names of Job's fields.
 
-    As `from_task_api`. An error's code is UNKNOWN. `processing` with an error is RETRYING: a job IN_PROGRESS has none.
+    As `from_task_api`. An error's code is UNKNOWN; an empty error is none. `processing` with an error is RETRYING: a
+    job IN_PROGRESS has none.
     """
     known = _read(document, _CONTENT_QUEUE_FIELDS)
     if known.get("state") is JobState.IN_PROGRESS and "error" in known:
@@ -155,7 +158,7 @@ def _read(document: object, fields: Mapping[str, tuple[str, Callable[[Any], Any]
     violations = []
     for name, (field, read) in fields.items():
         value = document.get(name)
-        if value is None:
+        if value is None or (name == "error" and value == ""):
             continue
         try:
             known[field] = read(value)
@@ -169,7 +172,15 @@ def _read(document: object, fields: Mapping[str, tuple[str, Callable[[Any], Any]
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("must be a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode, without lone surrogates") from None
     return value
+
+
+def _reason(value: Any) -> str:
+    return clean_text(_text(value), limits.MAX_REASON_BYTES, multiline=True)
 
 
 def _flag(value: Any) -> bool:
@@ -188,7 +199,7 @@ def _number(value: Any) -> float:
 
 
 def _error(value: Any) -> JobError:
-    return JobError(UNKNOWN_CODE, _text(value))
+    return JobError(limits.UNKNOWN_CODE, clean_text(_text(value), limits.MAX_ERROR_MESSAGE_BYTES, multiline=True))
 
 
 def _one_of(states: Mapping[str, JobState]) -> Callable[[Any], JobState]:
@@ -235,7 +246,7 @@ _TASK_API_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "id": ("id", _text),
     "name": ("name", _text),
     "state": ("state", _one_of(_TASK_API_STATES)),
-    "reason": ("reason", _text),
+    "reason": ("reason", _reason),
     "hasProgress": ("has_progress", _flag),
     "progress": ("progress", _number),
     "createdAt": ("created_at", _instant),

@@ -240,3 +240,44 @@ def test_a_worker_may_report_in_the_words_of_a_task_api():
         task |= {"progress": progress, "createdAt": "2026-01-31T12:00:00.250Z"}
         job = report(job, from_task_api(task))
         assert to_task_api(job) == task
+
+
+def test_an_empty_error_is_none():
+    assert "error" not in from_content_queue({"id": "a", "status": "completed", "error": ""})
+    assert from_content_queue({"status": "processing", "error": ""})["state"] is S.IN_PROGRESS
+    job = Job(id="a", state=S.FAILED, created_at=CREATED_AT, updated_at=UPDATED_AT, error=JobError(2))
+    assert "error" not in to_content_queue(job)
+
+
+@pytest.mark.parametrize("before", [None, {"id": "a", "status": "queued"}])
+def test_processing_with_an_error_is_accepted_as_the_first_report(before):
+    job = report(None, from_content_queue(before)) if before else None
+    entry = {"id": "a", "status": "processing", "error": "timed out"}
+    job = report(job, from_content_queue(entry))
+    assert (job.state, job.attempt, job.started_at) == (S.RETRYING, 1, UPDATED_AT)
+    assert to_content_queue(job) == entry
+    ended = report(job, from_content_queue({"id": "a", "status": "failed", "error": "timed out again"}))
+    assert (ended.state, ended.attempt) == (S.FAILED, 1)
+
+
+@pytest.mark.parametrize(
+    ("read", "field"), [(from_task_api, "name"), (from_task_api, "reason"), (from_content_queue, "error")]
+)
+def test_a_lone_surrogate_is_refused_as_the_field_it_is_in(read, field):
+    with pytest.raises(InvalidFieldError) as caught:
+        read({"id": "a", field: "x\ud800"})
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("one\r\ntwo", "one\ntwo"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("bell\x07 nul\x00", "bell  nul "),
+        ("x" * 5000, "x" * 4096),
+    ],
+)
+def test_what_the_service_refuses_in_a_final_report_is_cleaned(text, clean):
+    assert from_content_queue({"status": "failed", "error": text})["error"] == JobError(2, clean)
+    assert from_task_api({"state": "failed", "reason": text})["reason"] == clean

@@ -25,7 +25,8 @@ class JobState(enum.IntEnum):
     IN_PROGRESS = 2
     """A worker runs it. Left by the worker's update, or re-entered by a new claim after the worker died."""
     RETRYING = 3
-    """An attempt failed and the worker reported that another follows; the next claim starts it."""
+    """An attempt failed and the worker reported that another follows; the next claim starts it. From PENDING, where the
+    first report comes after the first attempt, that attempt is counted too."""
     SUCCEEDED = 4
     """Done, with success."""
     ABORTED = 5
@@ -55,7 +56,7 @@ CREATION_STATES = frozenset({_PENDING, _IN_PROGRESS})
 ERROR_STATES = frozenset({_RETRYING, _ABORTED, _FAILED, _CANCELLED})
 
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
-    _PENDING: frozenset({_PENDING, _IN_PROGRESS, _SUCCEEDED, _ABORTED, _FAILED, _CANCELLED}),
+    _PENDING: frozenset({_PENDING, _IN_PROGRESS, _RETRYING, _SUCCEEDED, _ABORTED, _FAILED, _CANCELLED}),
     _IN_PROGRESS: frozenset({_IN_PROGRESS, _RETRYING, _SUCCEEDED, _ABORTED, _FAILED, _CANCELLED}),
     _RETRYING: frozenset({_IN_PROGRESS, _RETRYING, _ABORTED, _FAILED, _CANCELLED}),
     **{state: frozenset() for state in (_SUCCEEDED, _ABORTED, _FAILED, _CANCELLED)},

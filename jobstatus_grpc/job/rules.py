@@ -272,9 +272,11 @@ def _check_transition(job: Job, command: Update) -> None:
 
 
 def _starts_attempt(job: Job, command: Update) -> bool:
-    """Return whether the update is a claim, or starts the job without naming an attempt."""
-    starts = command.changes.get("state") is JobState.IN_PROGRESS
-    return starts and (command.attempt > 0 or job.state is not JobState.IN_PROGRESS)
+    """Return whether the update is a claim, starts the job without naming an attempt, or reports its first failure."""
+    state = command.changes.get("state")
+    if state is JobState.RETRYING:
+        return job.state is JobState.PENDING
+    return state is JobState.IN_PROGRESS and (command.attempt > 0 or job.state is not JobState.IN_PROGRESS)
 
 
 def changed_fields(job: Job, command: Update, now: datetime, retention: timedelta) -> dict[str, Any]:

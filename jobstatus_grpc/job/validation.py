@@ -172,6 +172,28 @@ def check_text(value: str, max_bytes: int, field: str, violations: Violations, *
         violations.append(FieldViolation(field, f"must hold no control characters{allowed}"))
 
 
+# What terminals take as commands: CSI and OSC sequences, then the short ones.
+_ESCAPES = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|[ -/]*[0-~])")
+
+
+def without_escapes(text: str) -> str:
+    """Return `text` without what colours it and moves the cursor."""
+    return _ESCAPES.sub("", text)
+
+
+def clean_text(text: str, max_bytes: int, *, multiline: bool = False) -> str:
+    """Return `text` as `check_text` accepts it: without escape sequences, and cut after `max_bytes`.
+
+    CRLF becomes a newline, any other control character a space, and a lone surrogate a question mark.
+    """
+    if not text.isprintable():
+        text = without_escapes(text).replace("\r\n", "\n")
+        text = (_CONTROL_BUT_WHITESPACE if multiline else _CONTROL).sub(" ", text)
+    if len(text) * 4 <= max_bytes and text.isprintable():
+        return text
+    return text.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
+
+
 def check_request_id(value: str, violations: Violations) -> None:
     """Add a violation unless `value` is a valid request_id, or empty: none."""
     check_text(value, limits.MAX_REQUEST_ID_BYTES, "request_id", violations)

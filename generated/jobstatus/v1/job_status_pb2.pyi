@@ -41,7 +41,9 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_IN_PROGRESS: _JobState.ValueType  # 2
     """A worker is processing it."""
     JOB_STATE_RETRYING: _JobState.ValueType  # 3
-    """An attempt failed; another attempt will follow."""
+    """An attempt failed; another attempt will follow. A PENDING job may become RETRYING, which counts the attempt that
+    failed before it was reported.
+    """
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 4
     """Done: succeeded."""
     JOB_STATE_ABORTED: _JobState.ValueType  # 5
@@ -63,7 +65,9 @@ JOB_STATE_PENDING: JobState.ValueType  # 1
 JOB_STATE_IN_PROGRESS: JobState.ValueType  # 2
 """A worker is processing it."""
 JOB_STATE_RETRYING: JobState.ValueType  # 3
-"""An attempt failed; another attempt will follow."""
+"""An attempt failed; another attempt will follow. A PENDING job may become RETRYING, which counts the attempt that
+failed before it was reported.
+"""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 4
 """Done: succeeded."""
 JOB_STATE_ABORTED: JobState.ValueType  # 5
