@@ -102,18 +102,19 @@ class LogWriter:
                 self._change.wait_for(lambda: self._pending)
                 data = b"".join(self._pending)
                 self._pending.clear()
+            is_written = False
             for piece in _pieces(data):
-                if not self._write_piece(piece):
+                if self._write_piece(piece):
+                    is_written = True
+                else:
                     with self._change:
                         self.lines_dropped += piece.count(b"\n")
-                elif self.lines_dropped > reported:
-                    dropped, reported = self.lines_dropped - reported, self.lines_dropped
-                    log.warning(
-                        "%d lines of this log were dropped: stderr was not read, or could not be written", dropped
-                    )
             with self._change:
                 self._pending_bytes -= len(data)
                 self._change.notify_all()
+            if is_written and self.lines_dropped > reported:
+                dropped, reported = self.lines_dropped - reported, self.lines_dropped
+                log.warning("%d lines of this log were dropped: stderr was not read, or could not be written", dropped)
 
     def _write_piece(self, piece: bytes) -> bool:
         # os.write, not sys.stderr: that keeps what it could not write, and fails again when the interpreter ends.

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -15,9 +15,11 @@ from tests.support.loop import run
 
 pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
 
+from pygrpc_native import EVENT_CALL
+
 from jobstatus_grpc.errors import StreamAgeError
 from jobstatus_grpc.server.transports.interface import CallContext, Method, StreamContext
-from jobstatus_grpc.server.transports.native import NativeServer
+from jobstatus_grpc.server.transports.native import FrontCalls, NativeServer
 
 Behaviour = Callable[[bytes, Any], Awaitable[bytes | None]]
 LARGE = b"x" * 60_000
@@ -211,3 +213,30 @@ def test_a_stop_cuts_off_what_outlasts_its_grace():
         assert await waiting.code() is grpc.StatusCode.UNAVAILABLE
 
     run(scenario)
+
+
+class StatusesOf:
+    """What FrontCalls needs of a front; keeps the code of a call."""
+
+    def __init__(self) -> None:
+        self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def fail(self, call_id: int, code: int, details: str, trailers: object) -> None:
+        self.code.set_result(code)
+
+
+def test_a_call_that_arrives_after_its_deadline_has_no_effect():
+    answered = []
+
+    async def behaviour(data: bytes, context: CallContext) -> bytes:
+        answered.append(data)
+        return b""
+
+    async def scenario() -> None:
+        front = StatusesOf()
+        calls = FrontCalls(cast("Any", front), [Method("/s/M", behaviour, False)], max_stream_seconds=1)
+        calls.begin([(EVENT_CALL, 1, 0, b"late", None, ((), "ipv4:127.0.0.1:1", 0.0))])
+        assert await front.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+    run(scenario)
+    assert answered == []

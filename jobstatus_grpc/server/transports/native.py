@@ -179,6 +179,8 @@ class FrontCalls:
         try:
             if len(payload) > limits.MAX_REQUEST_BYTES:
                 await context.abort(*_too_large(payload))
+            if details[2] is not None and details[2] <= 0:  # the front has no event for it, and the client is gone
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
             reply = await method.behaviour(payload, context)
             if method.is_stream:
                 front.stream_end(call_id)

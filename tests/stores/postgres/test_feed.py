@@ -12,7 +12,7 @@ from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, Update
 from jobstatus_grpc.stores.interface import MAX_POSITION_CHARACTERS
 from jobstatus_grpc.stores.postgres.store import PostgresStore
-from tests.support.stores import StandingClock, done, following, trim
+from tests.support.stores import StandingClock, claim, done, following, trim
 
 OPEN_TRANSACTIONS = 60
 
@@ -165,6 +165,20 @@ def test_a_position_is_valid_though_its_newest_change_is_old_and_was_replaced(po
         await update(store)
         await trim(store)
         assert [change.id for change in await following(store, position)] == ["a"]
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_position_is_behind_all_changes_also_if_a_whole_batch_was_replaced_since(postgres_url):
+    async def scenario():
+        store = await PostgresStore.open(postgres_url)
+        before = await store.position()
+        await done(store, *(Create(id=f"{number}") for number in range(1100)))
+        await done(store, *(claim(f"{number}") for number in range(1100)))
+        position = await store.position()
+        assert position != before
+        assert await following(store, position) == []
         await store.close()
 
     asyncio.run(scenario())
