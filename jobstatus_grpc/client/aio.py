@@ -42,7 +42,7 @@ from jobstatus_grpc.job import Job, JobError, JobFilter, JobState
 class AsyncJobStatusClient:
     """A client of the job status service for asyncio; an async context manager.
 
-    It connects with its first call and belongs to the event loop of that call; the loop's tasks may share it.
+    It connects with its first call. Tasks may share it, and so may event loops: each has its own connection.
 
     A call that fails raises `jobstatus_grpc.JobStatusError` and nothing else. It has a deadline; within it, UNAVAILABLE
     and TOO_MANY_REQUESTS are retried. That is safe: a write carries a request_id, so that it takes effect once.
@@ -347,8 +347,9 @@ class AsyncJobStatusClient:
         """Follow a job to its end: iterate over its states, the first as it is now, the last done.
 
         States in between may be skipped; the newest is always returned. The watch survives cut connections, restarts
-        and silent servers: it calls again, with growing pauses up to 10 seconds, and resumes where it was. Leaving the
-        loop early, or closing the iterator, ends the stream at once.
+        and silent servers: it calls again, with growing pauses up to 10 seconds, and resumes where it was. So it does
+        for up to a minute if a proxy refuses the call after the service has answered. Leaving the loop early, or
+        closing the iterator, ends the stream at once.
 
         Args:
             id: which job.

@@ -7,7 +7,8 @@ import atexit
 import sys
 import threading
 import weakref
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from urllib.parse import quote
 import grpc
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
-from jobstatus_grpc.client.retry import ClientClosedError, RetryBudget, pause
+from jobstatus_grpc.client.retry import ClientClosedError, ProxyRefusals, RetryBudget, pause
 from jobstatus_grpc.client.sender import Call
 from jobstatus_grpc.client.watch import (
     AsyncJobsWatch,
@@ -28,6 +29,7 @@ from jobstatus_grpc.client.watch import (
     Watchdog,
     WatchIterator,
 )
+from jobstatus_grpc.errors import DeadlineExceededError, JobStatusError, UnavailableError
 from jobstatus_grpc.wire import status
 
 if TYPE_CHECKING:
@@ -138,31 +140,52 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
+@dataclass(slots=True)
+class AsyncLine:
+    """A channel of one event loop."""
+
+    channel: grpc.aio.Channel
+    stub: JobStatusServiceAsyncStub
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def close(self) -> None:
+        """End all calls."""
+        self.closing.set()
+        await self.channel.close()
+
+
 class AsyncConnection:
-    """A channel that opens with its first call, in the event loop of that call, and is closed once."""
+    """A channel in each event loop that makes calls, which opens with the first call; closed once."""
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self._endpoint = endpoint
         self._metadata = endpoint.metadata
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: JobStatusServiceAsyncStub | None = None
-        self._closing = asyncio.Event()
+        self._lines: dict[asyncio.AbstractEventLoop, AsyncLine] = {}
+        self._is_closed = False
         self._watches: weakref.WeakSet[AsyncWatchIterator[Any]] = weakref.WeakSet()
+        self._proxy_refusals: defaultdict[str, ProxyRefusals] = defaultdict(ProxyRefusals)
 
     @property
     def stub(self) -> JobStatusServiceAsyncStub:
-        """The service's methods.
+        """The service's methods, for the running event loop.
 
         Raises:
             ClientClosedError: the client is closed.
         """
-        if self._stub is None:
-            if self._closing.is_set():
-                raise ClientClosedError
-            self._channel = self._endpoint.open_aio()
-            self._stub = JobStatusServiceStub(self._channel)
-        return self._stub
+        return self._line().stub
+
+    def _line(self) -> AsyncLine:
+        if self._is_closed:
+            raise ClientClosedError
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(loop)
+        if line is None:
+            for other in [other for other in self._lines if other.is_closed()]:
+                del self._lines[other]
+            channel = self._endpoint.open_aio()
+            line = self._lines[loop] = AsyncLine(channel, JobStatusServiceStub(channel))
+        return line
 
     def retry_budget(self, timeout_seconds: float | None) -> RetryBudget:
         """Return the budget of a call that begins now; a timeout of None is the client's."""
@@ -185,17 +208,19 @@ class AsyncConnection:
             except asyncio.CancelledError:
                 self._raise_if_closed()
                 raise
-            await pause(pause_seconds, unless=self._closing)
-            if self._closing.is_set():
+            await pause(pause_seconds, unless=self._line().closing)
+            if self._is_closed:
                 raise ClientClosedError
 
     async def send_once(self, call: Call, timeout_seconds: float) -> Any:
         """Make a call of a tracked job or a reporter, which retry by their own rules."""
         try:
             method = getattr(self.stub, call.method)
-            return await method(call.request, timeout=timeout_seconds, metadata=self._metadata)
+            response = await method(call.request, timeout=timeout_seconds, metadata=self._metadata)
+            self._proxy_refusals[call.method].service_answered()
+            return response
         except grpc.RpcError as error:
-            raise status.from_rpc_error(error) from error
+            raise _meaning_of(error, self._proxy_refusals[call.method]) from error
         except asyncio.CancelledError:
             self._raise_if_closed()
             raise
@@ -218,17 +243,21 @@ class AsyncConnection:
 
     async def close(self) -> None:
         """End all calls and watches with ClientClosedError, and refuse new ones."""
-        self._closing.set()
-        self._stub = None
+        self._is_closed = True
+        running = asyncio.get_running_loop()
         for watch in list(self._watches):
             watch.abandon(ClientClosedError())
-        if self._channel is not None:
-            await self._channel.close()
+        lines, self._lines = self._lines, {}
+        for loop, line in lines.items():
+            if loop is running:
+                await line.close()
+            elif not loop.is_closed():
+                asyncio.run_coroutine_threadsafe(line.close(), loop)
 
     def _raise_if_closed(self) -> None:
         """Raise ClientClosedError if `close` cancelled the call and not another task; impossible in Python 3.10."""
         task = asyncio.current_task()
-        if self._closing.is_set() and task is not None and sys.version_info >= (3, 11) and not task.cancelling():
+        if self._is_closed and task is not None and sys.version_info >= (3, 11) and not task.cancelling():
             raise ClientClosedError from None
 
 
@@ -244,6 +273,7 @@ class Connection:
         self._watches: weakref.WeakSet[WatchIterator[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._watchdog = Watchdog()
+        self._proxy_refusals: defaultdict[str, ProxyRefusals] = defaultdict(ProxyRefusals)
         _opened.add(self)
 
     @property
@@ -280,10 +310,13 @@ class Connection:
 
     def send_once(self, call: Call, timeout_seconds: float) -> Any:
         """As of AsyncConnection."""
+        refusals = self._proxy_refusals[call.method]
         try:
-            return getattr(self.stub, call.method)(call.request, timeout_seconds, self._metadata)
+            response = getattr(self.stub, call.method)(call.request, timeout_seconds, self._metadata)
+            refusals.service_answered()
+            return response
         except grpc.RpcError as error:
-            raise (ClientClosedError() if self._closing.is_set() else status.from_rpc_error(error)) from error
+            raise (ClientClosedError() if self._closing.is_set() else _meaning_of(error, refusals)) from error
 
     def watch(self, state: JobWatchState) -> Watch:
         """As of AsyncConnection."""
@@ -310,6 +343,13 @@ class Connection:
         for watch in watches:
             watch.abandon(ClientClosedError())
         self._channel.close()
+
+
+def _meaning_of(error: grpc.RpcError, refusals: ProxyRefusals) -> JobStatusError:
+    meaning = status.from_rpc_error(error)
+    if not refusals.is_outage(error) or isinstance(meaning, DeadlineExceededError):
+        return meaning
+    return UnavailableError(f"a proxy refused the call: {meaning}")
 
 
 _opened: weakref.WeakSet[Connection] = weakref.WeakSet()

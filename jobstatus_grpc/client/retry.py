@@ -37,6 +37,17 @@ LAST_TRY_SECONDS = 1.0
 """Time before a call's deadline that is kept for its last try."""
 
 
+PROXY_REFUSAL_SECONDS = 60.0
+"""Limit of the time that refusals by a proxy count as an outage: longer than a reload or a rolling update takes."""
+
+_CODES_OF_PROXIES = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+
+
 class ClientClosedError(UnavailableError):
     """The client is closed."""
 
@@ -115,6 +126,33 @@ class RetryBudget:
         pause = self._backoff.pause_seconds(error)
         self._is_last = pause >= longest
         return min(pause, longest)
+
+
+class ProxyRefusals:
+    """Counts refusals by a proxy as an outage, for a while, if the service has answered before.
+
+    While a proxy is reloaded or its backend moves, it may answer HTTP 401, 403 or 404, or end streams, for which gRPC
+    makes UNAUTHENTICATED, PERMISSION_DENIED, UNIMPLEMENTED or DEADLINE_EXCEEDED. The service's own refusals have
+    details.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._now = clock
+        self._was_answered = False
+        self._refused_since: float | None = None
+
+    def service_answered(self) -> None:
+        """Note an answer of the service."""
+        self._was_answered = True
+        self._refused_since = None
+
+    def is_outage(self, error: grpc.RpcError) -> bool:
+        """Return whether to try again after `error`, rather than raise it."""
+        if not self._was_answered or error.code() not in _CODES_OF_PROXIES or status.has_details(error):
+            return False
+        now = self._now()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        return now - self._refused_since < PROXY_REFUSAL_SECONDS
 
 
 def is_transient(error: Exception) -> bool:

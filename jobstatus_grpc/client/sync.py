@@ -346,8 +346,9 @@ class JobStatusClient:
         """Follow a job to its end: iterate over its states, the first as it is now, the last done.
 
         States in between may be skipped; the newest is always returned. The watch survives cut connections, restarts
-        and silent servers: it calls again, with growing pauses up to 10 seconds, and resumes where it was. Leaving the
-        loop early, or closing the iterator, ends the stream at once.
+        and silent servers: it calls again, with growing pauses up to 10 seconds, and resumes where it was. So it does
+        for up to a minute if a proxy refuses the call after the service has answered. Leaving the loop early, or
+        closing the iterator, ends the stream at once.
 
         Args:
             id: which job.

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import queue
-import sys
 import threading
 import time
 from collections import deque
@@ -24,7 +23,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.client import requests
 from jobstatus_grpc.client.requests import JobChange, JobChangeType
-from jobstatus_grpc.client.retry import Backoff, pause
+from jobstatus_grpc.client.retry import Backoff, ProxyRefusals, pause
 from jobstatus_grpc.errors import DeadlineExceededError, InternalError, JobStatusError, UnavailableError
 from jobstatus_grpc.job import Job, JobFilter
 from jobstatus_grpc.wire import status
@@ -112,6 +111,7 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         self._was_opened = False
         self._is_open = False
         self._backoff = Backoff()
+        self._proxy_refusals = ProxyRefusals(clock)
         self._ends = 0
 
     def begin(self) -> float | None:
@@ -167,7 +167,9 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         if not isinstance(error, grpc.RpcError):
             return isinstance(error, (InternalError, UnavailableError))
         code = error.code()
-        return code in _SURVIVED_CODES or (self._was_opened and code is grpc.StatusCode.RESOURCE_EXHAUSTED)
+        if code in _SURVIVED_CODES or (self._was_opened and code is grpc.StatusCode.RESOURCE_EXHAUSTED):
+            return True
+        return self._proxy_refusals.is_outage(error)
 
     @property
     def _left_seconds(self) -> float:
@@ -177,6 +179,7 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
 
     def _note_message(self) -> None:
         self._received_at = self._now()
+        self._proxy_refusals.service_answered()
         if not self._is_open:
             self._is_open = self._was_opened = True
             self._backoff.reset()
@@ -243,8 +246,9 @@ class JobWatchState(ResumableStream[pb.WatchJobResponse, Job]):
     def ended(self, error: grpc.RpcError | JobStatusError | None) -> float:
         if self._deadline is None:
             return super().ended(error)
-        # gRPC's clock may be a little ahead of ours.
-        if self._now() >= self._deadline or isinstance(_meaning_of(error), DeadlineExceededError):
+        # gRPC's clock may be a little ahead of ours. Much earlier, it is the deadline of a proxy.
+        left = self._deadline - self._now()
+        if left <= 0 or (left < LAST_TRY_SECONDS and isinstance(_meaning_of(error), DeadlineExceededError)):
             within = f"within {self._timeout_seconds:g} s"
             raise DeadlineExceededError(f"job {self.id!r} is not known to be done {within}") from error
         return min(super().ended(error), max(self._deadline - self._now(), 0.0))
@@ -362,10 +366,15 @@ class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
         self._state = state
         self._open_stream = open_stream
         self._open: tuple[AsyncStream, AsyncSilenceTimer] | None = None
+        self._reading: asyncio.Task[Any] | None = None
+        """Reads the next message. It outlives an `anext` that is cancelled: cancelling a read ends its stream."""
+        self._reopen_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = asyncio.Event()
         self._error: JobStatusError | None = None
 
     async def __anext__(self) -> Item:
+        self._enter_loop()
         while not self._closing.is_set() and not self._state.is_over:
             try:
                 news = self._more() or await self._read()
@@ -387,7 +396,11 @@ class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
     def abandon(self, error: JobStatusError) -> None:
         """End the watch and its stream at once; a task that waits for the next item gets `error`."""
         self._error = error
-        self._close()
+        if self._loop is None or self._loop is asyncio.get_running_loop():
+            self._close()
+        else:
+            with contextlib.suppress(RuntimeError):  # that event loop is closed
+                self._loop.call_soon_threadsafe(self._close)
 
     async def __aenter__(self: SelfAsync) -> SelfAsync:
         return self
@@ -399,8 +412,17 @@ class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
 
     def __del__(self) -> None:
         # `break` merely drops the iterator: without this its stream would be open until the timer fires.
-        with contextlib.suppress(RuntimeError):  # the event loop is closed
+        self._drop_stream()
+
+    def _enter_loop(self) -> None:
+        """Leave the stream of an event loop that is not the running one, as after another `asyncio.run`."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
             self._drop_stream()
+            is_closing, self._closing = self._closing.is_set(), asyncio.Event()
+            if is_closing:
+                self._closing.set()
+            self._loop = loop
 
     def _close(self) -> None:
         self._closing.set()
@@ -414,68 +436,87 @@ class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
         return news
 
     async def _read(self) -> Item | None:
-        """Return the first news in the next message, if any; after the end of a stream, wait until the next is due."""
+        """Return the first news in the next message, if any; None also after the end of a stream."""
+        if (pause_seconds := self._reopen_at - time.monotonic()) > 0:
+            await pause(pause_seconds, unless=self._closing)
+            return None
         if self._open is None:
             stream = self._open_stream()
             self._open = stream, AsyncSilenceTimer(stream, self._state.silence_seconds)
         stream, timer = self._open
-        cancels = _cancels_of_this_task()
-        error: grpc.RpcError | JobStatusError | None = None
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(stream.read())
+            self._reading.add_done_callback(_retrieve_exception)
+        reading = self._reading
+        await asyncio.wait({reading})
+        if self._reading is not reading:
+            return None  # closed, or taken by another task
+        self._reading = None
         try:
-            message = await stream.read()
+            message = reading.result()
             if message is not grpc.aio.EOF:
                 news = self._state.take(message)
                 timer.extend(self._state.silence_seconds)
                 return news
-        except (grpc.RpcError, InternalError) as failure:
-            error = failure
+            self._end_stream(None)
+        except (grpc.RpcError, InternalError) as error:
+            self._end_stream(without_traceback(error))
         except asyncio.CancelledError:
-            # Cancelling the stream, which the timer and `_close` do, looks like cancelling the task.
-            if _cancels_of_this_task() > cancels or not (timer.has_fired or self._closing.is_set()):
-                self._drop_stream()
-                raise
-            error = UnavailableError(SILENT)
-        self._drop_stream()
-        if not self._closing.is_set():
-            await pause(self._state.ended(error), unless=self._closing)
+            self._end_stream(UnavailableError(SILENT))
         return None
 
+    def _end_stream(self, error: grpc.RpcError | JobStatusError | None) -> None:
+        self._drop_stream()
+        self._reopen_at = time.monotonic() + self._state.ended(error)
+
     def _drop_stream(self) -> None:
+        self._reading = None
         if self._open is not None:
             (stream, timer), self._open = self._open, None
-            timer.cancel()
-            stream.cancel()
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
+                timer.cancel()
+                stream.cancel()
 
 
 async def _read_end(stream: AsyncStream) -> None:
     """Read the end of a stream after its last message: cancelling it would be logged as an error by the server."""
     reading = asyncio.ensure_future(stream.read())
+    reading.add_done_callback(_retrieve_exception)
     try:
         await asyncio.wait({reading}, timeout=END_SECONDS)
     finally:
-        if not reading.cancel() and not reading.cancelled():
-            reading.exception()  # without this asyncio logs an exception that was never retrieved
+        reading.cancel()
 
 
-def _cancels_of_this_task() -> int:
-    """Return the number of requests to cancel the running task; 0 before Python 3.11, which does not count them."""
-    if sys.version_info >= (3, 11):
-        task = asyncio.current_task()
-        return 0 if task is None else task.cancelling()
-    return 0
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Retrieve the exception of a task, which asyncio logs otherwise if nothing reads the result."""
+    if not task.cancelled():
+        task.exception()
+
+
+CallError = TypeVar("CallError", bound=BaseException)
+
+
+def without_traceback(error: CallError) -> CallError:
+    """Return `error` without its traceback, whose frames refer to the watch, and hold the error.
+
+    In such a cycle, a watch that is dropped would keep its stream open until the garbage collector runs.
+    """
+    error.__traceback__ = None
+    return error
 
 
 class AsyncWatch(AsyncWatchIterator[Job]):
     """An async iterator of a job's states; also a context manager. Ends after the done job, or with `aclose`.
 
-    An `anext` that is cancelled loses nothing: the next one continues.
+    An `anext` that is cancelled, as by `asyncio.wait_for`, loses nothing: the next one continues on the same stream.
     """
 
 
 class AsyncJobsWatch(AsyncWatchIterator[JobChange]):
     """An async iterator of changes of many jobs; also a context manager. Ends with `aclose`, and not by itself.
 
-    An `anext` that is cancelled loses nothing: the next one continues.
+    An `anext` that is cancelled, as by `asyncio.wait_for`, loses nothing: the next one continues on the same stream.
     """
 
     _state: JobsWatchState
@@ -507,6 +548,7 @@ class WatchIterator(Iterator[Item], Generic[Item]):
         self._open_stream = open_stream
         self._watchdog = watchdog
         self._open: tuple[Stream, SilenceTimer] | None = None
+        self._reopen_at = 0.0
         self._closing = threading.Event()
         self._error: JobStatusError | None = None
 
@@ -553,6 +595,9 @@ class WatchIterator(Iterator[Item], Generic[Item]):
         return news
 
     def _read(self) -> Item | None:
+        if (pause_seconds := self._reopen_at - time.monotonic()) > 0:
+            self._closing.wait(pause_seconds)
+            return None
         if self._open is None:
             stream = self._open_stream()
             self._open = stream, self._watchdog.watch_over(stream, self._state.silence_seconds)
@@ -560,19 +605,24 @@ class WatchIterator(Iterator[Item], Generic[Item]):
                 self._drop_stream()
                 return None
         stream, timer = self._open
-        error: grpc.RpcError | JobStatusError | None = None
         try:
             news = self._state.take(next(stream))
             timer.extend(self._state.silence_seconds)
             return news
         except StopIteration:
-            pass
-        except (grpc.RpcError, InternalError) as failure:
-            error = UnavailableError(SILENT) if timer.has_fired else failure
+            self._end_stream(None)
+        except (grpc.RpcError, InternalError) as error:
+            self._end_stream(UnavailableError(SILENT) if timer.has_fired else without_traceback(error))
+        except BaseException:
+            # A signal handler has raised. The read is still pending, and gRPC refuses a second one on its stream.
+            self._drop_stream()
+            raise
+        return None
+
+    def _end_stream(self, error: grpc.RpcError | JobStatusError | None) -> None:
         self._drop_stream()
         if not self._closing.is_set():
-            self._closing.wait(self._state.ended(error))
-        return None
+            self._reopen_at = time.monotonic() + self._state.ended(error)
 
     def _read_end(self) -> None:
         if self._open is not None and self._state.is_over:

@@ -150,6 +150,12 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> JobStatusError:
     return error
 
 
+def has_details(rpc_error: grpc.RpcError) -> bool:
+    """Return whether a call was refused by the service, and not by a proxy: its errors have details."""
+    call: Any = rpc_error
+    return any(key == DETAILS_KEY for key, _ in call.trailing_metadata() or ())
+
+
 def _read_details(
     data: bytes | None,
 ) -> tuple[error_details_pb2.ErrorInfo, tuple[FieldViolation, ...], float | None]:

@@ -186,3 +186,17 @@ def test_a_cancelled_worker_still_sends_what_it_gave(memory_address):
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "UNIMPLEMENTED", "UNAUTHENTICATED"])
+def test_updates_that_a_proxy_refuses_for_a_moment_are_sent_again(connect, code):
+    refused: list[Any] = []
+    refusal = fail(grpc.StatusCode[code])
+    with ScriptedServer(BatchUpdateJobs=[accept, refusal, refusal, accept]) as server:
+        with connect(server.address).reporter(on_error=lambda *refusal: refused.append(refusal)) as reporter:
+            reporter.update("a", progress=1)
+            reporter.flush()
+            reporter.update("a", progress=2)
+            reporter.flush()
+        assert len(server.requests["BatchUpdateJobs"]) == 4
+    assert refused == []

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import itertools
 import logging
+import os
+import signal
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -15,14 +22,25 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc import (
     AsyncJobStatusClient,
     DeadlineExceededError,
+    JobFilter,
     JobNotFoundError,
     JobState,
     JobStatusClient,
     TooManyWatchersError,
     UnavailableError,
 )
-from jobstatus_grpc.errors import JobStatusError, StreamAgeError
-from tests.support.scripted_server import ScriptedServer, a_done_job, a_job, a_stream, an_event, fail, refuse
+from jobstatus_grpc.errors import JobStatusError, PermissionDeniedError, StreamAgeError
+from tests.support.scripted_server import (
+    Answer,
+    ScriptedServer,
+    a_done_job,
+    a_job,
+    a_stream,
+    an_event,
+    fail,
+    refuse,
+    some_events,
+)
 from tests.support.servers import ServerProcess
 from tests.support.timing import rerun_after_pause
 
@@ -244,8 +262,106 @@ def test_a_cancelled_anext_loses_nothing(memory_address):
     asyncio.run(main())
 
 
+def slowly(*messages: bytes, then: Answer) -> Answer:
+    """A stream with pauses between its messages, which goes on as `then` does."""
+
+    def answer(request, context):
+        for message in messages:
+            yield message
+            time.sleep(0.3)
+        then(request, context)
+
+    return answer
+
+
+async def poll(watch: Any, timeout_seconds: float, polls: int) -> list[Any]:
+    """Read what `watch` yields in `polls` reads, each cancelled after `timeout_seconds`."""
+    items = []
+    for _ in range(polls):
+        with contextlib.suppress(asyncio.TimeoutError):
+            items.append(await asyncio.wait_for(anext(watch), timeout_seconds))
+    return items
+
+
+def test_a_watch_that_is_polled_stays_on_its_stream():
+    async def main() -> None:
+        async with AsyncJobStatusClient(server.address) as client:
+            jobs = await poll(client.watch("a"), 0.05, polls=30)
+            assert [job.revision for job in jobs] == [1, 2]
+
+    with ScriptedServer(WatchJob=[]) as server:
+        server.script("WatchJob", slowly(an_event(a_job(1)), an_event(a_job(2)), then=server.silence))
+        asyncio.run(main())
+    assert len(server.requests["WatchJob"]) == 1
+
+
+def test_a_watch_of_many_jobs_that_is_polled_stays_on_its_stream():
+    async def main() -> None:
+        async with AsyncJobStatusClient(server.address) as client:
+            changes = await poll(client.watch_jobs(), 0.05, polls=30)
+            assert [change.revision for change in changes] == [1, 2]
+
+    with ScriptedServer(WatchJobs=[]) as server:
+        messages = [some_events(("SNAPSHOT", a_job(1))), some_events(("UPDATED", a_job(2)))]
+        server.script("WatchJobs", slowly(*messages, then=server.silence))
+        asyncio.run(main())
+    assert len(server.requests["WatchJobs"]) == 1
+
+
+def test_a_watch_that_is_polled_keeps_its_pauses(monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+
+    async def main() -> None:
+        async with AsyncJobStatusClient(server.address) as client:
+            assert await poll(client.watch("a"), 0.02, polls=40) == []
+
+    with ScriptedServer(WatchJob=[fail(grpc.StatusCode.UNAVAILABLE)]) as server:
+        asyncio.run(main())
+    assert len(server.requests["WatchJob"]) < 10
+
+
+class HandlerError(Exception):
+    """What a signal handler raises."""
+
+
+@contextlib.contextmanager
+def signals(after_seconds: float) -> Iterator[None]:
+    """Send this process one signal, in whose handler an error is raised."""
+
+    def interrupt(*_: object) -> None:
+        raise HandlerError
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    timer = threading.Timer(after_seconds, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_watch_goes_on_after_a_signal_handler_that_raises(memory_address):
+    with JobStatusClient(memory_address) as client:
+        job = client.create()
+        watch, changes = client.watch(job.id), client.watch_jobs(JobFilter(ids=[job.id]))
+        for items in (watch, changes):
+            list(itertools.islice(items, 1 if items is watch else 2))
+            with signals(after_seconds=0.2), pytest.raises(HandlerError):
+                next(items)
+        done = client.update(job.id, state=JobState.SUCCEEDED)
+        assert next(watch) == done
+        assert {next(changes).revision, next(changes).revision} >= {done.revision}
+
+
 FULL = TooManyWatchersError()
 FULL.retry_after_seconds = 0.05
+CODES_OF_PROXIES = [
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+]
 ENDS = {
     "UNAVAILABLE": a_stream(an_event(a_job(1)), then=fail(grpc.StatusCode.UNAVAILABLE)),
     "INTERNAL": a_stream(an_event(a_job(1)), then=fail(grpc.StatusCode.INTERNAL)),
@@ -255,6 +371,7 @@ ENDS = {
     "OK without a done job": a_stream(an_event(a_job(1))),
     "a message that is no message": a_stream(an_event(a_job(1)), b"\xff\xff"),
     "a job that makes no sense": a_stream(an_event(a_job(1)), an_event(a_job(2, created=2**60))),
+    **{f"{code.name} of a proxy": a_stream(an_event(a_job(1)), then=fail(code)) for code in CODES_OF_PROXIES},
 }
 OPENINGS = {
     "UNAVAILABLE": fail(grpc.StatusCode.UNAVAILABLE),
@@ -279,6 +396,59 @@ def test_a_watch_goes_on_after(connect, end):
         assert [job.revision for job in connect(server.address).watch("a")] == [1, 2, 3]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("end", ENDS)
+def test_a_watch_that_is_left_after_a_cut_ends_its_stream_at_once(end):
+    async def main() -> None:
+        async with AsyncJobStatusClient(server.address) as client:
+            async for job in client.watch("a"):
+                if job.revision == 2:
+                    break
+            assert await asyncio.to_thread(server.ended.acquire, timeout=5)
+            assert await asyncio.to_thread(server.ended.acquire, timeout=5)
+
+    with ScriptedServer(WatchJob=[]) as server:
+        quiet = a_stream(an_event(a_job(2)), then=server.silence)
+        server.script("WatchJob", ENDS[end], quiet, ENDS[end], quiet)
+        gc.disable()
+        try:
+            asyncio.run(main())
+            with JobStatusClient(server.address) as client:
+                for job in client.watch("a"):
+                    if job.revision == 2:
+                        break
+                assert server.ended.acquire(timeout=5)
+                assert server.ended.acquire(timeout=5)
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("code", CODES_OF_PROXIES, ids=lambda code: code.name)
+def test_a_watch_raises_what_a_proxy_refuses_for_too_long(connect, monkeypatch, code):
+    monkeypatch.setattr("jobstatus_grpc.client.retry.PROXY_REFUSAL_SECONDS", 0.2)
+    with ScriptedServer(WatchJob=[a_stream(an_event(a_job(1)), then=fail(code)), fail(code)]) as server:
+        watch = connect(server.address).watch("a")
+        next(watch)
+        with pytest.raises(JobStatusError, match="as scripted"):
+            next(watch)
+    assert len(server.requests["WatchJob"]) > 1
+
+
+def test_a_watch_raises_a_refusal_of_the_service_also_once_opened(connect):
+    denied = refuse(PermissionDeniedError())
+    with ScriptedServer(WatchJob=[a_stream(an_event(a_job()), then=denied)]) as server:
+        watch = connect(server.address).watch("a")
+        next(watch)
+        with pytest.raises(PermissionDeniedError):
+            next(watch)
+
+
+def test_wait_survives_the_deadline_of_a_proxy(connect):
+    cut = a_stream(an_event(a_job(1)), then=fail(grpc.StatusCode.DEADLINE_EXCEEDED))
+    with ScriptedServer(WatchJob=[cut, THE_END]) as server:
+        assert connect(server.address).wait("a", timeout=10).revision == 3
+
+
 @pytest.mark.parametrize("opening", OPENINGS)
 def test_a_watch_opens_in_the_end_after(connect, opening):
     with ScriptedServer(WatchJob=[OPENINGS[opening], THE_END]) as server:
@@ -293,7 +463,9 @@ def test_a_watch_raises_what_does_not_pass(connect, code):
 
 
 @pytest.mark.parametrize(
-    "code", [code for code in RAISED if code.name != "RESOURCE_EXHAUSTED"], ids=lambda code: code.name
+    "code",
+    [code for code in RAISED if code is not grpc.StatusCode.RESOURCE_EXHAUSTED and code not in CODES_OF_PROXIES],
+    ids=lambda code: code.name,
 )
 def test_a_watch_raises_what_does_not_pass_also_once_opened(connect, code):
     with ScriptedServer(WatchJob=[a_stream(an_event(a_job()), then=fail(code))]) as server:

@@ -19,7 +19,7 @@ TEXTS = {
         '"""The client without asyncio, generated from aio.py by `make sync`: edit that file."""'
     ),
     " for asyncio; an async context manager.": "; a context manager.",
-    "It connects with its first call and belongs to the event loop of that call; the loop's tasks may share it.": (
+    "It connects with its first call. Tasks may share it, and so may event loops: each has its own connection.": (
         "It connects with its first call. Threads may share it."
     ),
 }
