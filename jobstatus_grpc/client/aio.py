@@ -358,7 +358,8 @@ class AsyncJobStatusClient:
                 that is less.
             min_update_interval_seconds: the shortest time between states that differ in progress, reason and estimates
                 only. None: 0.1.
-            give_up_seconds: raise UnavailableError after this time without a message from a server. None: never.
+            give_up_seconds: raise UnavailableError after this time without progress, which is news, or a message of a
+                stream that was open for a second. None: never.
 
         Raises:
             NotFoundError: no job has this id.
@@ -389,8 +390,8 @@ class AsyncJobStatusClient:
 
         The watch survives interruptions as `watch` does, and returns the missed changes and another SYNCED after them.
         RESET means: discard all jobs, snapshots of those that exist follow. It is returned if the service no longer has
-        the missed changes, and if a watch without resume_token is cut before its first SYNCED, since jobs may have been
-        removed in between.
+        the missed changes, and if a watch is cut before SYNCED: without resume_token, since jobs may have been removed
+        in between, and with one if it is cut twice. After two cuts the jobs are listed in pages.
 
         The iterator has a `resume_token`, with which another watch resumes where this one stopped. It keeps the id and
         the version of each job that matches.

@@ -20,11 +20,13 @@ from jobstatus_grpc.client.retry import ClientClosedError, ProxyRefusals, RetryB
 from jobstatus_grpc.client.sender import Call
 from jobstatus_grpc.client.watch import (
     AsyncJobsWatch,
+    AsyncPage,
     AsyncWatch,
     AsyncWatchIterator,
     JobsWatch,
     JobsWatchState,
     JobWatchState,
+    Page,
     Watch,
     Watchdog,
     WatchIterator,
@@ -181,7 +183,7 @@ class AsyncConnection:
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None:
-            for other in [other for other in self._lines if other.is_closed()]:
+            for other in [other for other in list(self._lines) if other.is_closed()]:
                 del self._lines[other]
             channel = self._endpoint.open_aio()
             line = self._lines[loop] = AsyncLine(channel, JobStatusServiceStub(channel))
@@ -238,6 +240,9 @@ class AsyncConnection:
         return watch
 
     def _open_stream(self, state: JobWatchState | JobsWatchState) -> Any:
+        page = state.list_request if isinstance(state, JobsWatchState) else None
+        if page is not None:
+            return AsyncPage(self.stub.ListJobs(page, timeout=state.begin(), metadata=self._metadata))
         method = getattr(self.stub, state.METHOD)
         return method(state.request, timeout=state.begin(), metadata=self._metadata)
 
@@ -333,6 +338,9 @@ class Connection:
         return watch
 
     def _open_stream(self, state: JobWatchState | JobsWatchState) -> Any:
+        page = state.list_request if isinstance(state, JobsWatchState) else None
+        if page is not None:
+            return Page(self.stub.ListJobs.future(page, state.begin(), self._metadata))
         return getattr(self.stub, state.METHOD)(state.request, state.begin(), self._metadata)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
@@ -24,7 +24,13 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.client import requests
 from jobstatus_grpc.client.requests import JobChange, JobChangeType
 from jobstatus_grpc.client.retry import Backoff, ProxyRefusals, pause
-from jobstatus_grpc.errors import DeadlineExceededError, InternalError, JobStatusError, UnavailableError
+from jobstatus_grpc.errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidTokenError,
+    JobStatusError,
+    UnavailableError,
+)
 from jobstatus_grpc.job import Job, JobFilter
 from jobstatus_grpc.wire import status
 
@@ -45,8 +51,14 @@ WAIT_UPDATE_INTERVAL_SECONDS = 60.0
 LAST_TRY_SECONDS = 1.0
 """Time for the last stream before a watch gives up: enough to connect and read a snapshot."""
 
+LASTING_SECONDS = 1.0
+"""Time after its first message from which a stream works: with shorter ones, the pauses between streams grow."""
+
 WARN_AFTER_ENDS = 3
-"""Streams in a row that end without a message before a warning is logged: one restart of a server takes two."""
+"""Streams in a row that do not last before a warning is logged: one restart of a server takes two."""
+
+WARN_AGAIN_SECONDS = 60.0
+"""Time between warnings while streams do not last."""
 
 END_SECONDS = 1.0
 """Limit of the server's time to end a stream after its last message."""
@@ -107,12 +119,17 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         self._silence_seconds = SILENT_HEARTBEATS * (heartbeat_interval_seconds or DEFAULT_HEARTBEAT_INTERVAL_SECONDS)
         self._give_up_seconds = give_up_seconds
         self._warning_level = logging.WARNING if warns else logging.DEBUG
-        self._received_at = self._now()
+        self._progress_at = self._now()
+        """When the watch last progressed: by news, or by a message of a stream that lasts."""
         self._was_opened = False
         self._is_open = False
+        self._opened_at = self._message_at = 0.0
+        """When the stream's first and last message came."""
         self._backoff = Backoff()
         self._proxy_refusals = ProxyRefusals(clock)
         self._ends = 0
+        self._is_warned = False
+        self._warned_at = float("-inf")
 
     def begin(self) -> float | None:
         """Begin a stream; return the deadline of its call in seconds, None: without."""
@@ -151,17 +168,30 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         cause = _meaning_of(error)
         if cause is not None and not self._survives(error):
             raise cause from error
+        if self._is_open and self._now() - self._opened_at >= LASTING_SECONDS:
+            self._note_progress(self._message_at)
+            self._backoff.reset()
+            self._ends, self._warned_at = 0, float("-inf")
+        self._is_open = False
         pause = self._backoff.pause_seconds(cause)
         if self._give_up_seconds is not None:
             if self._left_seconds <= 0:
                 silence = f"nothing was heard from the server for {self._give_up_seconds:g} s"
+                if self._message_at > self._progress_at:
+                    silence = f"for {self._give_up_seconds:g} s streams ended before they brought anything new"
                 raise UnavailableError(f"{silence}; last: {cause or 'the stream ended'}") from error
             pause = min(pause, self._left_seconds)
+        self._log_end(cause, pause)
+        return pause
+
+    def _log_end(self, cause: JobStatusError | None, pause_seconds: float) -> None:
         # A single end is normal: servers restart, proxies limit the age of connections.
         self._ends += 1
-        level = self._warning_level if self._ends == WARN_AFTER_ENDS else logging.DEBUG
-        log.log(level, "the watch of %s was cut (%s); retrying in %.1f s", self._subject, cause or "no error", pause)
-        return pause
+        level = logging.DEBUG
+        if self._ends >= WARN_AFTER_ENDS and self._now() - self._warned_at >= WARN_AGAIN_SECONDS:
+            level, self._is_warned, self._warned_at = self._warning_level, True, self._now()
+        text = "the watch of %s was cut (%s); retrying in %.1f s"
+        log.log(level, text, self._subject, cause or "no error", pause_seconds)
 
     def _survives(self, error: grpc.RpcError | JobStatusError | None) -> bool:
         if not isinstance(error, grpc.RpcError):
@@ -175,17 +205,23 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
     def _left_seconds(self) -> float:
         """How long until the watch gives up; infinite without give_up_seconds."""
         give_up_seconds = float("inf") if self._give_up_seconds is None else self._give_up_seconds
-        return self._received_at + give_up_seconds - self._now()
+        return self._progress_at + give_up_seconds - self._now()
 
-    def _note_message(self) -> None:
-        self._received_at = self._now()
+    def _note_message(self, *, is_news: bool) -> None:
+        """Note a message. If it has no news, it is progress only on a stream that lasts."""
+        self._message_at = self._now()
         self._proxy_refusals.service_answered()
         if not self._is_open:
             self._is_open = self._was_opened = True
-            self._backoff.reset()
-            if self._ends >= WARN_AFTER_ENDS:
-                log.log(self._warning_level, "the watch of %s is resumed", self._subject)
-            self._ends = 0
+            self._opened_at = self._message_at
+        if is_news or self._message_at - self._opened_at >= LASTING_SECONDS:
+            self._note_progress(self._message_at)
+
+    def _note_progress(self, at: float) -> None:
+        self._progress_at = max(self._progress_at, at)
+        if self._is_warned:
+            log.log(self._warning_level, "the watch of %s is resumed", self._subject)
+            self._is_warned = False
 
 
 def _meaning_of(error: grpc.RpcError | JobStatusError | None) -> JobStatusError | None:
@@ -237,7 +273,7 @@ class JobWatchState(ResumableStream[pb.WatchJobResponse, Job]):
         version = (event.job.created_at.seconds, event.job.created_at.nanos, event.job.revision)
         is_news = event.type in _EVENTS_WITH_JOB and event.HasField("job") and version != self._returned
         job = requests.job_in(event) if is_news else None
-        self._note_message()
+        self._note_message(is_news=is_news)
         if job is not None:
             self._returned = version
             self.is_over = job.done
@@ -256,11 +292,20 @@ class JobWatchState(ResumableStream[pb.WatchJobResponse, Job]):
 
 RESET = JobChange(JobChangeType.RESET)
 
+CUTS_BEFORE_PAGES = 2
+"""Streams cut before SYNCED after which the jobs are listed in pages: one cut is a restart, two may be a size limit."""
 
-class JobsWatchState(ResumableStream[pb.WatchJobsResponse, JobChange]):
+LARGEST_WATCH_PAGE = 200
+"""Jobs: a page stays far below the 1 MB at which proxies cut. If it is cut too, the next is half as large."""
+
+
+class JobsWatchState(ResumableStream["pb.WatchJobsResponse | pb.ListJobsResponse", JobChange]):
     """The state of a watch of many jobs; `is_over` is never true.
 
     It keeps the version last returned of each job that matches, because events are delivered at least once.
+
+    A stream that is cut before SYNCED begins anew. After CUTS_BEFORE_PAGES of them, the jobs are listed in pages, of
+    which none is read twice, and the next stream begins with their token.
     """
 
     METHOD = "WatchJobs"
@@ -292,6 +337,23 @@ class JobsWatchState(ResumableStream[pb.WatchJobsResponse, JobChange]):
         # With a resume_token, the caller may have jobs from an earlier watch that are not in `_returned`.
         self._has_all = not resume_token
         self._begins_anew = False
+        self._is_synced = False
+        self._cuts_before_synced = 0
+        self._unsynced_events = self._most_unsynced_events = 0
+        self._page_token: str | None = None
+        """The next page to list; None: open a stream."""
+        self._page_size = LARGEST_WATCH_PAGE
+        self._is_page_taken = False
+        self._token_of_pages = ""
+
+    @property
+    def list_request(self) -> pb.ListJobsRequest | None:
+        """The request of the page to read before the next stream; None: there is none."""
+        if self._page_token is None:
+            return None
+        request = pb.ListJobsRequest(page_size=self._page_size, page_token=self._page_token)
+        request.filter.CopyFrom(self._request.filter)
+        return request
 
     @property
     def request(self) -> pb.WatchJobsRequest:
@@ -303,18 +365,68 @@ class JobsWatchState(ResumableStream[pb.WatchJobsResponse, JobChange]):
     def begin(self) -> float | None:
         # Without a token the snapshots begin anew, and say nothing of jobs that were removed in between.
         self._begins_anew = not self.resume_token and bool(self._returned)
+        self._is_synced = False
+        self._unsynced_events = 0
         return super().begin()
 
-    def take(self, message: pb.WatchJobsResponse | None) -> JobChange | None:
+    def ended(self, error: grpc.RpcError | JobStatusError | None) -> float:
+        if self._is_page_taken:
+            self._is_page_taken = False
+            return 0.0
+        if self._page_token is None:
+            # The first message may be too long itself. With a token it is more likely that the server is away.
+            if not self._is_synced and (self._is_open or not self.resume_token):
+                self._cuts_before_synced += 1
+                if self._cuts_before_synced >= CUTS_BEFORE_PAGES:
+                    self._page_token, self._page_size = "", LARGEST_WATCH_PAGE
+            return super().ended(error)
+        if self._page_token and isinstance(_meaning_of(error), InvalidTokenError):
+            self._page_token = ""
+            return super().ended(UnavailableError("the list of jobs has changed"))
+        self._page_size = max(self._page_size // 2, 1)
+        return super().ended(error)
+
+    def take(self, message: pb.WatchJobsResponse | pb.ListJobsResponse | None) -> JobChange | None:
+        if isinstance(message, pb.ListJobsResponse):
+            return self._take_page(message)
         changes = requests.changes_in(message)
-        self._note_message()
         if self._begins_anew:
             self._begins_anew = False
             self._news.append(self._reset())
-        self._news.extend(change for change, version in changes if self._is_news(change, version))
+        news = [change for change, version in changes if self._is_news(change, version)]
+        self._note_message(is_news=self._is_progress(changes, news))
+        self._news.extend(news)
         # Without one, as between snapshots, the token before is still valid.
         self._token_after_news = message.resume_token if message is not None else ""
         return self.more()
+
+    def _take_page(self, page: pb.ListJobsResponse) -> JobChange | None:
+        events = [pb.JobEvent(type=pb.JobEventType.JOB_EVENT_TYPE_SNAPSHOT, job=job) for job in page.jobs]
+        changes = requests.changes_in(pb.WatchJobsResponse(events=events))
+        self._note_message(is_news=True)
+        self._is_page_taken = True
+        self._page_size = min(2 * self._page_size, LARGEST_WATCH_PAGE)
+        if not self._page_token:
+            self._token_of_pages = page.resume_token
+            if self._returned or self.resume_token:
+                self._news.append(self._reset())
+        self._news.extend(change for change, version in changes if self._is_news(change, version))
+        self._page_token = page.next_page_token or None
+        self._token_after_news = "" if self._page_token else self._token_of_pages
+        if not self._page_token:
+            self._cuts_before_synced = 0
+        return self.more()
+
+    def _is_progress(self, changes: Sequence[tuple[JobChange, requests.Version]], news: Sequence[JobChange]) -> bool:
+        """Return whether the watch got farther than before: a stream that is cut before SYNCED repeats its events."""
+        if not self._is_synced:
+            self._unsynced_events += len(changes)
+        if any(change.type is JobChangeType.SYNCED for change, _ in changes):
+            self._is_synced = True
+            self._cuts_before_synced = 0
+        is_farther = self._unsynced_events > self._most_unsynced_events
+        self._most_unsynced_events = max(self._unsynced_events, self._most_unsynced_events)
+        return is_farther or any(change.type is JobChangeType.UPDATED for change in news)
 
     def more(self) -> JobChange | None:
         """Return the next news in the message that was taken last; its token is valid once all were returned."""
@@ -530,6 +642,48 @@ class AsyncJobsWatch(AsyncWatchIterator[JobChange]):
         return self._state.resume_token
 
 
+class AsyncPage:
+    """A call of ListJobs as a stream of one message."""
+
+    def __init__(self, call: grpc.aio.UnaryUnaryCall[Any, Any]) -> None:
+        self._call = call
+        self._is_read = False
+
+    async def read(self) -> Any:
+        """Return the page, then EOF."""
+        if self._is_read:
+            return grpc.aio.EOF
+        page = await self._call
+        self._is_read = True
+        return page
+
+    def cancel(self) -> bool:
+        """End the call."""
+        return self._call.cancel()
+
+
+class Page:
+    """As AsyncPage, for threads."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._is_read = False
+
+    def __next__(self) -> Any:
+        if self._is_read:
+            raise StopIteration
+        try:
+            page = self._call.result()
+        except grpc.FutureCancelledError:
+            raise StopIteration from None
+        self._is_read = True
+        return page
+
+    def cancel(self) -> object:
+        """End the call."""
+        return self._call.cancel()
+
+
 class Stream(Protocol):
     """A call of the sync client with a stream of responses."""
 
@@ -610,7 +764,7 @@ class WatchIterator(Iterator[Item], Generic[Item]):
             timer.extend(self._state.silence_seconds)
             return news
         except StopIteration:
-            self._end_stream(None)
+            self._end_stream(UnavailableError(SILENT) if timer.has_fired else None)
         except (grpc.RpcError, InternalError) as error:
             self._end_stream(UnavailableError(SILENT) if timer.has_fired else without_traceback(error))
         except BaseException:

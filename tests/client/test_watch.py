@@ -581,7 +581,8 @@ def test_a_watch_gives_up_on_a_host_that_does_not_answer(connect):
 
 
 @rerun_after_pause(1)
-def test_a_watch_that_gets_messages_does_not_give_up(connect):
+def test_a_watch_that_gets_messages_does_not_give_up(connect, monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda low, high: low)
     cut = [a_stream(an_event(a_job(revision)), then=fail(grpc.StatusCode.UNAVAILABLE)) for revision in range(10, 19)]
     with ScriptedServer(WatchJob=[*cut, THE_END]) as server:
         assert len(list(connect(server.address).watch("a", give_up_seconds=3))) == 11

@@ -17,11 +17,13 @@ from jobstatus_grpc import (
     JobChangeType,
     JobFilter,
     JobState,
+    JobStatusClient,
     TooManyWatchersError,
     UnavailableError,
 )
 from jobstatus_grpc.errors import JobStatusError
 from tests.support.scripted_server import Answer, ScriptedServer, a_job, a_stream, fail, refuse, some_events
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.timing import rerun_after_pause
 
 FULL = TooManyWatchersError()
@@ -204,3 +206,17 @@ def test_a_cancelled_anext_loses_nothing():
     with ScriptedServer(WatchJobs=[]) as server:
         server.script("WatchJobs", a_stream(BEGINNING, then=server.silence), THE_REST)
         asyncio.run(main())
+
+
+def test_a_watch_behind_a_proxy_that_cuts_long_answers_gets_all_jobs(connect, memory_address, new_id):
+    parent, found = new_id(), set[str]()
+    with JobStatusClient(memory_address) as writer:
+        jobs = {writer.create(parent_id=parent, reason="x" * 4000).id for _ in range(200)}
+    with TcpProxy(memory_address, max_bytes=200_000) as proxy:
+        for change in connect(proxy.address).watch_jobs(JobFilter(parent_id=parent)):
+            if change.type is JobChangeType.RESET:
+                found.clear()
+            elif change.type is JobChangeType.SYNCED:
+                break
+            found.add(change.id)
+    assert found - {""} == jobs

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import JobChangeType
 from jobstatus_grpc.client.watch import JobsWatchState, JobWatchState
-from jobstatus_grpc.errors import DeadlineExceededError, InternalError, UnavailableError
+from jobstatus_grpc.errors import DeadlineExceededError, InternalError, InvalidTokenError, UnavailableError
 from tests.support.scripted_server import a_job, an_event, some_events
 
 CUT = UnavailableError("cut")
@@ -30,22 +32,41 @@ def message(revision: int = 1) -> pb.WatchJobResponse:
     return pb.WatchJobResponse.FromString(an_event(a_job(revision)))
 
 
-def test_pauses_grow_until_a_stream_delivers(clock):
+def repeat(watching: Any, message: Any, clock: Clock) -> None:
+    """Open streams that are cut after `message`, and pages that are cut before it."""
+    for _ in range(100):
+        watching.begin()
+        if isinstance(watching, JobWatchState) or watching.list_request is None:
+            watching.take(message)
+        clock.now += watching.ended(CUT)
+
+
+def test_pauses_grow_until_a_stream_lasts(clock):
     watching = JobWatchState("a", clock=clock)
     assert [watching.ended(CUT), watching.ended(None), watching.ended(CUT)] == [0.1, 0.2, 0.4]
+    for revision, pause in ((1, 0.8), (2, 1.6), (2, 3.2)):
+        watching.begin()
+        watching.take(message(revision))
+        assert watching.ended(CUT) == pause
     watching.begin()
-    watching.take(message())
+    watching.take(message(2))
+    clock.now += 1
     assert watching.ended(CUT) == 0.1
 
 
-def test_a_heartbeat_delivers_too(clock):
+def test_streams_that_end_after_their_first_message_are_logged_once_a_minute(clock, caplog):
     watching = JobWatchState("a", clock=clock)
-    watching.take(message())
-    watching.ended(CUT)
-    watching.ended(CUT)
+    began = clock.now
+    while clock.now < began + 170:
+        watching.begin()
+        watching.take(message())
+        clock.now += watching.ended(CUT)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 3
+    assert all("was cut" in warning for warning in warnings)
     watching.begin()
-    assert watching.take(message()) is None
-    assert watching.ended(CUT) == 0.1
+    watching.take(message(2))
+    assert caplog.records[-1].getMessage() == "the watch of job a is resumed"
 
 
 def test_a_message_that_makes_no_sense_delivers_nothing(clock):
@@ -75,18 +96,35 @@ def test_a_quiet_stream_is_no_reason_to_give_up(clock):
     assert watching.silence_seconds == 90
 
 
-def test_patience_begins_anew_with_each_message(clock):
+def test_patience_begins_anew_with_news(clock):
     watching = JobWatchState("a", give_up_seconds=10, clock=clock)
-    for _ in range(5):
-        clock.now += 9
+    for revision, pause in enumerate((0.1, 0.2, 0.4, 0.8, 1.6), 1):
+        clock.now += 8
         watching.begin()
-        watching.take(message())
-        assert watching.ended(CUT) == 0.1
+        watching.take(message(revision))
+        assert watching.ended(CUT) == pause
     clock.now += 9.95
     assert watching.ended(CUT) == pytest.approx(0.05)
     clock.now += 0.05
     with pytest.raises(UnavailableError, match="cut"):
         watching.ended(CUT)
+
+
+def test_patience_begins_anew_with_a_message_of_a_stream_that_lasts(clock):
+    watching = JobWatchState("a", give_up_seconds=10, clock=clock)
+    watching.begin()
+    watching.take(message())
+    clock.now += 9
+    watching.take(message())
+    clock.now += 9
+    assert watching.ended(CUT) == 0.1
+
+
+def test_streams_that_bring_nothing_new_are_no_reason_for_patience(clock):
+    watching = JobWatchState("a", give_up_seconds=10, clock=clock)
+    with pytest.raises(UnavailableError, match="anything new"):
+        repeat(watching, message(), clock)
+    assert clock.now <= 1011
 
 
 def test_without_give_up_a_watch_tries_for_ever(clock):
@@ -124,7 +162,22 @@ class Consumer:
 
     def read(self, *events: tuple[str, pb.JobStatus | None], token: str = "") -> list[str]:
         """Return the new changes, as `UPDATED a 2`."""
-        change = self.watching.take(pb.WatchJobsResponse.FromString(some_events(*events, token=token)))
+        return self._take(pb.WatchJobsResponse.FromString(some_events(*events, token=token)))
+
+    def read_page(self, page: pb.ListJobsResponse) -> list[str]:
+        """Return the new changes of a page, and go on to the next."""
+        news = self._take(page)
+        assert self.watching.ended(None) == 0
+        self.watching.begin()
+        return news
+
+    @property
+    def next_page(self) -> str | None:
+        request = self.watching.list_request
+        return None if request is None else request.page_token
+
+    def _take(self, message: pb.WatchJobsResponse | pb.ListJobsResponse) -> list[str]:
+        change = self.watching.take(message)
         news = []
         while change is not None:
             news.append(f"{change.type.name} {change.id} {change.revision}".removesuffix("  0"))
@@ -240,6 +293,75 @@ def test_a_cut_before_the_first_token_begins_anew_with_a_reset():
     consumer.read(("SNAPSHOT", job("a", 1)), ("SNAPSHOT", job("b", 1)))
     assert consumer.cut().read(("SNAPSHOT", job("a", 1)), SYNCED, token="t1") == ["RESET", "SNAPSHOT a 1", "SYNCED"]
     assert consumer.cut().read(("UPDATED", job("a", 2))) == ["UPDATED a 2"]
+
+
+def a_page(*jobs: pb.JobStatus, next: str = "") -> pb.ListJobsResponse:
+    return pb.ListJobsResponse(jobs=jobs, next_page_token=next, resume_token="t0")
+
+
+def test_a_watch_that_is_cut_twice_before_it_is_synced_lists_the_jobs_in_pages():
+    consumer = Consumer()
+    consumer.read(("SNAPSHOT", job("a", 1)))
+    assert consumer.cut().watching.list_request is None
+    consumer.read(("SNAPSHOT", job("a", 1)))
+    assert consumer.cut().next_page == ""
+    assert consumer.read_page(a_page(job("b", 1), job("a", 1), next="p2")) == ["RESET", "SNAPSHOT b 1", "SNAPSHOT a 1"]
+    assert consumer.next_page == "p2"
+    assert consumer.cut().next_page == "p2"
+    assert consumer.read_page(a_page(job("c", 1))) == ["SNAPSHOT c 1"]
+    assert (consumer.watching.list_request, consumer.asks_for) == (None, "t0")
+    assert consumer.read(("UPDATED", job("a", 1)), ("UPDATED", job("b", 2)), SYNCED) == ["UPDATED b 2", "SYNCED"]
+
+
+def test_a_resumed_watch_that_is_cut_twice_before_it_is_synced_lists_the_jobs_too():
+    consumer = synced_with(job("a", 1))
+    for _ in range(2):
+        consumer.cut().read(("UPDATED", job("b", 1)))
+    consumer.cut()
+    assert consumer.read_page(a_page(job("b", 1))) == ["RESET", "SNAPSHOT b 1"]
+
+
+def test_a_resumed_watch_whose_server_is_away_keeps_its_place():
+    consumer = synced_with(job("a", 1))
+    for _ in range(5):
+        consumer.cut()
+    assert (consumer.watching.list_request, consumer.asks_for) == (None, "t1")
+
+
+def test_a_page_that_is_cut_is_asked_for_again_with_half_its_size():
+    consumer = Consumer()
+    for _ in range(2):
+        consumer.read(("SNAPSHOT", job("a", 1)))
+        consumer.cut()
+    sizes = []
+    for _ in range(10):
+        request = consumer.watching.list_request
+        sizes.append(request and request.page_size)
+        consumer.cut()
+    assert sizes == [200, 100, 50, 25, 12, 6, 3, 1, 1, 1]
+    consumer.read_page(a_page(job("a", 1), next="p2"))
+    request = consumer.watching.list_request
+    assert request is not None
+    assert request.page_size == 2
+
+
+def test_a_list_whose_token_is_no_longer_valid_begins_anew():
+    consumer = Consumer()
+    for _ in range(2):
+        consumer.read(("SNAPSHOT", job("a", 1)))
+        consumer.cut()
+    consumer.read_page(a_page(job("a", 1), next="p2"))
+    consumer.watching.ended(InvalidTokenError())
+    assert consumer.next_page == ""
+    assert consumer.read_page(a_page(job("a", 1))) == ["RESET", "SNAPSHOT a 1"]
+
+
+def test_a_first_listing_that_gets_no_farther_is_no_reason_for_patience(clock):
+    watching = JobsWatchState(give_up_seconds=10, clock=clock)
+    snapshot = pb.WatchJobsResponse.FromString(some_events(("SNAPSHOT", job("a", 1))))
+    with pytest.raises(UnavailableError):
+        repeat(watching, snapshot, clock)
+    assert clock.now <= 1011
 
 
 def test_a_cut_before_anything_was_yielded_needs_no_reset():

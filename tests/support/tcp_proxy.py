@@ -11,9 +11,13 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class TcpProxy:
-    """Passes bytes between its own `address` and a server's; a context manager. `cut` resets all connections."""
+    """Passes bytes between its own `address` and a server's; a context manager. `cut` resets all connections.
 
-    def __init__(self, address: str) -> None:
+    A connection on which the server has sent `max_bytes` is reset.
+    """
+
+    def __init__(self, address: str, max_bytes: int | None = None) -> None:
+        self._max_bytes = max_bytes
         host, _, port = address.rpartition(":")
         self._server = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -52,14 +56,18 @@ class TcpProxy:
             server = socket.create_connection(self._server)
             with self._lock:
                 self._sockets += [client, server]
-            for source, target in ((client, server), (server, client)):
-                self._threads.append(threading.Thread(target=self._pass_on, args=(source, target)))
+            for source, target, max_bytes in ((client, server, None), (server, client, self._max_bytes)):
+                self._threads.append(threading.Thread(target=self._pass_on, args=(source, target, max_bytes)))
                 self._threads[-1].start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, max_bytes: int | None) -> None:
+        left = max_bytes
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while data := source.recv(65536 if left is None else min(left, 65536)):
                 target.sendall(data)
+                left = None if left is None else left - len(data)
+                if left == 0:
+                    source.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
         source.close()
