@@ -8,15 +8,16 @@ import sys
 import threading
 import weakref
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import grpc
+from google.protobuf.message import Message
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
-from jobstatus_grpc.client.retry import ClientClosedError, ProxyRefusals, RetryBudget, pause
+from jobstatus_grpc.client.retry import ClientClosedError, Liveness, ProxyRefusals, RetryBudget, pause
 from jobstatus_grpc.client.sender import Call
 from jobstatus_grpc.client.watch import (
     AsyncJobsWatch,
@@ -50,6 +51,8 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     # run into its deadline. The server allows a ping every 10 s.
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # The timeout of pings, those of the keepalive included: by default 60 s, whatever the option above says.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # By default the third ping without data in between is not sent: a dead connection with a quiet watch is not found.
     ("grpc.http2.max_pings_without_data", 0),
@@ -137,18 +140,15 @@ def _read(file: str | None) -> bytes | None:
     return None if file is None else Path(file).read_bytes()
 
 
-Request = TypeVar("Request")
-
-Response = TypeVar("Response")
-
-
-@dataclass(slots=True)
 class AsyncLine:
     """A channel of one event loop."""
 
-    channel: grpc.aio.Channel
-    stub: JobStatusServiceAsyncStub
-    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, endpoint: Endpoint, *, before: AsyncLine | None) -> None:
+        """Open a channel in the place of one that died; None: there is none."""
+        self.channel = endpoint.open_aio()
+        self.stub: JobStatusServiceAsyncStub = JobStatusServiceStub(self.channel)
+        self.liveness: Liveness = Liveness(before.liveness if before is not None else None)
+        self.closing = asyncio.Event()
 
     async def close(self) -> None:
         """End all calls."""
@@ -157,75 +157,95 @@ class AsyncLine:
 
 
 class AsyncConnection:
-    """A channel in each event loop that makes calls, which opens with the first call; closed once."""
+    """A channel in each event loop that makes calls, which opens with the first call; closed once.
+
+    The place of a channel that died is taken by a new one; it is closed when its last call has ended.
+    """
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self._endpoint = endpoint
         self._metadata = endpoint.metadata
         self._lines: dict[asyncio.AbstractEventLoop, AsyncLine] = {}
+        self._dead_lines: dict[AsyncLine, asyncio.AbstractEventLoop] = {}
+        self._closes: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._watches: weakref.WeakSet[AsyncWatchIterator[Any]] = weakref.WeakSet()
         self._proxy_refusals: defaultdict[str, ProxyRefusals] = defaultdict(ProxyRefusals)
 
-    @property
-    def stub(self) -> JobStatusServiceAsyncStub:
-        """The service's methods, for the running event loop.
+    def _line(self) -> AsyncLine:
+        """Return the channel of the running event loop.
 
         Raises:
             ClientClosedError: the client is closed.
         """
-        return self._line().stub
-
-    def _line(self) -> AsyncLine:
         if self._is_closed:
             raise ClientClosedError
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
-        if line is None:
+        if line is None or line.liveness.is_dead:
             for other in [other for other in list(self._lines) if other.is_closed()]:
                 del self._lines[other]
-            channel = self._endpoint.open_aio()
-            line = self._lines[loop] = AsyncLine(channel, JobStatusServiceStub(channel))
+            if line is not None:
+                self._dead_lines[line] = loop
+            line = self._lines[loop] = AsyncLine(self._endpoint, before=line)
+        if self._dead_lines:
+            self._close_idle_lines(loop)
         return line
+
+    def _close_idle_lines(self, running: asyncio.AbstractEventLoop) -> None:
+        for line, loop in list(self._dead_lines.items()):
+            if loop.is_closed() or (loop is running and line.liveness.is_idle):
+                del self._dead_lines[line]
+                if loop is running:
+                    close = loop.create_task(line.close())
+                    self._closes.add(close)
+                    close.add_done_callback(self._closes.discard)
 
     def retry_budget(self, timeout_seconds: float | None) -> RetryBudget:
         """Return the budget of a call that begins now; a timeout of None is the client's."""
         return RetryBudget(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
 
     async def call(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        timeout_seconds: float | None = None,
-        budget: RetryBudget | None = None,
-    ) -> Response:
+        self, method: str, request: Message, timeout_seconds: float | None = None, budget: RetryBudget | None = None
+    ) -> Any:
         """Call `method`, and again as the budget allows; by default that of `retry_budget(timeout_seconds)`."""
         budget = budget or self.retry_budget(timeout_seconds)
         while True:
+            line = self._line()
             try:
-                return await method(request, timeout=budget.left_seconds, metadata=self._metadata)
+                return await self._send(line, method, request, budget.left_seconds)
             except grpc.RpcError as error:
                 pause_seconds = budget.pause_seconds(error)
-            except asyncio.CancelledError:
-                self._raise_if_closed()
-                raise
-            await pause(pause_seconds, unless=self._line().closing)
+            await pause(pause_seconds, unless=line.closing)
             if self._is_closed:
                 raise ClientClosedError
 
     async def send_once(self, call: Call, timeout_seconds: float) -> Any:
         """Make a call of a tracked job or a reporter, which retry by their own rules."""
+        refusals = self._proxy_refusals[call.method]
         try:
-            method = getattr(self.stub, call.method)
-            response = await method(call.request, timeout=timeout_seconds, metadata=self._metadata)
-            self._proxy_refusals[call.method].service_answered()
+            response = await self._send(self._line(), call.method, call.request, timeout_seconds)
+            refusals.service_answered()
             return response
         except grpc.RpcError as error:
-            raise _meaning_of(error, self._proxy_refusals[call.method]) from error
+            raise _meaning_of(error, refusals) from error
+
+    async def _send(self, line: AsyncLine, method: str, request: Message, timeout_seconds: float) -> Any:
+        call, liveness = object(), line.liveness
+        liveness.begin(call)
+        try:
+            response = await getattr(line.stub, method)(request, timeout=timeout_seconds, metadata=self._metadata)
+            liveness.received()
+            return response
+        except grpc.RpcError as error:
+            liveness.failed(error)
+            raise
         except asyncio.CancelledError:
             self._raise_if_closed()
             raise
+        finally:
+            liveness.end(call)
 
     def watch(self, state: JobWatchState) -> AsyncWatch:
         """Return a watch that opens its streams on this connection."""
@@ -239,12 +259,14 @@ class AsyncConnection:
         self._watches.add(watch)
         return watch
 
-    def _open_stream(self, state: JobWatchState | JobsWatchState) -> Any:
+    def _open_stream(self, state: JobWatchState | JobsWatchState) -> tuple[Any, Liveness]:
+        line = self._line()
         page = state.list_request if isinstance(state, JobsWatchState) else None
         if page is not None:
-            return AsyncPage(self.stub.ListJobs(page, timeout=state.begin(), metadata=self._metadata))
-        method = getattr(self.stub, state.METHOD)
-        return method(state.request, timeout=state.begin(), metadata=self._metadata)
+            call = line.stub.ListJobs(page, timeout=state.begin(), metadata=self._metadata)
+            return AsyncPage(call), line.liveness
+        method = getattr(line.stub, state.METHOD)
+        return method(state.request, timeout=state.begin(), metadata=self._metadata), line.liveness
 
     async def close(self) -> None:
         """End all calls and watches with ClientClosedError, and refuse new ones."""
@@ -252,8 +274,9 @@ class AsyncConnection:
         running = asyncio.get_running_loop()
         for watch in list(self._watches):
             watch.abandon(ClientClosedError())
-        lines, self._lines = self._lines, {}
-        for loop, line in lines.items():
+        lines = [*((line, loop) for loop, line in self._lines.items()), *self._dead_lines.items()]
+        self._lines, self._dead_lines = {}, {}
+        for line, loop in lines:
             if loop is running:
                 await line.close()
             elif not loop.is_closed():
@@ -266,14 +289,25 @@ class AsyncConnection:
             raise ClientClosedError from None
 
 
+class Line:
+    """A channel that threads may share."""
+
+    def __init__(self, endpoint: Endpoint, *, before: Line | None) -> None:
+        """Open a channel in the place of one that died; None: there is none."""
+        self.channel = endpoint.open()
+        self.stub = JobStatusServiceStub(self.channel)
+        self.liveness: Liveness = Liveness(before.liveness if before is not None else None)
+
+
 class Connection:
-    """A channel that threads may share, and that is closed once."""
+    """As AsyncConnection, for threads, which share one channel."""
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
+        self._endpoint = endpoint
         self._metadata = endpoint.metadata
-        self._channel = endpoint.open()
-        self._stub = JobStatusServiceStub(self._channel)
+        self._current: Line | None = None
+        self._dead_lines: list[Line] = []
         self._closing = threading.Event()
         self._watches: weakref.WeakSet[WatchIterator[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -281,33 +315,39 @@ class Connection:
         self._proxy_refusals: defaultdict[str, ProxyRefusals] = defaultdict(ProxyRefusals)
         _opened.add(self)
 
-    @property
-    def stub(self) -> JobStatusServiceStub:
-        """The service's methods.
+    def _line(self) -> Line:
+        """As of AsyncConnection."""
+        line = self._current
+        if line is None or line.liveness.is_dead or self._dead_lines or self._closing.is_set():
+            with self._lock:
+                line = self._line_locked()
+        return line
 
-        Raises:
-            ClientClosedError: the client is closed.
-        """
+    def _line_locked(self) -> Line:
         if self._closing.is_set():
             raise ClientClosedError
-        return self._stub
+        line = self._current
+        if line is None or line.liveness.is_dead:
+            if line is not None:
+                self._dead_lines.append(line)
+            line = self._current = Line(self._endpoint, before=line)
+        for idle in [line for line in self._dead_lines if line.liveness.is_idle]:
+            self._dead_lines.remove(idle)
+            idle.channel.close()
+        return line
 
     def retry_budget(self, timeout_seconds: float | None) -> RetryBudget:
         """As of AsyncConnection."""
         return RetryBudget(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
 
     def call(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        timeout_seconds: float | None = None,
-        budget: RetryBudget | None = None,
-    ) -> Response:
+        self, method: str, request: Message, timeout_seconds: float | None = None, budget: RetryBudget | None = None
+    ) -> Any:
         """As of AsyncConnection."""
         budget = budget or self.retry_budget(timeout_seconds)
         while True:
             try:
-                return method(request, budget.left_seconds, self._metadata)
+                return self._send(self._line(), method, request, budget.left_seconds)
             except grpc.RpcError as error:
                 pause_seconds = 0.0 if self._closing.is_set() else budget.pause_seconds(error)
             if self._closing.wait(pause_seconds):
@@ -317,11 +357,24 @@ class Connection:
         """As of AsyncConnection."""
         refusals = self._proxy_refusals[call.method]
         try:
-            response = getattr(self.stub, call.method)(call.request, timeout_seconds, self._metadata)
+            response = self._send(self._line(), call.method, call.request, timeout_seconds)
             refusals.service_answered()
             return response
         except grpc.RpcError as error:
             raise (ClientClosedError() if self._closing.is_set() else _meaning_of(error, refusals)) from error
+
+    def _send(self, line: Line, method: str, request: Message, timeout_seconds: float) -> Any:
+        call, liveness = object(), line.liveness
+        liveness.begin(call)
+        try:
+            response = getattr(line.stub, method)(request, timeout_seconds, self._metadata)
+            liveness.received()
+            return response
+        except grpc.RpcError as error:
+            liveness.failed(error)
+            raise
+        finally:
+            liveness.end(call)
 
     def watch(self, state: JobWatchState) -> Watch:
         """As of AsyncConnection."""
@@ -337,20 +390,23 @@ class Connection:
             self._watches.add(watch)
         return watch
 
-    def _open_stream(self, state: JobWatchState | JobsWatchState) -> Any:
+    def _open_stream(self, state: JobWatchState | JobsWatchState) -> tuple[Any, Liveness]:
+        line = self._line()
         page = state.list_request if isinstance(state, JobsWatchState) else None
         if page is not None:
-            return Page(self.stub.ListJobs.future(page, state.begin(), self._metadata))
-        return getattr(self.stub, state.METHOD)(state.request, state.begin(), self._metadata)
+            return Page(line.stub.ListJobs.future(page, state.begin(), self._metadata)), line.liveness
+        return getattr(line.stub, state.METHOD)(state.request, state.begin(), self._metadata), line.liveness
 
     def close(self) -> None:
         """End all calls and watches with ClientClosedError, and refuse new ones."""
         self._closing.set()
         with self._lock:
             watches = list(self._watches)
+            lines = [*self._dead_lines, *filter(None, [self._current])]
         for watch in watches:
             watch.abandon(ClientClosedError())
-        self._channel.close()
+        for line in lines:
+            line.channel.close()
 
 
 def _meaning_of(error: grpc.RpcError, refusals: ProxyRefusals) -> JobStatusError:

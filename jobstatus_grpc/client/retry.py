@@ -40,6 +40,12 @@ LAST_TRY_SECONDS = 1.0
 PROXY_REFUSAL_SECONDS = 60.0
 """Limit of the time that refusals by a proxy count as an outage: longer than a reload or a rolling update takes."""
 
+FIRST_DEAD_SECONDS = 1.0
+"""Time without an answer after which a missed deadline means that the connection is dead; doubled for each dead one."""
+
+LONGEST_DEAD_SECONDS = 16.0
+"""Limit of that time: longer than any handshake takes."""
+
 _CODES_OF_PROXIES = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -153,6 +159,62 @@ class ProxyRefusals:
         now = self._now()
         self._refused_since = now if self._refused_since is None else self._refused_since
         return now - self._refused_since < PROXY_REFUSAL_SECONDS
+
+
+class Liveness:
+    """Decides when a connection counts as dead: calls after that use a new one.
+
+    gRPC keeps a connection until its keepalive fails, which takes 25 seconds. If a call has missed its deadline, or a
+    watch its heartbeats, and nothing else was received on the connection, a new one may work at once.
+
+    Any thread may use it.
+    """
+
+    def __init__(self, before: Liveness | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with a connection that takes the place of one that died: `before`; None: there is none."""
+        self.is_dead = False
+        self._now = clock
+        self._calls: set[object] = set()
+        self._received_at = clock()
+        self._waiting_since: float | None = None
+        # Otherwise calls with short deadlines would open connections faster than a slow network lets them.
+        self._patience_seconds: float = FIRST_DEAD_SECONDS
+        if before is not None:
+            self._patience_seconds = min(2 * before._patience_seconds, LONGEST_DEAD_SECONDS)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is in flight."""
+        return not self._calls
+
+    def begin(self, call: object) -> None:
+        """Note a call that begins."""
+        self._calls.add(call)
+        if self._waiting_since is None:
+            self._waiting_since = self._now()
+
+    def end(self, call: object) -> None:
+        """Note a call that has ended."""
+        self._calls.discard(call)
+
+    def received(self) -> None:
+        """Note a message or the status of a call."""
+        self._received_at = self._now()
+        self._waiting_since = None
+        self._patience_seconds = FIRST_DEAD_SECONDS
+
+    def failed(self, error: grpc.RpcError) -> None:
+        """Note a call that failed."""
+        code = error.code()
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            since = self._waiting_since
+            self.is_dead = self.is_dead or (since is not None and self._now() - since >= self._patience_seconds)
+        elif code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            self.received()
+
+    def was_silent(self, seconds: float) -> None:
+        """Note a stream on which nothing was received for `seconds`."""
+        self.is_dead = self.is_dead or self._now() - self._received_at >= seconds * 0.9
 
 
 def is_transient(error: Exception) -> bool:

@@ -127,7 +127,7 @@ class JobStatusClient:
             estimated_completion=estimated_completion, heartbeat_timeout_seconds=heartbeat_timeout_seconds,
             labels=labels, parent_id=parent_id, result=result,
         )  # fmt: skip
-        response = self._connection.call(self._connection.stub.CreateJob, request, timeout_seconds)
+        response = self._connection.call("CreateJob", request, timeout_seconds)
         return requests.job_in(response)
 
     def get(self, id: str, *, timeout_seconds: float | None = None) -> Job:
@@ -138,7 +138,7 @@ class JobStatusClient:
                 NotFoundError.
         """
         request = pb.GetJobRequest(id=id)
-        response = self._connection.call(self._connection.stub.GetJob, request, timeout_seconds)
+        response = self._connection.call("GetJob", request, timeout_seconds)
         return requests.job_in(response)
 
     def update(
@@ -201,7 +201,7 @@ class JobStatusClient:
             allow_missing=allow_missing, name=name, parent_id=parent_id,
         )  # fmt: skip
         request = requests.update_request(update)
-        response = self._connection.call(self._connection.stub.UpdateJob, request, timeout_seconds)
+        response = self._connection.call("UpdateJob", request, timeout_seconds)
         return requests.job_in(response)
 
     def batch_update(self, updates: Iterable[JobUpdate], *, timeout_seconds: float | None = None) -> BatchResults:
@@ -215,7 +215,7 @@ class JobStatusClient:
             InvalidArgumentError: there are more than 500 updates.
         """
         request = pb.BatchUpdateJobsRequest(updates=map(requests.update_request, updates))
-        response = self._connection.call(self._connection.stub.BatchUpdateJobs, request, timeout_seconds)
+        response = self._connection.call("BatchUpdateJobs", request, timeout_seconds)
         return requests.batch_results(response, len(request.updates))
 
     def cancel(
@@ -239,7 +239,7 @@ class JobStatusClient:
         request = pb.CancelJobRequest(
             id=id, reason=reason, force=force, request_id=request_id or requests.new_request_id()
         )
-        response = self._connection.call(self._connection.stub.CancelJob, request, timeout_seconds)
+        response = self._connection.call("CancelJob", request, timeout_seconds)
         return requests.job_in(response)
 
     def delete(self, id: str, *, expected_revision: int = 0, timeout_seconds: float | None = None) -> None:
@@ -258,7 +258,7 @@ class JobStatusClient:
         budget = self._connection.retry_budget(timeout_seconds)
         request = pb.DeleteJobRequest(id=id, expected_revision=expected_revision)
         try:
-            self._connection.call(self._connection.stub.DeleteJob, request, budget=budget)
+            self._connection.call("DeleteJob", request, budget=budget)
         except JobExpiredError:
             # A try before this one may have deleted it.
             if not budget.may_have_taken_effect:
@@ -287,7 +287,7 @@ class JobStatusClient:
             InvalidArgumentError: a value is not valid.
         """
         request = requests.list_request(filter, page_size, page_token)
-        response = self._connection.call(self._connection.stub.ListJobs, request, timeout_seconds)
+        response = self._connection.call("ListJobs", request, timeout_seconds)
         return requests.jobs_in(response)
 
     def list_all(
@@ -332,7 +332,7 @@ class JobStatusClient:
             InvalidTokenError: page_token is not valid, or belongs to another job.
         """
         request = pb.ListJobTransitionsRequest(id=id, page_size=page_size, page_token=page_token)
-        response = self._connection.call(self._connection.stub.ListJobTransitions, request, timeout_seconds)
+        response = self._connection.call("ListJobTransitions", request, timeout_seconds)
         return requests.transitions_in(response)
 
     def watch(

@@ -23,7 +23,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.client import requests
 from jobstatus_grpc.client.requests import JobChange, JobChangeType
-from jobstatus_grpc.client.retry import Backoff, ProxyRefusals, pause
+from jobstatus_grpc.client.retry import Backoff, Liveness, ProxyRefusals, pause
 from jobstatus_grpc.errors import (
     DeadlineExceededError,
     InternalError,
@@ -112,8 +112,9 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         """
         self._now = clock
         if heartbeat_interval_seconds is None and give_up_seconds is not None:
-            third = max(give_up_seconds / SILENT_HEARTBEATS, SHORTEST_HEARTBEAT_INTERVAL_SECONDS)
-            heartbeat_interval_seconds = min(third, DEFAULT_HEARTBEAT_INTERVAL_SECONDS)
+            # A silent stream ends when half of the time is left, in which another connection is tried.
+            sixth = max(give_up_seconds / (2 * SILENT_HEARTBEATS), SHORTEST_HEARTBEAT_INTERVAL_SECONDS)
+            heartbeat_interval_seconds = min(sixth, DEFAULT_HEARTBEAT_INTERVAL_SECONDS)
         self._subject = subject
         self._heartbeat_interval_seconds = heartbeat_interval_seconds
         self._silence_seconds = SILENT_HEARTBEATS * (heartbeat_interval_seconds or DEFAULT_HEARTBEAT_INTERVAL_SECONDS)
@@ -172,15 +173,17 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
             self._note_progress(self._message_at)
             self._backoff.reset()
             self._ends, self._warned_at = 0, float("-inf")
+        # A stream that worked until now, and fell silent for longer than give_up_seconds, is tried once more.
+        is_tried_again = self._is_open and self._message_at <= self._progress_at
         self._is_open = False
         pause = self._backoff.pause_seconds(cause)
         if self._give_up_seconds is not None:
-            if self._left_seconds <= 0:
+            if self._left_seconds <= 0 and not is_tried_again:
                 silence = f"nothing was heard from the server for {self._give_up_seconds:g} s"
                 if self._message_at > self._progress_at:
                     silence = f"for {self._give_up_seconds:g} s streams ended before they brought anything new"
                 raise UnavailableError(f"{silence}; last: {cause or 'the stream ended'}") from error
-            pause = min(pause, self._left_seconds)
+            pause = min(pause, max(self._left_seconds, 0.0))
         self._log_end(cause, pause)
         return pause
 
@@ -474,7 +477,9 @@ AsyncStream: TypeAlias = "grpc.aio.UnaryStreamCall[Any, Any]"
 class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
     """Reads the streams of a watch, for asyncio."""
 
-    def __init__(self, state: ResumableStream[Any, Item], open_stream: Callable[[], AsyncStream]) -> None:
+    def __init__(
+        self, state: ResumableStream[Any, Item], open_stream: Callable[[], tuple[AsyncStream, Liveness]]
+    ) -> None:
         self._state = state
         self._open_stream = open_stream
         self._open: tuple[AsyncStream, AsyncSilenceTimer] | None = None
@@ -553,8 +558,8 @@ class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
             await pause(pause_seconds, unless=self._closing)
             return None
         if self._open is None:
-            stream = self._open_stream()
-            self._open = stream, AsyncSilenceTimer(stream, self._state.silence_seconds)
+            stream, liveness = self._open_stream()
+            self._open = stream, AsyncSilenceTimer(stream, self._state.silence_seconds, liveness)
         stream, timer = self._open
         if self._reading is None:
             self._reading = asyncio.ensure_future(stream.read())
@@ -567,6 +572,7 @@ class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
         try:
             message = reading.result()
             if message is not grpc.aio.EOF:
+                timer.received()
                 news = self._state.take(message)
                 timer.extend(self._state.silence_seconds)
                 return news
@@ -696,7 +702,7 @@ class WatchIterator(Iterator[Item], Generic[Item]):
     """Reads the streams of a watch, for threads: as AsyncWatchIterator, and `close` may be called by any thread."""
 
     def __init__(
-        self, state: ResumableStream[Any, Item], open_stream: Callable[[], Stream], watchdog: Watchdog
+        self, state: ResumableStream[Any, Item], open_stream: Callable[[], tuple[Stream, Liveness]], watchdog: Watchdog
     ) -> None:
         self._state = state
         self._open_stream = open_stream
@@ -753,14 +759,16 @@ class WatchIterator(Iterator[Item], Generic[Item]):
             self._closing.wait(pause_seconds)
             return None
         if self._open is None:
-            stream = self._open_stream()
-            self._open = stream, self._watchdog.watch_over(stream, self._state.silence_seconds)
+            stream, liveness = self._open_stream()
+            self._open = stream, self._watchdog.watch_over(stream, self._state.silence_seconds, liveness)
             if self._closing.is_set():  # by another thread, which may not have seen this stream
                 self._drop_stream()
                 return None
         stream, timer = self._open
         try:
-            news = self._state.take(next(stream))
+            message = next(stream)
+            timer.received()
+            news = self._state.take(message)
             timer.extend(self._state.silence_seconds)
             return news
         except StopIteration:
@@ -781,7 +789,7 @@ class WatchIterator(Iterator[Item], Generic[Item]):
     def _read_end(self) -> None:
         if self._open is not None and self._state.is_over:
             stream, _ = self._open
-            timer = self._watchdog.watch_over(stream, END_SECONDS)
+            timer = self._watchdog.watch_over(stream, END_SECONDS, Liveness())
             with contextlib.suppress(StopIteration, grpc.RpcError):
                 next(stream)
             timer.cancel()
@@ -817,21 +825,30 @@ class Cancellable(Protocol):
 
 
 class AsyncSilenceTimer:
-    """Cancels a call after `seconds` without `extend`; `has_fired` then."""
+    """Cancels a call after `seconds` without `extend`; `has_fired` then. Notes the call with its connection."""
 
-    def __init__(self, call: Cancellable, seconds: float) -> None:
+    def __init__(self, call: Cancellable, seconds: float, liveness: Liveness) -> None:
         self.has_fired = False
         self._call = call
+        self._liveness = liveness
         self._loop = asyncio.get_running_loop()
+        self._seconds = seconds
         self._due_at = self._loop.time() + seconds
         self._handle = self._loop.call_at(self._due_at, self._check)
+        liveness.begin(self)
+
+    def received(self) -> None:
+        """Note a message."""
+        self._liveness.received()
 
     def extend(self, seconds: float) -> None:
         """Allow `seconds` of silence from now on."""
+        self._seconds = seconds
         self._due_at = self._loop.time() + seconds
 
     def cancel(self) -> None:
-        """Stop the timer."""
+        """Stop the timer: the call has ended, or will now."""
+        self._liveness.end(self)
         self._handle.cancel()
 
     def _check(self) -> None:
@@ -840,25 +857,37 @@ class AsyncSilenceTimer:
             self._handle = self._loop.call_at(self._due_at, self._check)
         else:
             self.has_fired = True
+            self._liveness.was_silent(self._seconds)
             self._call.cancel()
 
 
 class SilenceTimer:
     """As AsyncSilenceTimer, for threads; made by a Watchdog."""
 
-    def __init__(self, call: Cancellable, seconds: float, changed: queue.SimpleQueue[SilenceTimer]) -> None:
+    def __init__(
+        self, call: Cancellable, seconds: float, liveness: Liveness, changed: queue.SimpleQueue[SilenceTimer]
+    ) -> None:
         self.has_fired = False
         self.is_over = False
         self.due_at = time.monotonic() + seconds
         self._call = call
+        self._liveness = liveness
+        self._seconds = seconds
         self._changed = changed
+        liveness.begin(self)
+
+    def received(self) -> None:
+        """Note a message."""
+        self._liveness.received()
 
     def extend(self, seconds: float) -> None:
         """Allow `seconds` of silence from now on."""
+        self._seconds = seconds
         self.due_at = time.monotonic() + seconds
 
     def cancel(self) -> None:
-        """Stop the timer."""
+        """Stop the timer: the call has ended, or will now."""
+        self._liveness.end(self)
         if not self.is_over:
             self.is_over = True
             self._changed.put(self)
@@ -866,6 +895,7 @@ class SilenceTimer:
     def fire(self) -> None:
         """Cancel the call."""
         self.is_over = self.has_fired = True
+        self._liveness.was_silent(self._seconds)
         self._call.cancel()
 
 
@@ -878,9 +908,9 @@ class Watchdog:
         self._starting = threading.Lock()
         self._is_running = False
 
-    def watch_over(self, call: Cancellable, seconds: float) -> SilenceTimer:
-        """Return a timer that cancels `call` after `seconds` of silence."""
-        timer = SilenceTimer(call, seconds, self._changed)
+    def watch_over(self, call: Cancellable, seconds: float, liveness: Liveness) -> SilenceTimer:
+        """Return a timer that cancels `call`, which is made on the connection of `liveness`, after `seconds`."""
+        timer = SilenceTimer(call, seconds, liveness, self._changed)
         with self._starting:
             self._changed.put(timer)
             if not self._is_running:

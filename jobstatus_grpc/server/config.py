@@ -31,6 +31,13 @@ def stop_signals() -> list[signal.Signals]:
     return signals
 
 
+KEEPALIVE_MILLISECONDS = 15_000
+"""Time without data from a client after which it is pinged: with the timeout, a dead watcher is gone within 30 s."""
+
+KEEPALIVE_TIMEOUT_MILLISECONDS = 10_000
+"""Time for the answer to a ping: outlasts a stall of the client or the network."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """The settings of `jobstatus serve`; the defaults are its flags' defaults."""
@@ -128,9 +135,11 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         # A restart brings all watchers back at once; the defaults of 1,000 and 3,000 refuse most of them.
         ("grpc.server.max_pending_requests", 100_000),
         ("grpc.server.max_pending_requests_hard_limit", 200_000),
-        # Without them a peer that vanished without closing would keep its streams; with them, for a minute.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        # Notice within half a minute that a peer's machine is gone.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MILLISECONDS),
+        # The timeout of pings, those of the keepalive included: by default 60 s, whatever the option above says.
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MILLISECONDS),
         ("grpc.http2.max_pings_without_data", 0),
         # Clients may ping every 10 s, also without calls; the default counts that as abuse and cuts them off.
         ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
@@ -157,7 +166,7 @@ def front_options() -> dict[str, Any]:
         "max_concurrent_streams": 2**31 - 1,
         # The most that grpcio takes in any case.
         "max_metadata_size": 20 * 1024,
-        "keepalive_time_ms": 30_000,
-        "keepalive_timeout_ms": 20_000,
+        "keepalive_time_ms": KEEPALIVE_MILLISECONDS,
+        "keepalive_timeout_ms": KEEPALIVE_TIMEOUT_MILLISECONDS,
         "keepalive_permit_without_calls": True,
     }

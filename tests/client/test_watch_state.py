@@ -83,7 +83,7 @@ def test_three_heartbeat_intervals_are_silence(clock):
 
 
 def test_a_watch_that_gives_up_soon_asks_for_heartbeats_that_are_soon_enough(clock):
-    assert JobWatchState("a", give_up_seconds=12, clock=clock).request.heartbeat_interval.seconds == 4
+    assert JobWatchState("a", give_up_seconds=12, clock=clock).request.heartbeat_interval.seconds == 2
     assert JobWatchState("a", give_up_seconds=1, clock=clock).request.heartbeat_interval.seconds == 1
     assert JobWatchState("a", give_up_seconds=3600, clock=clock).request.heartbeat_interval.seconds == 30
 

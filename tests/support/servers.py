@@ -108,14 +108,21 @@ class ServerProcess:
 
 
 @contextlib.asynccontextmanager
-async def serving(
+async def serving(store: JobStore, **settings: Any) -> AsyncIterator[JobStatusServiceAsyncStub]:
+    """As serving_at, without the address."""
+    async with serving_at(store, **settings) as (stub, _):
+        yield stub
+
+
+@contextlib.asynccontextmanager
+async def serving_at(
     store: JobStore,
     *,
     drain_grace: timedelta = timedelta(seconds=2),
     request_log: RequestLog | None = None,
     **settings: Any,
-) -> AsyncIterator[JobStatusServiceAsyncStub]:
-    """Serve a store within the running event loop, and yield a stub.
+) -> AsyncIterator[tuple[JobStatusServiceAsyncStub, str]]:
+    """Serve a store within the running event loop, and yield a stub and the address.
 
     At the end of the block the server drains; running calls on the stub see that.
     """
@@ -129,4 +136,4 @@ async def serving(
         channel = grpc.aio.insecure_channel(server.addresses[0], options=options)
         # With a grace period: replies that are under way still arrive.
         after_the_server.push_async_callback(channel.close, 1)
-        yield JobStatusServiceStub(channel)
+        yield JobStatusServiceStub(channel), server.addresses[0]

@@ -13,7 +13,8 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 class TcpProxy:
     """Passes bytes between its own `address` and a server's; a context manager. `cut` resets all connections.
 
-    A connection on which the server has sent `max_bytes` is reset.
+    `freeze` keeps them open and passes nothing more, as where a router has forgotten them. A connection on which the
+    server has sent `max_bytes` is reset.
     """
 
     def __init__(self, address: str, max_bytes: int | None = None) -> None:
@@ -24,6 +25,7 @@ class TcpProxy:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
+        self._frozen: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept)]
 
     def __enter__(self) -> TcpProxy:
@@ -38,6 +40,10 @@ class TcpProxy:
         self.cut()
         for thread in self._threads:
             thread.join()
+
+    def freeze(self) -> None:
+        with self._lock:
+            self._frozen.update(self._sockets)
 
     def cut(self) -> None:
         with self._lock:
@@ -64,10 +70,13 @@ class TcpProxy:
         left = max_bytes
         with contextlib.suppress(OSError):
             while data := source.recv(65536 if left is None else min(left, 65536)):
+                if source in self._frozen:
+                    continue
                 target.sendall(data)
                 left = None if left is None else left - len(data)
                 if left == 0:
                     source.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
+        if source not in self._frozen:
+            with contextlib.suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
         source.close()
