@@ -183,7 +183,7 @@ def ignore_hangup():
 
 
 @TRANSPORTS
-@pytest.mark.parametrize("name", ["a%20b", "100%", "a?b#c", "a b"])
+@pytest.mark.parametrize("name", ["a%20b", "100%", "a?b#c"])
 def test_a_path_of_any_characters_is_the_path_of_the_socket(start, cli_of, offline_cli, tmp_path, transport, name):
     flags = ("serve", "--store", "memory:", "--transport", transport, "--listen", f"unix:{tmp_path}/{name}")
     server = start(*flags)

@@ -114,13 +114,20 @@ def test_allow_missing_creates_and_updates_as_one_change() -> None:
     assert (applied.transition.from_state, applied.transition.to_state) == (None, S.SUCCEEDED)
 
 
+@pytest.mark.parametrize("found", [None, job_in(S.PENDING)])
+def test_a_first_report_may_be_that_an_attempt_failed_and_counts_that_attempt(found: Job | None) -> None:
+    command = Update(id="a", changes={"state": S.RETRYING, "error": JobError(2, "timed out")}, allow_missing=True)
+    job = apply(found, command, now=LATER, retention=RETENTION).job
+    assert (job.state, job.attempt, job.started_at, job.error) == (S.RETRYING, 1, LATER, command.changes["error"])
+
+
 @pytest.mark.parametrize(
     ("found", "fields", "error"),
     [
         (Tombstone("default", "a", 3), {}, errors.JobExpiredError),
         (None, {"expected_revision": 1}, errors.RevisionMismatchError),
         (None, {"attempt": 2, "changes": {"state": S.IN_PROGRESS}}, errors.StaleAttemptError),
-        (None, {"changes": {"state": S.RETRYING}}, errors.IllegalTransitionError),
+        (None, {"attempt": 1, "changes": {"state": S.RETRYING}}, errors.StaleAttemptError),
     ],
 )
 def test_allow_missing_forgives_nothing_else(found: Any, fields: Any, error: type[Exception]) -> None:
@@ -230,7 +237,7 @@ def test_nan_is_not_equal_to_itself_so_it_must_never_get_in() -> None:
 
 # As in the README, row by row; a claim names its attempt, so it has a column of its own.
 ALLOWED = {
-    S.PENDING: {S.PENDING, S.IN_PROGRESS, S.SUCCEEDED, S.ABORTED, S.FAILED, S.CANCELLED},
+    S.PENDING: {S.PENDING, S.IN_PROGRESS, S.RETRYING, S.SUCCEEDED, S.ABORTED, S.FAILED, S.CANCELLED},
     S.IN_PROGRESS: {S.IN_PROGRESS, S.RETRYING, S.SUCCEEDED, S.ABORTED, S.FAILED, S.CANCELLED},
     S.RETRYING: {S.IN_PROGRESS, S.RETRYING, S.ABORTED, S.FAILED, S.CANCELLED},
     S.SUCCEEDED: {S.SUCCEEDED},

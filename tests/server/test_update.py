@@ -13,7 +13,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 STATES = ["PENDING", "IN_PROGRESS", "RETRYING", "SUCCEEDED", "ABORTED", "FAILED", "CANCELLED"]
 DONE = ["SUCCEEDED", "ABORTED", "FAILED", "CANCELLED"]
 ALLOWED = {
-    "PENDING": ["PENDING", "IN_PROGRESS", *DONE],
+    "PENDING": ["PENDING", "IN_PROGRESS", "RETRYING", *DONE],
     "IN_PROGRESS": ["IN_PROGRESS", "RETRYING", *DONE],
     "RETRYING": ["RETRYING", "IN_PROGRESS", "ABORTED", "FAILED", "CANCELLED"],
     **{state: [state] for state in DONE},

@@ -42,10 +42,10 @@ class CoreContract:
     @on_store
     async def test_a_refused_command_leaves_no_trace_and_stops_no_other(self, store):
         before = await store.position()
-        commands = [Create(id="a"), Create(id="a"), claim("b"), end("a", S.RETRYING), claim("a")]
+        commands = [Create(id="a"), Create(id="a"), claim("b"), Update(id="a", attempt=5), claim("a")]
         outcomes = (await store.commit(commands)).outcomes
         kinds = [type(outcome) for outcome in outcomes]
-        assert kinds == [Job, errors.JobAlreadyExistsError, errors.JobNotFoundError, errors.IllegalTransitionError, Job]
+        assert kinds == [Job, errors.JobAlreadyExistsError, errors.JobNotFoundError, errors.StaleAttemptError, Job]
         assert [change.id for change in await following(store, before)] == ["a"]
         assert await store.get("default", "a") == outcomes[-1]
 
