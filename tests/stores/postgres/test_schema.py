@@ -18,6 +18,7 @@ from tests.support.stores import done
 STEPS = migrations("jobstatus_grpc.stores.postgres")
 NEWEST = len(STEPS)
 ADD = "ALTER TABLE jobstatus.jobs ADD COLUMN later{0} integer; INSERT INTO jobstatus.counts VALUES (9, {0})"
+ADDED = "SELECT jobs FROM jobstatus.counts WHERE state = 9"
 
 
 def prepared(url: str, steps: list[str] | None = None) -> int:
@@ -53,14 +54,14 @@ def test_migrations_run_one_after_another_and_each_once(postgres, postgres_url):
     later = [*STEPS, ADD.format(1), ADD.format(2)]
     assert prepared(postgres_url, later[:-1]) == NEWEST + 1
     assert [prepared(postgres_url, later) for _ in range(2)] == [NEWEST + 2] * 2
-    assert postgres.execute("SELECT jobs FROM jobstatus.counts", name_of(postgres_url)) == [["1"], ["2"]]
+    assert postgres.execute(ADDED, name_of(postgres_url)) == [["1"], ["2"]]
 
 
 def test_a_migration_that_fails_leaves_the_schema_as_it_was(postgres, postgres_url):
     prepared(postgres_url)
     with pytest.raises(CannotStartError, match='cannot prepare the store\'s schema: relation "nowhere" does not exist'):
         prepared(postgres_url, [*STEPS, ADD.format(1), "SELECT * FROM nowhere"])
-    assert postgres.execute("SELECT * FROM jobstatus.counts", name_of(postgres_url)) == []
+    assert postgres.execute(ADDED, name_of(postgres_url)) == []
     assert prepared(postgres_url) == NEWEST
 
 
