@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,17 @@ FIRST, *OTHERS = VERSIONS
 EACH_VERSION = [FIRST, *(pytest.param(version, marks=pytest.mark.slow) for version in OTHERS)]
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Restore the level and handlers of all loggers, which a server sets that runs in the process of a test."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -52,7 +52,18 @@ def test_json_is_the_job_as_protobuf_has_it_in_one_line(here, service):
 
 def test_json_has_every_field_that_is_not_a_message_whether_set_or_not(here, service, new_id):
     job = here.json("get", service.create(id=new_id()).id)
-    scalars = {"id", "name", "state", "reason", "hasProgress", "done", "attempt", "cancelRequested", "stalled"}
+    scalars = {
+        "id",
+        "name",
+        "state",
+        "reason",
+        "hasProgress",
+        "done",
+        "attempt",
+        "cancelRequested",
+        "cancelReason",
+        "stalled",
+    }
     assert scalars | {"revision", "labels", "parentId", "createdAt", "updatedAt"} == set(job)
     assert job["revision"] == "1"
 

@@ -64,9 +64,7 @@ def test_the_newest_16_request_ids_are_known_and_the_creations_for_ever(any_serv
 
 def test_a_refused_update_does_not_use_up_its_request_id(any_service, refused, new_id):
     job = any_service.create(id=new_id())
-    assert (
-        refused(any_service.update, job.id, state="JOB_STATE_RETRYING", request_id="r").reason == "ILLEGAL_TRANSITION"
-    )
+    assert refused(any_service.update, job.id, attempt=5, request_id="r").reason == "STALE_ATTEMPT"
     assert any_service.update(job.id, reason="x", request_id="r").reason == "x"
 
 
@@ -114,7 +112,6 @@ def test_a_replay_of_an_update_that_created_its_job_is_known(any_service, refuse
         ({"expected_revision": 1}, ("ABORTED", "REVISION_MISMATCH")),
         ({"state": "JOB_STATE_IN_PROGRESS", "attempt": 2}, ("FAILED_PRECONDITION", "STALE_ATTEMPT")),
         ({"attempt": 1}, ("FAILED_PRECONDITION", "STALE_ATTEMPT")),
-        ({"state": "JOB_STATE_RETRYING"}, ("FAILED_PRECONDITION", "ILLEGAL_TRANSITION")),
         ({"error": pb.JobError(code=3)}, ("INVALID_ARGUMENT", "INVALID_FIELD")),
     ],
 )
