@@ -6,6 +6,7 @@ the rules, the stores and the command line need neither them nor grpc.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from jobstatus_grpc.errors import (
@@ -130,6 +131,8 @@ def __getattr__(name: str) -> Any:
         except metadata.PackageNotFoundError:
             return "0+unknown"  # used from a checkout that is not installed
     if name in __all__:
+        # gRPC reads it when it is loaded. Without it, calls hang in a child that was forked while a call was open.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
         from jobstatus_grpc import client
 
         return getattr(client, name)

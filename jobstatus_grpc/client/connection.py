@@ -17,6 +17,7 @@ import grpc
 from google.protobuf.message import Message
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
+from jobstatus_grpc.client.fork import keep_for_ever, renew_in_children, renewed
 from jobstatus_grpc.client.retry import ClientClosedError, Liveness, ProxyRefusals, RetryBudget, pause
 from jobstatus_grpc.client.sender import Call
 from jobstatus_grpc.client.watch import (
@@ -72,26 +73,39 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """The contents of PEM files; without a CA, gRPC's public CAs are trusted."""
+
+    ca: bytes | None
+    key: bytes | None
+    cert: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The server's address and the caller's credentials; opens channels."""
+    """The server's address and the caller's credentials; opens channels. It can be pickled."""
 
     target: str
-    credentials: grpc.ChannelCredentials | None = None
+    tls: Tls | None = None
     """None: without TLS."""
     metadata: tuple[tuple[str, str], ...] | None = None
     """Sent with each call."""
 
     def open(self) -> grpc.Channel:
         """Return a new channel; it connects with the first call."""
-        if self.credentials is None:
+        if self.tls is None:
             return grpc.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.secure_channel(self.target, self.credentials, CHANNEL_OPTIONS)
+        return grpc.secure_channel(self.target, self._credentials(self.tls), CHANNEL_OPTIONS)
 
     def open_aio(self) -> grpc.aio.Channel:
         """Return a new channel of the running event loop; it connects with the first call."""
-        if self.credentials is None:
+        if self.tls is None:
             return grpc.aio.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.target, self.credentials, CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.target, self._credentials(self.tls), CHANNEL_OPTIONS)
+
+    @staticmethod
+    def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
 
 
 def endpoint(
@@ -113,7 +127,7 @@ def endpoint(
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise ValueError("the token must be printable ASCII without spaces")
         metadata = (("authorization", f"Bearer {token}"),)
-    return Endpoint(_target(address), _credentials(ca_file, cert_file, key_file), metadata)
+    return Endpoint(_target(address), _tls(ca_file, cert_file, key_file), metadata)
 
 
 def _target(address: str) -> str:
@@ -127,13 +141,12 @@ def _target(address: str) -> str:
     return address
 
 
-def _credentials(ca_file: str | None, cert_file: str | None, key_file: str | None) -> grpc.ChannelCredentials | None:
-    """Return credentials for TLS if any file is named; without a CA, gRPC's public CAs are trusted."""
+def _tls(ca_file: str | None, cert_file: str | None, key_file: str | None) -> Tls | None:
     if (cert_file is None) != (key_file is None):
         raise ValueError("cert_file and key_file must be given together")
     if ca_file is None and cert_file is None:
         return None
-    return grpc.ssl_channel_credentials(_read(ca_file), _read(key_file), _read(cert_file))
+    return Tls(_read(ca_file), _read(key_file), _read(cert_file))
 
 
 def _read(file: str | None) -> bytes | None:
@@ -156,6 +169,18 @@ class AsyncLine:
         await self.channel.close()
 
 
+_is_aio_used = False
+"""Whether this process, or the one that it was forked from, has opened a channel of asyncio."""
+
+_is_aio_lost = False
+"""Whether this process was forked after that: grpc.aio does not work then, calls would hang."""
+
+AIO_LOST = (
+    "gRPC's asyncio does not work in a process that was forked after its parent used it; "
+    "start processes with multiprocessing's spawn or forkserver"
+)
+
+
 class AsyncConnection:
     """A channel in each event loop that makes calls, which opens with the first call; closed once.
 
@@ -172,15 +197,30 @@ class AsyncConnection:
         self._is_closed = False
         self._watches: weakref.WeakSet[AsyncWatchIterator[Any]] = weakref.WeakSet()
         self._proxy_refusals: defaultdict[str, ProxyRefusals] = defaultdict(ProxyRefusals)
+        renew_in_children(self, AsyncConnection._after_fork)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AsyncConnection, (self._endpoint, self.timeout_seconds)
+
+    def _after_fork(self) -> None:
+        global _is_aio_lost
+        _is_aio_lost = _is_aio_used
+        keep_for_ever((self._lines, self._dead_lines))
+        self._lines, self._dead_lines = {}, {}
 
     def _line(self) -> AsyncLine:
         """Return the channel of the running event loop.
 
         Raises:
             ClientClosedError: the client is closed.
+            UnavailableError: this process was forked after its parent used gRPC's asyncio.
         """
+        global _is_aio_used
         if self._is_closed:
             raise ClientClosedError
+        if _is_aio_lost:
+            raise UnavailableError(AIO_LOST)
+        _is_aio_used = True
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
         if line is None or line.liveness.is_dead:
@@ -314,6 +354,16 @@ class Connection:
         self._watchdog = Watchdog()
         self._proxy_refusals: defaultdict[str, ProxyRefusals] = defaultdict(ProxyRefusals)
         _opened.add(self)
+        renew_in_children(self, Connection._after_fork)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Connection, (self._endpoint, self.timeout_seconds)
+
+    def _after_fork(self) -> None:
+        keep_for_ever((self._current, self._dead_lines))
+        self._current, self._dead_lines = None, []
+        self._lock = threading.Lock()
+        self._closing = renewed(self._closing)
 
     def _line(self) -> Line:
         """As of AsyncConnection."""

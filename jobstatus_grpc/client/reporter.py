@@ -18,6 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.client import requests
+from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.requests import UNSET, JobUpdate
 from jobstatus_grpc.client.retry import LONGEST_FINAL_PAUSE_SECONDS, Backoff, ClientClosedError, is_transient, pause
 from jobstatus_grpc.client.sender import AsyncSender, Call, Sender, set_from_any_thread
@@ -160,6 +161,12 @@ class Reporter(_Reporter):
     def __init__(self, state: ReporterState, send: Callable[[Call, float], Any]) -> None:
         super().__init__(state)
         self._sender = Sender(state, send, name="jobstatus-reporter")
+        self._is_inherited = False
+        renew_in_children(self, Reporter._after_fork)
+
+    def _after_fork(self) -> None:
+        # The child's updates are sent from now on, and not those of the parent.
+        self._is_inherited = self._sender.after_fork() or self._is_inherited
 
     def __enter__(self) -> Reporter:
         self._enter()
@@ -169,6 +176,9 @@ class Reporter(_Reporter):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_inherited:
+            self._sender.finish_in_child()
+            return
         self._state.finish()
         self._sender.finish()
 
@@ -218,6 +228,19 @@ class ReporterState:
         self._finish_at: float | None = None
         self._is_over = False
         self._error: JobStatusError | None = None
+
+    def after_fork(self) -> None:
+        """As of Calls."""
+        self._lock = threading.Lock()
+        self._callbacks.after_fork()
+        self._queue.clear()
+        self._set_batch([])
+        self._flushes.clear()
+        self._not_before = 0.0
+
+    def has_pending(self) -> bool:
+        """As of Calls."""
+        return not self._is_over and bool(self._batch or len(self._queue))
 
     def update(self, update: JobUpdate) -> None:
         """Queue an update, or refuse it."""
@@ -504,6 +527,11 @@ class Callbacks:
         self._jobs: list[Job] = []
         self._refusals: list[tuple[JobUpdate, JobStatusError]] = []
         self._dropped = 0
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child."""
+        self._lock = threading.Lock()
+        self._jobs, self._refusals = [], []
 
     def accepted(self, result: pb.BatchUpdateJobsResult) -> None:
         """Take the answer to an update: its job."""

@@ -48,6 +48,13 @@ class Calls(Protocol):
     def put_back(self, call: Call) -> None:
         """Take back a call that was cancelled on this side: it may or may not have taken effect."""
 
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: what was pending is the parent's to send."""
+
+    def has_pending(self) -> bool:
+        """Return whether there is something to send, other than heartbeats."""
+        ...
+
 
 class AsyncSender:
     """Sends from a task: code that blocks the event loop delays the calls."""
@@ -113,6 +120,10 @@ def set_from_any_thread(event: asyncio.Event, loop: asyncio.AbstractEventLoop) -
         loop.call_soon_threadsafe(event.set)
 
 
+EXIT_CHECK_SECONDS = 0.2
+"""How often a thread of a forked child looks whether the process ends."""
+
+
 class Sender:
     """Sends from a thread."""
 
@@ -129,6 +140,60 @@ class Sender:
         self._on_answer = on_answer
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name=name, daemon=True)
+        self._starting = threading.Lock()
+        self._is_running = self._is_leaving = False
+
+    def after_fork(self) -> bool:
+        """In a forked child, send what it reports, in a thread that runs while there is anything to send.
+
+        Returns:
+            False: the parent had not begun to send, and this process may.
+        """
+        if self._thread.ident is None:
+            return False
+        self.send_in_child()
+        return True
+
+    def send_in_child(self) -> None:
+        """Send without having been started: what this process reports on a job of another."""
+        self._wake = threading.Event()
+        self._starting = threading.Lock()
+        self._is_running = self._is_leaving = False
+        self._calls.after_fork()
+        self._calls.wake = self._wake_in_child
+
+    def finish_in_child(self) -> None:
+        """Wait until everything is sent, or cannot be sent now."""
+        self._is_leaving = True
+        if self._is_running:
+            self._thread.join()
+
+    def _wake_in_child(self) -> None:
+        with self._starting:
+            self._wake.set()
+            if not self._is_running:
+                self._is_running = True
+                # No daemon: the process ends when all is sent.
+                self._thread = threading.Thread(target=self._send_in_child, name=self._thread.name)
+                self._thread.start()
+
+    def _send_in_child(self) -> None:
+        while True:
+            with self._starting:
+                if not self._calls.has_pending():
+                    self._is_running = False
+                    return
+            due_in_seconds = self._calls.due_in_seconds()
+            is_exiting = self._is_leaving or not threading.main_thread().is_alive()
+            if due_in_seconds is None:
+                self._is_running = False
+                return
+            if due_in_seconds > 0 and not is_exiting:
+                self._wake.wait(min(due_in_seconds, EXIT_CHECK_SECONDS))
+                self._wake.clear()
+                continue
+            if not self._send_one() and is_exiting:
+                return
 
     def start(self) -> None:
         """Begin to send."""
@@ -146,11 +211,18 @@ class Sender:
                 self._wake.wait(due_in_seconds)
                 self._wake.clear()
                 continue
-            call, timeout_seconds = self._calls.next_call()
-            try:
-                response = self._send(call, timeout_seconds)
-            except Exception as error:
-                self._calls.failed(call, error)
-            else:
-                self._calls.succeeded(call, response)
-            self._on_answer()
+            self._send_one()
+
+    def _send_one(self) -> bool:
+        """Make the next call; return whether it succeeded."""
+        call, timeout_seconds = self._calls.next_call()
+        try:
+            response = self._send(call, timeout_seconds)
+        except Exception as error:
+            self._calls.failed(call, error)
+            is_success = False
+        else:
+            self._calls.succeeded(call, response)
+            is_success = True
+        self._on_answer()
+        return is_success

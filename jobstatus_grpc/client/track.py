@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pickle import PicklingError
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.client import requests
 from jobstatus_grpc.client.connection import AsyncConnection, Connection
+from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.requests import UNSET, HasJob, JobUpdate
 from jobstatus_grpc.client.retry import LONGEST_FINAL_PAUSE_SECONDS, Backoff, ClientClosedError, is_transient, pause
 from jobstatus_grpc.client.sender import AsyncSender, Call, Sender
@@ -59,6 +61,9 @@ SMALLEST_STEP_PERCENT = 1.0
 
 LONGEST_RETRY_PAUSE_SECONDS = 10.0
 """Limit of the pauses while reports fail; also a third of the heartbeat timeout."""
+
+NO_HEARTBEAT_SECONDS = 1e6
+"""Instead of the time between heartbeats, where none are sent: eleven days."""
 
 ABANDON_AFTER_SECONDS = 0.5
 """Time after finish_timeout_seconds in which a call ends by its own deadline, before it is abandoned."""
@@ -302,8 +307,40 @@ class TrackedJob(Tracked):
         self._connection = connection
         self._changed = threading.Condition()
         self._sender = Sender(state, connection.send_once, self._on_answer, name=f"jobstatus-track-{self.id}")
+        self._is_inherited = False
+        renew_in_children(self, TrackedJob._after_fork)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self.attempt:
+            raise PicklingError("a tracked job can be pickled once it is claimed; see wait_claimed")
+        state = self._state
+        timeouts = state.finish_timeout_seconds, state.call_timeout_seconds
+        return TrackedJob._of_parent, (self._connection, self.id, self.attempt, *timeouts)
+
+    @staticmethod
+    def _of_parent(connection: Connection, id: str, attempt: int, *timeouts: float) -> TrackedJob:
+        claim = Claim(name="", id=id, labels=None, parent_id="", heartbeat_timeout_seconds=None)
+        claim.attempt = attempt
+        state = TrackState(
+            claim,
+            heartbeat_timeout_seconds=None,
+            finish_timeout_seconds=timeouts[0],
+            call_timeout_seconds=timeouts[1],
+        )
+        state.is_open = True
+        job = TrackedJob(state, connection)
+        job._sender.send_in_child()
+        job._is_inherited = True
+        return job
+
+    def _after_fork(self) -> None:
+        # Only progress is reported from now on: heartbeats and the outcome are the parent's.
+        self._changed = threading.Condition()
+        self._is_inherited = self._sender.after_fork() or self._is_inherited
 
     def __enter__(self) -> TrackedJob:
+        if self._is_inherited:
+            return self
         self._sender.start()
         try:
             self._wait_for(self._is_started, self._start_seconds())
@@ -321,6 +358,9 @@ class TrackedJob(Tracked):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_inherited:
+            self._sender.finish_in_child()
+            return
         self._finish(error)
         self._notify()
         self._sender.finish(self._abandon_after_seconds())
@@ -420,6 +460,7 @@ class TrackState:
         self._on_report_error = on_report_error
         self._problems: list[tuple[str, Exception]] = []
         self._lock = threading.Lock()
+        self._is_inherited = False
         self._backoff = Backoff(min(self._heartbeat_seconds, LONGEST_RETRY_PAUSE_SECONDS))
         self._not_before = 0.0
         self._reported_at = self._changes_sent_at = float("-inf")
@@ -431,6 +472,18 @@ class TrackState:
         self._result: Mapping[str, Any] | None = None
         self._final_call: Call | None = None
         self._finish_at = float("inf")
+
+    def after_fork(self) -> None:
+        """As of Calls. The child sends no heartbeats: they would hide the death of the parent."""
+        self._lock = threading.Lock()
+        self._is_inherited = True
+        self._heartbeat_seconds = NO_HEARTBEAT_SECONDS
+        self._pending, self._is_report_wanted = {}, False
+        self._not_before = 0.0
+
+    def has_pending(self) -> bool:
+        """As of Calls."""
+        return not self.is_over and self._is_report_wanted
 
     def progress(self, percent: float | None, reason: str) -> None:
         """Take progress to report; values outside of 0 to 100 are clamped, and NaN is ignored."""
@@ -445,6 +498,8 @@ class TrackState:
         self.wake()
 
     def _is_worth_a_call(self) -> bool:
+        if self._is_inherited:
+            return bool(self._pending)
         percent, sent = self._pending.get("progress"), self._sent.get("progress")
         if percent is not None and (sent is None or abs(percent - sent) >= SMALLEST_STEP_PERCENT):
             return True

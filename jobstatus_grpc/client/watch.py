@@ -22,6 +22,7 @@ import grpc
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.client import requests
+from jobstatus_grpc.client.fork import keep_for_ever, renew_in_children, renewed
 from jobstatus_grpc.client.requests import JobChange, JobChangeType
 from jobstatus_grpc.client.retry import Backoff, Liveness, ProxyRefusals, pause
 from jobstatus_grpc.errors import (
@@ -489,6 +490,7 @@ class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = asyncio.Event()
         self._error: JobStatusError | None = None
+        renew_in_children(self, AsyncWatchIterator._after_fork)
 
     async def __anext__(self) -> Item:
         self._enter_loop()
@@ -530,6 +532,10 @@ class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
     def __del__(self) -> None:
         # `break` merely drops the iterator: without this its stream would be open until the timer fires.
         self._drop_stream()
+
+    def _after_fork(self) -> None:
+        keep_for_ever((self._open, self._reading))
+        self._open = self._reading = None
 
     def _enter_loop(self) -> None:
         """Leave the stream of an event loop that is not the running one, as after another `asyncio.run`."""
@@ -711,6 +717,7 @@ class WatchIterator(Iterator[Item], Generic[Item]):
         self._reopen_at = 0.0
         self._closing = threading.Event()
         self._error: JobStatusError | None = None
+        renew_in_children(self, WatchIterator._after_fork)
 
     def __next__(self) -> Item:
         while not self._closing.is_set() and not self._state.is_over:
@@ -747,6 +754,11 @@ class WatchIterator(Iterator[Item], Generic[Item]):
 
     def __del__(self) -> None:
         self._drop_stream()
+
+    def _after_fork(self) -> None:
+        keep_for_ever(self._open)
+        self._open = None
+        self._closing = renewed(self._closing)
 
     def _more(self) -> Item | None:
         news, opened = self._state.more(), self._open
@@ -903,6 +915,10 @@ class Watchdog:
     """Fires the timers of all of a client's watches, in one thread that runs while there are any."""
 
     def __init__(self) -> None:
+        self._begin()
+        renew_in_children(self, Watchdog._begin)
+
+    def _begin(self) -> None:
         # Timers are cancelled in finalizers too, which may run while any lock is held: SimpleQueue.put is reentrant.
         self._changed: queue.SimpleQueue[SilenceTimer] = queue.SimpleQueue()
         self._starting = threading.Lock()
