@@ -122,4 +122,5 @@ ALTER TABLE jobstatus.changes ADD COLUMN final text;
 ALTER TABLE jobstatus.jobs ADD COLUMN cancel_reason text NOT NULL DEFAULT '';
 
 -- Under 0: the number of stalled jobs.
-INSERT INTO jobstatus.counts (state, jobs) SELECT 0, count(*) FROM jobstatus.jobs WHERE stalled <> 0;
+INSERT INTO jobstatus.counts (state, jobs)
+SELECT 0, count(*) FROM jobstatus.jobs WHERE stalled <> 0 HAVING count(*) > 0;
