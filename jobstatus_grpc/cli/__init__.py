@@ -85,6 +85,7 @@ def jobstatus(ctx: click.Context, version: bool) -> None:
       3    the job was aborted or cancelled
       4    the server cannot be reached
       124  wait: timed out
+           run: the exit code of its command
       130  interrupted
     """
     if version:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -35,6 +36,12 @@ INTERRUPTED = 130
 CLOSED_PIPE = 141
 """As a shell reports SIGPIPE: the reader of our output has closed it."""
 
+NOT_EXECUTABLE = 126
+"""run: the command exists, but cannot be started; as a shell, env(1) and timeout(1) have it."""
+
+NO_SUCH_COMMAND = 127
+"""run: the command does not exist."""
+
 OF_STATE = {
     JobState.SUCCEEDED: SUCCEEDED,
     JobState.FAILED: FAILED,
@@ -54,6 +61,16 @@ def of_error(error: errors.JobStatusError) -> int:
     if isinstance(error, (errors.UnavailableError, errors.DeadlineExceededError)):
         return UNREACHABLE
     return USAGE if isinstance(error, errors.InvalidArgumentError) else FAILED
+
+
+def of_command(code: int) -> int:
+    """Return what a shell reports for a command that ended with `code`, which is negative if a signal ended it."""
+    return 128 - code if code < 0 else code
+
+
+def of_start_error(error: OSError) -> int:
+    """Return what a shell reports for a command that could not be started."""
+    return NO_SUCH_COMMAND if error.errno == errno.ENOENT else NOT_EXECUTABLE
 
 
 def say_error(message: str) -> None:

@@ -33,10 +33,11 @@ def state_of(job: pb.JobStatus) -> str:
     ("script", "state", "code", "message", "reason"),
     [
         ("true", "SUCCEEDED", 0, "", ""),
-        ("echo one >&2; echo two >&2; echo >&2; echo out; exit 3", "FAILED", 1, "two", "EXIT_CODE_3"),
-        ("echo out; exit 255", "FAILED", 1, "exit code 255", "EXIT_CODE_255"),
-        ("kill -KILL $$", "FAILED", 1, "killed by SIGKILL", "KILLED_BY_SIGKILL"),
-        ("echo no memory >&2; kill -SEGV $$", "FAILED", 1, "killed by SIGSEGV: no memory", "KILLED_BY_SIGSEGV"),
+        ("echo one >&2; echo two >&2; echo >&2; echo out; exit 3", "FAILED", 3, "two", "EXIT_CODE_3"),
+        ("exit 124", "FAILED", 124, "exit code 124", "EXIT_CODE_124"),
+        ("echo out; exit 255", "FAILED", 255, "exit code 255", "EXIT_CODE_255"),
+        ("kill -KILL $$", "FAILED", 137, "killed by SIGKILL", "KILLED_BY_SIGKILL"),
+        ("echo no memory >&2; kill -SEGV $$", "FAILED", 139, "killed by SIGSEGV: no memory", "KILLED_BY_SIGSEGV"),
     ],
 )
 def test_how_a_command_ends_is_how_its_job_ends(here, service, script, state, code, message, reason):
@@ -44,6 +45,12 @@ def test_how_a_command_ends_is_how_its_job_ends(here, service, script, state, co
     job = service.get(id_in(done.stderr))
     assert (state_of(job), done.returncode) == (state, code)
     assert (job.error.message, job.error.reason) == (message, reason)
+
+
+@pytest.mark.parametrize("script", ["exit 3", "kill -SEGV $$"])
+def test_the_outcome_is_the_exit_code_where_that_is_asked_for(here, offline_cli, script):
+    assert here("run", "--exit-outcome", "--", "sh", "-c", script).returncode == 1
+    assert offline_cli("run", "--exit-outcome", "--", "sh", "-c", script).returncode == 1
 
 
 def test_a_job_is_described_by_flags(here, service):
@@ -78,25 +85,27 @@ def test_a_command_whose_job_is_done_is_not_run(here, service, state, code):
     assert done.stderr.splitlines()[-1].endswith("the command was not run")
 
 
-@pytest.mark.parametrize("command", ["no-such-command", "/no/such/command", "/etc/passwd"])
-def test_a_command_that_is_not_there_is_wrong_usage(here, command):
-    done = here("run", command)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+@pytest.mark.parametrize(
+    ("command", "code"), [("no-such-command", 127), ("/no/such/command", 127), ("/etc/passwd", 126), ("/tmp", 126)]
+)
+@pytest.mark.parametrize("flags", [[], ["--exit-outcome"]])
+def test_a_command_that_cannot_be_started_fails_its_job(here, service, new_id, command, code, flags):
+    job_id = service.create(id=new_id()).id
+    done = here("run", "--quiet", "--id", job_id, *flags, command)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2 if flags else code, "", 1)
     assert done.stderr.startswith(f"error: {command}: ")
+    assert (state_of(service.get(job_id)), service.get(job_id).error.reason) == ("FAILED", "NOT_STARTED")
 
 
-def test_a_command_that_cannot_begin_fails_its_job(here, service, tmp_path):
-    (tmp_path / "script").write_text("no interpreter is named")
-    (tmp_path / "script").chmod(0o755)
-    done = here("run", str(tmp_path / "script"))
-    assert done.returncode == 2
-    assert service.get(id_in(done.stderr)).error.reason == "NOT_STARTED"
+def test_a_command_that_cannot_be_started_does_not_wait_long_for_a_server_that_is_away(offline_cli):
+    assert offline_cli("run", "--timeout", "1h", "no-such-command").returncode == 127
 
 
-def test_a_command_that_cannot_begin_does_not_wait_long_for_a_server_that_is_away(offline_cli, tmp_path):
-    (tmp_path / "script").write_text("no interpreter is named")
-    (tmp_path / "script").chmod(0o755)
-    assert offline_cli("run", "--timeout", "1h", str(tmp_path / "script")).returncode == 2
+def test_a_script_that_names_no_interpreter_is_run_by_the_shell(cli, tmp_path):
+    (tmp_path / "nightly").write_text('test "$1" = "a b" && exit 3')
+    (tmp_path / "nightly").chmod(0o755)
+    cli.environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    assert [cli("run", program, "a b").returncode for program in (str(tmp_path / "nightly"), "nightly")] == [3, 3]
 
 
 def test_output_passes_untouched(cli):
@@ -121,7 +130,7 @@ def test_a_command_without_a_reader_gets_a_broken_pipe(cli, service, start):
     assert run.stdout.readline() == "y\n"
     run.stdout.close()
     assert service.get(id_in(run.stderr.read())).error.message == "killed by SIGPIPE"
-    assert run.wait() == 1
+    assert run.wait() == 141
 
 
 def test_a_command_whose_output_is_lost_has_failed(cli, service, new_id):
@@ -163,7 +172,7 @@ def test_cancel_ends_the_command_and_all_that_it_started(start, service, new_id)
     service.cancel(job_id)
     out, error = run.communicate()
     assert set(out.split("\n")) >= {"stopped"}
-    assert (run.returncode, state_of(service.get(job_id))) == (3, "CANCELLED")
+    assert (run.returncode, state_of(service.get(job_id))) == (0, "CANCELLED")
     assert "cancel requested" in error
 
 
@@ -174,13 +183,22 @@ def test_a_command_that_does_not_heed_a_cancel_is_killed(start, service, new_id)
     assert run.stdout.readline() == "ready\n"
     service.cancel(job_id)
     run.communicate()
+    assert (run.returncode, state_of(service.get(job_id))) == (137, "CANCELLED")
+
+
+def test_a_cancelled_command_has_its_outcome_as_exit_code_where_that_is_asked_for(start, service, new_id):
+    job_id = service.create(id=new_id()).id
+    run = start("run", "--exit-outcome", "--id", job_id, "--", "sh", "-c", "echo ready; exec sleep 60")
+    run.stdout.readline()
+    service.cancel(job_id)
+    run.communicate()
     assert (run.returncode, state_of(service.get(job_id))) == (3, "CANCELLED")
 
 
 @pytest.mark.parametrize(("state", "code"), [("ABORTED", 3), ("FAILED", 1)])
 def test_a_job_that_another_client_ends_ends_its_command(start, service, new_id, state, code):
     job_id = service.create(id=new_id()).id
-    run = start("run", "--id", job_id, "--", "sh", "-c", "echo ready; sleep 60")
+    run = start("run", "--exit-outcome", "--id", job_id, "--", "sh", "-c", "echo ready; sleep 60")
     run.stdout.readline()
     service.update(job_id, state=f"JOB_STATE_{state}")
     assert f"another client ended the job as {state.lower()}" in run.communicate()[1]
@@ -193,7 +211,7 @@ def test_a_job_that_another_worker_claims_ends_our_command(start, service, new_i
     run.stdout.readline()
     service.update(job_id, state="JOB_STATE_IN_PROGRESS", attempt=2)
     assert "another worker has the job" in run.communicate()[1]
-    assert (run.returncode, state_of(service.get(job_id))) == (3, "IN_PROGRESS")
+    assert (run.returncode, state_of(service.get(job_id))) == (143, "IN_PROGRESS")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -204,7 +222,7 @@ def test_a_signal_is_passed_on_and_aborts_the_job(start, service, new_id, number
     run.stdout.readline()
     run.send_signal(number)
     assert run.stdout.readline() == "got it\n"
-    assert run.wait() == 3
+    assert run.wait() == 1
     job = service.get(job_id)
     assert (state_of(job), job.reason) == ("ABORTED", f"interrupted by {number.name}")
 
@@ -229,7 +247,7 @@ def test_a_signal_that_is_ignored_stays_so(cli):
 
 def test_without_a_server_a_command_runs_all_the_same(offline_cli):
     done = offline_cli("run", "--quiet", "--", "sh", "-c", "echo out; exit 3")
-    assert (done.stdout, done.returncode) == ("out\n", 1)
+    assert (done.stdout, done.returncode) == ("out\n", 3)
     assert done.stderr == f"jobstatus: no answer from {offline_cli.address}; the command runs anyway\n"
 
 
@@ -273,4 +291,4 @@ def test_a_server_that_is_gone_for_good_is_reported_and_changes_no_exit_code(sta
         server.kill()
     error = run.communicate("\n")[1]
     assert "could not be reported" in error
-    assert run.returncode == 1
+    assert run.returncode == 3

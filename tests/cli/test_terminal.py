@@ -92,7 +92,7 @@ def test_ctrl_c_ends_the_command_and_aborts_its_job(terminal, service, new_id, s
     screen.read_until("ready")
     screen.type(CTRL_C)
     screen.read_to_end()
-    assert screen.process.wait() == 3
+    assert screen.process.wait() == 130
     job = service.get(job_id)
     assert job.state == pb.JOB_STATE_ABORTED
     assert job.reason == "interrupted by SIGINT"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import threading
 import time
@@ -130,10 +132,22 @@ class Child:
             Stream(target, readers=readers, on_resize=lambda: self._send(signal.SIGWINCH))
             for target, readers in self._readers.items()
         ]
+        try:
+            self._group = self._spawn(self._command)
+        except OSError as error:
+            program = shutil.which(self._command[0]) if error.errno == errno.ENOEXEC else None
+            if program is None:
+                raise
+            # A script without `#!`, as execvp(3) does; posix_spawnp(3) does not.
+            self._group = self._spawn(["/bin/sh", program, *self._command[1:]])
+        for stream in self._streams:
+            stream.start()
+
+    def _spawn(self, command: list[str]) -> int:
         # Not subprocess: gRPC's threads do not survive its fork.
-        self._group = os.posix_spawnp(
-            self._command[0],
-            self._command,
+        return os.posix_spawnp(
+            command[0],
+            command,
             os.environ,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, stream.for_command, target)
@@ -142,8 +156,6 @@ class Child:
             setpgroup=0,
             setsigdef=_RESET,
         )
-        for stream in self._streams:
-            stream.start()
 
     def _catch_signals(self) -> None:
         """Wake `wait` on every signal. A signal that is ignored now (nohup) stays ignored, also in the command."""

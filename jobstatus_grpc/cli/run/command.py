@@ -7,7 +7,6 @@ progress and for the last error line. CancelWatcher stops the command when the j
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -37,6 +36,10 @@ IN_PROGRESS until it is stalled."""
 UNCLAIMED_FINISH_SECONDS = 2.0
 """How long reporting the outcome may take if the server has never answered: it is probably not running."""
 
+OUTPUT_LOST = "OUTPUT_LOST"
+"""The error's reason if the command succeeded but its output could not be passed on. The exit code is 1 then: run
+directly, the command would have failed to write."""
+
 REFUSALS = (
     errors.FailedPreconditionError,
     errors.InvalidArgumentError,
@@ -59,6 +62,7 @@ REFUSALS = (
     longest=timedelta(days=1),
 )
 @flag("--no-progress", "Do not read NN% in the output as progress.")
+@flag("--exit-outcome", "Exit with the job's outcome, as wait does, instead of the command's exit code.")
 @flag("-q --quiet", "Do not print the job's id.")
 @click.argument("command", metavar="COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @connected
@@ -76,18 +80,23 @@ def run(
     heartbeat_timeout: timedelta | None,
     kill_after: timedelta,
     no_progress: bool,
+    exit_outcome: bool,
     quiet: bool,
 ) -> None:
-    """Run a command as a job, and exit with the job's outcome.
+    """Run a command as a job, and exit with its exit code.
 
     Standard input and output are passed through. Exit code 0 means SUCCEEDED; any other means FAILED, with the last
     line of stderr as the error. NN% in the output is reported as progress. If the job is cancelled, the command and
     all its child processes get SIGTERM. SIGINT and SIGTERM are forwarded; a command that they end is ABORTED. If the
     server cannot be reached, the command runs anyway.
+
+    \b
+    Exit codes:
+      as the command's, with or without a server
+      128 + N  signal N ended the command
+      127      the command does not exist
+      126      the command cannot be started
     """
-    if problem := _why_not_runnable(command[0]):
-        exits.say_error(f"{command[0]}: {problem}")
-        ctx.exit(exits.USAGE)
 
     def print_report_error(problem: str, error: Exception) -> None:
         # Until the job is claimed, the line that _print_start prints says all of it.
@@ -109,26 +118,21 @@ def run(
                 ctx.exit(_refuse(tracked.error, tracked.job))
             _print_start(tracked, connection.address, quiet=quiet)
             try:
-                state = _run_to_end(
+                state, code = _run_to_end(
                     command, client, tracked, kill_after.total_seconds(), reads_progress=not no_progress
                 )
             except OSError as error:
                 message = f"{command[0]}: {error.strerror}"
                 tracked.fail(message, reason="NOT_STARTED")
                 exits.say_error(message)
-                ctx.exit(exits.USAGE)
+                ctx.exit(exits.USAGE if exit_outcome else exits.of_start_error(error))
             finally:
                 if not tracked.attempt:
                     tracked.finish_timeout_seconds = UNCLAIMED_FINISH_SECONDS
+    if not exit_outcome:
+        ctx.exit(code)
     # The stored state decides; if it is not known, how the command ended.
     ctx.exit(exits.OF_STATE[tracked.job.state if tracked.job and tracked.job.done else state])
-
-
-def _why_not_runnable(program: str) -> str:
-    """Return why `program` cannot be started, before a job is created for it; empty if it can."""
-    if shutil.which(program) is not None:
-        return ""
-    return "not executable" if os.path.dirname(program) and os.path.exists(program) else "command not found"
 
 
 def _name_of(program: str) -> str:
@@ -160,8 +164,9 @@ def _run_to_end(
     kill_after_seconds: float,
     *,
     reads_progress: bool,
-) -> JobState:
-    """Run the command and set the outcome that the end of the tracked block reports; return the job's final state.
+) -> tuple[JobState, int]:
+    """Run the command and set the outcome that the end of the tracked block reports; return the job's final state, and
+    the exit code that a shell would report for the command.
 
     Raises:
         OSError: the command cannot be started.
@@ -183,7 +188,7 @@ def _run_to_end(
         last_line=last_line.read(),
         lost_output=child.lost_output,
     )
-    if result.reason == "OUTPUT_LOST":
+    if result.reason == OUTPUT_LOST:
         exits.say_error(result.message)
     if result.state is JobState.SUCCEEDED:
         tracked.succeed()
@@ -191,7 +196,8 @@ def _run_to_end(
         tracked.fail(result.message, reason=result.reason)
     else:
         tracked.abort(result.message)
-    return cancel_watcher.job.state if cancel_watcher.job and cancel_watcher.job.done else result.state
+    state = cancel_watcher.job.state if cancel_watcher.job and cancel_watcher.job.done else result.state
+    return state, exits.FAILED if result.reason == OUTPUT_LOST else exits.of_command(code)
 
 
 def _progress_reader(tracked: TrackedJob) -> Callable[[bytes], None]:
@@ -278,7 +284,7 @@ def result_of(
     if was_stopped:
         return RunResult(JobState.CANCELLED)
     if code == 0 and lost_output:
-        return RunResult(JobState.FAILED, lost_output, "OUTPUT_LOST")
+        return RunResult(JobState.FAILED, lost_output, OUTPUT_LOST)
     if code == 0:
         return RunResult(JobState.SUCCEEDED)
     if interrupted_by is not None:
