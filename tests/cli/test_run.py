@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from tests.cli.conftest import COMMAND
 from tests.support.servers import ServerProcess
+
+BLOCK_CHILD = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])"
 
 READ_STDERR = re.compile(r"^job (\S+)$", re.MULTILINE)
 
@@ -23,6 +28,13 @@ def id_in(stderr: str) -> str:
     found = READ_STDERR.search(stderr)
     assert found is not None, stderr
     return found[1]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def state_of(job: pb.JobStatus) -> str:
@@ -142,10 +154,21 @@ def test_a_command_whose_output_is_lost_has_failed(cli, service, new_id):
     assert service.get(job_id).error.reason == "OUTPUT_LOST"
 
 
-def test_what_a_command_leaves_behind_holds_nothing_up(cli, tmp_path):
-    done = cli("run", "--quiet", "--", "sh", "-c", "sleep 60 & echo $!")
-    os.kill(int(done.stdout), signal.SIGKILL)
-    assert done.returncode == 0
+def test_what_a_command_leaves_behind_holds_nothing_up(start, tmp_path):
+    with open(tmp_path / "out", "w") as out:
+        run = start("run", "--quiet", "--", "sh", "-c", "sleep 60 & echo $!", stdout=out)
+    assert run.wait(timeout=30) == 0
+    os.kill(int((tmp_path / "out").read_text()), signal.SIGKILL)
+
+
+def test_what_a_command_leaves_behind_can_write_after_its_end(start, tmp_path):
+    daemon = "while [ ! -e go ]; do sleep 0.1; done; echo out; echo error >&2; touch alive"
+    with open(tmp_path / "out", "w") as out, open(tmp_path / "error", "w") as error:
+        run = start("run", "--quiet", "--", "sh", "-c", f"({daemon}) &", cwd=tmp_path, stdout=out, stderr=error)
+    assert run.wait(timeout=30) == 0
+    (tmp_path / "go").touch()
+    wait_until(lambda: (tmp_path / "out").read_text() + (tmp_path / "error").read_text() == "out\nerror\n")
+    wait_until((tmp_path / "alive").exists)
 
 
 @pytest.mark.parametrize("stream", [1, 2])
@@ -243,6 +266,47 @@ def test_a_signal_that_is_ignored_stays_so(cli):
     command = [*ignoring, "run", "--quiet", "--", "sh", "-c", "kill -HUP $$; kill -HUP $PPID; echo alive"]
     done = subprocess.run(command, env=cli.environment, capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("alive\n", 0)
+
+
+@pytest.mark.parametrize("how", ["signal.signal(signal.SIGCHLD, signal.SIG_IGN)", BLOCK_CHILD])
+def test_it_ends_with_its_command_however_the_end_of_a_child_is_hidden(cli, how):
+    program = f"import os, signal, sys; {how}; os.execvp(sys.argv[1], sys.argv[1:])"
+    hiding = [sys.executable, "-c", program, *COMMAND, "run", "--quiet", "sh", "-c", "sleep 0.1; exit 3"]
+    assert subprocess.run(hiding, env=cli.environment, timeout=30, check=False).returncode == 3
+
+
+@pytest.mark.parametrize("number", ["USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "PWR", "ABRT", "RTMIN+3"])
+def test_a_signal_that_would_end_us_alone_is_passed_on(start, service, new_id, number):
+    job_id = service.create(id=new_id()).id
+    script = f"trap 'echo got it' {number}; echo ready; until read line; do :; done; exit 1"
+    run = start("run", "--id", job_id, "--", "bash", "-c", script, stdin=subprocess.PIPE)
+    run.stdout.readline()
+    subprocess.run(["bash", "-c", f"kill -{number} {run.pid}"], check=True)
+    assert run.stdout.readline() == "got it\n"
+    run.communicate("\n")
+    assert (run.returncode, state_of(service.get(job_id))) == (1, "FAILED")
+
+
+def test_a_command_that_a_forwarded_signal_ends_is_aborted(start, service, new_id):
+    job_id = service.create(id=new_id()).id
+    run = start("run", "--id", job_id, "--", "sh", "-c", "echo ready; exec sleep 60")
+    run.stdout.readline()
+    run.send_signal(signal.SIGUSR1)
+    assert run.wait(timeout=30) == 128 + signal.SIGUSR1
+    assert service.get(job_id).reason == "interrupted by SIGUSR1"
+
+
+def test_it_reaps_orphans_as_process_1(cli):
+    namespace = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no right to make a PID namespace")
+    script = "(sleep 0.1 &); sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status; echo $PPID"
+    command = [*namespace, *COMMAND, "run", "--quiet", "--", "sh", "-c", script]
+    done = subprocess.run(command, env=cli.environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.returncode) == ("1\n", 0)
 
 
 def test_without_a_server_a_command_runs_all_the_same(offline_cli):

@@ -17,12 +17,26 @@ from jobstatus_grpc.cli.run.streams import Reader, Stream
 
 STDOUT, STDERR = 1, 2
 
-FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
-
-_CAUGHT = (*FORWARDED, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD)
+_INTERRUPTS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+"""Forwarded signals that ask the command to end: if it ends with a failure after one, it was interrupted."""
 
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that Python ignores; a command expects their default action."""
+
+_NOT_FORWARDED = frozenset(
+    {
+        *(signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP),  # are acted on
+        *(signal.SIGKILL, signal.SIGSTOP),  # cannot be caught
+        *(signal.SIGTTIN, signal.SIGTTOU, signal.SIGURG, signal.SIGWINCH),  # do not end us
+        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE),  # a fault of ours would repeat for ever
+        *_RESET,
+    }
+)
+
+_FORWARDED = frozenset(signal.valid_signals()) - _NOT_FORWARDED
+"""All signals that would end us alone by their default action."""
+
+_CAUGHT = (*_FORWARDED, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD)
 
 _POLL_SECONDS = 0.02
 """How often to check whether a stopped process group has ended: no signal announces processes that are not ours."""
@@ -58,7 +72,8 @@ class Child:
         self._lock = threading.Lock()
         self._group: int | None = None
         self._kill_at: float | None = None
-        self._interrupted_by: signal.Signals | None = None
+        self._forwarded: set[int] = set()
+        self._interrupted_by: int | None = None
 
     def __enter__(self) -> Child:
         """Start the command.
@@ -85,7 +100,7 @@ class Child:
         group. Return the exit code, negative if a signal ended it."""
         while True:
             for number in os.read(self._wakeup_read_fd, 256):
-                code = self._on_signal(signal.Signals(number))
+                code = self._on_signal(number)
                 if code is not None:
                     if self.was_stopped:
                         self._wait_for_group()
@@ -120,12 +135,13 @@ class Child:
         errors = [f"{names[each.target]}: {each.error.strerror}" for each in self._streams if each.error]
         return ", ".join(errors)
 
-    def interrupted_by(self, code: int) -> signal.Signals | None:
-        """Return the last signal that was forwarded, or SIGINT if Ctrl-C ended it; `code` is what `wait` returned."""
+    def interrupted_by(self, code: int) -> int | None:
+        """Return the forwarded signal that it ended by or after, or SIGINT if Ctrl-C ended it; `code` is what `wait`
+        returned."""
+        number = -code if code < 0 else code - 128
         # While the command has the terminal, Ctrl-C signals its process group and not ours.
-        if self._interrupted_by is None and self._terminal.was_lent and code in (-signal.SIGINT, 128 + signal.SIGINT):
-            return signal.SIGINT
-        return self._interrupted_by
+        by_key = self._terminal.was_lent and number == signal.SIGINT
+        return self._interrupted_by or (number if by_key or number in self._forwarded else None)
 
     def _start(self) -> None:
         self._streams = [
@@ -162,20 +178,24 @@ class Child:
         self._wakeup_read_fd, self._wakeup_write_fd = os.pipe()
         os.set_blocking(self._wakeup_write_fd, False)
         self._wakeup_fd_before = signal.set_wakeup_fd(self._wakeup_write_fd, warn_on_full_buffer=False)
-        self._handlers: dict[signal.Signals, _Handler] = {}
+        self._handlers: dict[int, _Handler] = {}
         for number in _CAUGHT:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # None: a handler that is not Python's, such as faulthandler's, which could not be restored.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None) or number == signal.SIGCHLD:
                 self._handlers[number] = signal.signal(number, lambda number, frame: None)
+        # Ignored or blocked SIGCHLD is inherited too, for example from a daemon, and would hide the command's end.
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
     def _restore_signals_and_terminal(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._wakeup_fd_before)
         os.close(self._wakeup_write_fd)
         os.close(self._wakeup_read_fd)
         self._terminal.close()
 
-    def _on_signal(self, number: signal.Signals) -> int | None:
+    def _on_signal(self, number: int) -> int | None:
         """Act on a signal that we got; return the command's exit code if it has ended."""
         if number == signal.SIGCHLD:
             return self._reap()
@@ -185,14 +205,18 @@ class Child:
             self._continue()
         elif number == signal.SIGCONT:
             self._continue()
-        elif number in FORWARDED:
-            self._interrupted_by = number
+        else:
+            self._forwarded.add(number)
             self._send(number)
-            self._send(signal.SIGCONT)
+            if number in _INTERRUPTS:
+                self._interrupted_by = number
+                self._send(signal.SIGCONT)
         return None
 
     def _reap(self) -> int | None:
         """Return the exit code if the command has ended. If it was suspended, lend it the terminal or suspend too."""
+        if os.getpid() == 1:
+            self._reap_orphans()
         while True:
             with self._lock:
                 assert self._group is not None
@@ -204,6 +228,14 @@ class Child:
                         self._group = None
                     return os.waitstatus_to_exitcode(status)
             self._on_suspended(os.WSTOPSIG(status))
+
+    def _reap_orphans(self) -> None:
+        """Reap the processes that we inherited as process 1, as the init of a container does."""
+        while True:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None or ended.si_pid == self._group:
+                return
+            os.waitpid(ended.si_pid, 0)
 
     def _on_suspended(self, number: int) -> None:
         assert self._group is not None

@@ -87,8 +87,8 @@ def run(
 
     Standard input and output are passed through. Exit code 0 means SUCCEEDED; any other means FAILED, with the last
     line of stderr as the error. NN% in the output is reported as progress. If the job is cancelled, the command and
-    all its child processes get SIGTERM. SIGINT and SIGTERM are forwarded; a command that they end is ABORTED. If the
-    server cannot be reached, the command runs anyway.
+    all its child processes get SIGTERM. Signals are forwarded; a command that they end is ABORTED. If the server
+    cannot be reached, the command runs anyway.
 
     \b
     Exit codes:
@@ -268,7 +268,7 @@ def result_of(
     code: int,
     *,
     was_stopped: bool = False,
-    interrupted_by: signal.Signals | None = None,
+    interrupted_by: int | None = None,
     last_line: str = "",
     lost_output: str = "",
 ) -> RunResult:
@@ -288,7 +288,7 @@ def result_of(
     if code == 0:
         return RunResult(JobState.SUCCEEDED)
     if interrupted_by is not None:
-        return RunResult(JobState.ABORTED, f"interrupted by {interrupted_by.name}")
+        return RunResult(JobState.ABORTED, f"interrupted by {_signal_name(interrupted_by)}")
     if code < 0:
         name = _signal_name(-code)
         message = f"killed by {name}: {last_line}" if last_line else f"killed by {name}"

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import selectors
+import signal
 import struct
 import termios
 import threading
@@ -72,8 +73,16 @@ class Stream:
         return os.pipe()
 
     def _pass_on(self) -> None:
+        if self._pass_on_until_quiet():
+            self._leave_to_cat()
+        # If the target failed, a command that goes on writing gets SIGPIPE, as it would without us.
+        os.close(self._source)
+        os.close(self._ended)
+
+    def _pass_on_until_quiet(self) -> bool:
+        """Pass on what arrives; return whether more may arrive: background processes of the command have it open."""
         stop_at = None
-        with selectors.DefaultSelector() as selector, contextlib.suppress(OSError):
+        with selectors.DefaultSelector() as selector:
             selector.register(self._source, selectors.EVENT_READ)
             selector.register(self._ended, selectors.EVENT_READ)
             while stop_at is None or time.monotonic() < stop_at:
@@ -83,16 +92,32 @@ class Stream:
                     stop_at = time.monotonic() + LONGEST_DRAIN_SECONDS
                 elif not ready:
                     break
-                # Raises EIO where a pseudo-terminal has no writer left.
                 if self._source in ready and not self._pass_on_chunk():
-                    break
-        # A command that goes on writing gets SIGPIPE, as it would without us.
-        os.close(self._source)
-        os.close(self._ended)
+                    return False
+        return True
+
+    def _leave_to_cat(self) -> None:
+        """Let a process that outlives us pass on the rest: a daemon would get SIGPIPE at its next write otherwise."""
+        with contextlib.suppress(OSError):
+            os.posix_spawnp(
+                "cat",
+                ["cat"],
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, self._source, 0),
+                    (os.POSIX_SPAWN_DUP2, self.target, 1),
+                    (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+                ],
+                setsid=True,
+                setsigdef=[signal.SIGPIPE],
+            )
 
     def _pass_on_chunk(self) -> bool:
         """Pass on one chunk; return False at the end of the stream, or if the target cannot be written to."""
-        data = os.read(self._source, CHUNK_BYTES)
+        try:
+            data = os.read(self._source, CHUNK_BYTES)
+        except OSError:  # EIO: a pseudo-terminal has no writer left
+            return False
         self._copy_size()
         try:
             _write(self.target, data)
