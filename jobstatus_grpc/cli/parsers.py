@@ -120,6 +120,17 @@ def percent(value: str) -> float:
     return number
 
 
+def progress_regex(value: str) -> re.Pattern[str]:
+    """Return a regular expression with one or two groups."""
+    try:
+        pattern = re.compile(text(value))
+    except re.error as error:
+        raise click.BadParameter(f"{value!r} is not a regular expression: {error}") from None
+    if pattern.groups not in (1, 2):
+        raise click.BadParameter(f"{value!r} must have one group, or two: write ( ) around each number")
+    return pattern
+
+
 def instant(value: str) -> datetime:
     """Return a point in time: RFC 3339, or a duration from now."""
     since_now = _timedelta(value)

@@ -145,6 +145,10 @@ class Tracked:
         """
         self._state.progress(percent, reason)
 
+    def restart_progress(self) -> None:
+        """Clear the progress, so that a lower one counts: the work begins another phase."""
+        self._state.restart_progress()
+
     def succeed(self) -> None:
         """Let the end of the block mean SUCCEEDED, also where `cancelled` was read; not where it raises."""
         self._outcome = SUCCESS
@@ -466,6 +470,8 @@ class TrackState:
         self._reported_at = self._changes_sent_at = float("-inf")
         self._sent: dict[str, Any] = {}
         self._pending: dict[str, Any] = {}
+        self._is_restarting = False
+        """The next report clears the progress. One update cannot clear it and set a lower one."""
         self._is_report_wanted = False
         """A report is worth a call before the next heartbeat."""
         self._outcome: BlockOutcome | None = None
@@ -495,6 +501,13 @@ class TrackState:
             if self._is_report_wanted or not self._is_worth_a_call():
                 return
             self._is_report_wanted = True
+        self.wake()
+
+    def restart_progress(self) -> None:
+        """Take that the progress is to be cleared before the next one is reported."""
+        with self._lock:
+            self._pending.pop("progress", None)
+            self._is_restarting = self._is_report_wanted = True
         self.wake()
 
     def _is_worth_a_call(self) -> bool:
@@ -564,7 +577,10 @@ class TrackState:
             if self._outcome is not None:
                 self._final_call = self._final_call or self._make_final_call(self._outcome)
                 return self._final_call, timeout
-            changes, self._pending, self._is_report_wanted = self._pending, {}, False
+            if self._is_restarting:
+                changes, self._is_restarting, self._is_report_wanted = {"progress": None}, False, bool(self._pending)
+            else:
+                changes, self._pending, self._is_report_wanted = self._pending, {}, False
             if changes:
                 self._sent.update(changes)
                 self._changes_sent_at = now
@@ -664,7 +680,10 @@ class TrackState:
             self._put_back(call)
 
     def _put_back(self, call: Call) -> None:
-        self._pending = {**call.changes, **self._pending}
+        if call.changes == {"progress": None}:
+            self._is_restarting = True
+        else:
+            self._pending = {**call.changes, **self._pending}
         self._is_report_wanted = self._is_report_wanted or bool(call.changes)
 
     def _stop(self, error: Exception) -> None:

@@ -182,8 +182,31 @@ def test_percentages_in_the_output_are_progress(start, service, new_id, stream):
     assert service.get(job_id).progress == 100
 
 
+def test_a_second_phase_moves_the_progress_back(start, service, new_id):
+    job_id = service.create(id=new_id()).id
+    script = "echo 'fetch 100%'; read line; echo 'unpack 3%'; read line"
+    run = start("run", "--id", job_id, "--", "sh", "-c", script, stdin=subprocess.PIPE)
+    wait_until(lambda: service.get(job_id).progress == 100)
+    run.stdin.write("\n")
+    run.stdin.flush()
+    wait_until(lambda: service.get(job_id).progress == 3)
+    assert service.get(job_id).reason == "phase 2: unpack"
+    run.communicate("\n")
+
+
+def test_progress_is_what_a_pattern_says(here, service):
+    done = here("run", "--progress-regex", r"(\d+) of (\d+)", "sh", "-c", "echo 50%; echo 1 of 4; exit 1")
+    assert service.get(id_in(done.stderr)).progress == 25
+
+
+@pytest.mark.parametrize(("pattern", "says"), [("(", "is not a regular expression"), ("a", "must have one group")])
+def test_a_pattern_that_cannot_be_used_is_refused(offline, pattern, says):
+    done = offline("run", "--progress-regex", pattern, "true")
+    assert (done.returncode, says in done.stderr) == (2, True)
+
+
 def test_percentages_are_left_alone_where_that_is_asked_for(here, service):
-    job = service.get(id_in(here("run", "--no-progress", "echo", "disk is 95% full").stderr))
+    job = service.get(id_in(here("run", "--no-progress", "echo", "95% done").stderr))
     assert not job.has_progress
 
 

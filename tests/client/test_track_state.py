@@ -321,3 +321,17 @@ def test_any_text_becomes_one_that_the_service_accepts(text):
 
 def test_lines_and_tabs_are_kept_in_a_message():
     assert make_error("a\n\tb", "a\nb") == JobError(2, "a\n\tb", "a b")
+
+
+def test_progress_that_restarts_is_cleared_before_a_lower_one_also_after_a_failure():
+    worker = Worker()
+    worker.send()
+    worker.state.progress(90, "")
+    worker.send()
+    worker.state.restart_progress()
+    worker.state.progress(3, "unpack")
+    worker.state.failed(worker.next_due(), AWAY)
+    clear, report = worker.send(), worker.send()
+    assert list(clear.update_mask.paths) == ["progress"]
+    assert not clear.job.HasField("progress")
+    assert (report.job.progress, report.job.reason) == (3, "unpack")

@@ -6,7 +6,9 @@ progress and for the last error line. CancelWatcher stops the command when the j
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -17,11 +19,11 @@ from typing import TYPE_CHECKING
 import click
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.cli import exits, options
+from jobstatus_grpc.cli import exits, options, parsers
 from jobstatus_grpc.cli.connection import Connection, connected
 from jobstatus_grpc.cli.options import duration_flag, flag
 from jobstatus_grpc.cli.run.child import Child
-from jobstatus_grpc.cli.run.progress import LastLine, PercentReader
+from jobstatus_grpc.cli.run.progress import LastLine, PercentReader, Phases
 from jobstatus_grpc.cli.text import one_line
 from jobstatus_grpc.job import JobState
 
@@ -62,6 +64,13 @@ REFUSALS = (
     longest=timedelta(days=1),
 )
 @flag("--no-progress", "Do not read NN% in the output as progress.")
+@flag(
+    "--progress-regex REGEX",
+    "What is progress in a line of output, instead of NN%: a regular expression with one group, the percentage, or two "
+    "groups, the part that is done and the whole, such as '(\\d+) of (\\d+) files'.",
+    to="pattern",
+    type=parsers.progress_regex,
+)
 @flag("--exit-outcome", "Exit with the job's outcome, as wait does, instead of the command's exit code.")
 @flag("-q --quiet", "Do not print the job's id.")
 @click.argument("command", metavar="COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -80,6 +89,7 @@ def run(
     heartbeat_timeout: timedelta | None,
     kill_after: timedelta,
     no_progress: bool,
+    pattern: re.Pattern[str] | None,
     exit_outcome: bool,
     quiet: bool,
 ) -> None:
@@ -97,6 +107,10 @@ def run(
       127      the command does not exist
       126      the command cannot be started
     """
+
+    if no_progress and pattern:
+        raise click.UsageError("--no-progress contradicts --progress-regex.")
+    reader = None if no_progress else functools.partial(PercentReader, pattern)
 
     def print_report_error(problem: str, error: Exception) -> None:
         # Until the job is claimed, the line that _print_start prints says all of it.
@@ -118,9 +132,7 @@ def run(
                 ctx.exit(_refuse(tracked.error, tracked.job))
             _print_start(tracked, connection.address, quiet=quiet)
             try:
-                state, code = _run_to_end(
-                    command, client, tracked, kill_after.total_seconds(), reads_progress=not no_progress
-                )
+                state, code = _run_to_end(command, client, tracked, kill_after.total_seconds(), reader)
             except OSError as error:
                 message = f"{command[0]}: {error.strerror}"
                 tracked.fail(message, reason="NOT_STARTED")
@@ -162,8 +174,7 @@ def _run_to_end(
     client: JobStatusClient,
     tracked: TrackedJob,
     kill_after_seconds: float,
-    *,
-    reads_progress: bool,
+    new_reader: Callable[[], PercentReader] | None,
 ) -> tuple[JobState, int]:
     """Run the command and set the outcome that the end of the tracked block reports; return the job's final state, and
     the exit code that a shell would report for the command.
@@ -172,10 +183,11 @@ def _run_to_end(
         OSError: the command cannot be started.
     """
     last_line = LastLine()
+    stdout, stderr = ([_progress_reader(tracked, new_reader())] if new_reader else [] for _ in range(2))
     child = Child(
         command,
-        stdout=[_progress_reader(tracked)] if reads_progress else [],
-        stderr=[last_line.feed, *([_progress_reader(tracked)] if reads_progress else [])],
+        stdout=stdout,
+        stderr=[last_line.feed, *stderr],
         kill_after_seconds=kill_after_seconds,
     )
     with child:
@@ -200,13 +212,17 @@ def _run_to_end(
     return state, exits.FAILED if result.reason == OUTPUT_LOST else exits.of_command(code)
 
 
-def _progress_reader(tracked: TrackedJob) -> Callable[[bytes], None]:
-    reader = PercentReader()
+def _progress_reader(tracked: TrackedJob, reader: PercentReader) -> Callable[[bytes], None]:
+    phases = Phases()
 
     def read(data: bytes) -> None:
         found = reader.feed(data)
-        if found is not None:
-            tracked.progress(found.percent, found.text)
+        if found is None:
+            return
+        if phases.begins(found.percent):
+            tracked.restart_progress()
+        phase = f"phase {phases.number}" if phases.number > 1 else ""
+        tracked.progress(found.percent, ": ".join(filter(None, [phase, found.text])))
 
     return read
 
