@@ -159,9 +159,9 @@ def heartbeat_timeout(*, default: str | None = None) -> Decorator:
     )
 
 
-def parent(text: str = "The job that this one is part of.") -> Decorator:
+def parent(text: str = "The job that this one is part of.", **settings: Any) -> Decorator:
     """Declare --parent ID, as the argument `parent_id`."""
-    return flag("--parent ID", text, to="parent_id", default="", shell_complete=complete_job_ids)
+    return flag("--parent ID", text, to="parent_id", default="", shell_complete=complete_job_ids, **settings)
 
 
 progress = flag("--progress PERCENT", "From 0 to 100.", type=parsers.percent)
@@ -186,7 +186,14 @@ request_id = flag(
 as_json = flag("--json", "Print JSON, one line per job.", to="as_json")
 
 _FILTER_FLAGS: Sequence[Decorator] = (
-    flag("--id ID", "One of these jobs. May be repeated.", to="any_id", multiple=True, shell_complete=complete_job_ids),
+    flag(
+        "--id ID",
+        "One of these jobs. May be repeated.",
+        to="any_id",
+        multiple=True,
+        shell_complete=complete_job_ids,
+        envvar=None,  # JOBSTATUS_ID names the job of `create` and `run`
+    ),
     state("One of these states, such as failed. May be repeated.", to="states", multiple=True),
     flag(
         "--name TEXT",

@@ -10,7 +10,8 @@ from typing import Any
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.client import requests
-from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, Connection, endpoint
+from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, Connection
+from jobstatus_grpc.client.environment import find_server
 from jobstatus_grpc.client.reporter import (
     DEFAULT_FLUSH_INTERVAL_SECONDS,
     DEFAULT_MAX_PENDING,
@@ -50,7 +51,7 @@ class JobStatusClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         token: str | None = None,
         ca_file: str | None = None,
@@ -61,7 +62,8 @@ class JobStatusClient:
         """Make a client of the server at `address`.
 
         Args:
-            address: `host:port`, `dns:///host:port` or `unix:/path`.
+            address: `host:port`, `dns:///host:port` or `unix:/path`. None: JOBSTATUS_ADDRESS, or 127.0.0.1:50051; then
+                JOBSTATUS_TOKEN, JOBSTATUS_CA, JOBSTATUS_CERT and JOBSTATUS_KEY stand for arguments left out.
             token: sent with each call, as a bearer token. Without TLS it can be read on the network.
             ca_file: use TLS, and trust the CAs in this PEM file.
             cert_file: use TLS, and present this certificate (PEM); without ca_file public CAs are trusted.
@@ -72,8 +74,9 @@ class JobStatusClient:
             ValueError: an argument is not valid, or they do not fit together.
             OSError: a file cannot be read.
         """
-        server = endpoint(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
-        self._connection = Connection(server, timeout_seconds)
+        server = find_server(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+        self._connection = Connection(server.endpoint, timeout_seconds)
+        self._job_id = server.job_id
 
     def __enter__(self) -> JobStatusClient:
         return self
@@ -442,7 +445,7 @@ class JobStatusClient:
         *,
         id: str | None = None,
         labels: Mapping[str, str] | None = None,
-        parent_id: str = "",
+        parent_id: str | None = None,
         heartbeat_timeout_seconds: float | None = DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
         finish_timeout_seconds: float = DEFAULT_FINISH_TIMEOUT_SECONDS,
         strict: bool = False,
@@ -461,7 +464,8 @@ class JobStatusClient:
             id: claim the job with this id, as its next attempt; with a name too, create it if it does not exist.
                 None: create a job.
             labels: to filter by, for a job that is created.
-            parent_id: the id of the job that this one is part of, for a job that is created.
+            parent_id: the id of the job that this one is part of, for a job that is created. None: the job on this
+                server that `jobstatus run` made for this program (JOBSTATUS_JOB_ID), if any.
             heartbeat_timeout_seconds: the job is `stalled` after this time without a report; 1 second to 7 days. None:
                 never, or with `id` as the job has it.
             finish_timeout_seconds: how long the end of the block waits at most for the outcome to be reported.
@@ -470,6 +474,8 @@ class JobStatusClient:
             on_report_error: called with a sentence and the error when reports begin to fail, are refused, or end. It is
                 called where reports are sent, and delays them. None: log a warning or an error.
         """
+        if parent_id is None:
+            parent_id = self._job_id if self._job_id != id else ""
         claim = Claim(
             name=name,
             id=id,

@@ -135,6 +135,12 @@ def test_filters_may_be_variables(here, service, label):
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ids
 
 
+def test_the_id_of_a_job_to_create_is_no_filter(here, service, label):
+    job_id = service.create(labels=dict([label])).id
+    done = here("list", "--label", "=".join(label), env={"JOBSTATUS_ID": "another"})
+    assert done.stdout.split("\t")[0] == job_id
+
+
 def test_a_variable_holds_one_name_or_label_a_line(here, service, new_id):
     name, key = f"nightly backup {new_id()}", new_id()
     job = service.create(name=name, labels={key: "two words"})

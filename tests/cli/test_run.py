@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -330,6 +331,46 @@ def test_it_reaps_orphans_as_process_1(cli):
     command = [*namespace, *COMMAND, "run", "--quiet", "--", "sh", "-c", script]
     done = subprocess.run(command, env=cli.environment, capture_output=True, text=True, timeout=30, check=False)
     assert (done.stdout, done.returncode) == ("1\n", 0)
+
+
+def test_a_command_finds_its_job_and_its_server(cli, service, new_id):
+    job_id = service.create(id=new_id()).id
+    us = shlex.join(COMMAND)
+    script = f"{us} update $JOBSTATUS_JOB_ID --progress 40 && {us} update $JOBSTATUS_JOB_ID --attempt 0 --reason half"
+    del cli.environment["JOBSTATUS_ADDRESS"]
+    flags = ["--no-progress", "--address", cli.address, "--id", job_id]
+    done = cli("run", *flags, "sh", "-c", f"({script}) >&2; echo $JOBSTATUS_ATTEMPT; exit 1")
+    job = service.get(job_id)
+    assert (done.stdout, job.progress, job.reason) == ("1\n", 40, "half")
+
+
+def test_the_attempt_of_a_command_is_not_that_of_other_jobs(cli, service):
+    other, waiting = service.job_in("RETRYING").id, service.create().id
+    us = shlex.join(COMMAND)
+    script = f"{us} update {other} --reason x && {us} update {waiting} --claim"
+    assert cli("run", "sh", "-c", script).returncode == 0
+    assert (service.get(other).reason, service.get(waiting).attempt) == ("x", 1)
+
+
+def test_what_a_command_tracks_and_runs_is_part_of_its_job(cli, service, new_id):
+    job_id = service.create(id=new_id()).id
+    program = """if True:
+        import jobstatus_grpc, os
+        for address in (), (os.environ["JOBSTATUS_ADDRESS"],), ("dns:///" + os.environ["JOBSTATUS_ADDRESS"],):
+            with jobstatus_grpc.JobStatusClient(*address) as client, client.track("step") as job:
+                print(job.id)
+    """
+    python, us = shlex.join([sys.executable, "-c", program]), shlex.join(COMMAND)
+    settings = {"JOBSTATUS_ID": job_id, "JOBSTATUS_NAME": "nightly"}
+    done = cli("run", "--quiet", "sh", "-c", f"{python}; {us} run true 2>&1", env=settings)
+    *tracked, run = [service.get(line.split()[-1]) for line in done.stdout.splitlines()]
+    assert [job.parent_id for job in tracked] == [job_id, job_id, ""]
+    assert (run.parent_id, run.name) == (job_id, "true")
+
+
+def test_a_command_has_no_attempt_while_no_server_is_reached(offline_cli):
+    done = offline_cli("run", "--quiet", "sh", "-c", "echo ${JOBSTATUS_ATTEMPT-none}", env={"JOBSTATUS_ATTEMPT": "7"})
+    assert done.stdout == "none\n"
 
 
 def test_without_a_server_a_command_runs_all_the_same(offline_cli):

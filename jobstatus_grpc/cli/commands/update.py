@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.cli import options, output, parsers
@@ -73,7 +75,10 @@ def _field_to_clear(value: str) -> str:
 @options.request_id
 @options.as_json
 @connected
+@click.pass_context
 def update(
+    ctx: click.Context,
+    /,
     *,
     connection: Connection,
     id: str,
@@ -90,6 +95,10 @@ def update(
     """
     how = {name: given.pop(name) for name in ("expected_revision", "allow_missing", "name", "parent_id")}
     changes = _changes(given, cleared)
+    # `jobstatus run` sets JOBSTATUS_ATTEMPT for its own job; its command may update others, or claim.
+    is_variable = ctx.get_parameter_source("attempt") is ParameterSource.ENVIRONMENT
+    if is_variable and (claim or os.environ.get("JOBSTATUS_JOB_ID", id) != id):
+        attempt = 0
     with connection.open() as client:
         if claim:
             if changes.setdefault("state", JobState.IN_PROGRESS) is not JobState.IN_PROGRESS:

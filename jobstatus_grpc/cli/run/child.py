@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import TypeAlias
 
@@ -54,6 +54,7 @@ class Child:
         self,
         command: Sequence[str],
         *,
+        environment: Mapping[str, str] | None = None,
         stdout: Sequence[Reader] = (),
         stderr: Sequence[Reader] = (),
         kill_after_seconds: float = 10.0,
@@ -62,10 +63,12 @@ class Child:
 
         Args:
             command: the program and its arguments.
+            environment: its variables. None: ours.
             stdout, stderr: functions that get a copy of each output.
             kill_after_seconds: time between SIGTERM and SIGKILL in `stop`.
         """
         self._command = list(command)
+        self._environment = os.environ if environment is None else environment
         self._readers = {STDOUT: stdout, STDERR: stderr}
         self._kill_after_seconds = kill_after_seconds
         # Held while `stop` sends SIGTERM and while the command is reaped: after that its id may be another process's.
@@ -164,7 +167,7 @@ class Child:
         return os.posix_spawnp(
             command[0],
             command,
-            os.environ,
+            self._environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, stream.for_command, target)
                 for stream, target in zip(self._streams, self._readers, strict=True)

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -55,7 +55,10 @@ REFUSALS = (
 @flag("--name TEXT", "The job's name. Default: the command's.", default="")
 @flag("--id ID", "Claim this job; create it if it does not exist. Default: a new job.", default="")
 @options.labels("A label of the job if it is created. May be repeated.")
-@options.parent("The parent of the job if it is created.")
+@options.parent(
+    "The parent of the job if it is created. Default: the job of the command that this command is run by.",
+    envvar=("JOBSTATUS_PARENT", "JOBSTATUS_JOB_ID"),
+)
 @options.heartbeat_timeout(default="30s")
 @duration_flag(
     "--kill-after DURATION",
@@ -132,7 +135,9 @@ def run(
                 ctx.exit(_refuse(tracked.error, tracked.job))
             _print_start(tracked, connection.address, quiet=quiet)
             try:
-                state, code = _run_to_end(command, client, tracked, kill_after.total_seconds(), reader)
+                state, code = _run_to_end(
+                    command, _environment(connection, tracked), client, tracked, kill_after.total_seconds(), reader
+                )
             except OSError as error:
                 message = f"{command[0]}: {error.strerror}"
                 tracked.fail(message, reason="NOT_STARTED")
@@ -169,8 +174,28 @@ def _print_start(tracked: TrackedJob, address: str, *, quiet: bool) -> None:
         exits.say(f"jobstatus: {why}; the command runs anyway")
 
 
+def _environment(connection: Connection, tracked: TrackedJob) -> dict[str, str]:
+    """Return the command's variables, by which it finds the server and its job.
+
+    Variables that describe this job are left out: the command's own `jobstatus run` would claim the job a second time.
+    """
+    own = {
+        "ADDRESS": connection.address,
+        "TOKEN": connection.token,
+        "CA": connection.ca_file and os.path.abspath(connection.ca_file),
+        "CERT": connection.cert_file and os.path.abspath(connection.cert_file),
+        "KEY": connection.key_file and os.path.abspath(connection.key_file),
+        "JOB_ID": tracked.id,
+        "ATTEMPT": str(tracked.attempt) if tracked.attempt else None,
+        **dict.fromkeys(("ID", "NAME", "PARENT")),
+    }
+    merged = {**os.environ, **{f"JOBSTATUS_{name}": value for name, value in own.items()}}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
 def _run_to_end(
     command: Sequence[str],
+    environment: Mapping[str, str],
     client: JobStatusClient,
     tracked: TrackedJob,
     kill_after_seconds: float,
@@ -186,6 +211,7 @@ def _run_to_end(
     stdout, stderr = ([_progress_reader(tracked, new_reader())] if new_reader else [] for _ in range(2))
     child = Child(
         command,
+        environment=environment,
         stdout=stdout,
         stderr=[last_line.feed, *stderr],
         kill_after_seconds=kill_after_seconds,
