@@ -84,6 +84,7 @@ def jobstatus(ctx: click.Context, version: bool) -> None:
       2    wrong usage or configuration
       3    the job was aborted or cancelled
       4    the server cannot be reached
+      5    no such job
       124  wait: timed out
            run: the exit code of its command
       130  interrupted

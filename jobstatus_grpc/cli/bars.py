@@ -6,6 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,11 +42,11 @@ class NarrowConsole(Console):
         return options.update_width(max(options.max_width - 3, 1))
 
 
-def draw(states: Iterable[Job], ids: Sequence[str]) -> list[Job]:
+def draw(states: Iterable[Job], ids: Sequence[str], is_connected: Callable[[], bool]) -> list[Job]:
     """Draw the newest state of each job until `states` ends, and leave that drawing; return the last state of each."""
     last: dict[str, Job] = {}
     place = {job_id: number for number, job_id in enumerate(ids)}
-    board = Board(last, lambda job: (job.done and len(ids) > board.room, place[job.id]))
+    board = Board(last, lambda job: (job.done and len(ids) > board.room, place[job.id]), is_connected)
     with board.drawn():
         for job in states:
             last[job.id] = job
@@ -53,10 +54,10 @@ def draw(states: Iterable[Job], ids: Sequence[str]) -> list[Job]:
     return list(last.values())
 
 
-def draw_matches(changes: Iterable[object], jobs: Mapping[str, Job]) -> None:
+def draw_matches(changes: Iterable[object], jobs: Mapping[str, Job], is_connected: Callable[[], bool]) -> None:
     """Draw the jobs in `jobs`, open ones first, until `changes` ends, and leave that drawing. Reading `changes` updates
     `jobs`."""
-    board = Board(jobs, lambda job: (job.done, -job.created_at.timestamp(), job.id))
+    board = Board(jobs, lambda job: (job.done, -job.created_at.timestamp(), job.id), is_connected)
     board.notice, board.shows_ids = "no job matches", True
     with board.drawn():
         for _ in changes:
@@ -73,8 +74,10 @@ class Board:
     shows_all = False
     """Show all jobs, also more than fit on the terminal."""
 
-    def __init__(self, jobs: Mapping[str, Job], order: Callable[[Job], Any]) -> None:
-        """Prepare to draw `jobs`, sorted by the key `order`."""
+    def __init__(self, jobs: Mapping[str, Job], order: Callable[[Job], Any], is_connected: Callable[[], bool]) -> None:
+        """Prepare to draw `jobs`, sorted by the key `order`. The remaining times stop unless `is_connected`."""
+        self._is_connected = is_connected
+        self._now = datetime.now(timezone.utc)
         self._jobs = jobs
         self._order = order
         self._console = NarrowConsole()
@@ -95,6 +98,8 @@ class Board:
             raise click.exceptions.Exit(exits.INTERRUPTED) from None
 
     def _render(self) -> RenderableType:
+        if self._is_connected():
+            self._now = datetime.now(timezone.utc)
         jobs = list(self._jobs.values())  # one atomic step: another thread may change it
         if not jobs:
             return Text(self.notice, style="dim")
@@ -116,7 +121,7 @@ class Board:
                 tables.state(job.state),
                 _bar(job, bar_width),
                 tables.percent(job),
-                *([tables.remaining(job)] if width >= 80 else []),
+                *([tables.remaining(job, self._now)] if width >= 80 else []),
                 tables.words(job),
             )
         return rows

@@ -27,6 +27,9 @@ STOPPED = 3
 
 UNREACHABLE = 4
 
+NO_SUCH_JOB = 5
+"""The job does not exist, or has expired: so `wait` on a wrong id differs from a failed job."""
+
 TIMED_OUT = 124
 """As timeout(1) has it."""
 
@@ -60,6 +63,8 @@ def of_error(error: errors.JobStatusError) -> int:
     """Return the exit code of a call that failed."""
     if isinstance(error, (errors.UnavailableError, errors.DeadlineExceededError)):
         return UNREACHABLE
+    if isinstance(error, errors.NotFoundError):
+        return NO_SUCH_JOB
     return USAGE if isinstance(error, errors.InvalidArgumentError) else FAILED
 
 

@@ -150,12 +150,12 @@ def percent(value: float) -> str:
     return f"{tenths:g}%"
 
 
-def remaining(job: Job) -> timedelta | None:
+def remaining(job: Job, now: datetime | None = None) -> timedelta | None:
     """Return the remaining time by the worker's estimate, or else projected from the progress; None if unknown."""
     if job.done:
         return None
     end = job.estimated_completion or job.projected_completion
-    return max(end - datetime.now(timezone.utc), timedelta(0)) if end else None
+    return max(end - (now or datetime.now(timezone.utc)), timedelta(0)) if end else None
 
 
 def age(job: Job) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -114,9 +115,9 @@ def percent(job: Job) -> Text:
     return Text(output.percent(job.progress) if job.progress is not None else "")
 
 
-def remaining(job: Job) -> Text:
+def remaining(job: Job, now: datetime) -> Text:
     """Return the remaining time; empty if unknown."""
-    left = output.remaining(job)
+    left = output.remaining(job, now)
     return Text(str(left).split(".")[0] if left is not None else "", style="dim")
 
 

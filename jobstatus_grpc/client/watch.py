@@ -133,6 +133,11 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         self._is_warned = False
         self._warned_at = float("-inf")
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the stream is open and has sent something."""
+        return self._is_open
+
     def begin(self) -> float | None:
         """Begin a stream; return the deadline of its call in seconds, None: without."""
         self._is_open = False
@@ -492,6 +497,11 @@ class AsyncWatchIterator(AsyncIterator[Item], Generic[Item]):
         self._error: JobStatusError | None = None
         renew_in_children(self, AsyncWatchIterator._after_fork)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server sends at the moment; False while it is away."""
+        return self._state.is_connected
+
     async def __anext__(self) -> Item:
         self._enter_loop()
         while not self._closing.is_set() and not self._state.is_over:
@@ -718,6 +728,11 @@ class WatchIterator(Iterator[Item], Generic[Item]):
         self._closing = threading.Event()
         self._error: JobStatusError | None = None
         renew_in_children(self, WatchIterator._after_fork)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server sends at the moment; False while it is away. Any thread may ask."""
+        return self._state.is_connected
 
     def __next__(self) -> Item:
         while not self._closing.is_set() and not self._state.is_over:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -105,6 +106,51 @@ def test_tab_completes_in_bash(bash, service, new_id):
     job_id = service.create(id=f"tab-{new_id()}", name="found").id
     bash.type(f"jobsta\thist\t{job_id[:-1]}\t\n")
     bash.read_until("pending")
+
+
+SET_UP = {
+    "zsh": "autoload -Uz compinit; compinit -u -D; eval \"$(jobstatus completion zsh)\"; PS1='> '; echo re''ady\n",
+    "fish": "jobstatus completion fish | source; echo re''ady\n",
+}
+
+
+@pytest.fixture(params=SET_UP)
+def other_shell(request, cli, tmp_path):
+    """An interactive zsh or fish that completes."""
+    if shutil.which(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    environment = {
+        **cli.environment, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path),
+        "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
+    }  # fmt: skip
+    flags = {"zsh": ["-f", "-i"], "fish": ["--no-config", "-i"]}[request.param]
+    with PseudoTerminal([request.param, *flags], environment=environment) as opened:
+        opened.type(SET_UP[request.param])
+        opened.read_until("ready")
+        yield opened
+
+
+@pytest.mark.parametrize("flag", ["--state ", "--state="])
+def test_tab_completes_in_other_shells(other_shell, service, new_id, flag):
+    job_id = service.create(id=f"tab:{new_id()}:z").id
+    other_shell.type(f"jobstatus list {flag}pend\t --json --id {job_id[:-1]}\t\n")
+    other_shell.read_until(f'"id": "{job_id}"')
+
+
+def test_names_are_shown_whole(other_shell, service, new_id):
+    prefix = f"two:{new_id()}:"
+    for number in range(2):
+        service.create(id=f"{prefix}{number}", name=f"name {number}, with a comma")
+    other_shell.type(f"jobstatus get {prefix}\t")
+    other_shell.read_until("name 1, with a comma")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_a_value_is_offered_with_its_flag(here, shell):
+    words = ["list", "--state=f"]
+    cword = {"zsh": "2", "fish": words[-1]}[shell]
+    variables = {"_JOBSTATUS_COMPLETE": f"{shell}_complete", "COMP_WORDS": " ".join(["jobstatus", *words])}
+    assert "--state=failed" in here(env={**variables, "COMP_CWORD": cword}).stdout
 
 
 def test_tab_completes_words_that_bash_breaks(bash, service, new_id):

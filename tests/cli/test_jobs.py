@@ -141,8 +141,8 @@ def test_cancel_asks_the_worker_of_a_job_that_has_one(here, service):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["get", "no-such-job"], 1),
-        (["update", "no-such-job", "--state", "failed"], 1),
+        (["get", "no-such-job"], 5),
+        (["update", "no-such-job", "--state", "failed"], 5),
         (["get", "not an id"], 2),
         (["create", "--state", "succeeded"], 2),
         (["create", "--label", "team"], 2),
@@ -163,9 +163,9 @@ def test_cancel_asks_the_worker_of_a_job_that_has_one(here, service):
         (["list", "--label", "a=b", "--label", "a=c"], 2),
         (["list", "--created-after", "yesterday"], 2),
         (["list", "--parent", "not an id"], 2),
-        (["delete", "no-such-job"], 1),
+        (["delete", "no-such-job"], 5),
         (["delete", "not an id"], 2),
-        (["history", "no-such-job"], 1),
+        (["history", "no-such-job"], 5),
         (["watch", "x", "--state", "failed"], 2),
         (["watch", "--parent", "not an id"], 2),
         (["completion", "tcsh"], 2),
@@ -215,9 +215,9 @@ def test_health_is_printed_as_json_where_that_is_asked_for(here):
     assert here.json("health") == {"status": "serving"}
 
 
-def test_the_health_of_a_server_that_is_not_there_is_exit_2(offline):
+def test_the_health_of_a_server_that_is_not_there_is_exit_4(offline):
     done = offline("health")
-    assert (done.stdout, done.stderr.count("\n"), done.returncode) == ("", 1, 2)
+    assert (done.stdout, done.stderr.count("\n"), done.returncode) == ("", 1, 4)
 
 
 def test_the_version_is_printed(here):

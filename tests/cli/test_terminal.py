@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from tests.cli.conftest import COMMAND
 from tests.support.pseudo_terminal import PseudoTerminal
+from tests.support.servers import ServerProcess
 
 CTRL_C, CTRL_Z = "\x03", "\x1a"
 
@@ -60,6 +62,18 @@ def test_watch_draws_a_row_for_each_job(terminal, service):
     rows = [row.split() for row in screen.read_to_end().splitlines()[-2:]]
     assert [row[:2] for row in rows] == [["unpack", "failed"], ["fetch", "cancelled"]]
     assert screen.process.wait() == 1
+
+
+def test_the_remaining_time_stops_while_the_server_is_away(terminal, cli):
+    with ServerProcess() as server:
+        cli.environment["JOBSTATUS_ADDRESS"] = server.address
+        job_id = cli("create", "--in-progress", "--name", "backup", "--eta", "1h", "--quiet").stdout.strip()
+        screen = terminal("watch", job_id)
+        screen.read_until("0:59:58")
+        server.kill()
+        screen.read_until("watch of job")  # was cut, for the second time
+        shown = re.findall(r"0:59:\d\d", screen.read_for(3))
+        assert len(set(shown)) <= 1
 
 
 def test_ctrl_c_ends_watch_without_a_word(terminal, service):

@@ -61,8 +61,18 @@ def test_watch_gives_up_on_a_lost_server_where_that_is_asked_for(start, cli_of):
 
 def test_watch_of_an_unknown_job_prints_nothing_of_the_others(here, service, new_id):
     done = here("watch", service.create(id=new_id()).id, "no-such-job")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (5, "")
     assert "no-such-job" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["get", "update", "cancel", "delete", "watch", "wait", "history"])
+def test_no_such_job_differs_from_failure(here, command):
+    assert here(command, "no-such-job").returncode == 5
+
+
+def test_the_time_to_wait_is_a_variable_like_every_flag(here, service):
+    done = here("wait", service.job_in("IN_PROGRESS").id, env={"JOBSTATUS_TIMEOUT": "10ms"})
+    assert done.returncode == 124
 
 
 @pytest.mark.parametrize(("state", "code"), CODE_OF_STATE.items())

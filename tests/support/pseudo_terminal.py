@@ -71,6 +71,14 @@ class PseudoTerminal:
         start, self._read_to = self._read_to, self._seen.index(expected, self._read_to) + len(expected)
         return self._seen[start : self._read_to]
 
+    def read_for(self, seconds: float) -> str:
+        """Return the output of the next `seconds`."""
+        deadline = time.monotonic() + seconds
+        while self._read(deadline):
+            pass
+        start, self._read_to = self._read_to, len(self._seen)
+        return self._seen[start:]
+
     def read_to_end(self) -> str:
         """Return all output until no process has the terminal open."""
         while self._read(time.monotonic() + LONGEST_SECONDS):

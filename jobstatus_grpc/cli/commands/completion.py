@@ -6,7 +6,15 @@ The values are completed by options.complete_states and options.complete_job_ids
 from __future__ import annotations
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    add_completion_class,
+    get_completion_class,
+)
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -28,6 +36,7 @@ def completion(ctx: click.Context, /, *, shell: str) -> None:
 
     Job ids are read from the server at --address or JOBSTATUS_ADDRESS.
     """
+    prepare()
     cls = get_completion_class(shell)
     assert cls is not None
     click.echo(cls(ctx.find_root().command, {}, "jobstatus", VARIABLE).source())
@@ -67,6 +76,35 @@ class WholeWordsBashComplete(BashComplete):
         return super().format_completion(item)
 
 
+class _WithFlag(ShellComplete):
+    """Completes `--flag=val` to `--flag=value`: zsh and fish replace the whole word; click gives the value only."""
+
+    _flag = ""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words before the one that is completed, and that word."""
+        words, incomplete = super().get_completion_args()
+        flag, equals, _ = incomplete.partition("=")
+        self._flag = flag + equals if flag.startswith("--") and equals else ""
+        return words, incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Return the completion with the flag before it."""
+        item.value = self._flag + item.value
+        return super().format_completion(item)
+
+
+class WholeWordsZshComplete(_WithFlag, ZshComplete):
+    """Completes `--flag=val` in zsh."""
+
+
+class WholeWordsFishComplete(_WithFlag, FishComplete):
+    """Completes `--flag=val` in fish, and shows the whole name of a job with a comma."""
+
+    source_template = FishComplete.source_template.replace('string split ","', 'string split --max 1 ","')
+
+
 def prepare() -> None:
-    """Register the completion for Bash with click."""
-    add_completion_class(WholeWordsBashComplete)
+    """Register the completions with click."""
+    for cls in (WholeWordsBashComplete, WholeWordsZshComplete, WholeWordsFishComplete):
+        add_completion_class(cls)

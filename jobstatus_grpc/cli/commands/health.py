@@ -15,8 +15,6 @@ SERVING = 0
 
 NOT_SERVING = 1
 
-UNREACHABLE = 2
-
 
 @click.command()
 @flag("--service NAME", "A service, such as jobstatus.v1.JobStatusService. Default: the whole server.", default="")
@@ -26,7 +24,7 @@ UNREACHABLE = 2
 def health(ctx: click.Context, /, *, connection: Connection, service: str, as_json: bool) -> None:
     """Print the server's health.
 
-    Exits with 0 if it is serving, 1 if it is not, 2 if it cannot be reached.
+    Exits with 0 if it is serving, 1 if it is not, 4 if it cannot be reached.
     """
     try:
         word = _check(connection, service)
@@ -34,7 +32,7 @@ def health(ctx: click.Context, /, *, connection: Connection, service: str, as_js
         word = "service_unknown"
     except errors.JobStatusError as error:
         exits.say_error(error.message)
-        ctx.exit(UNREACHABLE if exits.of_error(error) == exits.UNREACHABLE else NOT_SERVING)
+        ctx.exit(exits.UNREACHABLE if exits.of_error(error) == exits.UNREACHABLE else NOT_SERVING)
     click.echo(output.in_json({"status": word}) if as_json else word)
     ctx.exit(SERVING if word == "serving" else NOT_SERVING)
 

@@ -109,7 +109,7 @@ def delete(
                 error = refusal
                 codes.add(exits.of_error(error))
             _show_deletion(job_id, error, as_json=as_json)
-    ctx.exit(next((code for code in (exits.FAILED, exits.USAGE) if code in codes), exits.SUCCEEDED))
+    ctx.exit(next((code for code in (exits.FAILED, exits.NO_SUCH_JOB, exits.USAGE) if code in codes), exits.SUCCEEDED))
 
 
 def _show_deletion(job_id: str, error: errors.JobStatusError | None, *, as_json: bool) -> None:

@@ -44,7 +44,7 @@ def list_jobs(
     show = _as_table() if on_terminal else _as_json if as_json else _as_lines
     with connection.open() as client:
         count, are_all = _show_pages(client, filter, most, show)
-    if not are_all:
+    if not are_all and limit is None:
         exits.say(f"only the newest {count}: --limit N or --all shows more")
     elif on_terminal and not count:
         exits.say("no job matches" if filter != JobFilter() else "there are no jobs")

@@ -26,6 +26,7 @@ from jobstatus_grpc.job import JobFilter, limits
 
 if TYPE_CHECKING:
     from jobstatus_grpc.client import JobChange, JobStatusClient
+    from jobstatus_grpc.client.watch import JobsWatch, Watch
     from jobstatus_grpc.job import Job, JobState
 
 LONGEST = timedelta(days=3650)
@@ -96,7 +97,7 @@ def watch(
     or_off=True,
     or_seconds=True,
     to="limit",
-    envvar="JOBSTATUS_WAIT_TIMEOUT",
+    envvar=("JOBSTATUS_WAIT_TIMEOUT", "JOBSTATUS_TIMEOUT"),
 )
 @options.as_json
 @_give_up
@@ -133,11 +134,12 @@ def _watch_named(
     client: JobStatusClient, ids: list[str], give_up: timedelta | None, *, draws: bool, as_json: bool
 ) -> int:
     check_exist(client, ids)
-    states = follow(client, ids, give_up=give_up)
+    watches: list[Watch | JobsWatch] = []
+    states = follow(client, ids, give_up=give_up, watches=watches)
     if draws:
         from jobstatus_grpc.cli import bars
 
-        last = bars.draw(states, ids)
+        last = bars.draw(states, ids, functools.partial(_are_connected, watches))
     else:
         last = _print_states(states, as_json=as_json)
     return exits.of_jobs(job.state for job in last)
@@ -164,28 +166,37 @@ def follow(
     give_up: timedelta | None,
     limit: timedelta | None = None,
     min_update_interval_seconds: float | None = None,
+    watches: list[Watch | JobsWatch] | None = None,
 ) -> Iterator[Job]:
-    """Yield the states of all these jobs as they arrive, until all are done.
+    """Yield the states of all these jobs as they arrive, until all are done; add the client's watches to `watches`.
 
     Raises:
         JobStatusError: the first error of a watch.
         TimeLimitError: the jobs are not done within `limit`.
     """
     give_up_seconds = give_up.total_seconds() if give_up else None
+    opened = [] if watches is None else watches
 
     def watch(part: Sequence[str]) -> Iterator[Job]:
         if len(ids) == 1:
-            return client.watch(
+            job_watch = client.watch(
                 part[0], min_update_interval_seconds=min_update_interval_seconds, give_up_seconds=give_up_seconds
             )
+            opened.append(job_watch)
+            return job_watch
         changes = client.watch_jobs(
             JobFilter(ids=part),
             min_update_interval_seconds=min_update_interval_seconds,
             give_up_seconds=give_up_seconds,
         )
+        opened.append(changes)
         return _until_done(changes, part)
 
     return merge(*(functools.partial(watch, part) for part in _parts(ids)), limit=limit)
+
+
+def _are_connected(watches: Sequence[Watch | JobsWatch]) -> bool:
+    return all(watch.is_connected for watch in list(watches))
 
 
 def _parts(ids: Sequence[str]) -> list[Sequence[str]]:
@@ -240,13 +251,14 @@ def _watch_matches(
 ) -> int:
     client.list(filter, page_size=1)  # raises at once if the server does not answer or refuses the filter
     give_up_seconds = give_up.total_seconds() if give_up else None
-    changes = merge(lambda: client.watch_jobs(filter, give_up_seconds=give_up_seconds))
+    changes_watch = client.watch_jobs(filter, give_up_seconds=give_up_seconds)
+    changes = merge(lambda: changes_watch)
     matches = Matches()
     followed = matches.following(changes, until_done=until_done)
     if draws:
         from jobstatus_grpc.cli import bars
 
-        bars.draw_matches(followed, matches.jobs)
+        bars.draw_matches(followed, matches.jobs, functools.partial(_are_connected, [changes_watch]))
     else:
         _print_changes(followed, as_json=as_json)
     return exits.of_jobs(matches.outcomes)
