@@ -129,6 +129,27 @@ def _completions(values: Iterable[tuple[str, str]]) -> list[CompletionItem]:
 job_id = click.argument("id", metavar="ID", type=parsers.text, shell_complete=complete_job_ids)
 
 
+def beside_flag(argument: str, metavar: str, flag_name: str, *, type: Callable[[str], Any]) -> Decorator:
+    """Declare an argument that may be given instead of the flag `--flag_name`, whose value `command` gets."""
+
+    def declare(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_argument(*positional: Any, **arguments: Any) -> Any:
+            value = arguments.pop(argument)
+            if value is not None:
+                if click.get_current_context().get_parameter_source(flag_name) is ParameterSource.COMMANDLINE:
+                    raise click.UsageError(f"{metavar} contradicts --{flag_name}; give one of them.")
+                arguments[flag_name] = value
+            return command(*positional, **arguments)
+
+        declared: Callable[..., Any] = click.argument(argument, metavar=f"[{metavar}]", required=False, type=type)(
+            with_argument
+        )
+        return declared
+
+    return declare
+
+
 def job_ids(*, required: bool = True) -> Decorator:
     """Declare ID as an argument that may be repeated."""
     metavar = "ID..." if required else "[ID]..."

@@ -128,7 +128,8 @@ def _create_by_update(command: Update, now: datetime, retention: timedelta) -> A
     )
     check_allowed(evolve(blank, {"revision": 0}), command)
     job = evolve(blank, changed_fields(blank, command, now, retention))
-    return Applied(job, _transition(None, job, job.reason, command.actor, command.request))
+    reason = job.reason or (job.error.message if job.error else "")
+    return Applied(job, _transition(None, job, reason, command.actor, command.request))
 
 
 def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) -> Applied:
@@ -327,6 +328,8 @@ def _next_revision(
     if request is not None:
         changes["requests"] = (*job.requests, request)[-REQUEST_IDS_KEPT:]
     after = evolve(job, changes)
+    error = changes.get("error")
+    reason = reason or (error.message if error is not None else "")
     if "state" in changes or "attempt" in changes or "cancel_requested" in changes or changes.get("stalled"):
         return Applied(after, _transition(job.state, after, reason, actor, request))
     return Applied(after)

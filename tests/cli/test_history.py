@@ -29,6 +29,17 @@ def test_a_line_is_a_transition(here, service, job_id):
     assert lines[3][5] == "once more"
 
 
+def test_the_error_is_the_reason_where_no_other_is_given(here, service, new_id):
+    job_id = service.job_in("IN_PROGRESS").id
+    here("update", job_id, "--state", "retrying", "--error", "out of memory")
+    here("update", job_id, "--state", "failed", "--error", "disk full", "--reason", "gave up")
+    failed = new_id()
+    here("update", failed, "--allow-missing", "--state", "failed", "--error", "no disk")
+    reasons = [line.split("\t")[5] for line in here("history", job_id).stdout.splitlines()[-2:]]
+    assert reasons == ["out of memory", "gave up"]
+    assert here("history", failed).stdout.endswith("\tno disk\n")
+
+
 def test_json_is_a_transition_as_protobuf_has_it(here, job_id):
     last = json.loads(here("history", job_id, "--json").stdout.splitlines()[-1])
     del last["transitionedAt"], last["actor"], last["reason"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 
 import pytest
@@ -102,6 +103,29 @@ def test_update_ends_a_job_with_an_error(here, service):
         "--error-reason", "NO_SPACE",
     )  # fmt: skip
     assert job["error"] == {"code": 8, "message": "disk full", "reason": "NO_SPACE"}
+
+
+def test_the_first_thing_that_is_typed_works(here, service):
+    job = here.json("create", "nightly backup", "--in-progress")
+    assert job["name"] == "nightly backup"
+    assert [here.json("update", job["id"], typed)["progress"] for typed in ("40", "40.5%")] == [40, 40.5]
+    assert here.json("update", job["id"], "--progress", "50%")["progress"] == 50
+    failed = here.json("update", job["id"], "--state", "failed", "--error", "CUDA out of memory")
+    assert failed["error"]["message"] == "CUDA out of memory"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["create", "a", "--name", "b"], "NAME contradicts --name"), (["update", "x", "1", "--progress", "2"], "PERCENT")],
+)
+def test_an_argument_and_the_flag_for_it_are_refused(offline, arguments, says):
+    done = offline(*arguments)
+    assert (done.returncode, says in done.stderr) == (2, True)
+
+
+def test_an_argument_wins_over_a_variable(here):
+    done = here("create", "mine", "--json", env={"JOBSTATUS_NAME": "another"})
+    assert json.loads(done.stdout)["name"] == "mine"
 
 
 def test_update_clears_fields(here, service, new_id):

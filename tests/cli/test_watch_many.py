@@ -42,7 +42,7 @@ def test_jobs_are_shown_as_they_come_and_change_and_go(start, service, flags, la
 
 def test_a_deleted_job_is_removed_without_what_it_was(start, here, service, flags, label):
     job = service.job_in("SUCCEEDED", labels=label)
-    watch = start("watch", *flags, "--json")
+    watch = start("watch", *flags, "--follow", "--json")
     assert [next_event(watch)[0], next_event(watch)[0]] == ["snapshot", "synced"]
     here("delete", job.id)
     assert json.loads(watch.stdout.readline()) == {
@@ -52,7 +52,7 @@ def test_a_deleted_job_is_removed_without_what_it_was(start, here, service, flag
 
 def test_a_line_is_printed_for_each_change_where_it_is_piped(start, here, service, flags, label):
     job_id = service.create(name="backup", labels=label).id
-    watch = start("watch", *flags)
+    watch = start("watch", *flags, "--follow")
     assert watch.stdout.readline().split()[1:] == [job_id, "backup", "pending"]
     service.update(job_id, state="JOB_STATE_SUCCEEDED")
     assert watch.stdout.readline().split()[1:] == [job_id, "backup", "succeeded"]
@@ -70,10 +70,11 @@ def test_a_line_says_that_a_job_matches_no_longer(start, service, flags, label):
 
 def test_a_watch_by_filter_goes_on_until_it_is_interrupted(start, service, flags, label):
     service.job_in("FAILED", labels=label)
-    watch = start("watch", *flags)
+    watch = start("watch", *flags, "--follow")
     watch.stdout.readline()
     service.create(labels=label)
     watch.stdout.readline()
+    assert watch.poll() is None
     watch.send_signal(signal.SIGINT)
     assert (*watch.communicate(), watch.returncode) == ("", "", 130)
 
@@ -86,6 +87,18 @@ def test_it_ends_once_no_match_is_open_where_that_is_asked_for(start, service, f
     for job_id in ids:
         service.update(job_id, state=f"JOB_STATE_{state}")
     assert (watch.wait(), watch.stderr.read()) == (code, "")
+
+
+def test_a_watch_without_a_match_says_how_to_wait_for_the_first(here, flags):
+    done = here("watch", *flags)
+    assert (done.stdout, done.stderr) == ("", "no job matches; --follow waits for the first\n")
+    assert done.returncode == 0
+
+
+def test_a_watch_by_filter_ends_once_all_are_done(here, service, flags, label):
+    service.job_in("SUCCEEDED", labels=label)
+    done = here("watch", *flags)
+    assert (done.stdout.count("\n"), done.stderr, done.returncode) == (1, "", 0)
 
 
 def test_it_ends_at_once_where_nothing_matches(here, flags):
@@ -142,7 +155,7 @@ def test_filters_that_are_variables_do_not_hinder_the_watch_of_a_job(here, servi
 
 
 def test_a_table_lives_on_a_terminal(terminal, here, service, flags, label):
-    screen = terminal("watch", *flags)
+    screen = terminal("watch", *flags, "--follow")
     screen.read_until("no job matches")
     job_id = service.create(name="backup", labels=label).id
     screen.read_until("backup")
@@ -158,7 +171,7 @@ def test_a_table_is_no_higher_than_the_terminal_and_shows_open_jobs_first(termin
     service.job_in("IN_PROGRESS", name="running", labels=label)
     for number in range(30):
         service.job_in("SUCCEEDED", name=f"done {number}", labels=label)
-    screen = terminal("watch", *flags)
+    screen = terminal("watch", *flags, "--follow")
     shown = screen.read_until("… and 9 more")
     last = shown[shown.rindex("running") :].splitlines()
     assert len(last) == 23
@@ -168,13 +181,13 @@ def test_a_table_is_no_higher_than_the_terminal_and_shows_open_jobs_first(termin
 @pytest.mark.parametrize("names", [["backup", "backup"], ["import of customers 1", "import of customers 2"]])
 def test_jobs_with_like_names_are_shown_with_their_ids(terminal, service, flags, label, names):
     older, newer = (service.create(name=name, labels=label).id[-4:] for name in names)
-    screen = terminal("watch", *flags)
+    screen = terminal("watch", *flags, "--follow")
     assert f"{newer} " in screen.read_until(f"{older} ")
 
 
 def test_ctrl_c_ends_the_table_without_a_word(terminal, service, flags, label):
     service.create(name="backup", labels=label)
-    screen = terminal("watch", *flags)
+    screen = terminal("watch", *flags, "--follow")
     screen.read_until("pending")
     screen.type("\x03")
     assert "Traceback" not in screen.read_to_end()

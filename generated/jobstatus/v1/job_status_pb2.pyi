@@ -467,7 +467,7 @@ class JobTransition(_message.Message):
     requested, or if the job became stalled.
     """
     reason: _builtins.str
-    """The reason given with the change."""
+    """The reason given with the change, or else the message of its error."""
     attempt: _builtins.int
     """The attempt of the job after the change."""
     actor: _builtins.str

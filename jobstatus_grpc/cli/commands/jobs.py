@@ -15,6 +15,7 @@ from jobstatus_grpc.job import CREATION_STATES, JobState
 
 
 @click.command()
+@options.beside_flag("name_argument", "NAME", "name", type=parsers.text)
 @flag("--name TEXT", "The name, for people and filters; need not be unique.", default="")
 @flag("--id TEXT", "The id. Default: chosen by the service.", default="")
 @options.labels()

@@ -43,13 +43,14 @@ def _field_to_clear(value: str) -> str:
 
 @click.command()
 @options.job_id
+@options.beside_flag("percent", "PERCENT", "progress", type=parsers.percent)
 @options.state("The new state, such as succeeded, failed or retrying.")
 @flag("--claim", "Begin the next attempt: sets the state in_progress; refused if another worker was faster.")
 @options.progress
 @flag("--has-progress", "Announce that the job will report progress.", default=None)
 @flag("--reason TEXT", "Why the job is in this state.")
 @options.eta
-@flag("--error-message TEXT", "What went wrong.")
+@flag("--error --error-message TEXT", "What went wrong.", to="error_message")
 @flag("--error-code CODE", "A google.rpc.Code, such as UNAVAILABLE or 14.", type=parsers.error_code)
 @flag("--error-reason TEXT", "What went wrong, for programs, such as OUT_OF_MEMORY.")
 @options.heartbeat_timeout()

@@ -53,7 +53,13 @@ _give_up = duration_flag(
 @click.command()
 @options.job_ids(required=False)
 @options.filtered
-@flag("--exit-when-done", "Without IDs: end once no matching job is open, with the outcome of the jobs seen done.")
+@flag(
+    "--follow/--exit-when-done",
+    "Without IDs: wait for the first match, and go on for ever, also once all matches are done; or end then, with the "
+    "outcome of the jobs seen done. Default: end then, and say so if there is no match.",
+    default=None,
+    envvar="JOBSTATUS_FOLLOW",
+)
 @flag("--json", "Print JSON, one line per change: the job, or without IDs an event that may hold one.", to="as_json")
 @_give_up
 @connected
@@ -65,7 +71,7 @@ def watch(
     connection: Connection,
     ids: tuple[str, ...],
     filter: JobFilter,
-    exit_when_done: bool,
+    follow: bool | None,
     as_json: bool,
     give_up: timedelta | None,
 ) -> None:
@@ -74,7 +80,8 @@ def watch(
     Draws bars on a terminal; otherwise prints a line per change. Exits with the outcome; of several jobs, failed counts
     most.
 
-    Without IDs, follows all jobs that match the filter flags, new ones too, until Ctrl-C.
+    Without IDs, follows all jobs that match the filter flags, new ones too, until all are done; with --follow, until
+    Ctrl-C.
     """
     if ids and (given := options.filter_flags_given(ctx)):
         raise click.UsageError(f"Give IDs or filter flags, not both: {given[0]}.")
@@ -83,7 +90,7 @@ def watch(
         if ids:
             code = _watch_named(client, list(dict.fromkeys(ids)), give_up, draws=draws, as_json=as_json)
         else:
-            code = _watch_matches(client, filter, give_up, draws=draws, as_json=as_json, until_done=exit_when_done)
+            code = _watch_matches(client, filter, give_up, draws=draws, as_json=as_json, follow=follow)
     ctx.exit(code)
 
 
@@ -247,20 +254,22 @@ def _watch_matches(
     *,
     draws: bool,
     as_json: bool,
-    until_done: bool,
+    follow: bool | None,
 ) -> int:
     client.list(filter, page_size=1)  # raises at once if the server does not answer or refuses the filter
     give_up_seconds = give_up.total_seconds() if give_up else None
     changes_watch = client.watch_jobs(filter, give_up_seconds=give_up_seconds)
     changes = merge(lambda: changes_watch)
     matches = Matches()
-    followed = matches.following(changes, until_done=until_done)
+    followed = matches.following(changes, until_done=not follow)
     if draws:
         from jobstatus_grpc.cli import bars
 
         bars.draw_matches(followed, matches.jobs, functools.partial(_are_connected, [changes_watch]))
     else:
         _print_changes(followed, as_json=as_json)
+    if follow is None and not matches.has_seen_any:
+        exits.say("no job matches; --follow waits for the first")
     return exits.of_jobs(matches.outcomes)
 
 
@@ -271,6 +280,7 @@ class Matches:
         self.jobs: dict[str, Job] = {}
         self.outcomes: set[JobState] = set()
         """The final states of all jobs that were seen done, removed ones included."""
+        self.has_seen_any = False
         self._is_synced = False
         self._open: set[str] = set()
 
@@ -301,6 +311,7 @@ class Matches:
         if change.type is JobChangeType.REMOVED:
             self.jobs.pop(change.id, None)
         elif change.job is not None:
+            self.has_seen_any = True
             self.jobs[change.id] = change.job
             if not change.job.done:
                 self._open.add(change.id)
