@@ -73,6 +73,7 @@ def summary(job: Job) -> str:
         "progress": percent(job.progress) if job.progress is not None else "not yet" if job.has_progress else "",
         "reason": job.reason,
         "error": error_words(job.error) if job.error else "",
+        "cancel": job.cancel_reason,
         "labels": " ".join(f"{key}={value}" for key, value in sorted(job.labels.items())),
         "parent": job.parent_id,
         "created": instant(job.created_at),

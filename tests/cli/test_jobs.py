@@ -53,18 +53,8 @@ def test_json_is_the_job_as_protobuf_has_it_in_one_line(here, service):
 
 def test_json_has_every_field_that_is_not_a_message_whether_set_or_not(here, service, new_id):
     job = here.json("get", service.create(id=new_id()).id)
-    scalars = {
-        "id",
-        "name",
-        "state",
-        "reason",
-        "hasProgress",
-        "done",
-        "attempt",
-        "cancelRequested",
-        "cancelReason",
-        "stalled",
-    }
+    scalars = {"id", "name", "state", "reason", "hasProgress", "done", "attempt", "stalled"}
+    scalars |= {"cancelRequested", "cancelReason"}
     assert scalars | {"revision", "labels", "parentId", "createdAt", "updatedAt"} == set(job)
     assert job["revision"] == "1"
 
@@ -126,6 +116,34 @@ def test_an_argument_and_the_flag_for_it_are_refused(offline, arguments, says):
 def test_an_argument_wins_over_a_variable(here):
     done = here("create", "mine", "--json", env={"JOBSTATUS_NAME": "another"})
     assert json.loads(done.stdout)["name"] == "mine"
+
+
+def a_stalled_job(service, new_id):
+    job = service.create(id=new_id(), state="JOB_STATE_IN_PROGRESS", heartbeat_timeout={"seconds": 1})
+    return next(each.event.job for each in service.watch(job.id) if each.event.job.stalled).id
+
+
+def test_cancel_says_how_to_end_a_stalled_job(here, service, new_id):
+    job_id = a_stalled_job(service, new_id)
+    done = here("cancel", job_id)
+    assert f"To end it: jobstatus cancel --force {job_id}" in done.stderr
+    assert (done.returncode, service.get(job_id).cancel_requested) == (0, True)
+    assert here("cancel", "--force", job_id, "--reason", "worker lost").stderr == ""
+    job = service.get(job_id)
+    assert (job.state, job.reason, job.stalled) == (pb.JOB_STATE_CANCELLED, "worker lost", False)
+
+
+def test_a_forced_cancel_leaves_a_worker_that_reports_to_end_its_job(here, service):
+    job_id = service.job_in("IN_PROGRESS").id
+    done = here("cancel", "--force", job_id, "--reason", "too slow")
+    assert "\ncancel     too slow\n" in here("get", job_id).stdout
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (service.get(job_id).cancel_requested, service.get(job_id).done) == (True, False)
+
+
+def test_a_forced_cancel_of_a_job_without_a_worker_is_a_cancel(here, service, new_id):
+    done = here("cancel", "--force", service.create(id=new_id()).id)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_update_clears_fields(here, service, new_id):

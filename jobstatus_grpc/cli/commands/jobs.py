@@ -73,16 +73,24 @@ def get(*, connection: Connection, id: str, as_json: bool) -> None:
 @click.command()
 @options.job_id
 @flag("--reason TEXT", "Why; stored in the job's history.", default="")
+@flag("--force", "End the job as CANCELLED if it is stalled: its worker does not report any more.")
 @options.as_json
 @connected
-def cancel(*, connection: Connection, id: str, reason: str, as_json: bool) -> None:
+@click.pass_context
+def cancel(ctx: click.Context, /, *, connection: Connection, id: str, reason: str, force: bool, as_json: bool) -> None:
     """Request a job's cancellation, and print the job as stored.
 
-    A job without a worker is cancelled at once. A worker gets the request with its next report, and ends the job.
+    A job without a worker is cancelled at once. A worker gets the request with its next report, and ends the job. If
+    the worker is gone and the job is stalled, --force ends it.
     """
     with connection.open() as client:
-        job = client.cancel(id, reason=reason)
+        job = client.cancel(id, reason=reason, force=force)
     output.show(job, as_json=as_json)
+    if job.stalled:
+        exits.say(f"job {id} is stalled: its worker may be gone. To end it: jobstatus cancel --force {id}")
+    elif force and not job.done:
+        exits.say_error(f"job {id} is not stalled: its worker gets the request, and ends the job")
+        ctx.exit(exits.FAILED)
 
 
 @click.command()
