@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import signal
 import socket
@@ -44,14 +45,22 @@ def start_workers(folder, start):
     return lambda *arguments, **settings: start("serve", "--store", "shared:", "--workers", "2", *arguments, **settings)
 
 
-def taken(*options):
+def taken(*options, port=0):
     """A port in use, with these socket options."""
     listener = socket.socket()
     for option in options:
         listener.setsockopt(socket.SOL_SOCKET, option, 1)
-    listener.bind(("127.0.0.1", 0))
+    listener.bind(("127.0.0.1", port))
     listener.listen()
     return contextlib.closing(listener)
+
+
+def two_free_ports():
+    """The first of two free ports in a row, below the ephemeral range, from which other processes get theirs."""
+    while True:
+        port = random.randrange(10_000, 32_000, 2)
+        with contextlib.suppress(OSError), taken(port=port), taken(port=port + 1):
+            return port
 
 
 def address_of(listener):
@@ -99,8 +108,9 @@ def test_a_port_of_workers_is_refused_to_another_server(start_workers, refusal, 
 
 
 def test_a_taken_port_for_metrics_is_one_line_and_exit_2(refusal):
-    with taken() as listener:
-        first = f"127.0.0.1:{listener.getsockname()[1] - 1}"
+    port = two_free_ports()
+    with taken(port=port + 1) as listener:
+        first = f"127.0.0.1:{port}"
         says = refusal("--workers", "2", "--listen", ANYWHERE, "--metrics", first, "--log-level", "error")
         assert f"cannot serve metrics on {address_of(listener)}" in says
 
@@ -125,8 +135,7 @@ def test_where_it_listens_is_printed_once_when_all_answer(start_workers, cli_of)
 
 
 def test_each_serves_its_metrics_on_the_port_after_the_last_ones(start_workers):
-    with taken() as one, taken() as other:
-        port = max(each.getsockname()[1] for each in (one, other))  # two in a row are free there, as good as always
+    port = two_free_ports()
     server = start_workers("--listen", ANYWHERE, "--metrics", f"127.0.0.1:{port}", "--log-format", "text")
     server.stdout.readline()
     for each in (port, port + 1):
