@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from jobstatus_grpc.job import JobState
+from jobstatus_grpc.job import JobState, to_state
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -82,10 +82,11 @@ def spell(value: timedelta) -> str:
 
 def state(value: str) -> JobState:
     """Return the state: `failed`, `in_progress`, `in-progress` or `JOB_STATE_FAILED`, in any case."""
-    word = value.upper().replace("-", "_").removeprefix("JOB_STATE_")
-    if word not in JobState.__members__:
-        raise click.BadParameter(f"{value!r} is not a state; these are: {', '.join(each.word for each in JobState)}")
-    return JobState[word]
+    try:
+        return to_state(value)
+    except ValueError:
+        words = ", ".join(each.word for each in JobState)
+        raise click.BadParameter(f"{value!r} is not a state; these are: {words}") from None
 
 
 def label(value: str) -> tuple[str, str]:

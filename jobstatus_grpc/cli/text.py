@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import re
 
+from jobstatus_grpc.job.validation import without_escapes
+
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 _SPACES = re.compile(r"\s{2,}")
-
-# Terminal control sequences: CSI, OSC, then the short ones.
-_ESCAPES = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|[ -/]*[0-~])")
-
-
-def without_escapes(text: str) -> str:
-    """Return `text` without terminal control sequences."""
-    return _ESCAPES.sub("", text)
 
 
 def one_line(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.client import requests
+from jobstatus_grpc.client import requests, values
 from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, AsyncConnection
 from jobstatus_grpc.client.environment import find_server
 from jobstatus_grpc.client.reporter import (
@@ -45,8 +45,9 @@ class AsyncJobStatusClient:
 
     It connects with its first call. Tasks may share it, and so may event loops: each has its own connection.
 
-    A call that fails raises `jobstatus_grpc.JobStatusError` and nothing else. It has a deadline; within it, UNAVAILABLE
-    and TOO_MANY_REQUESTS are retried. That is safe: a write carries a request_id, so that it takes effect once.
+    A call that fails raises `jobstatus_grpc.JobStatusError` and nothing else; InvalidFieldError names the argument that
+    is wrong. It has a deadline; within it, UNAVAILABLE and TOO_MANY_REQUESTS are retried. That is safe: a write carries
+    a request_id, so that it takes effect once.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class AsyncJobStatusClient:
         name: str = "",
         *,
         id: str = "",
-        state: JobState = JobState.PENDING,
+        state: JobState | str = JobState.PENDING,
         reason: str = "",
         has_progress: bool = False,
         progress: float | None = None,
@@ -108,7 +109,7 @@ class AsyncJobStatusClient:
         Args:
             name: for people and filters; need not be unique.
             id: "": the service chooses one.
-            state: PENDING, or IN_PROGRESS, which begins attempt 1.
+            state: PENDING, or IN_PROGRESS, which begins attempt 1. A state may also be given by its name, in any case.
             reason: why it is in this state, for people.
             has_progress: whether it will report progress.
             progress: in percent, 0 to 100.
@@ -117,7 +118,8 @@ class AsyncJobStatusClient:
                 the job is `stalled`. None: never.
             labels: to filter by.
             parent_id: the id of the job that this one is part of.
-            result: a small result, as JSON could hold it.
+            result: a small result, as JSON could hold it. Values of numpy, Decimal, datetime, Path, UUID and Enum are
+                converted; a number that a double would round is refused.
             request_id: 1 to 64 characters; with the same one the job is created once. None: a new one for this call.
             timeout_seconds: the call's deadline; None: the client's.
 
@@ -140,7 +142,7 @@ class AsyncJobStatusClient:
             JobNotFoundError: no job has this id; JobExpiredError if one had within the last 24 hours. Both are
                 NotFoundError.
         """
-        request = pb.GetJobRequest(id=id)
+        request = requests.request_of(pb.GetJobRequest, id=id)
         response = await self._connection.call("GetJob", request, timeout_seconds)
         return requests.job_in(response)
 
@@ -148,12 +150,12 @@ class AsyncJobStatusClient:
         self,
         id: str,
         *,
-        state: JobState | Unset = UNSET,
+        state: JobState | str | Unset = UNSET,
         reason: str | Unset | None = UNSET,
         has_progress: bool | Unset | None = UNSET,
         progress: float | Unset | None = UNSET,
         estimated_completion: datetime | Unset | None = UNSET,
-        error: JobError | Unset | None = UNSET,
+        error: JobError | str | Unset | None = UNSET,
         heartbeat_timeout_seconds: float | Unset | None = UNSET,
         labels: Mapping[str, str] | Unset | None = UNSET,
         result: Mapping[str, Any] | Unset | None = UNSET,
@@ -168,16 +170,18 @@ class AsyncJobStatusClient:
         """Report on a job and return it as stored: the one call of a worker.
 
         An argument left out is not written; None clears the field (as do "" and {}), except `state`. Without anything
-        to write it is a heartbeat.
+        to write it is a heartbeat. With a state that ends the job or its attempt, reason and error are cleaned: control
+        characters and escape sequences are removed, and what is too long is cut, so that the end is not refused.
 
         Args:
             id: which job.
-            state: where to move it.
+            state: where to move it; a JobState or its name.
             reason: why it is in this state, for people.
             has_progress: whether it reports progress; the first progress sets it.
             progress: in percent, 0 to 100; a lower value within one attempt leaves it where it is.
             estimated_completion: an aware datetime.
-            error: what went wrong; for FAILED, RETRYING, ABORTED and CANCELLED.
+            error: what went wrong; for FAILED, RETRYING, ABORTED and CANCELLED. A string is the message of an error
+                with the code UNKNOWN.
             heartbeat_timeout_seconds: as in `create`.
             labels: replace all labels.
             result: replaces the whole result.
@@ -217,9 +221,9 @@ class AsyncJobStatusClient:
         Raises:
             InvalidArgumentError: there are more than 500 updates.
         """
-        request = pb.BatchUpdateJobsRequest(updates=map(requests.update_request, updates))
-        response = await self._connection.call("BatchUpdateJobs", request, timeout_seconds)
-        return requests.batch_results(response, len(request.updates))
+        batch = requests.Batch(updates)
+        response = await self._connection.call("BatchUpdateJobs", batch.request, timeout_seconds)
+        return batch.results(response)
 
     async def cancel(
         self,
@@ -239,9 +243,7 @@ class AsyncJobStatusClient:
         Raises:
             NotFoundError: no job has this id.
         """
-        request = pb.CancelJobRequest(
-            id=id, reason=reason, force=force, request_id=request_id or requests.new_request_id()
-        )
+        request = requests.cancel_request(id, reason, force, request_id)
         response = await self._connection.call("CancelJob", request, timeout_seconds)
         return requests.job_in(response)
 
@@ -259,7 +261,7 @@ class AsyncJobStatusClient:
             RevisionMismatchError: the job has another revision than expected.
         """
         budget = self._connection.retry_budget(timeout_seconds)
-        request = pb.DeleteJobRequest(id=id, expected_revision=expected_revision)
+        request = requests.request_of(pb.DeleteJobRequest, id=id, expected_revision=expected_revision)
         try:
             await self._connection.call("DeleteJob", request, budget=budget)
         except JobExpiredError:
@@ -335,7 +337,7 @@ class AsyncJobStatusClient:
             NotFoundError: no job has this id.
             InvalidTokenError: page_token is not valid, or belongs to another job.
         """
-        request = pb.ListJobTransitionsRequest(id=id, page_size=page_size, page_token=page_token)
+        request = requests.request_of(pb.ListJobTransitionsRequest, id=id, page_size=page_size, page_token=page_token)
         response = await self._connection.call("ListJobTransitions", request, timeout_seconds)
         return requests.transitions_in(response)
 
@@ -372,7 +374,7 @@ class AsyncJobStatusClient:
             id,
             heartbeat_interval_seconds=heartbeat_interval_seconds,
             min_update_interval_seconds=min_update_interval_seconds,
-            give_up_seconds=give_up_seconds,
+            give_up_seconds=values.seconds_or_none(give_up_seconds, "give_up_seconds"),
         )
         return self._connection.watch(state)
 
@@ -417,7 +419,7 @@ class AsyncJobStatusClient:
             resume_token=resume_token,
             heartbeat_interval_seconds=heartbeat_interval_seconds,
             min_update_interval_seconds=min_update_interval_seconds,
-            give_up_seconds=give_up_seconds,
+            give_up_seconds=values.seconds_or_none(give_up_seconds, "give_up_seconds"),
         )
         return self._connection.watch_jobs(state)
 
@@ -432,8 +434,9 @@ class AsyncJobStatusClient:
             DeadlineExceededError: the job is not known to be done in time.
             NotFoundError: no job has this id.
         """
+        timeout_seconds = values.seconds_or_none(timeout, "timeout")
         interval = WAIT_UPDATE_INTERVAL_SECONDS
-        state = JobWatchState(id, min_update_interval_seconds=interval, timeout_seconds=timeout)
+        state = JobWatchState(id, min_update_interval_seconds=interval, timeout_seconds=timeout_seconds)
         async with self._connection.watch(state) as jobs:
             async for job in jobs:
                 if job.done:
@@ -461,7 +464,7 @@ class AsyncJobStatusClient:
         reported later. An outcome that could not be reported is logged.
 
         Args:
-            name: for people and filters.
+            name: for people and filters; control characters are removed, and what is too long is cut.
             id: claim the job with this id, as its next attempt; with a name too, create it if it does not exist.
                 None: create a job.
             labels: to filter by, for a job that is created.
@@ -471,12 +474,14 @@ class AsyncJobStatusClient:
                 never, or with `id` as the job has it.
             finish_timeout_seconds: how long the end of the block waits at most for the outcome to be reported.
             strict: raise at the beginning of the block if the job cannot be created or claimed, and at its end if the
-                outcome cannot be reported.
-            on_report_error: called with a sentence and the error when reports begin to fail, are refused, or end. It is
-                called where reports are sent, and delays them. None: log a warning or an error.
+                outcome or a part of it cannot be reported.
+            on_report_error: called with a sentence and the error when reports begin to fail, are refused, or end, and
+                when a value cannot be sent and is left out. It is called where reports are sent, and delays them. None:
+                log a warning or an error.
         """
         if parent_id is None:
             parent_id = self._job_id if self._job_id != id else ""
+        heartbeat_timeout_seconds = values.seconds_or_none(heartbeat_timeout_seconds, "heartbeat_timeout_seconds")
         claim = Claim(
             name=name,
             id=id,
@@ -487,7 +492,7 @@ class AsyncJobStatusClient:
         state = TrackState(
             claim,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            finish_timeout_seconds=finish_timeout_seconds,
+            finish_timeout_seconds=values.seconds(finish_timeout_seconds, "finish_timeout_seconds"),
             call_timeout_seconds=self._connection.timeout_seconds,
             strict=strict,
             on_report_error=on_report_error,
@@ -523,9 +528,9 @@ class AsyncJobStatusClient:
         """
         state = ReporterState(
             Callbacks(on_job, on_error),
-            flush_interval_seconds=flush_interval_seconds,
-            max_pending=max_pending,
-            finish_timeout_seconds=finish_timeout_seconds,
+            flush_interval_seconds=values.seconds(flush_interval_seconds, "flush_interval_seconds"),
+            max_pending=values.integer(max_pending, "max_pending"),
+            finish_timeout_seconds=values.seconds(finish_timeout_seconds, "finish_timeout_seconds"),
             call_timeout_seconds=self._connection.timeout_seconds,
         )
         return AsyncReporter(state, self._connection.send_once)

@@ -11,13 +11,13 @@ import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.client import requests
+from jobstatus_grpc.client import requests, values
 from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.requests import UNSET, JobUpdate
 from jobstatus_grpc.client.retry import LONGEST_FINAL_PAUSE_SECONDS, Backoff, ClientClosedError, is_transient, pause
@@ -26,6 +26,7 @@ from jobstatus_grpc.errors import (
     DeadlineExceededError,
     InternalError,
     InvalidArgumentError,
+    InvalidFieldError,
     JobStatusError,
     ResourceExhaustedError,
     RetryableError,
@@ -244,17 +245,32 @@ class ReporterState:
 
     def update(self, update: JobUpdate) -> None:
         """Queue an update, or refuse it."""
+        # Without the lock, because it calls methods of the caller's types.
+        request = self._request(update)
         with self._lock:
             count = len(self._queue)
             if self._finish_at is not None or self._is_over:
                 closed = UnavailableError("the reporter is closed; give it updates within its block")
                 self._callbacks.refused(update, self._error or closed)
-            else:
-                self._queue.add(update, self._now())
+            elif request is not None:
+                self._queue.add(update, request, self._now())
             is_due_sooner = len(self._queue) > count and len(self._queue) in (1, limits.MAX_BATCH_UPDATES)
         self._callbacks.call()
         if is_due_sooner:
             self.wake()
+
+    def _request(self, update: JobUpdate) -> pb.UpdateJobRequest | None:
+        """Return the request for `update`; None: it cannot be sent, and is refused."""
+        try:
+            request = requests.update_request(update)
+        except InvalidFieldError as error:
+            self._callbacks.refused(update, error)
+            return None
+        if request.ByteSize() + MAX_FIELD_HEADER_BYTES > limits.MAX_REQUEST_BYTES:
+            what = f"the update must be smaller than {limits.MAX_REQUEST_BYTES} bytes; put a large result behind a URL"
+            self._callbacks.refused(update, InvalidArgumentError(what))
+            return None
+        return request
 
     def flush(self, done: Callable[[], None]) -> object:
         """Send pending updates at once; call `done`, in any thread, when all are answered. Return what to `forget`."""
@@ -350,6 +366,12 @@ class ReporterState:
             self._end_flushes()
         self._callbacks.call()
 
+    def crashed(self, error: Exception) -> None:
+        """As of Calls."""
+        with self._lock:
+            self._end(InternalError(f"the client failed: {error!r}"))
+        self._callbacks.call()
+
     def put_back(self, call: Call) -> None:
         """As of Calls: it stays the next one."""
 
@@ -408,6 +430,16 @@ class PendingUpdate:
     request: pb.UpdateJobRequest
     queued_at: float
 
+    def merge(self, update: JobUpdate, request: pb.UpdateJobRequest) -> None:
+        """Take the fields that a newer report has."""
+        changes = {name: value for name in _REPORT_FIELDS if (value := getattr(update, name)) is not UNSET}
+        self.update = replace(self.update, **changes)
+        for path in request.update_mask.paths:
+            self.request.job.ClearField(path)  # type: ignore[arg-type]
+            if path not in self.request.update_mask.paths:
+                self.request.update_mask.paths.append(path)
+        self.request.job.MergeFrom(request.job)
+
 
 class UpdateQueue:
     """At most `max_pending` updates. Those that it cannot take go to `callbacks`."""
@@ -430,25 +462,21 @@ class UpdateQueue:
         """The next to be sent."""
         return next(iter(self._queue.values()), None)
 
-    def add(self, update: JobUpdate, now: float) -> None:
+    def add(self, update: JobUpdate, request: pb.UpdateJobRequest, now: float) -> None:
         """Add an update. If the queue is full, the oldest report is dropped, and without any, `update`."""
-        is_report = _is_report(update)
-        report = self._open_reports.get(update.id) if is_report else None
-        if report is not None and report.update.attempt == update.attempt:
-            changes = {name: value for name in _REPORT_FIELDS if (value := getattr(update, name)) is not UNSET}
-            merged = replace(report.update, **changes)
-            if (request := self._request(merged, update)) is not None:
-                report.update, report.request = merged, request
+        is_report = _is_report(update, request)
+        report = self._open_reports.get(request.job.id) if is_report else None
+        if report is not None and report.request.attempt == request.attempt:
+            report.merge(update, request)
             return
-        request = self._request(update, update)
-        if request is None or not self._has_room(update):
+        if not self._has_room(update):
             return
         self.newest_number += 1
         pending = PendingUpdate(self.newest_number, update, request, now)
         self._queue[pending.number] = pending
-        self._open_reports.pop(update.id, None)
+        self._open_reports.pop(request.job.id, None)
         if is_report:
-            self._reports[pending.number] = self._open_reports[update.id] = pending
+            self._reports[pending.number] = self._open_reports[request.job.id] = pending
 
     def take_batch(self) -> list[PendingUpdate]:
         """Remove and return the oldest updates, as many as fit into one call."""
@@ -472,19 +500,6 @@ class UpdateQueue:
         self._open_reports.clear()
         return everything
 
-    def _request(self, update: JobUpdate, given: JobUpdate) -> pb.UpdateJobRequest | None:
-        """Return the request for `update`; None: it cannot be sent, and `given`, which is part of it, is refused."""
-        try:
-            request = requests.update_request(update)
-        except (AttributeError, OverflowError, TypeError, ValueError) as error:
-            self._callbacks.refused(given, InvalidArgumentError(f"the update cannot be sent: {error}"))
-            return None
-        if request.ByteSize() + MAX_FIELD_HEADER_BYTES > limits.MAX_REQUEST_BYTES:
-            what = f"the update must be smaller than {limits.MAX_REQUEST_BYTES} bytes; put a large result behind a URL"
-            self._callbacks.refused(given, InvalidArgumentError(what))
-            return None
-        return request
-
     def _has_room(self, update: JobUpdate) -> bool:
         if len(self._queue) < self._max_pending:
             return True
@@ -497,24 +512,24 @@ class UpdateQueue:
     def _remove(self, pending: PendingUpdate) -> None:
         del self._queue[pending.number]
         self._reports.pop(pending.number, None)
-        if self._open_reports.get(pending.update.id) is pending:
-            del self._open_reports[pending.update.id]
+        job_id = pending.request.job.id
+        if self._open_reports.get(job_id) is pending:
+            del self._open_reports[job_id]
 
 
 _REPORT_FIELDS = ("progress", "reason", "estimated_completion")
 
-# Derived, so that an update with a field added later is never merged. Without allow_missing, name and parent_id have no
-# effect.
-_DEFAULTS = {
-    field.name: field.default
-    for field in fields(JobUpdate)
-    if field.name not in ("id", "attempt", "name", "parent_id", *_REPORT_FIELDS)
-}
+_PARTS_OF_A_REPORT = {"job", "update_mask", "attempt", "request_id"}
 
 
-def _is_report(update: JobUpdate) -> bool:
+def _is_report(update: JobUpdate, request: pb.UpdateJobRequest) -> bool:
     """Return whether an update only reports: of two of them by one attempt, the newer is enough."""
-    return all(getattr(update, name) == default for name, default in _DEFAULTS.items())
+    return (
+        not update.request_id
+        and set(_REPORT_FIELDS).issuperset(request.update_mask.paths)
+        # By what the request has, so that an update with a field added later is never merged.
+        and _PARTS_OF_A_REPORT.issuperset(field.name for field, _ in request.ListFields())
+    )
 
 
 class Callbacks:
@@ -585,7 +600,7 @@ def _log_refusals(refusals: list[tuple[JobUpdate, JobStatusError]]) -> None:
     """Log one line for each error: if a whole batch is refused, there are hundreds with the same."""
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for update, error in refusals:
-        ids[str(error)].append(update.id)
+        ids[str(error)].append(values.printable(update.id))
     for error_text, refused in ids.items():
         some = ", ".join(refused[:MAX_IDS_LOGGED]) + (", …" if len(refused) > MAX_IDS_LOGGED else "")
         log.error("%d updates have no effect (jobs %s): %s", len(refused), some, error_text)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import enum
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, fields
-from datetime import datetime, timedelta
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from google.protobuf import duration_pb2
+from google.protobuf.message import Message
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.errors import InternalError, JobStatusError
-from jobstatus_grpc.job import Job, JobError, JobFilter, JobState, Transition
+from jobstatus_grpc.client import values
+from jobstatus_grpc.errors import FieldViolation, InternalError, InvalidFieldError, JobStatusError
+from jobstatus_grpc.job import Job, JobError, JobFilter, JobState, Transition, limits, to_state
+from jobstatus_grpc.job.model import ERROR_STATES, TERMINAL_STATES
+from jobstatus_grpc.job.validation import Violations, clean_text
 from jobstatus_grpc.wire import convert, status
 
 LARGEST_PAGE = 1000
@@ -39,12 +42,12 @@ class JobUpdate:
 
     id: str
     _: KW_ONLY
-    state: JobState | Unset = UNSET
+    state: JobState | str | Unset = UNSET
     reason: str | Unset | None = UNSET
     has_progress: bool | Unset | None = UNSET
     progress: float | Unset | None = UNSET
     estimated_completion: datetime | Unset | None = UNSET
-    error: JobError | Unset | None = UNSET
+    error: JobError | str | Unset | None = UNSET
     heartbeat_timeout_seconds: float | Unset | None = UNSET
     labels: Mapping[str, str] | Unset | None = UNSET
     result: Mapping[str, Any] | Unset | None = UNSET
@@ -115,20 +118,22 @@ def _field_of(argument: str) -> str:
 _MASKED_ARGUMENTS = tuple(field.name for field in fields(JobUpdate) if field.default is UNSET)
 """The arguments whose fields an update_mask names if they are given."""
 
-_MASKED_FIELDS = tuple(map(_field_of, _MASKED_ARGUMENTS))
-
 _masked_values_of = attrgetter(*_MASKED_ARGUMENTS)
 
 
-def create_request(request_id: str | None, **fields: Any) -> pb.CreateJobRequest:
+def create_request(request_id: str | None, **arguments: Any) -> pb.CreateJobRequest:
     """Return a request that creates a job with these arguments of the clients' `create`; UNSET is the same as None.
 
     Its request_id is a new one unless one is given.
+
+    Raises:
+        InvalidFieldError: some values cannot be sent.
     """
-    request = pb.CreateJobRequest(request_id=request_id or new_request_id())
-    for argument, value in fields.items():
-        if value is not UNSET:
-            _write_field(request.job, _field_of(argument), value)
+    violations: Violations = []
+    request = pb.CreateJobRequest()
+    _set_request_id(request, request_id, violations)
+    _write_fields(request.job, arguments.items(), violations)
+    values.raise_if_any(violations)
     return request
 
 
@@ -136,50 +141,95 @@ def update_request(update: JobUpdate) -> pb.UpdateJobRequest:
     """Return a request that writes the fields given in `update`, with a new request_id unless one is given.
 
     Its update_mask is always set, so that a field left out stays as it is.
+
+    Raises:
+        InvalidFieldError: some values cannot be sent.
     """
-    request = pb.UpdateJobRequest(request_id=update.request_id or new_request_id())
-    request.update_mask.SetInParent()
-    if update.attempt:
-        request.attempt = update.attempt
-    if update.expected_revision:
-        request.expected_revision = update.expected_revision
-    job = request.job
-    job.id = update.id
-    if update.allow_missing:
-        request.allow_missing = True
-        job.name, job.parent_id = update.name, update.parent_id
-    paths = []
-    for path, value in zip(_MASKED_FIELDS, _masked_values_of(update), strict=True):
-        if value is not UNSET:
-            paths.append(path)
-            _write_field(job, path, value)
-    request.update_mask.paths.extend(paths)
+    request, violations = sendable_update(update)
+    values.raise_if_any(violations)
     return request
 
 
-def _write_field(job: pb.JobStatus, name: str, value: Any) -> None:
-    """Write the value of an argument into its field. None leaves the field unset."""
-    if value is None:
-        return
-    if name in _WRITERS:
-        _WRITERS[name](job, value)
-    else:
-        setattr(job, name, value)
+def sendable_update(update: JobUpdate) -> tuple[pb.UpdateJobRequest, Violations]:
+    """Return a request for what can be sent of `update`, and what is wrong with the rest."""
+    violations: Violations = []
+    request = pb.UpdateJobRequest()
+    _set_request_id(request, update.request_id, violations)
+    request.update_mask.SetInParent()
+    values.set_field(request, "attempt", update.attempt, violations)
+    values.set_field(request, "expected_revision", update.expected_revision, violations)
+    values.set_field(request.job, "id", update.id, violations)
+    if update.allow_missing:
+        request.allow_missing = True
+        values.set_field(request.job, "name", update.name, violations)
+        values.set_field(request.job, "parent_id", update.parent_id, violations)
+    masked = zip(_MASKED_ARGUMENTS, _masked_values_of(update), strict=True)
+    request.update_mask.paths.extend(_write_fields(request.job, masked, violations))
+    return request, violations
 
 
-def _write_result(job: pb.JobStatus, result: Mapping[str, Any]) -> None:
-    job.result.SetInParent()  # an empty result is one too
-    job.result.update(result)
+def _set_request_id(request: Message, request_id: str | None, violations: Violations) -> None:
+    if request_id is None or request_id == "":
+        request_id = new_request_id()
+    values.set_field(request, "request_id", request_id, violations)
 
 
-_WRITERS: Mapping[str, Callable[[pb.JobStatus, Any], None]] = {
-    "estimated_completion": lambda job, instant: convert.instant_to_wire(instant, job.estimated_completion),
-    "error": lambda job, error: job.error.CopyFrom(convert.error_to_wire(error)),
-    "heartbeat_timeout": lambda job, seconds: job.heartbeat_timeout.CopyFrom(_duration(seconds)),
-    "labels": lambda job, labels: job.labels.update(labels),
-    "result": _write_result,
+def _write_fields(job: pb.JobStatus, arguments: Iterable[tuple[str, Any]], violations: Violations) -> list[str]:
+    """Write the arguments that can be sent into their fields; return the paths. None leaves a field unset."""
+    paths = []
+    for argument, value in arguments:
+        if value is not UNSET:
+            path = _field_of(argument)
+            if value is None or _write_field(job, path, value, violations):
+                paths.append(path)
+    return paths
+
+
+def _write_field(job: pb.JobStatus, path: str, value: Any, violations: Violations) -> bool:
+    if path in ("reason", "error") and job.state in _ENDS:  # an end must not be refused because of a text
+        value = _cleaned(value, path)
+    if path in _WRITERS:
+        return _WRITERS[path](job, value, violations)
+    return values.set_field(job, path, value, violations)
+
+
+_ENDS = frozenset(map(int, ERROR_STATES | TERMINAL_STATES))
+
+
+def _set_state(job: pb.JobStatus, state: object, violations: Violations) -> bool:
+    try:
+        job.state = int(to_state(state))  # type: ignore[assignment]  # the numbers are the enum's
+    except Exception:
+        names = ", ".join(JobState.__members__)
+        violations.append(FieldViolation("state", f"must be one of {names}, is {values.describe(state)}"))
+        return False
+    return True
+
+
+_WRITERS: Mapping[str, Callable[[pb.JobStatus, Any, Violations], bool]] = {
+    "state": _set_state,
+    "estimated_completion": values.set_estimated_completion,
+    "error": values.set_error,
+    "heartbeat_timeout": values.set_heartbeat_timeout,
+    "labels": values.set_labels,
+    "result": values.set_result,
 }
 """The fields that are converted when they are written; the others are written as they are."""
+
+
+def _cleaned(value: Any, field: str) -> Any:
+    """Return a text, or an error with its texts, as the service accepts it; anything else as it is."""
+    if isinstance(value, str):
+        is_error = field == "error"
+        return clean_text(
+            value, limits.MAX_ERROR_MESSAGE_BYTES if is_error else limits.MAX_REASON_BYTES, multiline=True
+        )
+    if isinstance(value, JobError):
+        reason: Any = value.reason
+        if isinstance(reason, str):
+            reason = clean_text(reason, limits.MAX_ERROR_REASON_BYTES)
+        return replace(value, message=_cleaned(value.message, "error"), reason=reason)
+    return value
 
 
 def new_request_id() -> str:
@@ -187,19 +237,59 @@ def new_request_id() -> str:
     return secrets.token_hex(16)
 
 
+Request = TypeVar("Request", bound=Message)
+
+
+def request_of(kind: type[Request], **arguments: object) -> Request:
+    """Return a request whose scalar fields are the arguments of these names.
+
+    Raises:
+        InvalidFieldError: an argument has the wrong type.
+    """
+    request = kind()
+    violations: Violations = []
+    for name, value in arguments.items():
+        values.set_field(request, name, value, violations)
+    values.raise_if_any(violations)
+    return request
+
+
+def cancel_request(id: str, reason: str, force: bool, request_id: str | None) -> pb.CancelJobRequest:
+    """Return a request that cancels a job, with a new request_id unless one is given.
+
+    Raises:
+        InvalidFieldError: an argument has the wrong type.
+    """
+    violations: Violations = []
+    request = pb.CancelJobRequest()
+    values.set_field(request, "id", id, violations)
+    values.set_field(request, "reason", reason, violations)
+    values.set_field(request, "force", force, violations)
+    _set_request_id(request, request_id, violations)
+    values.raise_if_any(violations)
+    return request
+
+
 def list_request(filter: JobFilter | None, page_size: int, page_token: str) -> pb.ListJobsRequest:
-    """Return a request for a page of jobs; a filter of None matches all."""
-    request = pb.ListJobsRequest(page_size=page_size, page_token=page_token)
-    if filter is not None:
-        request.filter.CopyFrom(convert.filter_to_wire(filter))
+    """Return a request for a page of jobs; a filter of None matches all.
+
+    Raises:
+        InvalidFieldError: an argument has the wrong type.
+    """
+    request = request_of(pb.ListJobsRequest, page_size=page_size, page_token=page_token)
+    _set_filter(request.filter, filter)
     return request
 
 
 def watch_request(
     id: str, heartbeat_interval_seconds: float | None, min_update_interval_seconds: float | None
 ) -> pb.WatchJobRequest:
-    """Return a request that watches a job; an interval of None is the server's default."""
-    request = pb.WatchJobRequest(id=id)
+    """Return a request that watches a job; an interval of None is the server's default.
+
+    Raises:
+        InvalidFieldError: an argument has the wrong type.
+    """
+    request = request_of(pb.WatchJobRequest, id=id)
     _write_intervals(request, heartbeat_interval_seconds, min_update_interval_seconds)
     return request
 
@@ -207,12 +297,36 @@ def watch_request(
 def watch_jobs_request(
     filter: JobFilter | None, heartbeat_interval_seconds: float | None, min_update_interval_seconds: float | None
 ) -> pb.WatchJobsRequest:
-    """Return a request that watches the jobs that match, without its resume_token."""
+    """Return a request that watches the jobs that match, without its resume_token.
+
+    Raises:
+        InvalidFieldError: an argument has the wrong type.
+    """
     request = pb.WatchJobsRequest()
-    if filter is not None:
-        request.filter.CopyFrom(convert.filter_to_wire(filter))
+    _set_filter(request.filter, filter)
     _write_intervals(request, heartbeat_interval_seconds, min_update_interval_seconds)
     return request
+
+
+def _set_filter(message: pb.JobFilter, filter: Any) -> None:
+    if filter is None:
+        return
+    try:
+        message.CopyFrom(convert.filter_to_wire(filter))
+    except Exception:
+        if not isinstance(filter, JobFilter):
+            what = f"must be a JobFilter, is {values.describe(filter)}"
+            raise InvalidFieldError(violations=[FieldViolation("filter", what)]) from None
+        raise InvalidFieldError(violations=_wrong_fields_of(filter)) from None
+
+
+def _wrong_fields_of(filter: JobFilter) -> Iterable[FieldViolation]:
+    for field in fields(JobFilter):
+        value = getattr(filter, field.name)
+        try:
+            convert.filter_to_wire(JobFilter(**{field.name: value}))
+        except Exception:
+            yield FieldViolation(f"filter.{field.name}", f"must be {field.type}, is {values.describe(value)}")
 
 
 def _write_intervals(
@@ -220,14 +334,12 @@ def _write_intervals(
     heartbeat_interval_seconds: float | None,
     min_update_interval_seconds: float | None,
 ) -> None:
-    if heartbeat_interval_seconds is not None:
-        request.heartbeat_interval.CopyFrom(_duration(heartbeat_interval_seconds))
-    if min_update_interval_seconds is not None:
-        request.min_update_interval.CopyFrom(_duration(min_update_interval_seconds))
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    return convert.duration_to_wire(timedelta(seconds=seconds))
+    violations: Violations = []
+    intervals = {"heartbeat_interval": heartbeat_interval_seconds, "min_update_interval": min_update_interval_seconds}
+    for field, seconds in intervals.items():
+        if seconds is not None:
+            values.set_duration(request, field, seconds, violations, f"{field}_seconds")
+    values.raise_if_any(violations)
 
 
 class HasJob(Protocol):
@@ -311,16 +423,42 @@ def _state(number: int) -> JobState:
     return state if isinstance(state, JobState) else JobState.IN_PROGRESS
 
 
-def batch_results(response: pb.BatchUpdateJobsResponse | None, count: int) -> BatchResults:
-    """Return the results of `count` updates, in their order.
+class Batch:
+    """A call for several updates. One that cannot be sent is left out of it; its result is the error."""
 
-    Raises:
-        InternalError: the response has another number of results, or one is not valid.
-    """
-    return [
-        status.from_job_error(result.error) if result.HasField("error") else job_in(result)
-        for result in results_in(response, count)
-    ]
+    def __init__(self, updates: Any) -> None:
+        """Make `request`.
+
+        Raises:
+            InvalidFieldError: `updates` holds what is no JobUpdate, or cannot be read.
+        """
+        self.request = pb.BatchUpdateJobsRequest()
+        self._errors: list[JobStatusError | None] = []
+        if not isinstance(updates, Iterable):
+            what = f"must be a collection of JobUpdate, is {values.describe(updates)}"
+            raise InvalidFieldError(violations=[FieldViolation("updates", what)])
+        for index, update in enumerate(updates):
+            if not isinstance(update, JobUpdate):
+                what = f"must be a JobUpdate, is {values.describe(update)}"
+                raise InvalidFieldError(violations=[FieldViolation(f"updates[{index}]", what)])
+            try:
+                self.request.updates.append(update_request(update))
+                self._errors.append(None)
+            except InvalidFieldError as error:
+                self._errors.append(error)
+
+    def results(self, response: pb.BatchUpdateJobsResponse | None) -> BatchResults:
+        """Return the results of all updates, in their order.
+
+        Raises:
+            InternalError: the response has another number of results, or one is not valid.
+        """
+        results = iter(results_in(response, len(self.request.updates)))
+        return [error or _batch_result(next(results)) for error in self._errors]
+
+
+def _batch_result(result: pb.BatchUpdateJobsResult) -> Job | JobStatusError:
+    return status.from_job_error(result.error) if result.HasField("error") else job_in(result)
 
 
 def results_in(response: pb.BatchUpdateJobsResponse | None, count: int) -> Iterable[pb.BatchUpdateJobsResult]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import grpc
 
+from jobstatus_grpc.client import values
 from jobstatus_grpc.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -98,7 +99,7 @@ class RetryBudget:
 
     def __init__(self, timeout_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._now = clock
-        self._deadline = clock() + timeout_seconds
+        self._deadline = clock() + values.seconds(timeout_seconds, "timeout_seconds")
         self._backoff: Backoff | None = None
         self._last_error: JobStatusError | None = None
         self._is_last = False

@@ -45,6 +45,9 @@ class Calls(Protocol):
     def failed(self, call: Call, error: Exception) -> None:
         """Take the error of a call; whether to retry is decided here."""
 
+    def crashed(self, error: Exception) -> None:
+        """Take an error that sending cannot go on after; `due_in_seconds` returns None from now on."""
+
     def put_back(self, call: Call) -> None:
         """Take back a call that was cancelled on this side: it may or may not have taken effect."""
 
@@ -96,6 +99,14 @@ class AsyncSender:
         await asyncio.wait({self._task})
 
     async def _send_all(self) -> None:
+        try:
+            await self._send_while_due()
+        except Exception as error:
+            # Otherwise the task would end silently, and the job would never be done.
+            self._calls.crashed(error)
+            self._on_answer()
+
+    async def _send_while_due(self) -> None:
         while (due_in_seconds := self._calls.due_in_seconds()) is not None:
             if due_in_seconds > 0:
                 await pause(due_in_seconds, unless=self._wake)
@@ -206,6 +217,14 @@ class Sender:
         self._calls.due_in_seconds()  # while the thread is in a call, the timeout is noticed here
 
     def _send_all(self) -> None:
+        try:
+            self._send_while_due()
+        except Exception as error:
+            # Otherwise the thread would end silently, and the job would never be done.
+            self._calls.crashed(error)
+            self._on_answer()
+
+    def _send_while_due(self) -> None:
         while (due_in_seconds := self._calls.due_in_seconds()) is not None:
             if due_in_seconds > 0:
                 self._wake.wait(due_in_seconds)

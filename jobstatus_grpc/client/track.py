@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import re
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from typing import Any
 
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.client import requests
+from jobstatus_grpc.client import requests, values
 from jobstatus_grpc.client.connection import AsyncConnection, Connection
 from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.requests import UNSET, HasJob, JobUpdate
@@ -27,15 +27,18 @@ from jobstatus_grpc.client.watch import WAIT_UPDATE_INTERVAL_SECONDS, AsyncWatch
 from jobstatus_grpc.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
+    FieldViolation,
     InternalError,
+    InvalidFieldError,
     JobNotFoundError,
     JobStatusError,
     NotFoundError,
     UnavailableError,
 )
-from jobstatus_grpc.job import Job, JobError, JobState, limits
+from jobstatus_grpc.job import Job, JobError, JobState, limits, validation
 from jobstatus_grpc.job.ids import new_job_id
 from jobstatus_grpc.job.limits import CANCELLED_CODE, UNKNOWN_CODE
+from jobstatus_grpc.job.validation import Violations, clean_text
 
 log = logging.getLogger("jobstatus_grpc.client")
 
@@ -81,7 +84,11 @@ class Tracked:
         self._outcome: BlockOutcome | None = None
         self._watches: set[AsyncWatch | Watch] = set()
         self.result: Mapping[str, Any] | None = None
-        """A small result, as JSON could hold it; reported with the outcome, whichever that is."""
+        """A small result, as JSON could hold it; reported with the outcome, whichever that is.
+
+        Values of numpy, Decimal, datetime, Path, UUID and Enum are converted. A key whose value cannot be sent is left
+        out and logged, for example an integer beyond 2^53, which JSON's numbers would round.
+        """
 
     @property
     def id(self) -> str:
@@ -131,7 +138,7 @@ class Tracked:
 
     @finish_timeout_seconds.setter
     def finish_timeout_seconds(self, seconds: float) -> None:
-        self._state.finish_timeout_seconds = seconds
+        self._state.finish_timeout_seconds = values.seconds(seconds, "finish_timeout_seconds")
 
     def progress(self, percent: float | None = None, reason: str = "") -> None:
         """Set the progress and what the work is at. It costs next to nothing: call it as often as you like.
@@ -142,6 +149,8 @@ class Tracked:
         Args:
             percent: 0 to 100; None: unchanged. The service ignores a lower value within one attempt.
             reason: for people; "": unchanged.
+
+        It never raises: what is no number or text is left out and logged.
         """
         self._state.progress(percent, reason)
 
@@ -161,12 +170,17 @@ class Tracked:
             reason: the same for machines, such as OUT_OF_MEMORY.
             code: a google.rpc.Code.
         """
-        self._outcome = BlockOutcome(JobState.FAILED, make_error(message, reason, code))
+        violations: Violations = []
+        self._outcome = BlockOutcome(JobState.FAILED, make_error(message, reason, code, violations))
+        self._state.leave_out(violations)
 
     def abort(self, reason: str = "") -> None:
         """Let the end of the block mean CANCELLED if a cancel is known to be requested then, otherwise ABORTED."""
-        error = make_error(reason, code=CANCELLED_CODE) if reason else None
-        self._outcome = BlockOutcome(JobState.ABORTED, error, reason)
+        violations: Violations = []
+        text = values.text_of(reason, "reason", violations)
+        error = make_error(text, code=CANCELLED_CODE) if text else None
+        self._outcome = BlockOutcome(JobState.ABORTED, error, text)
+        self._state.leave_out(violations)
 
     def _is_started(self) -> bool:
         """Return whether the block may begin: the job is claimed, or cannot be now or at all."""
@@ -476,8 +490,19 @@ class TrackState:
         """A report is worth a call before the next heartbeat."""
         self._outcome: BlockOutcome | None = None
         self._result: Mapping[str, Any] | None = None
+        self._left_out: dict[str, FieldViolation] = {}
+        """By field, so that a value that is wrong in each of a thousand calls is logged once."""
+        self._refusal: JobStatusError | None = None
+        """What a strict block raises at its end, although its outcome was reported: its result was not."""
         self._final_call: Call | None = None
         self._finish_at = float("inf")
+        if claim.error is not None:
+            self._stop(claim.error)
+        elif claim.left_out:
+            if strict:
+                self._stop(InvalidFieldError(violations=claim.left_out))
+            else:
+                self.leave_out(claim.left_out)
 
     def after_fork(self) -> None:
         """As of Calls. The child sends no heartbeats: they would hide the death of the parent."""
@@ -491,13 +516,17 @@ class TrackState:
         """As of Calls."""
         return not self.is_over and self._is_report_wanted
 
-    def progress(self, percent: float | None, reason: str) -> None:
+    def progress(self, percent: float | None, reason: str | None) -> None:
         """Take progress to report; values outside of 0 to 100 are clamped, and NaN is ignored."""
+        violations: Violations = []
+        number = _number(percent, violations)
+        text = reason if type(reason) is str else values.text_of("" if reason is None else reason, "reason", violations)
+        self.leave_out(violations)
         with self._lock:
-            if percent is not None and percent == percent:
-                self._pending["progress"] = min(max(float(percent), 0.0), 100.0)
-            if reason:
-                self._pending["reason"] = reason
+            if number is not None and not math.isnan(number):
+                self._pending["progress"] = min(max(number, 0.0), 100.0)
+            if text:
+                self._pending["reason"] = text
             if self._is_report_wanted or not self._is_worth_a_call():
                 return
             self._is_report_wanted = True
@@ -533,9 +562,13 @@ class TrackState:
 
     def finish(self, outcome: BlockOutcome, result: Mapping[str, Any] | None) -> None:
         """Take the end of the block: from now on only `outcome` is sent, for at most `finish_timeout_seconds`."""
+        violations: Violations = []
+        # Here and without the lock, because it calls methods of the caller's types.
+        plain = None if result is None else values.plain_result(result, violations)
         with self._lock:
             self._outcome = outcome
-            self._result = result
+            self._result = plain or (None if violations else plain)
+            self._leave_out(violations)
             self._finish_at = self._now() + self.finish_timeout_seconds
             self._backoff = Backoff(LONGEST_FINAL_PAUSE_SECONDS)
             self._not_before = 0.0
@@ -610,11 +643,25 @@ class TrackState:
             reason=UNSET if reason is None else clean_reason(reason),
             result=UNSET if self._result is None else self._result,
         )
-        try:
-            return Call("UpdateJob", requests.update_request(update))
-        except (TypeError, ValueError) as error:
-            self._note_problem(logging.ERROR, "the result is not JSON; the outcome is reported without it", error)
-            return Call("UpdateJob", requests.update_request(replace(update, result=UNSET)))
+        request, violations = requests.sendable_update(update)
+        self._leave_out(violations)
+        return Call("UpdateJob", request)
+
+    def leave_out(self, violations: Violations) -> None:
+        """Log what cannot be sent, each field once. The rest is sent without it."""
+        if violations:
+            with self._lock:
+                self._leave_out(violations)
+            self.wake()  # the sender calls on_report_error
+
+    def _leave_out(self, violations: Violations) -> None:
+        for violation in violations:
+            if violation.field not in self._left_out:
+                self._left_out[violation.field] = violation
+                error = InvalidFieldError(violations=[violation])
+                self._note_problem(logging.ERROR, "a value cannot be sent and is left out", error)
+        if violations and self.strict:
+            self._refusal = InvalidFieldError(violations=self._left_out.values())
 
     def succeeded(self, call: Call, response: HasJob | None) -> None:
         """As of Calls."""
@@ -636,6 +683,7 @@ class TrackState:
                 self._reported_at = self._now()
             elif call is self._final_call:
                 self.is_over = True
+                self.error = self._refusal
             else:
                 self._reported_at = call.begun_at
 
@@ -663,9 +711,11 @@ class TrackState:
             self.error = error
         elif not self.is_open and self.claim.is_saved_from(error):
             log.info("job %s does not exist; it will be created", self.claim.id)
-        elif is_final and self._result is not None and not (_is_loss(error) or self.strict):
+        elif is_final and self._result is not None and not _is_loss(error):
             self._note_problem(logging.ERROR, "the result was refused; the outcome is reported without it", error)
             self._result = self._final_call = None
+            if self.strict and isinstance(error, JobStatusError):
+                self._refusal = error
         elif not self.is_open or is_final or _is_loss(error) or isinstance(error, ClientClosedError):
             self._stop(error)
         else:
@@ -685,6 +735,12 @@ class TrackState:
         else:
             self._pending = {**call.changes, **self._pending}
         self._is_report_wanted = self._is_report_wanted or bool(call.changes)
+
+    def crashed(self, error: Exception) -> None:
+        """As of Calls."""
+        with self._lock:
+            self._stop(InternalError(f"the client failed: {error!r}"))
+        self._call_on_report_error()
 
     def _stop(self, error: Exception) -> None:
         self.error = error
@@ -719,6 +775,14 @@ class TrackState:
                 log.exception("job %s: on_report_error raised", self.claim.id)
 
 
+def _number(percent: Any, violations: Violations) -> float | None:
+    try:
+        return None if percent is None else float(percent)
+    except Exception:
+        violations.append(FieldViolation("progress", f"must be a number, is {values.describe(percent)}"))
+        return None
+
+
 def _is_loss(error: Exception) -> bool:
     """Return whether the job is no longer this worker's: another attempt owns it, it is done, or it does not exist."""
     return isinstance(error, (FailedPreconditionError, NotFoundError))
@@ -727,7 +791,8 @@ def _is_loss(error: Exception) -> bool:
 class Claim:
     """The calls that create or claim a worker's job. Each may be repeated: its request stays the same.
 
-    `id` is set from the beginning; `attempt` is 0 until the job is claimed.
+    `id` is set from the beginning; `attempt` is 0 until the job is claimed. The name is cleaned; labels and a parent_id
+    that cannot be sent, or that the service would refuse together with the job, are left out.
     """
 
     def __init__(
@@ -740,15 +805,33 @@ class Claim:
         heartbeat_timeout_seconds: float | None,
     ) -> None:
         """Begin, with the arguments of the clients' `track`."""
-        self.id = id or new_job_id(datetime.now(timezone.utc))
         self.attempt = 0
+        self.left_out: Violations = []
+        self.error: InvalidFieldError | None = None
+        """Why no job can be claimed: `id` is none."""
         self._attempt_claimed = 1
-        self._name = name
-        self._labels = labels
-        self._parent_id = parent_id
+        template = pb.JobStatus(name=clean_text(values.text_of(name, "name", self.left_out), limits.MAX_NAME_BYTES))
+        values.set_field(template, "parent_id", parent_id, self.left_out)
+        if labels is not None:
+            values.set_labels(template, labels, self.left_out)
+        values.leave_out_what_is_refused(template, self.left_out)
+        self._name, self._parent_id, self._labels = template.name, template.parent_id, dict(template.labels)
         self._heartbeat_timeout_seconds = UNSET if heartbeat_timeout_seconds is None else heartbeat_timeout_seconds
-        self.call = self._make_read() if id else self._make_creation()
-        """The call to make now."""
+        if id is None or id == "":
+            self.id = new_job_id(datetime.now(timezone.utc))
+            self.call = self._make_creation()
+            """The call to make now."""
+            return
+        violations: Violations = []
+        values.set_field(pb.GetJobRequest(), "id", id, violations)
+        self.id = values.describe(id) if violations else id
+        if not violations:
+            validation.check_id(id, "id", violations)
+        if violations:
+            self.error = InvalidFieldError(violations=violations)
+            self.call = Call("GetJob", pb.GetJobRequest())
+        else:
+            self.call = self._make_read()
 
     def answered(self, job: Job) -> None:
         """Take the answer to `call`."""
@@ -793,7 +876,7 @@ class Claim:
         )
         request = requests.update_request(update)
         # Labels outside of the mask are for a job that is created; one that exists keeps its own.
-        request.job.labels.update(self._labels or {})
+        request.job.labels.update(self._labels)
         return Call("UpdateJob", request)
 
 
@@ -836,34 +919,22 @@ def _error_of(exception: BaseException, code: int) -> JobError:
     """Return an exception as a job's error: its text, and its class's name as the reason."""
     kind = type(exception).__name__
     if isinstance(exception, SystemExit):
-        return make_error(f"exit code {exception.code}", kind, code)
-    try:
-        message = str(exception)
-    except Exception:
-        message = ""
-    return make_error(message or kind, kind, code)
+        return make_error(f"exit code {values.text_of(exception.code, 'exit code', [])}", kind, code)
+    return make_error(values.text_of(exception, "error", []) or kind, kind, code)
 
 
-def make_error(message: str, reason: str = "", code: int = UNKNOWN_CODE) -> JobError:
-    """Return an error that the service accepts, for any texts."""
+def make_error(
+    message: object, reason: object = "", code: object = UNKNOWN_CODE, violations: Violations | None = None
+) -> JobError:
+    """Return an error that the service accepts, for any values; add a violation for one without a text."""
+    found: Violations = [] if violations is None else violations
     return JobError(
-        code if 1 <= code <= limits.MAX_ERROR_CODE else UNKNOWN_CODE,
-        _clean_text(message, limits.MAX_ERROR_MESSAGE_BYTES, multiline=True),
-        _clean_text(reason, limits.MAX_ERROR_REASON_BYTES),
+        values.code_of(code),
+        clean_text(values.text_of(message, "error.message", found), limits.MAX_ERROR_MESSAGE_BYTES, multiline=True),
+        clean_text(values.text_of(reason, "error.reason", found), limits.MAX_ERROR_REASON_BYTES),
     )
 
 
 def clean_reason(reason: str) -> str:
     """Return a reason that the service accepts, for any text."""
-    return _clean_text(reason, limits.MAX_REASON_BYTES, multiline=True)
-
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
-
-_CONTROL_BUT_WHITESPACE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def _clean_text(text: str, max_bytes: int, *, multiline: bool = False) -> str:
-    """Return `text` without what the service refuses: control characters, lone surrogates, and all beyond its limit."""
-    plain = (_CONTROL_BUT_WHITESPACE if multiline else _CONTROL).sub(" ", str(text))
-    return plain.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
+    return clean_text(reason, limits.MAX_REASON_BYTES, multiline=True)

@@ -27,6 +27,7 @@ from jobstatus_grpc.job.model import (
     is_report,
     is_urgent,
     lasting_values_of,
+    to_state,
     urgent_mark,
 )
 from jobstatus_grpc.job.rules import Found, Outcome, apply, require_job
@@ -62,5 +63,6 @@ __all__ = [
     "is_urgent",
     "lasting_values_of",
     "require_job",
+    "to_state",
     "urgent_mark",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from jobstatus_grpc.job.model import TERMINAL_STATES, Job, JobState
+from jobstatus_grpc.job.model import TERMINAL_STATES, Job, JobState, to_state
 
 _ALL_STATES = frozenset(JobState)
 
@@ -15,7 +15,12 @@ _ALL_STATES = frozenset(JobState)
 class JobFilter:
     """Fields are ANDed, the values of one field ORed, labels must all match; an empty filter matches all jobs.
 
-    The order and the container of `ids`, `states` and `names` do not matter, also for equality.
+    The order and the container of `ids`, `states` and `names` do not matter, also for equality. A state may be given by
+    its name.
+
+    Raises:
+        ValueError: `states` holds a value that is no state.
+        TypeError: `ids`, `states` or `names` is no collection.
     """
 
     ids: Collection[str] = frozenset()
@@ -36,7 +41,12 @@ class JobFilter:
             values = getattr(self, name)
             if isinstance(values, str):
                 raise TypeError(f"{name} must be a collection of values, not one string")
-            object.__setattr__(self, name, frozenset(values))
+            try:
+                object.__setattr__(self, name, frozenset(values))
+            except TypeError:
+                raise TypeError(f"{name} must be a collection of values, is {type(values).__name__}") from None
+        if not all(isinstance(state, JobState) for state in self.states):
+            object.__setattr__(self, "states", frozenset(map(_to_state, self.states)))
 
     @property
     def possible_states(self) -> frozenset[JobState]:
@@ -66,3 +76,10 @@ class JobFilter:
             and (self.stalled is None or job.stalled is self.stalled)
             and all(job.labels.get(key) == value for key, value in self.labels.items())
         )
+
+
+def _to_state(value: object) -> JobState:
+    try:
+        return to_state(value)
+    except ValueError as error:
+        raise ValueError(f"states: {error}") from None

@@ -6,6 +6,7 @@ commands, which `validation` checks against the limits and `rules.apply` against
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -45,6 +46,22 @@ class JobState(enum.IntEnum):
     def word(self) -> str:
         """The state in lower case, as on the command line: `in_progress`."""
         return self.name.lower()
+
+
+def to_state(value: Any) -> JobState:
+    """Return a state by itself, by its number, or by its name: `failed`, `in-progress`, `JOB_STATE_FAILED`.
+
+    Raises:
+        ValueError: there is none; the message lists all.
+    """
+    if isinstance(value, str):
+        word = value.upper().replace("-", "_").removeprefix("JOB_STATE_")
+        if word in JobState.__members__:
+            return JobState[word]
+    elif not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return JobState(value)
+    raise ValueError(f"must be one of {', '.join(JobState.__members__)}, is {value!r:.60}")
 
 
 _PENDING, _IN_PROGRESS, _RETRYING, _SUCCEEDED, _ABORTED, _FAILED, _CANCELLED = JobState

@@ -280,7 +280,7 @@ def test_what_is_more_than_a_report_stays_as_it_is_and_in_its_place(other):
 )
 def test_an_update_that_cannot_be_sent_is_reported_and_spoils_nothing(fields):
     worker = Worker().give("a", progress=1).give("a", **fields)
-    assert worker.refused == [("a", "InvalidArgumentError")]
+    assert worker.refused == [("a", "InvalidFieldError")]
     assert sent(worker.send()) == [("a", {"progress": 1})]
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from jobstatus_grpc.cli.text import one_line, shortened, without_escapes
+from jobstatus_grpc.cli.text import one_line, shortened
+from jobstatus_grpc.job.validation import without_escapes
 
 LONGEST_LINE = 4096
 """Bytes kept of a line. A progress bar is shorter."""
