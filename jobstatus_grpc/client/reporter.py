@@ -50,8 +50,14 @@ DEFAULT_MAX_PENDING = 10_000
 IDLE_SECONDS = 3600.0
 """How long the sender sleeps with an empty queue; `wake` ends that."""
 
+MAX_BATCH_BYTES = 1_000_000
+"""Of one call. Proxies refuse larger bodies: nginx by default those beyond 1 MiB, gRPC's framing included."""
+
+MAX_BATCH_ERRORS = 2
+"""Server errors in a row, such as INTERNAL, before a batch counts as their cause and is halved."""
+
 MAX_SERVER_ERRORS = 10
-"""Server errors in a row, such as INTERNAL, before a batch counts as their cause and is refused."""
+"""The same before a single update counts as their cause and is refused."""
 
 MAX_IDS_LOGGED = 5
 """Ids in one log line: enough to find the jobs, short enough to read."""
@@ -221,7 +227,10 @@ class ReporterState:
         self._queue = UpdateQueue(callbacks, max_pending)
         self._batch: list[PendingUpdate] = []
         self._call: Call | None = None
-        """The batch as a call. It stays as it is, request_ids included, until it is answered."""
+        """The batch, or its beginning, as a call. It stays as it is, request_ids included, until it is answered."""
+        self._max_updates = limits.MAX_BATCH_UPDATES
+        """Of one call. Halved by a refusal of a whole call, down to one, and doubled by each success: the update that
+        causes it is found by few calls, and a proxy that allows small bodies only gets such."""
         self._server_errors = 0
         self._flushes: dict[object, tuple[int, Callable[[], None]]] = {}
         self._backoff = Backoff()
@@ -266,8 +275,8 @@ class ReporterState:
         except InvalidFieldError as error:
             self._callbacks.refused(update, error)
             return None
-        if request.ByteSize() + MAX_FIELD_HEADER_BYTES > limits.MAX_REQUEST_BYTES:
-            what = f"the update must be smaller than {limits.MAX_REQUEST_BYTES} bytes; put a large result behind a URL"
+        if request.ByteSize() + MAX_FIELD_HEADER_BYTES > MAX_BATCH_BYTES:
+            what = f"the update must be smaller than {MAX_BATCH_BYTES} bytes; put large data behind a URL"
             self._callbacks.refused(update, InvalidArgumentError(what))
             return None
         return request
@@ -330,15 +339,16 @@ class ReporterState:
 
     def succeeded(self, call: Call, response: pb.BatchUpdateJobsResponse | None) -> None:
         """As of Calls; updates with a transient error stay in the batch."""
+        count = _count(call)
         try:
-            results = requests.results_in(response, len(self._batch))
+            results = requests.results_in(response, count)
         except InternalError as error:
             self.failed(call, error)
             return
         with self._lock:
             transient: JobStatusError | None = None
             left: list[PendingUpdate] = []
-            for pending, result in zip(self._batch, results, strict=True):
+            for pending, result in zip(self._batch[:count], results, strict=True):
                 refusal = status.from_job_error(result.error) if result.HasField("error") else None
                 if refusal is None:
                     self._callbacks.accepted(result)
@@ -347,7 +357,8 @@ class ReporterState:
                     left.append(pending)
                 else:
                     self._callbacks.refused(pending.update, refusal)
-            self._set_batch(left)
+            self._max_updates = min(self._max_updates * 2, limits.MAX_BATCH_UPDATES)
+            self._set_batch(left + self._batch[count:])
             self._note(transient)
             self._end_flushes()
         self._callbacks.call()
@@ -356,13 +367,26 @@ class ReporterState:
         """As of Calls."""
         cause = error if isinstance(error, JobStatusError) else InternalError(f"the call failed: {error!r}")
         with self._lock:
+            count = _count(call)
             if isinstance(error, ClientClosedError):
                 self._end(cause)
-            elif is_transient(error) and not self._is_bad_batch(cause):
+            elif not _may_be_the_batchs_fault(cause):
+                self._server_errors = 0
+                if is_transient(error):
+                    self._note(cause)
+                else:
+                    self._refuse(self._batch, cause)
+                    self._set_batch([])
+            elif self._is_worth_a_retry(cause, count):
                 self._note(cause)
+            elif count > 1:
+                self._max_updates = count // 2
+                self._set_batch(self._batch)
+                if self._max_updates > 1:  # no second try of each half: only of the update that is found
+                    self._server_errors = MAX_BATCH_ERRORS
             else:
-                self._refuse(self._batch, cause)
-                self._set_batch([])
+                self._refuse(self._batch[:1], cause)
+                self._set_batch(self._batch[1:])
             self._end_flushes()
         self._callbacks.call()
 
@@ -375,16 +399,19 @@ class ReporterState:
     def put_back(self, call: Call) -> None:
         """As of Calls: it stays the next one."""
 
-    def _is_bad_batch(self, error: JobStatusError) -> bool:
-        """Return whether the batch itself seems to make the server, or a proxy before it, fail."""
-        is_away = isinstance(error, (RetryableError, DeadlineExceededError))
-        self._server_errors = 0 if is_away else self._server_errors + 1
-        return self._server_errors >= MAX_SERVER_ERRORS
+    def _is_worth_a_retry(self, error: JobStatusError, count: int) -> bool:
+        """Count an error that may be the fault of a call of `count` updates; return whether to send it as it is."""
+        self._server_errors += 1
+        if not is_transient(error) or _is_too_large(error):
+            return False
+        # RESOURCE_EXHAUSTED without "too large" may be a proxy's quota: over a single update it is an outage.
+        is_outage = count == 1 and isinstance(error, ResourceExhaustedError)
+        return is_outage or self._server_errors < (MAX_SERVER_ERRORS if count == 1 else MAX_BATCH_ERRORS)
 
     def _set_batch(self, batch: list[PendingUpdate]) -> None:
         self._batch = batch
         self._server_errors = 0
-        updates = [pending.request for pending in batch]
+        updates = [pending.request for pending in batch[: self._max_updates]]
         self._call = Call("BatchUpdateJobs", pb.BatchUpdateJobsRequest(updates=updates)) if batch else None
 
     def _note(self, error: JobStatusError | None) -> None:
@@ -418,6 +445,24 @@ class ReporterState:
             if oldest is None or oldest.number > number:
                 del self._flushes[flush]
                 done()
+
+
+def _count(call: Call) -> int:
+    assert isinstance(call.request, pb.BatchUpdateJobsRequest)
+    return len(call.request.updates)
+
+
+def _may_be_the_batchs_fault(error: JobStatusError) -> bool:
+    """Return whether a smaller call, or one without a certain update, may succeed where this one failed."""
+    if isinstance(error, ResourceExhaustedError):
+        return not error.reason  # with one it is the service's own, about its load
+    # A proxy's HTTP 413 is UNKNOWN, and what it does to a body that it does not like may be INTERNAL.
+    return isinstance(error, (InvalidArgumentError, InternalError)) or type(error) is JobStatusError
+
+
+def _is_too_large(error: JobStatusError) -> bool:
+    """Return whether gRPC or a proxy refused a message because of its size; only the text says that."""
+    return "larger than max" in error.message or "status: 413" in error.message
 
 
 @dataclass(slots=True)
@@ -484,7 +529,7 @@ class UpdateQueue:
         size = 0
         while len(batch) < limits.MAX_BATCH_UPDATES and (pending := self.oldest) is not None:
             size += pending.request.ByteSize() + MAX_FIELD_HEADER_BYTES
-            if size > limits.MAX_REQUEST_BYTES:
+            if size > MAX_BATCH_BYTES:
                 break
             self._remove(pending)
             batch.append(pending)

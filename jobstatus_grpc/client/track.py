@@ -33,6 +33,8 @@ from jobstatus_grpc.errors import (
     JobNotFoundError,
     JobStatusError,
     NotFoundError,
+    StoreFullError,
+    TooManyRequestsError,
     UnavailableError,
 )
 from jobstatus_grpc.job import Job, JobError, JobState, limits, validation
@@ -67,6 +69,9 @@ LONGEST_RETRY_PAUSE_SECONDS = 10.0
 
 NO_HEARTBEAT_SECONDS = 1e6
 """Instead of the time between heartbeats, where none are sent: eleven days."""
+
+MAX_FINAL_ERRORS = 5
+"""Server errors over an outcome before its result counts as their cause: some seconds of finish_timeout_seconds."""
 
 ABANDON_AFTER_SECONDS = 0.5
 """Time after finish_timeout_seconds in which a call ends by its own deadline, before it is abandoned."""
@@ -495,6 +500,7 @@ class TrackState:
         self._refusal: JobStatusError | None = None
         """What a strict block raises at its end, although its outcome was reported: its result was not."""
         self._final_call: Call | None = None
+        self._final_errors = 0
         self._finish_at = float("inf")
         if claim.error is not None:
             self._stop(claim.error)
@@ -703,7 +709,9 @@ class TrackState:
 
     def _failed(self, call: Call, error: Exception) -> None:
         is_final = call is self._final_call
-        if is_transient(error):
+        if is_final and self._result is not None and self._is_the_results_fault(error):
+            self._send_without_result(error)
+        elif is_transient(error):
             self._put_back(call)
             self._not_before = self._now() + self._backoff.pause_seconds(error)
             if self.error is None:
@@ -711,11 +719,6 @@ class TrackState:
             self.error = error
         elif not self.is_open and self.claim.is_saved_from(error):
             log.info("job %s does not exist; it will be created", self.claim.id)
-        elif is_final and self._result is not None and not _is_loss(error):
-            self._note_problem(logging.ERROR, "the result was refused; the outcome is reported without it", error)
-            self._result = self._final_call = None
-            if self.strict and isinstance(error, JobStatusError):
-                self._refusal = error
         elif not self.is_open or is_final or _is_loss(error) or isinstance(error, ClientClosedError):
             self._stop(error)
         else:
@@ -723,6 +726,21 @@ class TrackState:
                 self._note_problem(logging.ERROR, "a report was refused and dropped", error)
             self.error = error
             self._reported_at = self._now()
+
+    def _is_the_results_fault(self, error: Exception) -> bool:
+        """Return whether the outcome may be accepted without the result: proxies refuse large bodies as UNKNOWN."""
+        if not is_transient(error):
+            return not _is_loss(error) and not isinstance(error, ClientClosedError)
+        if isinstance(error, (DeadlineExceededError, UnavailableError, TooManyRequestsError, StoreFullError)):
+            return False
+        self._final_errors += 1
+        return self._final_errors >= MAX_FINAL_ERRORS
+
+    def _send_without_result(self, error: Exception) -> None:
+        self._note_problem(logging.ERROR, "the result was refused; the outcome is reported without it", error)
+        self._result = self._final_call = None
+        if self.strict and isinstance(error, JobStatusError):
+            self._refusal = error
 
     def put_back(self, call: Call) -> None:
         """As of Calls."""

@@ -104,6 +104,28 @@ def test_a_batch_whose_reply_was_lost_is_sent_again_as_it_was(connect):
     assert first.updates[0].request_id
 
 
+@pytest.mark.parametrize("code", ["UNKNOWN", "INTERNAL", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"])
+def test_behind_a_proxy_that_refuses_large_bodies_all_updates_arrive(connect, code):
+    def answer(request, context):
+        if request.ByteSize() > 64 * 1024:
+            context.abort(grpc.StatusCode[code], "Received http2 header with status: 413")
+        return accept(request, context)
+
+    refused, jobs = [], []
+    with ScriptedServer(BatchUpdateJobs=[answer]) as server:
+        callbacks = {
+            "on_error": lambda update, error: refused.append(update.id),
+            "on_job": lambda job: jobs.append(job.id),
+        }
+        with connect(server.address).reporter(**callbacks) as reporter:
+            for number in range(500):
+                reporter.update(str(number), state=JobState.FAILED, result={"text": "x" * 5000})
+            reporter.update("large", result={"text": "x" * 65_000}, reason="x" * 4000)
+    assert refused == ["large"]
+    assert jobs == [str(number) for number in range(500)]
+    assert max(request.ByteSize() for request in server.requests["BatchUpdateJobs"]) < 1024 * 1024
+
+
 def test_update_never_waits_for_the_server(connect):
     with ScriptedServer(BatchUpdateJobs=[]) as server:
         server.script("BatchUpdateJobs", server.silence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -166,6 +167,68 @@ def test_a_batch_over_which_the_server_fails_again_and_again_is_given_up():
     assert sent(worker.give("b", progress=2).send()) == [("b", {"progress": 2})]
 
 
+def send_all(worker: Worker, refusal: JobStatusError, is_refused: Callable[[list[str]], bool]) -> tuple[list[str], int]:
+    """Send all that is pending to a server that refuses some calls; return the ids sent, and the number of calls."""
+    sent_ids: list[str] = []
+    calls = 0
+    while not worker.is_idle:
+        calls += 1
+        call = worker.next_due()
+        ids = [update.job.id for update in call.request.updates]  # type: ignore[attr-defined]
+        if is_refused(ids):
+            worker.state.failed(call, refusal)
+        else:
+            sent_ids += ids
+            answers = [pb.BatchUpdateJobsResult(job=a_job(id=id)) for id in ids]
+            worker.state.succeeded(call, pb.BatchUpdateJobsResponse(results=answers))
+    return sent_ids, calls
+
+
+# What the service, gRPC or a proxy says of a call that it refuses.
+REFUSALS = [
+    JobStatusError("Received http2 header with status: 413"),
+    JobStatusError("Stream removed"),
+    InternalError("RST_STREAM"),
+    InvalidArgumentError("no"),
+    ResourceExhaustedError("SERVER: Received message larger than max (1000 vs. 100)"),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.message)
+def test_a_call_that_is_refused_as_a_whole_is_halved_until_all_but_the_cause_is_sent(refusal):
+    worker = Worker()
+    for number in range(500):
+        worker.give(str(number), progress=1)
+    sent_ids, calls = send_all(worker, refusal, lambda ids: "123" in ids)
+    assert worker.refused == [("123", type(refusal).__name__)]
+    assert sent_ids == [str(number) for number in range(500) if number != 123]
+    assert calls < 50
+
+
+@pytest.mark.parametrize("refusal", [*REFUSALS, ResourceExhaustedError("no more")], ids=lambda refusal: refusal.message)
+def test_a_proxy_that_allows_small_calls_only_gets_all_in_such(refusal):
+    worker = Worker()
+    for number in range(500):
+        worker.give(str(number), state=JobState.FAILED)
+    sent_ids, _ = send_all(worker, refusal, lambda ids: len(ids) > 100)
+    assert (worker.refused, sent_ids) == ([], [str(number) for number in range(500)])
+
+
+def test_a_quota_of_a_proxy_is_an_outage():
+    worker, tries = Worker().give("a", progress=1).give("b", progress=1), iter(range(100))
+    sent_ids, _ = send_all(worker, ResourceExhaustedError("quota"), lambda ids: next(tries) < 50)
+    assert (worker.refused, sent_ids) == ([], ["a", "b"])
+
+
+def test_what_the_store_could_not_take_now_comes_before_the_rest_of_a_halved_batch():
+    worker = Worker()
+    for percent in range(4):
+        worker.give("a", progress=percent, request_id=f"r{percent}")
+    worker.state.failed(worker.next_due(), InvalidArgumentError())
+    assert [update.job.progress for update in worker.send(None, StoreUnavailableError())] == [0, 1]
+    assert [update.job.progress for update in worker.send()] == [1, 2, 3]
+
+
 def test_an_answer_that_is_not_one_counts_as_none():
     worker = Worker().give("a", progress=1)
     step = worker.next_due()
@@ -218,7 +281,7 @@ def test_a_closed_client_ends_it_all():
 
 def test_without_on_error_the_log_says_what_has_no_effect(caplog):
     worker = Worker(has_on_error=False).give("a", progress=1).give("b", progress=1)
-    worker.state.failed(worker.next_due(), InvalidArgumentError("no"))
+    worker.state.failed(worker.next_due(), PermissionDeniedError("no"))
     assert [record.getMessage() for record in caplog.records] == ["2 updates have no effect (jobs a, b): no"]
 
 
@@ -249,7 +312,7 @@ def test_a_batch_fits_into_a_request():
     sizes = []
     while not worker.is_idle:
         sizes.append(pb.BatchUpdateJobsRequest(updates=worker.send()).ByteSize())
-    assert max(sizes) <= 4 * 1024 * 1024 < sum(sizes)
+    assert max(sizes) < 1024 * 1024 < sum(sizes)
 
 
 def test_reports_on_one_job_become_one_and_the_newest_counts():

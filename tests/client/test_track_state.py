@@ -16,6 +16,7 @@ from jobstatus_grpc.errors import (
     IllegalTransitionError,
     InvalidArgumentError,
     JobNotFoundError,
+    JobStatusError,
     PermissionDeniedError,
     StaleAttemptError,
     UnavailableError,
@@ -205,6 +206,14 @@ def test_an_end_whose_result_is_refused_is_sent_without_it():
     worker.state.failed(worker.next_due(), InvalidArgumentError("too large"))
     request = worker.send()
     assert sent(request) == {"state": 4}
+
+
+def test_an_end_whose_result_a_proxy_refuses_again_and_again_is_sent_without_it():
+    worker = Worker().open()
+    worker.state.finish(SUCCESS, {"a": "x"})
+    for _ in range(5):
+        worker.state.failed(worker.next_due(), JobStatusError("Received http2 header with status: 413"))
+    assert sent(worker.send()) == {"state": 4}
 
 
 def test_an_end_whose_result_is_not_json_is_sent_without_it():
