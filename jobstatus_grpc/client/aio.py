@@ -21,6 +21,7 @@ from jobstatus_grpc.client.reporter import (
 )
 from jobstatus_grpc.client.requests import UNSET, BatchResults, JobPage, JobUpdate, TransitionPage, Unset
 from jobstatus_grpc.client.retry import ClientClosedError
+from jobstatus_grpc.client.sender import AsyncFinishing
 from jobstatus_grpc.client.track import (
     DEFAULT_FINISH_TIMEOUT_SECONDS,
     DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
@@ -78,6 +79,7 @@ class AsyncJobStatusClient:
         server = find_server(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
         self._connection = AsyncConnection(server.endpoint, timeout_seconds)
         self._job_id = server.job_id
+        self._finishing = AsyncFinishing()
 
     async def __aenter__(self) -> AsyncJobStatusClient:
         return self
@@ -497,7 +499,7 @@ class AsyncJobStatusClient:
             strict=strict,
             on_report_error=on_report_error,
         )
-        return AsyncTrackedJob(state, self._connection)
+        return AsyncTrackedJob(state, self._connection, self._finishing)
 
     def reporter(
         self,
@@ -533,11 +535,12 @@ class AsyncJobStatusClient:
             finish_timeout_seconds=values.seconds(finish_timeout_seconds, "finish_timeout_seconds"),
             call_timeout_seconds=self._connection.timeout_seconds,
         )
-        return AsyncReporter(state, self._connection.send_once)
+        return AsyncReporter(state, self._connection.send_once, self._finishing)
 
     async def close(self) -> None:
         """Close the connection. Calls and watches that are open end with UnavailableError, and so do later ones.
 
-        May be called more than once.
+        What tracked jobs and reporters still have to send after their blocks is sent before, for at most their
+        finish_timeout_seconds. May be called more than once.
         """
-        await self._connection.close()
+        await self._finishing.close(self._connection.close)

@@ -21,7 +21,7 @@ from jobstatus_grpc.client import requests, values
 from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.requests import UNSET, JobUpdate
 from jobstatus_grpc.client.retry import LONGEST_FINAL_PAUSE_SECONDS, Backoff, ClientClosedError, is_transient, pause
-from jobstatus_grpc.client.sender import AsyncSender, Call, Sender, set_from_any_thread
+from jobstatus_grpc.client.sender import AsyncFinishing, AsyncSender, Call, Finishing, Sender, set_from_any_thread
 from jobstatus_grpc.errors import (
     DeadlineExceededError,
     InternalError,
@@ -123,12 +123,16 @@ class _Reporter:
 class AsyncReporter(_Reporter):
     """Sends updates of many jobs in batches: an async context manager, for one block.
 
-    They are sent by a task: a block that blocks the event loop delays them.
+    They are sent by a task: a block that blocks the event loop delays them. A block whose end is cancelled, as anyio
+    does in a cancelled scope, is left at once, and what is pending is sent in the background, for at most
+    finish_timeout_seconds.
     """
 
-    def __init__(self, state: ReporterState, send: Callable[[Call, float], Awaitable[Any]]) -> None:
+    def __init__(
+        self, state: ReporterState, send: Callable[[Call, float], Awaitable[Any]], finishing: AsyncFinishing
+    ) -> None:
         super().__init__(state)
-        self._sender = AsyncSender(state, send)
+        self._sender = AsyncSender(state, send, finishing)
 
     async def __aenter__(self) -> AsyncReporter:
         self._enter()
@@ -165,9 +169,9 @@ class AsyncReporter(_Reporter):
 class Reporter(_Reporter):
     """Sends updates of many jobs in batches: a context manager, for one block. They are sent by a thread."""
 
-    def __init__(self, state: ReporterState, send: Callable[[Call, float], Any]) -> None:
+    def __init__(self, state: ReporterState, send: Callable[[Call, float], Any], finishing: Finishing) -> None:
         super().__init__(state)
-        self._sender = Sender(state, send, name="jobstatus-reporter")
+        self._sender = Sender(state, send, finishing, name="jobstatus-reporter")
         self._is_inherited = False
         renew_in_children(self, Reporter._after_fork)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
+from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.retry import pause
 
 
@@ -59,6 +62,53 @@ class Calls(Protocol):
         ...
 
 
+class AsyncFinishing:
+    """What a client's blocks still send after their end: a block that is cancelled is left at once."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def finish(self, sending: Coroutine[Any, Any, None]) -> None:
+        """Wait for the end of `sending`; a caller that is cancelled leaves at once, and the sending goes on.
+
+        A cancellation may come again with every await: anyio cancels a scope for as long as a task is in it.
+        """
+        task = asyncio.get_running_loop().create_task(sending)
+        for tasks in (self._tasks, _finishing):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.shield(task)
+
+    async def close(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Call `close` once all is sent."""
+        if self._tasks:
+            await self.finish(self._close(set(self._tasks), close))
+        else:
+            await close()
+
+    async def _close(self, tasks: set[asyncio.Task[None]], close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        await outlast_cancellation(lambda: asyncio.wait(tasks))
+        await close()
+
+
+_finishing: set[asyncio.Task[None]] = set()
+"""Of all clients: an event loop itself does not keep its tasks alive."""
+
+
+async def outlast_cancellation(wait: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Await `wait()` to its end: the end of an event loop cancels all tasks, and then waits for them."""
+    while True:
+        try:
+            await wait()
+        except asyncio.CancelledError:
+            if sys.version_info >= (3, 11):
+                task = asyncio.current_task()
+                assert task is not None
+                task.uncancel()
+        else:
+            return
+
+
 class AsyncSender:
     """Sends from a task: code that blocks the event loop delays the calls."""
 
@@ -66,10 +116,12 @@ class AsyncSender:
         self,
         calls: Calls,
         send: Callable[[Call, float], Awaitable[Any]],
+        finishing: AsyncFinishing,
         on_answer: Callable[[], None] = lambda: None,
     ) -> None:
         self._calls = calls
         self._send = send
+        self._finishing = finishing
         self._on_answer = on_answer
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -81,16 +133,24 @@ class AsyncSender:
         self._task = loop.create_task(self._send_all())
 
     async def finish(self, timeout_seconds: float | None = None) -> None:
-        """Wait until there is nothing more to send; a call in flight after `timeout_seconds` is cancelled."""
-        assert self._task is not None
-        try:
-            await asyncio.wait({self._task}, timeout=timeout_seconds)
-            if not self._task.done():
-                await self.stop()
+        """Wait until there is nothing more to send; a call in flight after `timeout_seconds` is cancelled.
+
+        A caller that is cancelled leaves at once, and the sending goes on.
+        """
+        await self._finishing.finish(self._finish(timeout_seconds))
+
+    async def _finish(self, timeout_seconds: float | None) -> None:
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+
+        async def send_all() -> None:
+            assert self._task is not None
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            await asyncio.wait({self._task}, timeout=left)
+            await self.stop()
             # An event loop that ends cancels the task too; the last calls are then made here.
             await self._send_all()
-        finally:
-            await self.stop()
+
+        await outlast_cancellation(send_all)
 
     async def stop(self) -> None:
         """Send nothing more."""
@@ -131,6 +191,30 @@ def set_from_any_thread(event: asyncio.Event, loop: asyncio.AbstractEventLoop) -
         loop.call_soon_threadsafe(event.set)
 
 
+class Finishing:
+    """What a client's blocks still send after their end: an interrupt ends the block at once."""
+
+    def __init__(self) -> None:
+        self._sent: set[threading.Event] = set()
+        renew_in_children(self, Finishing.__init__)  # the threads of the parent do not run in the child
+
+    def finish(self, all_sent: threading.Event, timeout_seconds: float | None) -> bool:
+        """Wait for `all_sent` and return whether it is set. After an interrupt, `close` waits for it."""
+        # Not `join`, which takes a thread for ended once it was interrupted.
+        self._sent.add(all_sent)
+        is_set = all_sent.wait(timeout_seconds)
+        self._sent.discard(all_sent)
+        return is_set
+
+    def close(self, close: Callable[[], None]) -> None:
+        """Call `close` once all is sent."""
+        try:
+            for all_sent in list(self._sent):
+                all_sent.wait()
+        finally:
+            close()
+
+
 EXIT_CHECK_SECONDS = 0.2
 """How often a thread of a forked child looks whether the process ends."""
 
@@ -142,14 +226,17 @@ class Sender:
         self,
         calls: Calls,
         send: Callable[[Call, float], Any],
+        finishing: Finishing,
         on_answer: Callable[[], None] = lambda: None,
         *,
         name: str,
     ) -> None:
         self._calls = calls
         self._send = send
+        self._finishing = finishing
         self._on_answer = on_answer
         self._wake = threading.Event()
+        self._all_sent = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name=name, daemon=True)
         self._starting = threading.Lock()
         self._is_running = self._is_leaving = False
@@ -213,7 +300,8 @@ class Sender:
 
     def finish(self, timeout_seconds: float | None = None) -> None:
         """Wait until there is nothing more to send; a call in flight after `timeout_seconds` is not waited for."""
-        self._thread.join(timeout_seconds)
+        if self._finishing.finish(self._all_sent, timeout_seconds):
+            self._thread.join()
         self._calls.due_in_seconds()  # while the thread is in a call, the timeout is noticed here
 
     def _send_all(self) -> None:
@@ -223,6 +311,8 @@ class Sender:
             # Otherwise the thread would end silently, and the job would never be done.
             self._calls.crashed(error)
             self._on_answer()
+        finally:
+            self._all_sent.set()
 
     def _send_while_due(self) -> None:
         while (due_in_seconds := self._calls.due_in_seconds()) is not None:

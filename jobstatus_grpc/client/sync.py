@@ -21,6 +21,7 @@ from jobstatus_grpc.client.reporter import (
 )
 from jobstatus_grpc.client.requests import UNSET, BatchResults, JobPage, JobUpdate, TransitionPage, Unset
 from jobstatus_grpc.client.retry import ClientClosedError
+from jobstatus_grpc.client.sender import Finishing
 from jobstatus_grpc.client.track import (
     DEFAULT_FINISH_TIMEOUT_SECONDS,
     DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
@@ -78,6 +79,7 @@ class JobStatusClient:
         server = find_server(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
         self._connection = Connection(server.endpoint, timeout_seconds)
         self._job_id = server.job_id
+        self._finishing = Finishing()
 
     def __enter__(self) -> JobStatusClient:
         return self
@@ -496,7 +498,7 @@ class JobStatusClient:
             strict=strict,
             on_report_error=on_report_error,
         )
-        return TrackedJob(state, self._connection)
+        return TrackedJob(state, self._connection, self._finishing)
 
     def reporter(
         self,
@@ -532,11 +534,12 @@ class JobStatusClient:
             finish_timeout_seconds=values.seconds(finish_timeout_seconds, "finish_timeout_seconds"),
             call_timeout_seconds=self._connection.timeout_seconds,
         )
-        return Reporter(state, self._connection.send_once)
+        return Reporter(state, self._connection.send_once, self._finishing)
 
     def close(self) -> None:
         """Close the connection. Calls and watches that are open end with UnavailableError, and so do later ones.
 
-        May be called more than once.
+        What tracked jobs and reporters still have to send after their blocks is sent before, for at most their
+        finish_timeout_seconds. May be called more than once.
         """
-        self._connection.close()
+        self._finishing.close(self._connection.close)

@@ -22,7 +22,7 @@ from jobstatus_grpc.client.connection import AsyncConnection, Connection
 from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.requests import UNSET, HasJob, JobUpdate
 from jobstatus_grpc.client.retry import LONGEST_FINAL_PAUSE_SECONDS, Backoff, ClientClosedError, is_transient, pause
-from jobstatus_grpc.client.sender import AsyncSender, Call, Sender
+from jobstatus_grpc.client.sender import AsyncFinishing, AsyncSender, Call, Finishing, Sender
 from jobstatus_grpc.client.watch import WAIT_UPDATE_INTERVAL_SECONDS, AsyncWatch, JobWatchState, Watch
 from jobstatus_grpc.errors import (
     DeadlineExceededError,
@@ -234,14 +234,16 @@ class Tracked:
 class AsyncTrackedJob(Tracked):
     """A block of work as a job: an async context manager, for one block.
 
-    Reports are sent by a task: a block that blocks the event loop delays them.
+    Reports are sent by a task: a block that blocks the event loop delays them. A block whose end is cancelled, as anyio
+    does in a cancelled scope, is left at once, and its outcome is sent in the background, for at most
+    finish_timeout_seconds.
     """
 
-    def __init__(self, state: TrackState, connection: AsyncConnection) -> None:
+    def __init__(self, state: TrackState, connection: AsyncConnection, finishing: AsyncFinishing) -> None:
         super().__init__(state)
         self._connection = connection
         self._changed = asyncio.Event()
-        self._sender = AsyncSender(state, connection.send_once, self._on_answer)
+        self._sender = AsyncSender(state, connection.send_once, finishing, self._on_answer)
         self._was_entered = False
 
     async def __aenter__(self) -> AsyncTrackedJob:
@@ -325,11 +327,12 @@ class AsyncTrackedJob(Tracked):
 class TrackedJob(Tracked):
     """A block of work as a job: a context manager, for one block. Reports are sent by a thread."""
 
-    def __init__(self, state: TrackState, connection: Connection) -> None:
+    def __init__(self, state: TrackState, connection: Connection, finishing: Finishing) -> None:
         super().__init__(state)
         self._connection = connection
         self._changed = threading.Condition()
-        self._sender = Sender(state, connection.send_once, self._on_answer, name=f"jobstatus-track-{self.id}")
+        name = f"jobstatus-track-{self.id}"
+        self._sender = Sender(state, connection.send_once, finishing, self._on_answer, name=name)
         self._is_inherited = False
         renew_in_children(self, TrackedJob._after_fork)
 
@@ -351,7 +354,7 @@ class TrackedJob(Tracked):
             call_timeout_seconds=timeouts[1],
         )
         state.is_open = True
-        job = TrackedJob(state, connection)
+        job = TrackedJob(state, connection, Finishing())
         job._sender.send_in_child()
         job._is_inherited = True
         return job
@@ -575,6 +578,8 @@ class TrackState:
             self._outcome = outcome
             self._result = plain or (None if violations else plain)
             self._leave_out(violations)
+            if isinstance(self.error, ClientClosedError):
+                self._note_lost_outcome(self.error)
             self._finish_at = self._now() + self.finish_timeout_seconds
             self._backoff = Backoff(LONGEST_FINAL_PAUSE_SECONDS)
             self._not_before = 0.0
@@ -766,7 +771,9 @@ class TrackState:
         self.lost = _is_loss(error)
         metadata = getattr(error, "metadata", {})
         self.cancel_requested = self.cancel_requested or metadata.get("from") == "JOB_STATE_CANCELLED"
-        if isinstance(error, ClientClosedError):  # the program's own doing, most often at its end
+        if self._outcome is not None and not self.lost:
+            self._note_lost_outcome(error)
+        elif isinstance(error, ClientClosedError):  # the program's own doing, most often at its end
             log.debug("job %s is no longer reported: %s", self.claim.id, error)
         else:
             self._note_problem(logging.WARNING if self.lost else logging.ERROR, "no longer reported", error)
@@ -774,8 +781,11 @@ class TrackState:
     def _give_up(self) -> None:
         self.is_over = True
         self.error = self.error or DeadlineExceededError()
+        self._note_lost_outcome(self.error)
+
+    def _note_lost_outcome(self, error: Exception) -> None:
         outcome = self._outcome.state.name if self._outcome else ""
-        self._note_problem(logging.ERROR, f"the outcome {outcome} could not be reported", self.error)
+        self._note_problem(logging.ERROR, f"the outcome {outcome} could not be reported", error)
 
     def _note_problem(self, level: int, problem: str, error: Exception) -> None:
         text = f"job {self.claim.id}: {problem}: {error}"
