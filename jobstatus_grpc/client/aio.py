@@ -455,6 +455,7 @@ class AsyncJobStatusClient:
         heartbeat_timeout_seconds: float | None = DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
         finish_timeout_seconds: float = DEFAULT_FINISH_TIMEOUT_SECONDS,
         strict: bool = False,
+        retries: int = 0,
         on_report_error: OnReportError | None = None,
     ) -> AsyncTrackedJob:
         """Report a block of work as a job: a context manager for workers.
@@ -477,6 +478,8 @@ class AsyncJobStatusClient:
             finish_timeout_seconds: how long the end of the block waits at most for the outcome to be reported.
             strict: raise at the beginning of the block if the job cannot be created or claimed, and at its end if the
                 outcome or a part of it cannot be reported.
+            retries: how often the block will be run again, with the job's `id`, after it raised: the end of such an
+                attempt means RETRYING, and only that of the last one FAILED.
             on_report_error: called with a sentence and the error when reports begin to fail, are refused, or end, and
                 when a value cannot be sent and is left out. It is called where reports are sent, and delays them. None:
                 log a warning or an error.
@@ -497,6 +500,7 @@ class AsyncJobStatusClient:
             finish_timeout_seconds=values.seconds(finish_timeout_seconds, "finish_timeout_seconds"),
             call_timeout_seconds=self._connection.timeout_seconds,
             strict=strict,
+            retries=values.integer(retries, "retries"),
             on_report_error=on_report_error,
         )
         return AsyncTrackedJob(state, self._connection, self._finishing)

@@ -28,6 +28,7 @@ from jobstatus_grpc.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     FieldViolation,
+    IllegalTransitionError,
     InternalError,
     InvalidFieldError,
     JobNotFoundError,
@@ -179,6 +180,26 @@ class Tracked:
         self._outcome = BlockOutcome(JobState.FAILED, make_error(message, reason, code, violations))
         self._state.leave_out(violations)
 
+    def retry(self, error: BaseException | str = "", *, reason: str = "") -> None:
+        """Let the end of the block mean RETRYING, also where it raises: this attempt failed, and another will follow.
+
+        The next attempt claims the job: `track(id=…)`. If the job's end is requested, no attempt may follow, and the
+        end of the block means CANCELLED. `track(retries=…)` does this by itself for blocks that raise.
+
+        Args:
+            error: what went wrong: an exception, or a text for people; "": what the block raises, if it does.
+            reason: why it is in this state, for people; "": unchanged.
+        """
+        violations: Violations = []
+        if isinstance(error, BaseException):
+            described: JobError | None = _error_of(error, UNKNOWN_CODE)
+        else:
+            message = values.text_of(error, "error", violations)
+            described = make_error(message) if message else None
+        text = values.text_of(reason, "reason", violations)
+        self._outcome = BlockOutcome(JobState.CANCELLED, described, text, retries=limits.MAX_INT32)
+        self._state.leave_out(violations)
+
     def abort(self, reason: str = "") -> None:
         """Let the end of the block mean CANCELLED if a cancel is known to be requested then, otherwise ABORTED."""
         violations: Violations = []
@@ -207,6 +228,10 @@ class Tracked:
         outcome = self._outcome
         if outcome is None or (outcome is SUCCESS and exception is not None):
             outcome = outcome_of(exception, cancel_requested=cancel_requested, saw_cancel=self._saw_cancel)
+            if outcome.state is JobState.FAILED:
+                outcome = replace(outcome, retries=self._state.retries)
+        elif outcome.retries and outcome.error is None and exception is not None:
+            outcome = replace(outcome, error=_error_of(exception, UNKNOWN_CODE))
         elif outcome.state is JobState.ABORTED and cancel_requested:
             outcome = replace(outcome, state=JobState.CANCELLED)
         self._state.finish(outcome, self.result)
@@ -462,6 +487,7 @@ class TrackState:
         finish_timeout_seconds: float,
         call_timeout_seconds: float,
         strict: bool = False,
+        retries: int = 0,
         on_report_error: OnReportError | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -478,6 +504,7 @@ class TrackState:
         self.error: Exception | None = None
         """The error of the last call, or the one that ended reporting; None: the last call succeeded."""
         self.strict = strict
+        self.retries = retries
         self.finish_timeout_seconds = finish_timeout_seconds
         self.call_timeout_seconds = min(call_timeout_seconds, finish_timeout_seconds)
         self.wake: Callable[[], None] = lambda: None
@@ -648,7 +675,7 @@ class TrackState:
         update = JobUpdate(
             self.claim.id,
             attempt=self.claim.attempt,
-            state=outcome.state,
+            state=self._end_state(outcome),
             error=UNSET if outcome.error is None else outcome.error,
             progress=self._pending.get("progress", UNSET),
             reason=UNSET if reason is None else clean_reason(reason),
@@ -657,6 +684,11 @@ class TrackState:
         request, violations = requests.sendable_update(update)
         self._leave_out(violations)
         return Call("UpdateJob", request)
+
+    def _end_state(self, outcome: BlockOutcome) -> JobState:
+        """Return the state of an outcome: RETRYING if another attempt is to follow and may."""
+        is_retried = max(self.claim.attempt, 1) <= outcome.retries and not self.cancel_requested
+        return JobState.RETRYING if is_retried else outcome.state
 
     def leave_out(self, violations: Violations) -> None:
         """Log what cannot be sent, each field once. The rest is sent without it."""
@@ -714,7 +746,10 @@ class TrackState:
 
     def _failed(self, call: Call, error: Exception) -> None:
         is_final = call is self._final_call
-        if is_final and self._result is not None and self._is_the_results_fault(error):
+        if is_final and self._is_refused_retry(error):
+            self.cancel_requested = True
+            self._final_call = None
+        elif is_final and self._result is not None and self._is_the_results_fault(error):
             self._send_without_result(error)
         elif is_transient(error):
             self._put_back(call)
@@ -731,6 +766,13 @@ class TrackState:
                 self._note_problem(logging.ERROR, "a report was refused and dropped", error)
             self.error = error
             self._reported_at = self._now()
+
+    def _is_refused_retry(self, error: Exception) -> bool:
+        """Return whether RETRYING is refused because of a cancel that is not known here."""
+        assert self._outcome is not None
+        state = self._end_state(self._outcome)
+        is_ours = isinstance(error, IllegalTransitionError) and error.metadata.get("from") == "JOB_STATE_IN_PROGRESS"
+        return is_ours and state is JobState.RETRYING
 
     def _is_the_results_fault(self, error: Exception) -> bool:
         """Return whether the outcome may be accepted without the result: proxies refuse large bodies as UNKNOWN."""
@@ -784,7 +826,7 @@ class TrackState:
         self._note_lost_outcome(self.error)
 
     def _note_lost_outcome(self, error: Exception) -> None:
-        outcome = self._outcome.state.name if self._outcome else ""
+        outcome = self._end_state(self._outcome).name if self._outcome else ""
         self._note_problem(logging.ERROR, f"the outcome {outcome} could not be reported", error)
 
     def _note_problem(self, level: int, problem: str, error: Exception) -> None:
@@ -916,6 +958,8 @@ class BlockOutcome:
     error: JobError | None = None
     reason: str = ""
     """Empty: the job keeps the one it has."""
+    retries: int = 0
+    """The end of attempts up to this one is RETRYING instead, unless the job's end is requested."""
 
 
 SUCCESS = BlockOutcome(JobState.SUCCEEDED)

@@ -125,6 +125,72 @@ def test_a_worker_claims_a_job_that_is_there(client):
     assert client.get(job.id).state is JobState.SUCCEEDED
 
 
+def fail_in(client, job_id: str, **settings) -> None:
+    with pytest.raises(OSError, match="no disk"), client.track(id=job_id, **settings):
+        raise OSError("no disk")
+
+
+def test_attempts_that_are_retried_end_retrying_and_the_last_one_failed(client):
+    job = client.create()
+    fail_in(client, job.id, retries=2)
+    retrying = client.get(job.id)
+    assert (retrying.state, retrying.attempt, retrying.error) == (
+        JobState.RETRYING,
+        1,
+        JobError(2, "no disk", "OSError"),
+    )
+    fail_in(client, job.id, retries=2)
+    assert client.get(job.id).state is JobState.RETRYING
+    fail_in(client, job.id, retries=2)
+    assert (client.get(job.id).state, client.get(job.id).attempt) == (JobState.FAILED, 3)
+    states = [transition.to_state.word for transition in client.history(job.id).transitions]
+    assert states == ["pending", "in_progress", "retrying", "in_progress", "retrying", "in_progress", "failed"]
+
+
+def test_an_attempt_that_is_retried_may_succeed(client):
+    job = client.create()
+    fail_in(client, job.id, retries=2)
+    with client.track(id=job.id, retries=2) as tracked:
+        assert tracked.attempt == 2
+    assert client.get(job.id).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no net"), "no net"])
+def test_a_block_may_say_that_it_will_be_retried(client, error):
+    with client.track() as first:
+        first.retry(error, reason="again in 5 s")
+    job = client.get(first.id)
+    assert (job.state, job.reason, job.error.message) == (JobState.RETRYING, "again in 5 s", "no net")
+    with client.track(id=first.id) as second:
+        second.progress(80)
+    assert (client.get(first.id).state, client.get(first.id).attempt) == (JobState.SUCCEEDED, 2)
+
+
+def test_a_block_that_will_be_retried_may_raise(client):
+    with pytest.raises(OSError, match="no disk"), client.track() as tracked:  # noqa: PT012
+        tracked.retry()
+        raise OSError("no disk")
+    job = client.get(tracked.id)
+    assert (job.state, job.error) == (JobState.RETRYING, JobError(2, "no disk", "OSError"))
+
+
+def test_after_a_cancel_no_attempt_follows(client):
+    with client.track() as tracked:
+        client.cancel(tracked.id)
+        tracked.retry("no net")
+    assert client.get(tracked.id).state is JobState.CANCELLED
+    with pytest.raises(OSError, match="no disk"), client.track(retries=3) as tracked:  # noqa: PT012
+        client.cancel(tracked.id)
+        raise OSError("no disk")
+    assert client.get(tracked.id).state is JobState.FAILED
+
+
+def test_a_block_that_is_interrupted_is_not_retried(client):
+    with pytest.raises(KeyboardInterrupt), client.track(retries=3) as tracked:
+        raise KeyboardInterrupt
+    assert client.get(tracked.id).state is JobState.ABORTED
+
+
 def test_a_worker_that_lost_its_job_leaves_it_alone_and_says_so_once(client, caplog):
     caplog.set_level(logging.WARNING, "jobstatus_grpc.client")
     with client.track() as tracked:

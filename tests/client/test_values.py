@@ -168,8 +168,11 @@ def test_a_block_may_say_its_end_in_any_value(client):
         failed.fail(Mute(), reason=Mute(), code="x")
     with client.track() as aborted:
         aborted.abort(Mute())
+    with client.track() as retried:
+        retried.retry(Mute(), reason=Mute())
     assert client.get(failed.id).error == JobError(2, "", "")
     assert client.get(aborted.id).state is JobState.ABORTED
+    assert client.get(retried.id).state is JobState.RETRYING
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\ud800", "é" * 300, "\x1b[31mred\x1b[0m", 5, Mute()])
@@ -304,6 +307,7 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "timeout": ("wait", ("a",), {"timeout": "x"}),
     "heartbeat_timeout_seconds": ("track", (), {"heartbeat_timeout_seconds": "x"}),
     "finish_timeout_seconds": ("track", (), {"finish_timeout_seconds": "x"}),
+    "retries": ("track", (), {"retries": "x"}),
     "flush_interval_seconds": ("reporter", (), {"flush_interval_seconds": "x"}),
     "max_pending": ("reporter", (), {"max_pending": "x"}),
     "updates[0]": ("batch_update", ([{"id": "a"}],), {}),

@@ -53,10 +53,11 @@ def run_until_synced(command, server):
 def test_the_python_in_the_readme_runs(readme, server):
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     said = [run(["python", "-W", "error", "-c", block], server) for block in blocks]
-    assert len(said) == 3
+    assert len(said) == 4
     assert said[0] == "succeeded\n"
     assert said[1].splitlines()[-1].startswith("succeeded")
     assert said[2].splitlines() == ["0 open", "100 in all", "SYNCED"]
+    assert said[3] == "retrying\n"
 
 
 def test_the_grpcurl_in_the_readme_runs(readme, server):
