@@ -414,6 +414,7 @@ class JobsWatchState(ResumableStream["pb.WatchJobsResponse | pb.ListJobsResponse
         changes = requests.changes_in(pb.WatchJobsResponse(events=events))
         self._note_message(is_news=True)
         self._is_page_taken = True
+        self._backoff.reset()
         self._page_size = min(2 * self._page_size, LARGEST_WATCH_PAGE)
         if not self._page_token:
             self._token_of_pages = page.resume_token
