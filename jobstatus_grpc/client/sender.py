@@ -237,7 +237,7 @@ class Sender:
         self._on_answer = on_answer
         self._wake = threading.Event()
         self._all_sent = threading.Event()
-        self._thread = threading.Thread(target=self._send_all, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(self._send_while_due,), name=name, daemon=True)
         self._starting = threading.Lock()
         self._is_running = self._is_leaving = False
 
@@ -272,7 +272,7 @@ class Sender:
             if not self._is_running:
                 self._is_running = True
                 # No daemon: the process ends when all is sent.
-                self._thread = threading.Thread(target=self._send_in_child, name=self._thread.name)
+                self._thread = threading.Thread(target=self._run, args=(self._send_in_child,), name=self._thread.name)
                 self._thread.start()
 
     def _send_in_child(self) -> None:
@@ -304,9 +304,9 @@ class Sender:
             self._thread.join()
         self._calls.due_in_seconds()  # while the thread is in a call, the timeout is noticed here
 
-    def _send_all(self) -> None:
+    def _run(self, send: Callable[[], None]) -> None:
         try:
-            self._send_while_due()
+            send()
         except Exception as error:
             # Otherwise the thread would end silently, and the job would never be done.
             self._calls.crashed(error)

@@ -152,25 +152,6 @@ async def use():
     assert (await other.get(job.id)).id == job.id
 join(fork(lambda: asyncio.run(use())))
 """,
-    "an asyncio client of a parent that has used it": """
-other = AsyncJobStatusClient(address)
-async def use():
-    watch = other.watch(job.id)
-    await anext(watch)
-    return watch
-watch = asyncio.run(use())
-def work():
-    global watch
-    try:
-        asyncio.run(other.get(job.id))
-    except UnavailableError as error:
-        assert "spawn" in str(error)
-    else:
-        raise AssertionError
-    watch = None
-    os._exit(0)  # as multiprocessing does: the end of the interpreter may crash in gRPC
-join(fork(work))
-""",
 }
 
 
