@@ -108,7 +108,14 @@ def test_the_log_says_what_happened_to_a_job(serve, tmp_path, new_id, store):
         {"to": "pending", "attempt": 0, "revision": 1, "request_id": "made-1"},
         {"from": "pending", "to": "in_progress", "attempt": 1, "revision": 2, "reason": "began"},
         {"from": "in_progress", "to": "in_progress", "attempt": 1, "revision": 4, "reason": "too slow"},
-        {"from": "in_progress", "to": "failed", "attempt": 1, "revision": 5, "reason": "disk full", "error": "disk full"},
+        {
+            "from": "in_progress",
+            "to": "failed",
+            "attempt": 1,
+            "revision": 5,
+            "reason": "disk full",
+            "error": "disk full",
+        },
         {"to": "deleted", "revision": 6},
     ]
     assert [entry for entry in entries if "method" in entry] == []
