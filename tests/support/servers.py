@@ -38,7 +38,7 @@ class ServerProcess:
     def __init__(
         self, *flags: str, store: str = "memory:", listen: str = "127.0.0.1:0", log: Path | None = None
     ) -> None:
-        """`flags` are those of `jobstatus serve`; without `log`, its log goes to this process's stderr."""
+        """`flags` are those of `jobstatus serve`; without `log`, warnings and errors go to this process's stderr."""
         self._flags = flags
         self._store = store
         self._listen = listen
@@ -64,6 +64,9 @@ class ServerProcess:
         """Start it and wait until it answers."""
         command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--listen", self._listen, "--store", self._store]
         command += ["--transport", TRANSPORT]
+        if self._log is None:
+            # Lines of the server must not come between those of a command that a test captures in this process.
+            command += ["--log-level", "warning"]
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(self._log.open("a")) if self._log else None
             self._process = subprocess.Popen([*command, *self._flags], stdout=subprocess.PIPE, stderr=log, text=True)
