@@ -467,8 +467,6 @@ class JobsWatchState(ResumableStream["pb.WatchJobsResponse | pb.ListJobsResponse
     def _reset(self) -> JobChange:
         self._returned.clear()
         self._has_all = True
-        # Until SYNCED, the changes since that token are not enough.
-        self.resume_token = ""
         return RESET
 
 

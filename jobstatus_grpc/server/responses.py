@@ -145,14 +145,14 @@ def stamp_jobs_message(now: datetime) -> bytes:
 def with_token(
     write: Callable[[bytes], Awaitable[None]], watch: JobsWatchRequest
 ) -> Callable[[bytes, Position | None], Awaitable[None]]:
-    """Return a function that writes a message with the resume token of its position; see watch.watcher.Send."""
+    """Return a function that writes a message with the resume token of its position; None: that of the one before."""
     known: Position | None = None
     field = _token_field(watch.resume_token)
 
     async def send(message: bytes, position: Position | None) -> None:
         nonlocal known, field
         if position is not None and position != known:
-            known, field = position, _token_field(write_token("resume", watch.scope, position) if position else "")
+            known, field = position, _token_field(write_token("resume", watch.scope, position))
         await write(message + field)
 
     return send

@@ -111,7 +111,7 @@ class Backlog(Generic[Owner]):
 
     __slots__ = (
         "_all_held", "_held", "_interval_ends_at", "_last_number", "_min_update_seconds", "_owner", "_queue", "_unsent",
-        "filter", "guesses", "is_incomplete", "tenant",
+        "filter", "is_incomplete", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -121,8 +121,6 @@ class Backlog(Generic[Owner]):
         self.filter = job_filter
         self.is_incomplete = False
         """Whether the client may have jobs that are not held here: then every change that may concern it is sent."""
-        self.guesses = 0
-        """The number of jobs to be sent as REMOVED for that reason alone; most of them may never have matched."""
         self._owner = owner
         self._all_held = held
         self._min_update_seconds = min_update_seconds
@@ -189,7 +187,6 @@ class Backlog(Generic[Owner]):
         if held is None:
             if self.is_incomplete and self.may_concern(change):
                 sent_revision = UNKNOWN_REVISION
-                self.guesses += not matches and not end_matches
             elif not matches and not end_matches:
                 return None
             # From now on, the hub must find this backlog when the job stops matching.
@@ -235,7 +232,6 @@ class Backlog(Generic[Owner]):
             self._release(job_id)
         self._queue.clear()
         self.is_incomplete = False
-        self.guesses = 0
 
     def _enqueue(self, job_id: str, due_at: float) -> int:
         if len(self._queue) > 2 * len(self._unsent) + MAX_EVENTS:  # most places are obsolete

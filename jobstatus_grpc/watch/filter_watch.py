@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
-from jobstatus_grpc.errors import JobStatusError, StoreChangedError, StreamAgeError
+from jobstatus_grpc.errors import JobStatusError, StoreChangedError, StreamAgeError, UnavailableError
 from jobstatus_grpc.job import Job, JobFilter, JobState
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.interface import Change, ChangeBatch, JobStore, Page, Position
@@ -44,17 +44,8 @@ LISTED_JOBS = 1000
 RETRY_SECONDS = 0.2
 """The pause before a stream begins again, where it has to twice in a row: the hub does not know the new store yet."""
 
-MAX_GUESSES = MAX_EVENTS
-"""Jobs that a resumed stream removes though they may never have matched: at most this, plus as many as match.
-
-Beyond that, RESET and snapshots are cheaper for the client.
-"""
-
-MAX_FOREIGN_CHANGES = 5000
-"""Changes of jobs that do not match that a resumed stream reads: at most this, plus as many as match.
-
-Beyond that, RESET and snapshots are cheaper for the server.
-"""
+UNSURE_SECONDS = 1.0
+"""How often a resumed stream checks that the hub has published all that was committed; a commit needs far less."""
 
 _Key: TypeAlias = tuple[object, ...]
 
@@ -133,7 +124,10 @@ class FilterHub:
         buffered, watcher.buffered = watcher.buffered or {}, None
         for news in buffered.values():
             watcher.receive(news)
-        self._set_keys(watcher, _keys_of_filter(watcher.backlog.tenant, watcher.backlog.filter))
+        backlog = watcher.backlog
+        is_narrow = not backlog.is_incomplete
+        keys = _keys_of_filter(backlog.tenant, backlog.filter) if is_narrow else [_all_of(backlog.tenant)]
+        self._set_keys(watcher, keys)
 
     def unsubscribe(self, watcher: FilterWatcher) -> None:
         """Pass no more changes to `watcher`, and drop the buffered ones."""
@@ -359,10 +353,6 @@ class FilterWatcher(TimedWatcher):
             self._wake_at(due_at)
 
 
-class _ReplayTooLargeError(Exception):
-    """Snapshots of what matches are cheaper than the changes since the client's position."""
-
-
 class FilterStream:
     """Sends the events of one WatchJobs stream. For one task.
 
@@ -377,8 +367,7 @@ class FilterStream:
         self._send_message = send
         self._backlog = watcher.backlog
         self._is_synced = False
-        self._listed_jobs: int | None = None
-        self._foreign_changes = 0
+        self._completing: asyncio.Task[None] | None = None
 
     async def run(self, after: Position | None) -> NoReturn:
         """Send events until the watch ends with an error; `after` is the position to resume from, None: a snapshot.
@@ -387,22 +376,26 @@ class FilterStream:
             DrainingError, StreamAgeError, StoreUnavailableError: the watch ends here; the client resumes elsewhere.
         """
         has_just_restarted = False
-        while True:
-            try:
-                await (self._snapshot() if after is None else self._resume(after))
-                has_just_restarted = False
-                while True:
-                    await self._send(*await self._watcher.next())
-            except (StoreChangedError, _ReplayTooLargeError):
-                if has_just_restarted:
-                    await asyncio.sleep(RETRY_SECONDS)
-                has_just_restarted, after = True, None
-                await self._reset()
+        try:
+            while True:
+                try:
+                    await (self._snapshot() if after is None else self._resume(after))
+                    has_just_restarted = False
+                    while True:
+                        await self._send(*await self._watcher.next())
+                except StoreChangedError:
+                    if has_just_restarted:
+                        await asyncio.sleep(RETRY_SECONDS)
+                    has_just_restarted, after = True, None
+                    await self._reset()
+        finally:
+            self._stop_completing()
 
     async def _reset(self) -> None:
+        self._stop_completing()
         self._watcher.reset()
         self._is_synced = False
-        await self._send([self._hub.render(EventType.RESET, None)], "")
+        await self._send([self._hub.render(EventType.RESET, None)], None)
 
     async def _snapshot(self) -> None:
         position = self._hub.reached
@@ -414,73 +407,63 @@ class FilterStream:
             await self._send_snapshots(page.jobs)
             cursor = page.next_cursor or None
         await self._send_synced(position)
-        await self._replay(position, None)
+        await self._replay(position, is_last=True)
 
     async def _resume(self, after: Position) -> None:
         self._backlog.is_incomplete = True
-        position = await self._replay(after, await self._read(self._store.position()))
-        await self._list()
-        # What changed before the listing ended is before this position, which the hub may not have reached.
-        position = await self._replay(position, await self._read(self._store.position()))
-        self._backlog.is_incomplete = False
-        position = await self._replay(position, None)
-        await self._send_synced(self._backlog.before or position)
-
-    async def _list(self) -> None:
-        """Note the jobs that match, unless that is done. The client has those that have not changed since its token."""
-        if self._listed_jobs is not None:
-            return
-        self._listed_jobs = 0
+        position = await self._replay(after, is_last=False)
         cursor: str | None = ""
-        while cursor is not None:
+        while cursor is not None:  # jobs that the client has, unless they have changed since
             page = await self._page(LISTED_JOBS, cursor)
             for job in page.jobs:
                 if not self._backlog.holds(job.id):
                     self._backlog.hold(job, revision=UNKNOWN_REVISION)
-            self._listed_jobs += len(page.jobs)
             cursor = page.next_cursor or None
+        position = await self._replay(position, is_last=True)
+        await self._send_synced(self._backlog.before or position)
+        self._completing = asyncio.ensure_future(self._complete())
 
-    async def _replay(self, position: Position, until: Position | None) -> Position:
-        """Send the feed's changes between two positions, and return the second; None: the hub's, and subscribe there.
-
-        Raises:
-            _ReplayTooLargeError: the client is to begin anew.
-        """
+    async def _replay(self, position: Position, *, is_last: bool) -> Position:
+        """Send the feed's changes from `position` up to the hub's, and return that; `is_last`: subscribe there."""
         is_there = False
         while not is_there:
             await self._watcher.next_iteration()
-            up_to = self._hub.buffer(self._watcher) if until is None else until
+            up_to = self._hub.buffer(self._watcher) if is_last else self._hub.reached
             batch = await self._changes(position, up_to)
             await self._add_to_backlog(batch.changes, position)
             is_there = batch.position in (position, up_to)  # a token of another server may be ahead of this hub
             position = batch.position
             if not is_there:
                 self._hub.unsubscribe(self._watcher)
-            elif until is None:
+            elif is_last:
                 self._hub.subscribe(self._watcher)
             await self._send_due(position)
         return position
 
     async def _add_to_backlog(self, changes: Sequence[Change], before: Position) -> None:
         now = asyncio.get_running_loop().time()
-        backlog = self._backlog
         for number, change in enumerate(changes, start=1):
-            is_kept = change.tenant == backlog.tenant and backlog.add(News(change, before), now) is not None
-            self._foreign_changes += not is_kept
+            if change.tenant == self._backlog.tenant:
+                self._backlog.add(News(change, before), now)
             if number % LOOKED_AT_PER_TURN == 0:
                 await self._watcher.next_iteration()
-        if backlog.is_incomplete:
-            await self._check_replay()
 
-    async def _check_replay(self) -> None:
-        if self._is_replay_too_large():
-            await self._list()  # how many match, is known only now
-            if self._is_replay_too_large():
-                raise _ReplayTooLargeError
+    async def _complete(self) -> None:
+        """Narrow the subscription to the filter once the hub has published all that was committed during the resume.
 
-    def _is_replay_too_large(self) -> bool:
-        matches = self._listed_jobs or 0
-        return self._backlog.guesses > MAX_GUESSES + matches or self._foreign_changes > MAX_FOREIGN_CHANGES + matches
+        A job that left the filter and then changed again, after the feed was read, was neither replayed nor listed. The
+        client may have it, so until then every change that may concern the client is sent.
+        """
+        while self._backlog.is_incomplete:
+            await asyncio.sleep(UNSURE_SECONDS)
+            with contextlib.suppress(UnavailableError):
+                self._backlog.is_incomplete = await self._store.position() != self._hub.position
+        self._hub.subscribe(self._watcher)
+
+    def _stop_completing(self) -> None:
+        if self._completing is not None:
+            self._completing.cancel()
+            self._completing = None
 
     async def _page(self, limit: int, cursor: str) -> Page:
         await self._watcher.next_iteration()

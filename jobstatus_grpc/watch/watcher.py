@@ -46,10 +46,7 @@ TrySend: TypeAlias = Callable[[bytes], bool]
 """Sends a message without waiting and returns True, or returns False where that is impossible now."""
 
 Send: TypeAlias = Callable[[bytes, Position | None], Awaitable[None]]
-"""Sends a message, with the feed's position up to which the client then has everything.
-
-None: the position of the message before. Empty: none, because the client is to forget what it has.
-"""
+"""Sends a message, with the feed's position up to which the client then has everything; None: the position before."""
 
 
 LOOK, SEND, WAKE = 1, 8, 64

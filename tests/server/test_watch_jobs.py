@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timezone
 
 import grpc
@@ -17,20 +15,8 @@ from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
-from jobstatus_grpc.watch import filter_watch
 from tests.support.timing import admitted_within_a_second
-from tests.support.watch_jobs import (
-    HEARTBEAT,
-    MIB,
-    REMOVED,
-    RESET,
-    SNAPSHOT,
-    SYNCED,
-    UPDATED,
-    Reader,
-    events_of,
-    pauses,
-)
+from tests.support.watch_jobs import HEARTBEAT, MIB, REMOVED, SNAPSHOT, SYNCED, UPDATED, Reader, events_of, pauses
 
 SECOND = duration_pb2.Duration(seconds=1)
 LONG = duration_pb2.Duration(seconds=3600)
@@ -344,65 +330,6 @@ def test_a_token_is_good_for_many_more_changes_than_fit_a_batch(any_service, wat
     _, events, _ = watch_to_synced(token)
     assert [event.job.id for event in events] == ids
     assert {event.type for event in events} == {UPDATED}
-
-
-def change_foreign_jobs(service, update_of, new_id, count):
-    for start in range(0, count, 500):
-        ids = [new_id() for _ in range(start, min(start + 500, count))]
-        service.batch(*(update_of(job_id, allow_missing=True, labels={"other": "x"}) for job_id in ids))
-
-
-def test_a_resume_beside_many_foreign_changes_is_a_reset_and_the_jobs_that_match(
-    any_service, make, watch_to_synced, update_of, new_id, group
-):
-    job = make()
-    _, _, token = watch_to_synced()
-    change_foreign_jobs(any_service, update_of, new_id, 3000)
-    changed = any_service.update(job.id, progress=1)
-    request = pb.WatchJobsRequest(filter=pb.JobFilter(labels=group), resume_token=token)
-    events, tokens = [], []
-    for message in any_service.stub.WatchJobs(request, timeout=30):
-        events += message.events
-        tokens.append(message.resume_token)
-        if events[-1].type == SYNCED:
-            break
-    types = [event.type for event in events]
-    at = types.index(RESET)
-    assert types[:at].count(REMOVED) <= filter_watch.MAX_GUESSES + 1
-    assert list(events[at + 1 :]) == [pb.JobEvent(type=SNAPSHOT, job=changed), pb.JobEvent(type=SYNCED)]
-    assert tokens[-3:-1] == ["", ""]
-    assert tokens[-1]
-
-
-def test_a_resume_of_more_jobs_than_have_changed_elsewhere_is_no_reset(
-    any_service, watch_to_synced, update_of, new_id, group
-):
-    any_service.batch(*(update_of(new_id(), allow_missing=True, labels=group) for _ in range(500)))
-    _, _, token = watch_to_synced()
-    change_foreign_jobs(any_service, update_of, new_id, 500)
-    _, events, _ = watch_to_synced(token)
-    assert {event.type for event in events} == {REMOVED}
-    assert len(events) <= 500
-
-
-def test_a_resumed_watch_gets_no_foreign_changes_from_synced_on(any_service, make, watch_to_synced, update_of, new_id):
-    job, foreign = make(), new_id()
-    _, _, token = watch_to_synced()
-    is_over = threading.Event()
-
-    def change():
-        for number in itertools.takewhile(lambda _: not is_over.is_set(), itertools.count()):
-            any_service.batch(update_of(foreign, allow_missing=True, progress=number % 100, labels={"n": str(number)}))
-
-    with ThreadPoolExecutor() as threads:
-        threads.submit(change)
-        try:
-            stream, _, _ = watch_to_synced(token)
-            time.sleep(0.3)
-            changed = any_service.update(job.id, progress=1)
-            assert list(next(stream).events) == [pb.JobEvent(type=UPDATED, job=changed)]
-        finally:
-            is_over.set()
 
 
 def test_the_order_of_a_filters_values_does_not_matter(any_service, make, watch_to_synced):

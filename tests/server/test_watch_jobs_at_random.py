@@ -11,6 +11,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.stores.memory import MemoryStore
+from jobstatus_grpc.watch import filter_watch
 from tests.support.servers import serving
 from tests.support.watch_jobs import Reader, Writer, listed
 
@@ -79,8 +80,11 @@ async def read_on(stream, reader):
         reader.take(await stream.read())
 
 
+@pytest.mark.parametrize("unsure_seconds", [0, 1])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_readers_end_up_with_what_is_listed(seed):
+def test_readers_end_up_with_what_is_listed(seed, unsure_seconds, monkeypatch):
+    monkeypatch.setattr(filter_watch, "UNSURE_SECONDS", unsure_seconds)
+
     async def scenario():
         chance = random.Random(seed)
         is_over = asyncio.Event()

@@ -61,7 +61,6 @@ class Reader:
             self._sent.clear()
             self.resets += 1
             self.is_synced = False
-            self.token = ""
         elif event.type == SYNCED:
             assert not self.is_synced
             self.is_synced = True

@@ -99,9 +99,7 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     JOB_EVENT_TYPE_HEARTBEAT: _JobEventType.ValueType  # 5
     """Nothing has changed; the stream is alive. In WatchJob it repeats the job that was sent last."""
     JOB_EVENT_TYPE_RESET: _JobEventType.ValueType  # 6
-    """The resume_token is too old, or the store was replaced, or too many other jobs have changed: discard all known jobs
-    and the resume_token; snapshots follow.
-    """
+    """The resume_token is too old, or the store was replaced: discard all known jobs; snapshots follow."""
 
 class JobEventType(_JobEventType, metaclass=_JobEventTypeEnumTypeWrapper):
     """The type of a watch event."""
@@ -121,9 +119,7 @@ JOB_EVENT_TYPE_SYNCED: JobEventType.ValueType  # 4
 JOB_EVENT_TYPE_HEARTBEAT: JobEventType.ValueType  # 5
 """Nothing has changed; the stream is alive. In WatchJob it repeats the job that was sent last."""
 JOB_EVENT_TYPE_RESET: JobEventType.ValueType  # 6
-"""The resume_token is too old, or the store was replaced, or too many other jobs have changed: discard all known jobs
-and the resume_token; snapshots follow.
-"""
+"""The resume_token is too old, or the store was replaced: discard all known jobs; snapshots follow."""
 Global___JobEventType: _TypeAlias = JobEventType  # noqa: Y015
 
 @_typing.final
@@ -1104,9 +1100,7 @@ class WatchJobsResponse(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     SERVER_TIME_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Everything up to this token has been sent. Before SYNCED it is the token of the request, or empty after
-    RESET.
-    """
+    """Everything up to this token has been sent. Until SYNCED it is empty, or the token of the request."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobEvent]:
         """At most 256 events and 1 MiB."""

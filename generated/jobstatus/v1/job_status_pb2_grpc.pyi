@@ -113,8 +113,8 @@ class JobStatusServiceStub:
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_status_pb2.WatchJobsRequest, _job_status_pb2.WatchJobsResponse]
     """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
     changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-    old, or the store was replaced, or the changes of other jobs outnumber the matching jobs by far: RESET, then the
-    same as without a token. Delivery is at least once; discard duplicates by revision.
+    old, or the store was replaced: RESET, then the same as without a token. Delivery is at least once; discard
+    duplicates by revision.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
     token is malformed or belongs to another tenant or filter.
@@ -200,8 +200,8 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_status_pb2.WatchJobsRequest, _job_status_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
     changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-    old, or the store was replaced, or the changes of other jobs outnumber the matching jobs by far: RESET, then the
-    same as without a token. Delivery is at least once; discard duplicates by revision.
+    old, or the store was replaced: RESET, then the same as without a token. Delivery is at least once; discard
+    duplicates by revision.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
     token is malformed or belongs to another tenant or filter.
@@ -344,8 +344,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_status_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_status_pb2.WatchJobsResponse]]:
         """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
         changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-        old, or the store was replaced, or the changes of other jobs outnumber the matching jobs by far: RESET, then the
-        same as without a token. Delivery is at least once; discard duplicates by revision.
+        old, or the store was replaced: RESET, then the same as without a token. Delivery is at least once; discard
+        duplicates by revision.
 
         The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
         token is malformed or belongs to another tenant or filter.
