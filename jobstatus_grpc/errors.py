@@ -208,13 +208,29 @@ class StoreChangedError(UnavailableError):
 class UnauthenticatedError(JobStatusError):
     """The call carries no valid credentials."""
 
-    reason = "UNAUTHENTICATED"
+
+class NoIdentityError(UnauthenticatedError):
+    """The call carries no credentials. Send a token, or connect with a client certificate."""
+
+    reason = "NO_IDENTITY"
+
+
+class BadIdentityError(UnauthenticatedError):
+    """The credentials of the call are not valid here. Check the token or the certificate."""
+
+    reason = "BAD_IDENTITY"
+
+
+class IdentityExpiredError(UnauthenticatedError):
+    """The credentials of the call have expired. Renew the token or the certificate."""
+
+    reason = "IDENTITY_EXPIRED"
 
 
 class PermissionDeniedError(JobStatusError):
-    """The caller may not do this."""
+    """The caller's role does not allow this."""
 
-    reason = "PERMISSION_DENIED"
+    reason = "NOT_ALLOWED"
 
 
 class DeadlineExceededError(JobStatusError):

@@ -21,6 +21,7 @@ import grpc
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError
 from jobstatus_grpc.server import health, reflection, responses, servicer
+from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.addresses import CannotListenError, held
 from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerConfig, channel_options, stop_signals
 from jobstatus_grpc.server.logs import ServerLog
@@ -157,13 +158,14 @@ class _Server:
         )
         self._calls = CallMiddleware(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
+            Access(),
             server_log.calls,
             metrics.calls if metrics else None,
         )
         self._sweeper = Sweeper(store=store, queue=self._queue, fail_stalled_after=config.fail_stalled_after)
         self._health = health.HealthServicer([health.SERVICE, health.WRITE])
         self._draining = asyncio.Event()
-        methods = [self._calls.wrap(method) for method in servicer.methods(JobStatusServicer(service))]
+        methods = [self._calls.wrap(rpc) for rpc in servicer.rpcs(JobStatusServicer(service))]
         methods += health.methods(self._health)
         self._transport = _open_transport(config, methods, draining=self._draining, private=private)
         self._background: list[asyncio.Task[None]] = []

@@ -1,4 +1,4 @@
-"""Around each call of the service: the limits of open calls, errors as status, one line in the log, metrics."""
+"""Around each call of the service: its caller, limits of open calls, errors as status, a line in the log, metrics."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
 
+from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import (
     DrainingError,
     InternalError,
@@ -20,9 +21,10 @@ from jobstatus_grpc.errors import (
     TooManyRequestsError,
     TooManyWatchersError,
 )
+from jobstatus_grpc.server.access import Access, authorize
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.requests import subject_of
-from jobstatus_grpc.server.transports.interface import Behaviour, CallContext, Metadata, Method, StreamContext
+from jobstatus_grpc.server.transports.interface import CallContext, Metadata, Method, StreamContext
 from jobstatus_grpc.wire import status
 
 if TYPE_CHECKING:
@@ -38,6 +40,24 @@ QUIET_SECONDS = 0.05
 """Time without a new call after which a drain is over."""
 
 Gate: TypeAlias = Callable[[CallContext], None]
+
+Handler: TypeAlias = Callable[[bytes, Identity, Any], Awaitable["bytes | None"]]
+"""From a request's bytes, its caller and a CallContext to the response, or from a StreamContext to None at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """An RPC of the service and what answers it."""
+
+    path: str
+    """Such as `/jobstatus.v1.JobStatusService/GetJob`."""
+    handler: Handler
+    is_stream: bool
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +78,13 @@ class CallMiddleware:
     def __init__(
         self,
         limits: CallLimits,
+        access: Access,
         request_log: RequestLog | None = None,
         tallies: Mapping[str, CallTally] | None = None,
     ) -> None:
-        """Take the limits, the log of calls, and the counters by the method's name; None: not logged, not counted."""
+        """Take the log of calls, and the counters by the method's name; None: not logged, not counted."""
         self._limits = limits
+        self._access = access
         self._log = request_log
         self._tallies = tallies or {}
         self._requests = 0
@@ -89,13 +111,13 @@ class CallMiddleware:
         """Wait until no call is running."""
         await self._idle.wait()
 
-    def wrap(self, method: Method) -> Method:
-        """Return a method of the service, wrapped."""
-        if not method.is_stream:
-            return self._around(method, method.behaviour, self._admit_request, self._end_request)
-        tally = self._tallies.get(method.name)
-        behaviour = method.behaviour if tally is None else _counting(method.behaviour, tally)
-        return self._around(method, behaviour, self._admit_watch, self._end_watch)
+    def wrap(self, rpc: Rpc) -> Method:
+        """Return an RPC of the service as the method of a transport."""
+        if not rpc.is_stream:
+            return self._around(rpc, rpc.handler, self._admit_request, self._end_request)
+        tally = self._tallies.get(rpc.name)
+        handler = rpc.handler if tally is None else _counting(rpc.handler, tally)
+        return self._around(rpc, handler, self._admit_watch, self._end_watch)
 
     def _admit_request(self, context: CallContext) -> None:
         if self._requests >= self._limits.max_requests:
@@ -130,8 +152,8 @@ class CallMiddleware:
         if not self._requests and not self._watches:
             self._idle.set()
 
-    def _around(self, method: Method, behaviour: Behaviour, admit: Gate, end: Gate) -> Method:
-        name, tally = method.name, self._tallies.get(method.name)
+    def _around(self, rpc: Rpc, handler: Handler, admit: Gate, end: Gate) -> Method:
+        name, tally = rpc.name, self._tallies.get(rpc.name)
 
         async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()
@@ -142,9 +164,11 @@ class CallMiddleware:
                 if self._is_draining:
                     self._refused += 1
                     raise DrainingError
+                caller = await self._access.identify(context)
+                authorize(name, caller)
                 admit(context)
                 try:
-                    reply = await behaviour(data, context)
+                    reply = await handler(data, caller, context)
                     return reply
                 finally:
                     end(context)
@@ -176,7 +200,7 @@ class CallMiddleware:
                     # The call may have been stored, and is answered: nothing here may change that.
                     log.exception("a call of %s cannot be counted or logged; the call itself is not affected", name)
 
-        return Method(method.path, answered, method.is_stream)
+        return Method(rpc.path, answered, rpc.is_stream)
 
 
 class _CountedStream:
@@ -210,8 +234,8 @@ class _CountedStream:
         return try_and_count
 
 
-def _counting(behaviour: Behaviour, tally: CallTally) -> Behaviour:
-    return lambda data, stream: behaviour(data, _CountedStream(stream, tally))
+def _counting(handler: Handler, tally: CallTally) -> Handler:
+    return lambda data, caller, stream: handler(data, caller, _CountedStream(stream, tally))
 
 
 def _masked(name: str, error: Exception) -> InternalError:

@@ -17,10 +17,10 @@ from google.protobuf import duration_pb2, struct_pb2
 from google.protobuf.message import DecodeError, Message
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, InvalidTokenError, JobStatusError
 from jobstatus_grpc.job import (
     CREATION_FIELDS,
-    DEFAULT_TENANT,
     WRITABLE_FIELDS,
     Cancel,
     Create,
@@ -46,15 +46,6 @@ DEFAULT_HEARTBEAT_INTERVAL = timedelta(seconds=30)
 DEFAULT_MIN_UPDATE_INTERVAL = timedelta(milliseconds=100)
 
 M = TypeVar("M", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The origin of a request."""
-
-    actor: str
-    """The principal, or the peer's address; written to the history."""
-    tenant: str = DEFAULT_TENANT
 
 
 def parse(message_class: type[M], data: bytes) -> M:
@@ -100,14 +91,14 @@ def _request_id(value: str, request: Message) -> RequestId | None:
     return RequestId(value, digest.hexdigest())
 
 
-def to_create(request: pb.CreateJobRequest, caller: Caller) -> Create:
+def to_create(request: pb.CreateJobRequest, caller: Identity) -> Create:
     """Return the command; its id is empty if the service has to choose one."""
     violations: Violations = []
     command = Create(
         **{"id": "", **_set_fields(request.job, CREATION_FIELDS, violations)},
         request=_request_id(request.request_id, request),
         tenant=caller.tenant,
-        actor=caller.actor,
+        actor=caller.principal,
     )
     validation.check_create(command, violations)
     if request.job.HasField("error"):
@@ -124,7 +115,7 @@ def to_job_id(request: pb.GetJobRequest) -> str:
     return request.id
 
 
-def to_update(request: pb.UpdateJobRequest, caller: Caller) -> Update:
+def to_update(request: pb.UpdateJobRequest, caller: Identity) -> Update:
     """Return the command; its changes are the fields in the mask, without one the writable fields that are set."""
     violations: Violations = []
     job = request.job
@@ -138,7 +129,7 @@ def to_update(request: pb.UpdateJobRequest, caller: Caller) -> Update:
         expected_revision=request.expected_revision,
         request=_request_id(request_id, request) if request_id else None,
         tenant=caller.tenant,
-        actor=caller.actor,
+        actor=caller.principal,
     )
     if request.allow_missing:
         labels = changes.get("labels") or _labels(job, violations)
@@ -231,7 +222,7 @@ _READERS: Mapping[str, Callable[[pb.JobStatus, Violations], Any]] = {
 """The fields that are converted or checked when they are read; the others are read as they are."""
 
 
-def to_updates(data: bytes, caller: Caller) -> list[Update | JobStatusError]:
+def to_updates(data: bytes, caller: Identity) -> list[Update | JobStatusError]:
     """Return each update of a BatchUpdateJobsRequest as a command, or as the error that refuses it.
 
     Raises:
@@ -285,7 +276,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     return 0, position
 
 
-def to_cancel(request: pb.CancelJobRequest, caller: Caller) -> Cancel:
+def to_cancel(request: pb.CancelJobRequest, caller: Identity) -> Cancel:
     """Return the command."""
     violations: Violations = []
     command = Cancel(
@@ -294,18 +285,18 @@ def to_cancel(request: pb.CancelJobRequest, caller: Caller) -> Cancel:
         force=request.force,
         request=_request_id(request.request_id, request),
         tenant=caller.tenant,
-        actor=caller.actor,
+        actor=caller.principal,
     )
     validation.check_cancel(command, violations)
     _raise_if_any(violations)
     return command
 
 
-def to_delete(request: pb.DeleteJobRequest, caller: Caller) -> Delete:
+def to_delete(request: pb.DeleteJobRequest, caller: Identity) -> Delete:
     """Return the command."""
     violations: Violations = []
     command = Delete(
-        id=request.id, expected_revision=request.expected_revision, tenant=caller.tenant, actor=caller.actor
+        id=request.id, expected_revision=request.expected_revision, tenant=caller.tenant, actor=caller.principal
     )
     validation.check_delete(command, violations)
     _raise_if_any(violations)
@@ -325,7 +316,7 @@ class JobsQuery:
     scope: Scope
 
 
-def to_jobs_query(request: pb.ListJobsRequest, caller: Caller) -> JobsQuery:
+def to_jobs_query(request: pb.ListJobsRequest, caller: Identity) -> JobsQuery:
     """Return the query; raise InvalidTokenError if the page token was made for another filter."""
     violations: Violations = []
     job_filter = filter_from_wire(request.filter, violations)
@@ -354,7 +345,7 @@ class HistoryQuery:
     scope: Scope
 
 
-def to_history_query(request: pb.ListJobTransitionsRequest, caller: Caller) -> HistoryQuery:
+def to_history_query(request: pb.ListJobTransitionsRequest, caller: Identity) -> HistoryQuery:
     """Return the query; raise InvalidTokenError if the page token was made for another job."""
     violations: Violations = []
     validation.check_id(request.id, "id", violations)
@@ -417,7 +408,7 @@ class JobsWatchRequest:
     resume_token: str
 
 
-def to_jobs_watch(request: pb.WatchJobsRequest, caller: Caller) -> JobsWatchRequest:
+def to_jobs_watch(request: pb.WatchJobsRequest, caller: Identity) -> JobsWatchRequest:
     """Return the jobs to watch and the intervals; raise InvalidTokenError if the token was made for another filter."""
     violations: Violations = []
     job_filter = filter_from_wire(request.filter, violations)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.server import requests, responses
-from jobstatus_grpc.server.requests import Caller, parse
-from jobstatus_grpc.server.transports.interface import CallContext, Method, StreamContext
+from jobstatus_grpc.server.middleware import Rpc
+from jobstatus_grpc.server.requests import parse
+from jobstatus_grpc.server.transports.interface import CallContext, StreamContext
 from jobstatus_grpc.service import JobService
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"]
@@ -23,57 +25,55 @@ class JobStatusServicer:
     def __init__(self, service: JobService) -> None:
         self._service = service
 
-    async def CreateJob(self, data: bytes, context: CallContext) -> bytes:
+    async def CreateJob(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Create a job."""
-        command = requests.to_create(parse(pb.CreateJobRequest, data), caller_of(context))
+        command = requests.to_create(parse(pb.CreateJobRequest, data), caller)
         return responses.job_reply(await self._service.create(command))
 
-    async def GetJob(self, data: bytes, context: CallContext) -> bytes:
+    async def GetJob(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Return a job."""
         job_id = requests.to_job_id(parse(pb.GetJobRequest, data))
-        return responses.job_reply(await self._service.get(caller_of(context).tenant, job_id))
+        return responses.job_reply(await self._service.get(caller.tenant, job_id))
 
-    async def UpdateJob(self, data: bytes, context: CallContext) -> bytes:
+    async def UpdateJob(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Update a job."""
-        command = requests.to_update(parse(pb.UpdateJobRequest, data), caller_of(context))
+        command = requests.to_update(parse(pb.UpdateJobRequest, data), caller)
         return responses.job_reply(await self._service.update(command))
 
-    async def BatchUpdateJobs(self, data: bytes, context: CallContext) -> bytes:
+    async def BatchUpdateJobs(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Update many jobs, each by itself."""
-        updates = requests.to_updates(data, caller_of(context))
+        updates = requests.to_updates(data, caller)
         return responses.batch_reply(await self._service.batch_update(updates))
 
-    async def CancelJob(self, data: bytes, context: CallContext) -> bytes:
+    async def CancelJob(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Request the end of a job."""
-        command = requests.to_cancel(parse(pb.CancelJobRequest, data), caller_of(context))
+        command = requests.to_cancel(parse(pb.CancelJobRequest, data), caller)
         return responses.job_reply(await self._service.cancel(command))
 
-    async def DeleteJob(self, data: bytes, context: CallContext) -> bytes:
+    async def DeleteJob(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Remove a done job."""
-        await self._service.delete(requests.to_delete(parse(pb.DeleteJobRequest, data), caller_of(context)))
+        await self._service.delete(requests.to_delete(parse(pb.DeleteJobRequest, data), caller))
         return b""
 
-    async def ListJobs(self, data: bytes, context: CallContext) -> bytes:
+    async def ListJobs(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Return a page of jobs."""
-        caller = caller_of(context)
         query = requests.to_jobs_query(parse(pb.ListJobsRequest, data), caller)
         position, page = await self._service.list(
             caller.tenant, query.filter, limit=query.limit, cursor=query.cursor, position=query.position
         )
         return await responses.jobs_reply(query, position, page)
 
-    async def ListJobTransitions(self, data: bytes, context: CallContext) -> bytes:
+    async def ListJobTransitions(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Return a page of a job's history."""
-        caller = caller_of(context)
         query = requests.to_history_query(parse(pb.ListJobTransitionsRequest, data), caller)
         transitions = await self._service.transitions(caller.tenant, query.id, after=query.after, limit=query.limit + 1)
         return responses.history_reply(query, transitions)
 
-    async def WatchJob(self, data: bytes, context: StreamContext) -> None:
+    async def WatchJob(self, data: bytes, caller: Identity, context: StreamContext) -> None:
         """Stream a job's changes until its end."""
         watch = requests.to_watch(parse(pb.WatchJobRequest, data))
         async with self._service.watch(
-            caller_of(context).tenant,
+            caller.tenant,
             watch.id,
             heartbeat_interval=watch.heartbeat_interval,
             min_update_interval=watch.min_update_interval,
@@ -82,9 +82,8 @@ class JobStatusServicer:
             while (message := await watcher.next()) is not None:
                 await context.write(message)
 
-    async def WatchJobs(self, data: bytes, context: StreamContext) -> None:
+    async def WatchJobs(self, data: bytes, caller: Identity, context: StreamContext) -> None:
         """Stream the changes of all jobs that match a filter."""
-        caller = caller_of(context)
         watch = requests.to_jobs_watch(parse(pb.WatchJobsRequest, data), caller)
         await self._service.watch_jobs(
             caller.tenant,
@@ -96,15 +95,10 @@ class JobStatusServicer:
         )
 
 
-def caller_of(context: CallContext) -> Caller:
-    """Return the origin of a call."""
-    return Caller(actor=context.peer())
-
-
-def methods(servicer: JobStatusServicer) -> list[Method]:
+def rpcs(servicer: JobStatusServicer) -> list[Rpc]:
     """Return the RPCs that the servicer implements; others are UNIMPLEMENTED."""
     return [
-        Method(f"/{SERVICE_NAME}/{method.name}", getattr(servicer, method.name), method.server_streaming)
+        Rpc(f"/{SERVICE_NAME}/{method.name}", getattr(servicer, method.name), method.server_streaming)
         for method in SERVICE.methods
         if hasattr(servicer, method.name)
     ]

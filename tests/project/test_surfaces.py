@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import AsyncJobStatusClient, JobStatusClient, JobUpdate
+from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.cli import COMMANDS, jobstatus
 from jobstatus_grpc.cli.options import FILTER_ARGUMENTS
 from jobstatus_grpc.errors import InvalidFieldError
@@ -32,7 +33,7 @@ from jobstatus_grpc.job import (
     apply,
 )
 from jobstatus_grpc.job.validation import Violations
-from jobstatus_grpc.server.requests import Caller, to_create
+from jobstatus_grpc.server.requests import to_create
 from jobstatus_grpc.server.servicer import SERVICE, JobStatusServicer
 from jobstatus_grpc.server.tokens import filter_scope
 from jobstatus_grpc.service import JobService
@@ -134,7 +135,7 @@ def test_every_field_of_a_job_is_converted_both_ways():
 @pytest.mark.parametrize("name", [name for name in SETTABLE if name not in NOT_AT_CREATION])
 def test_a_job_is_created_with_each_field_that_is_not_output_only(name):
     request = pb.CreateJobRequest(job=fill(pb.JobStatus(), name))
-    created = apply(None, to_create(request, Caller("test")), now=NOW, retention=timedelta(days=1)).job
+    created = apply(None, to_create(request, Identity("test")), now=NOW, retention=timedelta(days=1)).job
     written = pb.JobStatus()
     convert.job_to_wire(created, written)
     is_kept = getattr(written, name) == getattr(request.job, name)
@@ -145,7 +146,7 @@ def test_a_job_is_created_with_each_field_that_is_not_output_only(name):
 @pytest.mark.parametrize("name", NOT_AT_CREATION)
 def test_create_refuses_each_other_field(name):
     with pytest.raises(InvalidFieldError) as caught:
-        to_create(pb.CreateJobRequest(job=fill(pb.JobStatus(), name)), Caller("test"))
+        to_create(pb.CreateJobRequest(job=fill(pb.JobStatus(), name)), Identity("test"))
     assert (f"job.{name}", NOT_AT_CREATION[name]) in [
         (each.field, each.description) for each in caught.value.violations
     ]

@@ -8,12 +8,13 @@ import pytest
 from google.protobuf import duration_pb2, field_mask_pb2, struct_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import InvalidFieldError
 from jobstatus_grpc.job import WRITABLE_FIELDS, JobError, JobState, Update
 from jobstatus_grpc.server import requests
 from jobstatus_grpc.server.requests import to_updates
 
-CALLER = requests.Caller(actor="me", tenant="ours")
+CALLER = Identity("me", tenant="ours")
 RESULT = struct_pb2.Struct()
 RESULT.update({"rows": 1})
 WRITTEN = pb.JobStatus(

@@ -8,9 +8,10 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.job import JOB_FIELDS, REPORT_FIELDS, Job, JobError, JobState, evolve, is_report, is_urgent
 from jobstatus_grpc.server import responses
-from jobstatus_grpc.server.requests import Caller, to_jobs_query
+from jobstatus_grpc.server.requests import to_jobs_query
 from jobstatus_grpc.server.responses import JOBS_PER_TURN, MAX_KEPT_BYTES, job_event, jobs_reply, render_job
 from jobstatus_grpc.stores.interface import Page
 from jobstatus_grpc.wire import convert
@@ -118,7 +119,7 @@ PAGE = Page([job_in(JobState.PENDING)] * JOBS, [f"{number}.1" for number in rang
 
 def test_others_get_their_turns_while_a_large_page_is_rendered():
     async def main() -> int:
-        query = to_jobs_query(pb.ListJobsRequest(), Caller(actor="me"))
+        query = to_jobs_query(pb.ListJobsRequest(), Identity("me"))
         rendering = asyncio.create_task(jobs_reply(query, "1", PAGE))
         turns = 0
         while not rendering.done():
