@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -42,11 +42,11 @@ class Identity:
 class Credentials:
     """What a call carries to prove its caller's identity."""
 
-    metadata: Sequence[tuple[str, str | bytes]]
+    metadata: Sequence[tuple[str, str | bytes]] = field(repr=False)
     """Keys are lower-case; those that end in `-bin` have bytes."""
     peer: str
     """The client's address as gRPC writes it: `ipv4:127.0.0.1:50000`."""
-    certificate: bytes | None = None
+    certificate: bytes | None = field(default=None, repr=False)
     """The client's certificate (PEM), verified against the server's client CA. None: there is none."""
 
 

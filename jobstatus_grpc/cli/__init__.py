@@ -33,6 +33,7 @@ COMMANDS = {
     "history": "commands.history:history",
     "run": "run.command:run",
     "health": "commands.health:health",
+    "token": "commands.token:token",
     "migrate": "commands.migrate:migrate",
     "backup": "commands.backup:backup",
     "restore": "commands.backup:restore",

@@ -21,8 +21,9 @@ import grpc
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError
 from jobstatus_grpc.server import health, reflection, responses, servicer
-from jobstatus_grpc.server.access import Access
+from jobstatus_grpc.server.access import AUTHENTICATORS, Access
 from jobstatus_grpc.server.addresses import CannotListenError, held
+from jobstatus_grpc.server.auth_file import AuthFile
 from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerConfig, channel_options, stop_signals
 from jobstatus_grpc.server.logs import ServerLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
@@ -143,7 +144,9 @@ class _Server:
             stamp=responses.each_millisecond(lambda: responses.stamp_jobs_message(utc_now())),
             max_age_seconds=max_age_seconds,
         )
-        metrics, endpoint = _metrics_of(config, store, server_log)
+        self._auth_file = None if config.auth is None else AuthFile(config.auth, AUTHENTICATORS)
+        access = Access(self._auth_file)
+        metrics, endpoint = _metrics_of(config, store, server_log, access)
         self._endpoint = endpoint
         self._publisher = Publisher(
             store, self._job_hub, self._filter_hub, observe_batch=metrics.observe_batch if metrics else None
@@ -158,7 +161,7 @@ class _Server:
         )
         self._calls = CallMiddleware(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
-            Access(),
+            access,
             server_log.calls,
             metrics.calls if metrics else None,
         )
@@ -178,6 +181,8 @@ class _Server:
             asyncio.create_task(self._report_health()),
             asyncio.create_task(self._sweeper.run()),
         ]
+        if self._auth_file is not None:
+            self._background.append(asyncio.create_task(self._auth_file.follow()))
         try:
             if self._endpoint is not None:
                 await self._endpoint.start()
@@ -295,12 +300,12 @@ def _open_transport(
 
 
 def _metrics_of(
-    config: ServerConfig, store: JobStore, server_log: ServerLog
+    config: ServerConfig, store: JobStore, server_log: ServerLog, access: Access
 ) -> tuple[Metrics, MetricsEndpoint] | tuple[None, None]:
     if config.metrics is None:
         return None, None
     # Imported here because prometheus_client takes a while to load.
     from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
 
-    metrics = Metrics(store, clock=utc_now, log_lines_dropped=server_log.lines_dropped)
+    metrics = Metrics(store, clock=utc_now, log_lines_dropped=server_log.lines_dropped, access=access)
     return metrics, MetricsEndpoint(config.metrics, metrics)

@@ -57,6 +57,8 @@ class ServerConfig:
     max_requests: int = 1024
     """Unary calls in flight."""
     max_connection_age: timedelta = timedelta(hours=1)
+    auth: str | None = None
+    """Path of the TOML file that says which callers may do what. None: every caller is an operator."""
     insecure: bool = False
     """Allow listening beyond loopback, without encryption and authentication."""
     metrics: str | None = None

@@ -306,6 +306,7 @@ class RequestLog:
         reason: str,
         seconds: float,
         caller: str,
+        principal: str,
         request_id: str,
         job_id: str,
         api_request_id: str,
@@ -318,12 +319,13 @@ class RequestLog:
             reason: that of its error; empty if it succeeded.
             seconds: how long it took.
             caller: the peer.
+            principal: the caller's name, if it is not the peer.
             request_id: `x-request-id` of the metadata; if empty, it is replaced by a random one.
             job_id: the job, if the call names one.
             api_request_id: the request_id in the request, if there is one.
         """
         calls = self._calls
-        optional = {"reason": reason, "job": job_id, "api_request_id": api_request_id}
+        optional = {"reason": reason, "principal": principal, "job": job_id, "api_request_id": api_request_id}
         fields = {name: value for name, value in optional.items() if value}
         calls.append((time.time(), method, code, seconds, caller, request_id, fields))
         if len(calls) == 1:

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.job import JobState
+from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.config import host_and_port
 from jobstatus_grpc.stores.interface import ChangeBatch, Clock, JobStore
 
@@ -118,9 +119,12 @@ class CallTally:
 class Metrics(Collector):
     """Everything that a server counts, and gauges that it reads when it is scraped. Counts on one event loop."""
 
-    def __init__(self, store: JobStore, *, clock: Clock, log_lines_dropped: Callable[[], int] = int) -> None:
-        """Take the store, a clock in step with that of the store, and a count of the log."""
+    def __init__(
+        self, store: JobStore, *, clock: Clock, log_lines_dropped: Callable[[], int] = int, access: Access | None = None
+    ) -> None:
+        """Take the store, a clock in step with that of the store, a count of the log, and what identifies callers."""
         self._store = store
+        self._access = access
         self._clock = clock
         self._log_lines_dropped = log_lines_dropped
         self.calls: Mapping[str, CallTally] = {
@@ -170,6 +174,8 @@ class Metrics(Collector):
             "Log lines that were not written: stderr was not read, or could not be written.",
             value=self._log_lines_dropped(),
         )
+        if self._access is not None:
+            yield from _of_access(self._access)
         yield from self._process.collect()
         yield self._build_info
 
@@ -207,6 +213,24 @@ class Metrics(Collector):
         watchers.add_metric(("job",), self.calls["WatchJob"].open)
         watchers.add_metric(("jobs",), self.calls["WatchJobs"].open)
         return watchers
+
+
+def _of_access(access: Access) -> Iterator[Metric]:
+    refusals = CounterMetricFamily(
+        "jobstatus_auth_refusals",
+        "Calls refused for their credentials, by the reason of the error.",
+        labels=("reason",),
+    )
+    for reason, count in access.refusals.items():
+        refusals.add_metric((reason,), count)
+    yield refusals
+    if access.file is not None:
+        reloads = CounterMetricFamily(
+            "jobstatus_auth_reloads", "Changes of the file of --auth: used, or refused.", labels=("result",)
+        )
+        for result, count in access.file.reloads.items():
+            reloads.add_metric((result,), count)
+        yield reloads
 
 
 log = logging.getLogger("jobstatus_grpc.server")

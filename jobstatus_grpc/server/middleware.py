@@ -153,18 +153,19 @@ class CallMiddleware:
             self._idle.set()
 
     def _around(self, rpc: Rpc, handler: Handler, admit: Gate, end: Gate) -> Method:
-        name, tally = rpc.name, self._tallies.get(rpc.name)
+        name, tally, access = rpc.name, self._tallies.get(rpc.name), self._access
 
         async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()
-            code, reason, reply = "OK", "", None
+            code, reason, reply, principal = "OK", "", None, ""
             if tally is not None:
                 tally.started += 1
             try:
                 if self._is_draining:
                     self._refused += 1
                     raise DrainingError
-                caller = await self._access.identify(context)
+                caller = access.known(context) or await access.identify(context)
+                principal = caller.principal
                 authorize(name, caller)
                 admit(context)
                 try:
@@ -192,7 +193,8 @@ class CallMiddleware:
                             code,
                             reason,
                             seconds,
-                            context.peer(),
+                            peer := context.peer(),
+                            principal if principal != peer else "",
                             _request_id(context),
                             *subject_of(name, data, reply),
                         )

@@ -71,6 +71,9 @@ YEAR = timedelta(days=365)
     shortest=timedelta(seconds=1),
     longest=timedelta(days=20),
 )
+@flag(
+    "--auth FILE", "Accept only callers that this TOML file admits: docs/security.md. It is read again when it changes."
+)
 @flag("--metrics HOST:PORT", "Serve Prometheus metrics over HTTP on this address; port 0: a free port.")
 @flag(
     "--workers N",

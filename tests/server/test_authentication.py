@@ -1,0 +1,233 @@
+"""Calls on a server with --auth: identities, refusals, and changes of the file."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from datetime import datetime, timedelta, timezone
+
+import grpc
+import pytest
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc.auth import Role
+from jobstatus_grpc.server.logs import RequestLog
+from jobstatus_grpc.stores.memory import MemoryStore
+from tests.support.auth import TRANSPORTS, AuthText, bearer
+from tests.support.servers import serving
+from tests.support.service import read_refusal
+
+LONGEST_SECONDS = 5.0
+
+
+@pytest.fixture
+def auth(tmp_path):
+    return AuthText(tmp_path / "auth.toml")
+
+
+@pytest.fixture(params=TRANSPORTS)
+def run(request, auth):
+    """Run a scenario on the stub of a server with the test's auth file."""
+
+    def run(scenario, **settings):
+        async def main():
+            async with serving(MemoryStore(), auth=str(auth.path), transport=request.param, **settings) as stub:
+                return await scenario(stub)
+
+        return asyncio.run(asyncio.wait_for(main(), 30))
+
+    return run
+
+
+def create(stub, token, **fields):
+    return stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(**fields)), metadata=bearer(token))
+
+
+async def refusal_of(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return read_refusal(caught.value)
+
+
+async def until_refused(make_call):
+    """Repeat a call until it is refused; return how, which must come soon."""
+
+    async def repeat():
+        while True:
+            try:
+                await make_call()
+            except grpc.aio.AioRpcError as error:
+                return read_refusal(error)
+            await asyncio.sleep(0.05)
+
+    return await asyncio.wait_for(repeat(), LONGEST_SECONDS)
+
+
+async def until_answered(make_call):
+    async def repeat():
+        while True:
+            try:
+                return await make_call()
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.05)
+
+    return await asyncio.wait_for(repeat(), LONGEST_SECONDS)
+
+
+def test_the_principal_is_the_actor_and_in_the_log_and_the_token_is_not(auth, run):
+    token, stream = auth.admit("ci"), io.StringIO()
+
+    async def scenario(stub):
+        await create(stub, token, id="a")
+        return await stub.ListJobTransitions(pb.ListJobTransitionsRequest(id="a"), metadata=bearer(token))
+
+    history = run(scenario, request_log=RequestLog(log_format="json", stream=stream))
+    assert [entry.actor for entry in history.transitions] == ["ci"]
+    assert {json.loads(line)["principal"] for line in stream.getvalue().splitlines()} == {"ci"}
+    assert token not in stream.getvalue()
+
+
+def test_bad_credentials_are_unauthenticated_with_a_reason(auth, run):
+    token = auth.admit("ci")
+    late = auth.admit("late", expires_at=datetime.now(timezone.utc) - timedelta(days=1))
+    headers = [(), bearer("jst_x"), (("authorization", f"Basic {token}"),), bearer(token) * 2, bearer(late)]
+
+    async def scenario(stub):
+        request = pb.GetJobRequest(id="a")
+        return [(await refusal_of(stub.GetJob(request, metadata=header))).kind for header in headers]
+
+    reasons = ["NO_IDENTITY", "BAD_IDENTITY", "BAD_IDENTITY", "BAD_IDENTITY", "IDENTITY_EXPIRED"]
+    assert run(scenario) == [("UNAUTHENTICATED", reason) for reason in reasons]
+
+
+def test_the_role_decides_what_a_caller_may_do(auth, run):
+    token = auth.admit("board", Role.WATCHER)
+
+    async def scenario(stub):
+        seen = await refusal_of(stub.GetJob(pb.GetJobRequest(id="a"), metadata=bearer(token)))
+        return seen.kind, (await refusal_of(create(stub, token, id="a"))).kind
+
+    assert run(scenario) == (("NOT_FOUND", "JOB_NOT_FOUND"), ("PERMISSION_DENIED", "NOT_ALLOWED"))
+
+
+def test_a_token_that_is_removed_is_refused_soon_and_one_that_is_added_is_accepted(auth, run):
+    auth.admit("ops")
+    token = auth.admit("ci")
+
+    async def scenario(stub):
+        await create(stub, token)
+        auth.remove("ci")
+        refusal = await until_refused(lambda: create(stub, token))
+        await until_answered(lambda: create(stub, auth.tokens["ops"]))
+        added = auth.admit("new")
+        await until_answered(lambda: create(stub, added))
+        return refusal.kind
+
+    assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
+
+
+def test_a_token_is_refused_from_the_second_of_its_expiry(auth, run):
+    token = auth.admit("ci", expires_at=datetime.now(timezone.utc) + timedelta(seconds=2))
+
+    async def scenario(stub):
+        await create(stub, token)
+        return (await until_refused(lambda: create(stub, token))).kind
+
+    assert run(scenario) == ("UNAUTHENTICATED", "IDENTITY_EXPIRED")
+
+
+@pytest.mark.parametrize("bad", ["", "[[tokens]\n", '[[tokens]]\nname = "x"\n'])
+def test_a_bad_file_changes_nothing_and_is_logged_and_counted_once(auth, run, caplog, bad):
+    token = auth.admit("ci")
+
+    async def scenario(stub):
+        auth.path.write_text(bad)
+        while not caplog.records:
+            await create(stub, token)
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.5)
+        await create(stub, token)
+        added = auth.admit("new")
+        await until_answered(lambda: create(stub, added))
+
+    with caplog.at_level("ERROR", "jobstatus_grpc.server"):
+        run(scenario)
+    (record,) = caplog.records
+    assert str(auth.path) in record.getMessage()
+    assert "The contents from before stay in use" in record.getMessage()
+
+
+def test_a_link_that_is_swapped_is_a_change(auth, run, tmp_path):
+    token, now = auth.admit("ci"), tmp_path / "..data"
+    other = AuthText(tmp_path / "v2.toml")
+    added = other.admit("new")
+    auth.path.rename(tmp_path / "v1.toml")
+    now.symlink_to("v1.toml")
+    auth.path.symlink_to("..data")
+
+    async def scenario(stub):
+        await create(stub, token)
+        (tmp_path / "..tmp").symlink_to("v2.toml")
+        (tmp_path / "..tmp").replace(now)
+        await until_answered(lambda: create(stub, added))
+        return (await refusal_of(create(stub, token))).kind
+
+    assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
+
+
+def test_health_and_reflection_need_no_token(auth, serve):
+    auth.admit("ci")
+    service = serve("--auth", str(auth.path))
+    check = service.channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert check(b"", timeout=20) == b"\x08\x01"
+
+
+def test_metrics_count_refusals_and_reloads(auth, serve, tmp_path):
+    token, log = auth.admit("ci"), tmp_path / "log"
+    service = serve("--auth", str(auth.path), "--metrics", "127.0.0.1:0", log=log)
+    with pytest.raises(grpc.RpcError):
+        service.get("a")
+    auth.admit("new")
+    (url,) = re.findall(r"http://[^\s\"]+/metrics", log.read_text())
+    lines = metrics_when(url, 'jobstatus_auth_reloads_total{result="success"} 1.0')
+    assert 'jobstatus_auth_refusals_total{reason="NO_IDENTITY"} 1.0' in lines
+    assert 'jobstatus_auth_refusals_total{reason="BAD_IDENTITY"} 0.0' in lines
+    assert 'jobstatus_auth_reloads_total{result="failure"} 0.0' in lines
+    assert token not in log.read_text()
+
+
+def metrics_when(url, line):
+    """Return the lines of the metrics once `line` is among them."""
+    ends_at = time.monotonic() + LONGEST_SECONDS
+    while time.monotonic() < ends_at:
+        with urllib.request.urlopen(url) as answer:
+            lines = answer.read().decode().splitlines()
+        if line in lines:
+            return lines
+        time.sleep(0.1)
+    raise AssertionError(f"{line} did not come")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("", "admits no caller; add a stanza [[tokens]]: jobstatus token new prints one"),
+        ("[[token]]\n", "line 1: token: there is no such setting; did you mean tokens?"),
+    ],
+)
+def test_a_bad_file_at_the_start_is_one_line_and_exit_2(tmp_path, text, says):
+    path = tmp_path / "auth.toml"
+    if text is not None:
+        path.write_text(text)
+    command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--store", "memory:", "--listen", "127.0.0.1:0"]
+    done = subprocess.run([*command, "--auth", str(path)], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{path}" in done.stderr
+    assert says in done.stderr

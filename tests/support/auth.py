@@ -1,0 +1,57 @@
+"""Auth files for tests, and the metadata of callers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from jobstatus_grpc.auth import Role
+from jobstatus_grpc.auth.tokens import make_token, stanza_of
+from jobstatus_grpc.job import DEFAULT_TENANT
+
+TRANSPORTS = ("grpcio", "native")
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    """Return the metadata of a call with a token."""
+    return (("authorization", f"Bearer {token}"),)
+
+
+class AuthText:
+    """The file of --auth of a test, and the tokens in it by their caller's name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tokens: dict[str, str] = {}
+        self._stanzas: dict[str, str] = {}
+
+    def admit(
+        self,
+        name: str,
+        role: Role = Role.OPERATOR,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        expires_at: datetime | None = None,
+        more: str = "",
+    ) -> str:
+        """Add a caller, or give the one of this name what is new, and write the file; return the caller's token."""
+        token = self.tokens.setdefault(name, make_token())
+        self._stanzas[name] = stanza_of(token, name, role, tenant=tenant, expires_at=expires_at) + more
+        self.write()
+        return token
+
+    def remove(self, name: str) -> None:
+        """Remove a caller, and write the file."""
+        del self._stanzas[name]
+        self.write()
+
+    def add(self, name: str, stanza: str) -> None:
+        """Add any stanza, or replace the one that was added under this name, and write the file."""
+        self._stanzas[name] = stanza
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file at once, as an editor and Kubernetes do."""
+        new = self.path.with_suffix(".new")
+        new.write_text("\n".join(self._stanzas.values()))
+        new.replace(self.path)
