@@ -93,7 +93,7 @@ def to_task_api(job: Job) -> TaskApiJob:
     )
     if job.reason:
         document["reason"] = job.reason
-    if job.has_progress:
+    if job.reports_progress:
         document["hasProgress"] = True
     if job.progress is not None:
         document["progress"] = _to_number(job.progress)
@@ -247,7 +247,7 @@ _TASK_API_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "name": ("name", _text),
     "state": ("state", _one_of(_TASK_API_STATES)),
     "reason": ("reason", _reason),
-    "hasProgress": ("has_progress", _flag),
+    "hasProgress": ("reports_progress", _flag),
     "progress": ("progress", _number),
     "createdAt": ("created_at", _instant),
     "updatedAt": ("updated_at", _instant),

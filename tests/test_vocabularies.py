@@ -42,7 +42,7 @@ CONTENT_QUEUE_WORDS = {
 # Each optional field of a job: its value, and the member that it adds to the document, if any.
 OPTIONAL: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "reason": ("reading", {"reason": "reading"}, {}),
-    "has_progress": (True, {"hasProgress": True}, {}),
+    "reports_progress": (True, {"hasProgress": True}, {}),
     "progress": (12.5, {"progress": 12.5}, {"progress": 12.5}),
     "updated_at": (UPDATED_AT, {"updatedAt": "2026-01-31T12:00:00.250Z"}, {}),
     "estimated_completion": (DUE_AT, {}, {"estimatedCompletion": "2026-02-01T00:00:00.000001Z"}),

@@ -51,7 +51,7 @@ class Updates:
 
 def job_at_work(job_id: str) -> pb.JobStatus:
     """Return a job in attempt 1."""
-    job = pb.JobStatus(id=job_id, name="nightly-backup", state=pb.JOB_STATE_IN_PROGRESS, has_progress=True)
+    job = pb.JobStatus(id=job_id, name="nightly-backup", state=pb.JOB_STATE_IN_PROGRESS, reports_progress=True)
     job.heartbeat_timeout.seconds = 600
     job.labels["team"] = "storage"
     return job

@@ -44,7 +44,7 @@ class JobUpdate:
     _: KW_ONLY
     state: JobState | str | Unset = UNSET
     reason: str | Unset | None = UNSET
-    has_progress: bool | Unset | None = UNSET
+    reports_progress: bool | Unset | None = UNSET
     progress: float | Unset | None = UNSET
     estimated_completion: datetime | Unset | None = UNSET
     error: JobError | str | Unset | None = UNSET

@@ -96,7 +96,7 @@ class JobStatusClient:
         id: str = "",
         state: JobState | str = JobState.PENDING,
         reason: str = "",
-        has_progress: bool = False,
+        reports_progress: bool = False,
         progress: float | None = None,
         estimated_completion: datetime | None = None,
         heartbeat_timeout_seconds: float | None = None,
@@ -113,7 +113,7 @@ class JobStatusClient:
             id: "": the service chooses one.
             state: PENDING, or IN_PROGRESS, which begins attempt 1. A state may also be given by its name, in any case.
             reason: why it is in this state, for people.
-            has_progress: whether it will report progress.
+            reports_progress: whether it will report progress.
             progress: in percent, 0 to 100.
             estimated_completion: an aware datetime.
             heartbeat_timeout_seconds: the longest pause between updates while IN_PROGRESS, 1 second to 7 days; after it
@@ -130,9 +130,9 @@ class JobStatusClient:
             InvalidArgumentError: a value is not valid.
         """
         request = requests.create_request(
-            request_id, id=id, name=name, state=state, reason=reason, has_progress=has_progress, progress=progress,
-            estimated_completion=estimated_completion, heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            labels=labels, parent_id=parent_id, result=result,
+            request_id, id=id, name=name, state=state, reason=reason, reports_progress=reports_progress,
+            progress=progress, estimated_completion=estimated_completion,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds, labels=labels, parent_id=parent_id, result=result,
         )  # fmt: skip
         response = self._connection.call("CreateJob", request, timeout_seconds)
         return requests.job_in(response)
@@ -154,7 +154,7 @@ class JobStatusClient:
         *,
         state: JobState | str | Unset = UNSET,
         reason: str | Unset | None = UNSET,
-        has_progress: bool | Unset | None = UNSET,
+        reports_progress: bool | Unset | None = UNSET,
         progress: float | Unset | None = UNSET,
         estimated_completion: datetime | Unset | None = UNSET,
         error: JobError | str | Unset | None = UNSET,
@@ -179,7 +179,7 @@ class JobStatusClient:
             id: which job.
             state: where to move it; a JobState or its name.
             reason: why it is in this state, for people.
-            has_progress: whether it reports progress; the first progress sets it.
+            reports_progress: whether it reports progress; the first progress sets it.
             progress: in percent, 0 to 100; a lower value within one attempt leaves it where it is.
             estimated_completion: an aware datetime.
             error: what went wrong; for FAILED, RETRYING, ABORTED and CANCELLED. A string is the message of an error
@@ -204,10 +204,10 @@ class JobStatusClient:
             InvalidArgumentError: a value is not valid.
         """
         update = JobUpdate(
-            id, state=state, reason=reason, has_progress=has_progress, progress=progress, error=error, labels=labels,
-            estimated_completion=estimated_completion, heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            result=result, attempt=attempt, expected_revision=expected_revision, request_id=request_id,
-            allow_missing=allow_missing, name=name, parent_id=parent_id,
+            id, state=state, reason=reason, reports_progress=reports_progress, progress=progress, error=error,
+            labels=labels, result=result, estimated_completion=estimated_completion,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds, attempt=attempt, expected_revision=expected_revision,
+            request_id=request_id, allow_missing=allow_missing, name=name, parent_id=parent_id,
         )  # fmt: skip
         request = requests.update_request(update)
         response = self._connection.call("UpdateJob", request, timeout_seconds)

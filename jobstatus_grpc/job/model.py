@@ -112,7 +112,7 @@ class Job:
     updated_at: datetime
     name: str = ""
     reason: str = ""
-    has_progress: bool = False
+    reports_progress: bool = False
     progress: float | None = None
     estimated_completion: datetime | None = None
     error: JobError | None = None
@@ -150,7 +150,7 @@ class Job:
 JOB_FIELDS = tuple(field.name for field in fields(Job))
 
 REPORT_FIELDS = (
-    "revision", "updated_at", "has_progress", "progress", "reason", "estimated_completion", "requests",
+    "revision", "updated_at", "reports_progress", "progress", "reason", "estimated_completion", "requests",
 )  # fmt: skip
 """The fields that a report of progress changes. Stores write only these for a report."""
 
@@ -234,7 +234,7 @@ class Create:
     state: JobState = JobState.PENDING
     name: str = ""
     reason: str = ""
-    has_progress: bool = False
+    reports_progress: bool = False
     progress: float | None = None
     estimated_completion: datetime | None = None
     heartbeat_timeout: timedelta | None = None
@@ -251,8 +251,8 @@ CREATION_FIELDS = frozenset(field.name for field in fields(Create)) - {"request"
 
 WRITABLE_FIELDS = frozenset(
     {
-        "state", "reason", "has_progress", "progress", "estimated_completion", "error", "heartbeat_timeout", "labels",
-        "result",
+        "state", "reason", "reports_progress", "progress", "estimated_completion", "error", "heartbeat_timeout",
+        "labels", "result",
     }
 )  # fmt: skip
 

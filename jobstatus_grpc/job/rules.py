@@ -87,7 +87,7 @@ def _create(found: Found, command: Create, now: datetime) -> Applied:
     started = command.state is JobState.IN_PROGRESS
     fields: dict[str, Any] = {name: getattr(command, name) for name in CREATION_FIELDS}
     if command.progress is not None:
-        fields["has_progress"] = True
+        fields["reports_progress"] = True
     job = Job(
         **fields,
         created_at=now,
@@ -290,17 +290,17 @@ def changed_fields(job: Job, command: Update, now: datetime, retention: timedelt
         changes = {**fresh, **changes, "attempt": job.attempt + 1, "started_at": now}
     progress = changes.get("progress")
     if progress is not None:
-        changes["has_progress"] = True
+        changes["reports_progress"] = True
         if progress_before is not None and progress < progress_before:
             changes["progress"] = progress_before
-    elif changes.get("has_progress") is False:
+    elif changes.get("reports_progress") is False:
         changes["progress"] = None
     if job.stalled:
         changes["stalled"] = False
     state = changes.get("state")
     if state in TERMINAL_STATES:
         changes.update(_end_times(now, retention))
-        if state is JobState.SUCCEEDED and changes.get("has_progress", job.has_progress):
+        if state is JobState.SUCCEEDED and changes.get("reports_progress", job.reports_progress):
             changes["progress"] = 100.0
         if state is JobState.FAILED:
             changes["error"] = _end_error(job, changes)

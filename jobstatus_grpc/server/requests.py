@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -150,14 +151,23 @@ def _set_fields(job: pb.JobStatus, names: Collection[str], violations: Violation
     return fields
 
 
+_NAME_OF_PATH: Mapping[str, str] = {
+    re.sub("[A-Z]", lambda upper: f"_{upper[0].lower()}", field.json_name): field.name
+    for field in pb.JobStatus.DESCRIPTOR.fields
+}
+"""The field that each path of a mask written in JSON stands for: a JSON reader makes `foo_bar` of `fooBar`, by spelling
+alone, which is not the field's name where its json_name is declared."""
+
+
 def _masked_fields(request: pb.UpdateJobRequest, violations: Violations) -> dict[str, Any]:
     paths = request.update_mask.paths
     if len(paths) > limits.MAX_MASK_PATHS:
         what = f"must be at most {limits.MAX_MASK_PATHS} paths, are {len(paths)}"
         violations.append(FieldViolation("update_mask", what))
         return {}
+    names = [_NAME_OF_PATH.get(path, path) for path in paths]
     # check_update refuses a path that is not writable.
-    return {path: _read_field(request.job, path, violations) if path in WRITABLE_FIELDS else None for path in paths}
+    return {name: _read_field(request.job, name, violations) if name in WRITABLE_FIELDS else None for name in names}
 
 
 def _read_field(job: pb.JobStatus, name: str, violations: Violations) -> Any:

@@ -41,8 +41,8 @@ def report_to_wire(job: Job, message: pb.JobStatus) -> None:
     instant_to_wire(job.updated_at, message.updated_at)
     if job.reason:
         message.reason = job.reason
-    if job.has_progress:
-        message.has_progress = True
+    if job.reports_progress:
+        message.reports_progress = True
         if job.progress is not None:
             message.progress = job.progress
             projected = job.projected_completion
@@ -103,7 +103,7 @@ def job_from_wire(message: pb.JobStatus) -> Job:
         updated_at=instant_from_wire(message.updated_at),
         name=message.name,
         reason=message.reason,
-        has_progress=message.has_progress,
+        reports_progress=message.reports_progress,
         progress=message.progress if has("progress") else None,
         estimated_completion=instant_from_wire(message.estimated_completion) if has("estimated_completion") else None,
         error=error_from_wire(message.error) if has("error") else None,

@@ -19,7 +19,7 @@ def test_a_job_is_created_as_it_was_described(here):
     job = here.json(
         "create", "--name", "backup", "--label", "team=core", "--label", "q=a=b", "--parent", "p",
         "--reason", "nightly",
-        "--heartbeat-timeout", "30s", "--eta", "2099-01-31T12:00:00Z", "--result", '{"rows": 12}', "--has-progress",
+        "--heartbeat-timeout", "30s", "--eta", "2099-01-31T12:00:00Z", "--result", '{"rows": 12}', "--reports-progress",
     )  # fmt: skip
     expected = {
         "name": "backup", "labels": {"team": "core", "q": "a=b"}, "parentId": "p", "reason": "nightly",

@@ -178,7 +178,7 @@ def test_percentages_in_the_output_are_progress(start, service, new_id, stream):
     script = f"for i in 10 42.5; do printf 'part %s%%\\r' $i >&{stream}; done; read line"
     run = start("run", "--id", job_id, "--", "sh", "-c", script, stdin=subprocess.PIPE)
     job = next(each.event.job for each in service.watch(job_id) if each.event.job.progress == 42.5)
-    assert (job.has_progress, job.reason) == (True, "part")
+    assert (job.reports_progress, job.reason) == (True, "part")
     run.communicate("\n")
     assert service.get(job_id).progress == 100
 
@@ -208,7 +208,7 @@ def test_a_pattern_that_cannot_be_used_is_refused(offline, pattern, says):
 
 def test_percentages_are_left_alone_where_that_is_asked_for(here, service):
     job = service.get(id_in(here("run", "--no-progress", "echo", "95% done").stderr))
-    assert not job.has_progress
+    assert not job.reports_progress
 
 
 def test_cancel_ends_the_command_and_all_that_it_started(start, service, new_id):

@@ -25,7 +25,7 @@ from tests.support.scripted_server import ScriptedServer, a_job, refuse, reply
 ETA = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 EVERYTHING = {
     "reason": "copying",
-    "has_progress": True,
+    "reports_progress": True,
     "progress": 12.5,
     "estimated_completion": ETA,
     "heartbeat_timeout_seconds": 30,
@@ -38,7 +38,7 @@ def test_create_returns_the_job_as_stored(client, new_id):
     job_id = new_id()
     job = client.create("backup", id=job_id, parent_id="p", state=JobState.IN_PROGRESS, **EVERYTHING)
     assert (job.id, job.name, job.parent_id, job.state, job.attempt) == (job_id, "backup", "p", JobState.IN_PROGRESS, 1)
-    assert (job.reason, job.has_progress, job.progress, job.estimated_completion) == ("copying", True, 12.5, ETA)
+    assert (job.reason, job.reports_progress, job.progress, job.estimated_completion) == ("copying", True, 12.5, ETA)
     assert job.heartbeat_timeout == timedelta(seconds=30)
     assert (job.labels, job.result) == ({"team": "a"}, {"files": [1, {"deep": None}], "ok": True})
     assert client.get(job_id) == job

@@ -240,7 +240,7 @@ BAD_UPDATES = [
     ({"reason": "\ud800"}, "reason"),
     ({"progress": "half"}, "progress"),
     ({"progress": 10**400}, "progress"),
-    ({"has_progress": "yes"}, "has_progress"),
+    ({"reports_progress": "yes"}, "reports_progress"),
     ({"state": "done"}, "state"),
     ({"state": 99}, "state"),
     ({"state": Mute()}, "state"),

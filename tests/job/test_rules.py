@@ -220,7 +220,7 @@ def test_the_projection_follows_the_pace_of_the_attempt() -> None:
 
 def test_only_progress_reason_and_estimates_can_wait() -> None:
     before = job_in(S.IN_PROGRESS)
-    minor = {"progress": 5.0, "has_progress": True, "reason": "r", "estimated_completion": LATER, "revision": 6}
+    minor = {"progress": 5.0, "reports_progress": True, "reason": "r", "estimated_completion": LATER, "revision": 6}
     assert not is_urgent(before, evolve(before, {**minor, "updated_at": LATER}))
     for field, value in (("state", S.RETRYING), ("stalled", True), ("cancel_requested", True), ("labels", {"a": "b"})):
         assert is_urgent(before, evolve(before, {field: value})), field
@@ -266,7 +266,7 @@ def test_a_job_moves_only_along_the_table(before: JobState, after: JobState) -> 
 
 @pytest.mark.parametrize("state", list(S))
 def test_a_claim_begins_the_next_attempt_of_every_open_job(state: JobState) -> None:
-    job = job_in(state, has_progress=True, progress=40.0)
+    job = job_in(state, reports_progress=True, progress=40.0)
     if state in TERMINAL_STATES:
         with pytest.raises(errors.IllegalTransitionError):
             update(job, state=S.IN_PROGRESS, attempt=job.attempt + 1)
@@ -304,7 +304,7 @@ def test_an_unfenced_start_raises_the_attempt(state: JobState) -> None:
 
 
 def test_unfenced_in_progress_on_a_job_in_progress_is_no_new_attempt() -> None:
-    job = job_in(S.IN_PROGRESS, has_progress=True, progress=40.0)
+    job = job_in(S.IN_PROGRESS, reports_progress=True, progress=40.0)
     assert update(job, state=S.IN_PROGRESS) is job
 
 
@@ -377,24 +377,27 @@ def test_an_error_is_kept_only_where_one_belongs(state: JobState) -> None:
 
 
 def test_progress_never_goes_back_within_an_attempt_but_the_rest_counts() -> None:
-    job = update(job_in(S.IN_PROGRESS, has_progress=True, progress=40.0), progress=30.0, reason="late")
+    job = update(job_in(S.IN_PROGRESS, reports_progress=True, progress=40.0), progress=30.0, reason="late")
     assert (job.progress, job.reason) == (40.0, "late")
     assert update(job, state=S.IN_PROGRESS, attempt=2, progress=5.0).progress == 5.0
 
 
 def test_progress_can_be_cleared_alone_or_with_its_flag() -> None:
-    job = job_in(S.IN_PROGRESS, has_progress=True, progress=40.0)
-    assert (update(job, progress=None).has_progress, update(job, progress=None).progress) == (True, None)
-    assert (update(job, has_progress=False).has_progress, update(job, has_progress=False).progress) == (False, None)
+    job = job_in(S.IN_PROGRESS, reports_progress=True, progress=40.0)
+    assert (update(job, progress=None).reports_progress, update(job, progress=None).progress) == (True, None)
+    assert (update(job, reports_progress=False).reports_progress, update(job, reports_progress=False).progress) == (
+        False,
+        None,
+    )
 
 
 def test_the_first_progress_says_that_there_is_progress() -> None:
-    assert update(job_in(S.IN_PROGRESS), progress=0.0).has_progress
+    assert update(job_in(S.IN_PROGRESS), progress=0.0).reports_progress
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL_STATES))
 def test_only_success_completes_the_bar(state: JobState) -> None:
-    ended = update(job_in(S.IN_PROGRESS, has_progress=True, progress=40.0), state=state)
+    ended = update(job_in(S.IN_PROGRESS, reports_progress=True, progress=40.0), state=state)
     assert ended.progress == (100.0 if state is S.SUCCEEDED else 40.0)
     assert update(job_in(S.IN_PROGRESS), state=state).progress is None
     assert update(job_in(S.IN_PROGRESS), state=S.SUCCEEDED, progress=7.0).progress == 100.0

@@ -64,7 +64,7 @@ def test_all_violations_of_an_update_are_reported():
 
 
 def test_clearing_is_valid_for_all_but_the_state():
-    empty = {"reason": "", "has_progress": False, "labels": {}}
+    empty = {"reason": "", "reports_progress": False, "labels": {}}
     for name in WRITABLE_FIELDS:
         expected = ["job.state"] if name == "state" else []
         command = Update(id="a", changes={name: empty.get(name)})

@@ -69,7 +69,7 @@ def test_a_claim_begins_anew_what_belongs_to_an_attempt(any_service, new_id):
     any_service.update(job.id, progress=40, estimated_completion={"seconds": 2_000_000_000})
     failed = any_service.update(job.id, state="JOB_STATE_RETRYING", error={"code": 14}, reason="again")
     again = claim(any_service, job, 2)
-    assert (again.attempt, again.has_progress, again.HasField("progress")) == (2, True, False)
+    assert (again.attempt, again.reports_progress, again.HasField("progress")) == (2, True, False)
     assert not again.HasField("error")
     assert not again.HasField("estimated_completion")
     assert (again.started_at, dict(again.labels)) == (again.updated_at, {"a": "b"})

@@ -15,7 +15,7 @@ RESULT.update({"rows": 3.5, "url": "https://example.org", "tags": ["a", None, Tr
 CHOSEN = {
     "name": "größe ✓ 日本",
     "reason": "line 1\n\tline 2",
-    "has_progress": True,
+    "reports_progress": True,
     "progress": 12.5,
     "estimated_completion": timestamp_pb2.Timestamp(seconds=1_893_456_000, nanos=123_456_000),
     "heartbeat_timeout": duration_pb2.Duration(seconds=90, nanos=500_000_000),
@@ -37,7 +37,7 @@ def test_a_new_job_is_pending_at_revision_1(any_service, new_id):
 def test_a_job_can_be_created_in_progress_which_begins_attempt_1(any_service, new_id):
     job = any_service.create(id=new_id(), state="JOB_STATE_IN_PROGRESS", progress=3)
     assert (job.state, job.attempt, job.started_at) == (pb.JOB_STATE_IN_PROGRESS, 1, job.created_at)
-    assert (job.has_progress, job.progress) == (True, 3)
+    assert (job.reports_progress, job.progress) == (True, 3)
 
 
 @pytest.mark.parametrize("state", [3, 4, 5, 6, 7, 8, 99, -1, 2**31 - 1])

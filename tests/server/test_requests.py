@@ -18,14 +18,14 @@ CALLER = Identity("me", tenant="ours")
 RESULT = struct_pb2.Struct()
 RESULT.update({"rows": 1})
 WRITTEN = pb.JobStatus(
-    id="a", state=pb.JOB_STATE_FAILED, reason="r", has_progress=True, progress=0.0,
+    id="a", state=pb.JOB_STATE_FAILED, reason="r", reports_progress=True, progress=0.0,
     estimated_completion=timestamp_pb2.Timestamp(seconds=1), error=pb.JobError(code=3, message="m", reason="R"),
     heartbeat_timeout=duration_pb2.Duration(seconds=5), labels={"k": "v"}, result=RESULT,
 )  # fmt: skip
 CHANGES = {
     "state": JobState.FAILED,
     "reason": "r",
-    "has_progress": True,
+    "reports_progress": True,
     "progress": 0.0,
     "estimated_completion": datetime(1970, 1, 1, 0, 0, 1, tzinfo=timezone.utc),
     "error": JobError(3, "m", "R"),
@@ -34,7 +34,7 @@ CHANGES = {
     "result": {"rows": 1.0},
 }
 CLEARED = {
-    "reason": "", "has_progress": False, "progress": None, "estimated_completion": None, "error": None,
+    "reason": "", "reports_progress": False, "progress": None, "estimated_completion": None, "error": None,
     "heartbeat_timeout": None, "labels": {}, "result": None,
 }  # fmt: skip
 

@@ -20,11 +20,11 @@ from tests.support.jobs import job_in
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 JOB = Job(
     id="a", state=JobState.IN_PROGRESS, created_at=START, updated_at=START + timedelta(seconds=10), name="n",
-    has_progress=True, progress=50.0, started_at=START, attempt=1, labels={"k": "v"}, revision=2,
+    reports_progress=True, progress=50.0, started_at=START, attempt=1, labels={"k": "v"}, revision=2,
 )  # fmt: skip
 CHANGES = {
     "id": "b", "state": JobState.RETRYING, "created_at": START - timedelta(1), "updated_at": START + timedelta(1),
-    "name": "m", "reason": "r", "has_progress": False, "progress": 75.0, "estimated_completion": START,
+    "name": "m", "reason": "r", "reports_progress": False, "progress": 75.0, "estimated_completion": START,
     "error": JobError(3), "started_at": None, "finished_at": START, "attempt": 2, "cancel_requested": True,
     "cancel_reason": "c",
     "stalled": True, "heartbeat_timeout": timedelta(seconds=5), "revision": 3, "labels": {}, "parent_id": "p",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
+from google.protobuf import duration_pb2, field_mask_pb2, struct_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 RESULT = struct_pb2.Struct()
@@ -12,7 +12,7 @@ RESULT.update({"rows": 1})
 # Every writable path: what it is set to, and what it reads as once it is cleared.
 WRITABLE = {
     "reason": ("because", ""),
-    "has_progress": (True, False),
+    "reports_progress": (True, False),
     "progress": (12.5, 0.0),
     "estimated_completion": (timestamp_pb2.Timestamp(seconds=2_000_000_000), timestamp_pb2.Timestamp()),
     "error": (pb.JobError(code=8, message="m", reason="R"), pb.JobError()),
@@ -25,6 +25,14 @@ REFUSED = [
     "", "*", "unknown", "job.reason", "Reason", "reason ", "labels.a", "labels[a]", "error.code", "result.rows",
     "hasProgress", "a" * 5000, "ü😀",
 ]  # fmt: skip
+
+
+def test_a_mask_written_in_json_names_a_field_by_its_json_name(any_service, new_id):
+    job = any_service.job_in("IN_PROGRESS", id=new_id(), progress=5.0)
+    mask = field_mask_pb2.FieldMask()
+    mask.FromJsonString(",".join(pb.JobStatus.DESCRIPTOR.fields_by_name[name].json_name for name in WRITABLE))
+    cleared = any_service.update(job.id, mask=mask.paths)
+    assert {name for name in WRITABLE if getattr(cleared, name) != WRITABLE[name][1]} == set()
 
 
 @pytest.mark.parametrize("path", WRITABLE)
@@ -99,7 +107,7 @@ def test_clearing_the_progress_keeps_the_bar_and_clearing_the_bar_loses_both(any
     job = any_service.job_in("IN_PROGRESS", id=new_id(), progress=40.0)
     any_service.update(job.id, progress=40)
     cleared = any_service.update(job.id, mask=["progress"])
-    assert (cleared.has_progress, cleared.HasField("progress")) == (True, False)
+    assert (cleared.reports_progress, cleared.HasField("progress")) == (True, False)
     any_service.update(job.id, progress=10)
-    none = any_service.update(job.id, mask=["has_progress"])
-    assert (none.has_progress, none.HasField("progress")) == (False, False)
+    none = any_service.update(job.id, mask=["reports_progress"])
+    assert (none.reports_progress, none.HasField("progress")) == (False, False)

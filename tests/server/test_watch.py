@@ -136,7 +136,7 @@ MINOR: dict[str, dict[str, Any]] = {
     "progress": {"progress": 50.0},
     "reason": {"reason": "x"},
     "estimated_completion": {"estimated_completion": timestamp_pb2.Timestamp(seconds=2_000_000_000)},
-    "cleared progress": {"mask": ["has_progress"]},
+    "cleared progress": {"mask": ["reports_progress"]},
 }
 URGENT: dict[str, dict[str, Any]] = {
     "state": {"state": "JOB_STATE_RETRYING"},

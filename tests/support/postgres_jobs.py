@@ -6,7 +6,7 @@ from typing import Any
 
 _JOBS = """
     INSERT INTO jobstatus.jobs (
-        tenant, id, name, state, attempt, revision, has_progress, cancel_requested, stalled, created_at, updated_at,
+        tenant, id, name, state, attempt, revision, reports_progress, cancel_requested, stalled, created_at, updated_at,
         parent_id, reason, heard_at, labels, finished_at, expires_at, heartbeat_timeout
     )
     SELECT 'default', n::text, CASE n % 4 WHEN 0 THEN g ELSE '' END,

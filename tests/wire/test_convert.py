@@ -38,7 +38,7 @@ def jobs(draw):
     """Jobs that the rules allow: start with attempt, end with its times."""
     state = draw(st.sampled_from(JobState))
     is_done, is_started = state in TERMINAL_STATES, draw(st.booleans())
-    has_progress = draw(st.booleans())
+    reports_progress = draw(st.booleans())
     return Job(
         id=draw(st.from_regex(r"[A-Za-z0-9._:-]{1,20}", fullmatch=True)),
         state=state,
@@ -46,8 +46,8 @@ def jobs(draw):
         updated_at=draw(instants),
         name=draw(texts),
         reason=draw(texts),
-        has_progress=has_progress,
-        progress=draw(st.none() | st.floats(0, 100)) if has_progress else None,
+        reports_progress=reports_progress,
+        progress=draw(st.none() | st.floats(0, 100)) if reports_progress else None,
         estimated_completion=draw(st.none() | instants),
         error=draw(st.none() | errors),
         started_at=START if is_started else None,

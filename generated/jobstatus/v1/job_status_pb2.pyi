@@ -152,7 +152,7 @@ class JobStatus(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    HAS_PROGRESS_FIELD_NUMBER: _builtins.int
+    REPORTS_PROGRESS_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
@@ -182,8 +182,8 @@ class JobStatus(_message.Message):
     """The state of the job."""
     reason: _builtins.str
     """A human-readable reason for the current state. At most 4,096 bytes; may contain newlines and tabs."""
-    has_progress: _builtins.bool
-    """Whether the job reports progress. Set by the creator or by the first update with progress."""
+    reports_progress: _builtins.bool
+    """Whether the job reports progress. Set by the creator or by the first update with progress. In JSON: hasProgress."""
     progress: _builtins.float
     """In percent, 0 to 100. Within one attempt a lower value does not change the stored one; the rest of the update still
     applies.
@@ -255,7 +255,7 @@ class JobStatus(_message.Message):
         name: _builtins.str = ...,
         state: Global___JobState.ValueType = ...,
         reason: _builtins.str = ...,
-        has_progress: _builtins.bool = ...,
+        reports_progress: _builtins.bool = ...,
         progress: _builtins.float | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
@@ -278,7 +278,7 @@ class JobStatus(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "created_at", b"created_at", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "progress", b"progress", "projected_completion", b"projected_completion", "result", b"result", "started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "has_progress", b"has_progress", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "reports_progress", b"reports_progress", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
     _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
@@ -505,8 +505,8 @@ class CreateJobRequest(_message.Message):
     """1 to 64 bytes that make it safe to retry the request. If job has no id, the id is derived from the request_id."""
     @_builtins.property
     def job(self) -> Global___JobStatus:
-        """The job to create. These fields are used: id, name, state (PENDING or IN_PROGRESS), reason, has_progress, progress,
-        estimated_completion, heartbeat_timeout, labels, parent_id, result.
+        """The job to create. These fields are used: id, name, state (PENDING or IN_PROGRESS), reason, reports_progress,
+        progress, estimated_completion, heartbeat_timeout, labels, parent_id, result.
         """
 
     def __init__(
@@ -624,9 +624,10 @@ class UpdateJobRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to write: state, reason, has_progress, progress, estimated_completion, error, heartbeat_timeout, labels,
-        result. A field that is in the mask and unset in job is cleared; state cannot be cleared. Without a mask, the
-        writable fields that are set in job are written and all other fields are ignored. An empty mask writes nothing.
+        """The fields to write: state, reason, reports_progress, progress, estimated_completion, error, heartbeat_timeout,
+        labels, result. A field that is in the mask and unset in job is cleared; state cannot be cleared. Without a mask,
+        the writable fields that are set in job are written and all other fields are ignored. An empty mask writes nothing.
+        has_progress is accepted for reports_progress: that is what its JSON name hasProgress becomes in a mask.
         """
 
     def __init__(

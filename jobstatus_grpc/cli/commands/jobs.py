@@ -23,7 +23,7 @@ from jobstatus_grpc.job import CREATION_STATES, JobState
 @options.state("pending or in_progress.", among=CREATION_STATES, default="pending")
 @flag("--in-progress", "The same as --state in_progress: attempt 1 begins at once.")
 @flag("--reason TEXT", "Why the job is in this state.", default="")
-@flag("--has-progress", "Announce that the job will report progress.")
+@flag("--reports-progress", "Announce that the job will report progress.")
 @options.progress
 @options.eta
 @options.heartbeat_timeout(default="off")

@@ -23,7 +23,7 @@ ATTEMPT = parsers.count(limits.MAX_INT32)
 
 CLEARABLE = {
     "reason": "reason",
-    "has-progress": "has_progress",
+    "reports-progress": "reports_progress",
     "progress": "progress",
     "eta": "estimated_completion",
     "error": "error",
@@ -47,7 +47,7 @@ def _field_to_clear(value: str) -> str:
 @options.state("The new state, such as succeeded, failed or retrying.")
 @flag("--claim", "Begin the next attempt: sets the state in_progress; refused if another worker was faster.")
 @options.progress
-@flag("--has-progress", "Announce that the job will report progress.", default=None)
+@flag("--reports-progress", "Announce that the job will report progress.", default=None)
 @flag("--reason TEXT", "Why the job is in this state.")
 @options.eta
 @flag("--error --error-message TEXT", "What went wrong.", to="error_message")

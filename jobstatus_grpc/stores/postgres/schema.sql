@@ -124,3 +124,7 @@ ALTER TABLE jobstatus.jobs ADD COLUMN cancel_reason text NOT NULL DEFAULT '';
 -- Under 0: the number of stalled jobs.
 INSERT INTO jobstatus.counts (state, jobs)
 SELECT 0, count(*) FROM jobstatus.jobs WHERE stalled <> 0 HAVING count(*) > 0;
+
+-- version 3
+
+ALTER TABLE jobstatus.jobs RENAME COLUMN has_progress TO reports_progress;

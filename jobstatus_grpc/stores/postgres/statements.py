@@ -32,7 +32,7 @@ _TEXTS = {
     "value", "final", "cancel_reason",
 }  # fmt: skip
 
-_SMALLINTS = {"state", "has_progress", "cancel_requested", "stalled", "from_state", "to_state"}
+_SMALLINTS = {"state", "reports_progress", "cancel_requested", "stalled", "from_state", "to_state"}
 
 _OTHER_TYPES = {"progress": "double precision", "attempt": "integer", "number": "integer", "removed": "boolean"}
 

@@ -79,7 +79,7 @@ _INSTANT: _Codec = (_unless_none(from_instant), _unless_none(to_instant))
 
 _CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
     "state": (int, JobState),
-    "has_progress": _FLAG,
+    "reports_progress": _FLAG,
     "cancel_requested": _FLAG,
     "stalled": _FLAG,
     "created_at": _INSTANT,
@@ -169,7 +169,7 @@ def report_row(stored: StoredJob) -> Row:
         job.id,
         job.revision,
         from_instant(job.updated_at),
-        1 if job.has_progress else 0,
+        1 if job.reports_progress else 0,
         job.progress,
         job.reason,
         None if job.estimated_completion is None else from_instant(job.estimated_completion),

@@ -142,3 +142,7 @@ ALTER TABLE jobs ADD COLUMN cancel_reason TEXT NOT NULL DEFAULT '';
 
 -- Under 0: the number of stalled jobs.
 INSERT INTO counts (state, jobs) SELECT 0, count(*) FROM jobs WHERE stalled;
+
+-- version 4
+
+ALTER TABLE jobs RENAME COLUMN has_progress TO reports_progress;

@@ -50,7 +50,7 @@ creations = st.builds(
     state=st.sampled_from([JobState.PENDING, JobState.IN_PROGRESS]),
     name=names,
     reason=texts,
-    has_progress=st.booleans(),
+    reports_progress=st.booleans(),
     progress=st.none() | percents,
     estimated_completion=instants,
     heartbeat_timeout=timeouts,
@@ -65,7 +65,7 @@ changes = st.fixed_dictionaries(
     optional={
         "state": states,
         "reason": texts,
-        "has_progress": st.booleans(),
+        "reports_progress": st.booleans(),
         "progress": st.none() | percents,
         "estimated_completion": instants,
         "error": st.none() | st.builds(JobError, st.integers(1, 16), texts, texts),

@@ -49,12 +49,12 @@ STORED: dict[str, list[Command]] = {
         end("a", S.RETRYING, error=JobError(14, "no answer", "HOST_DOWN"), reason="again"),
     ],
     "a failure": [Create(id="a"), end("a", S.FAILED, error=JobError(13, "böse"))],
-    "a success": [Create(id="a", has_progress=True), claim("a"), end("a", result={"rows": 3.0})],
+    "a success": [Create(id="a", reports_progress=True), claim("a"), end("a", result={"rows": 3.0})],
     "a cancelled job": [Create(id="a"), Cancel(id="a", reason="not needed")],
     "a job asked to stop": [Create(id="a"), claim("a"), Cancel(id="a", actor="someone", request=REQUESTS[2])],
     "cleared fields": [
         Create(id="a", name="n", progress=1.0, labels={"a": "b"}, result={}, heartbeat_timeout=timedelta(seconds=5)),
-        Update(id="a", changes={"has_progress": False, "labels": {}, "result": None, "heartbeat_timeout": None}),
+        Update(id="a", changes={"reports_progress": False, "labels": {}, "result": None, "heartbeat_timeout": None}),
     ],
     "a job made by an update": [
         Update(id="a", allow_missing=True, name="n", labels_if_missing={"a": "b"}, changes={"progress": 3.0})
