@@ -17,6 +17,11 @@
 #include "google/rpc/status.pb.h"
 #include "jobstatus/v1/job_status.grpc.pb.h"
 
+// With it, gRPC retries by itself. `make` writes service_config.json as a literal, R"json({...})json".
+constexpr char kServiceConfig[] =
+#include "service_config.inc"
+    ;
+
 using namespace jobstatus::v1;
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
@@ -33,13 +38,15 @@ void Check(bool ok, const std::string& otherwise) {
   }
 }
 
-// UNAVAILABLE: the server cannot be reached. CANCELLED: the server was shutting down when the call arrived (this
-// program cancels no calls).
+// UNAVAILABLE, DEADLINE_EXCEEDED: the server cannot be reached. CANCELLED: the server was shutting down when the call
+// arrived (this program cancels no calls).
 bool IsAway(const grpc::Status& status) {
-  return status.error_code() == grpc::StatusCode::UNAVAILABLE || status.error_code() == grpc::StatusCode::CANCELLED;
+  const grpc::StatusCode code = status.error_code();
+  return code == grpc::StatusCode::UNAVAILABLE || code == grpc::StatusCode::DEADLINE_EXCEEDED ||
+         code == grpc::StatusCode::CANCELLED;
 }
 
-// Retries a call, with backoff and jitter, while the server is unavailable.
+// Retries a call, with backoff and jitter, however long the server is away.
 grpc::Status UntilReachable(const std::function<grpc::Status(grpc::ClientContext*)>& attempt) {
   thread_local std::mt19937 random{std::random_device{}()};
   for (double pause = 0.1;; pause = std::min(2 * pause, 10.0)) {
@@ -79,7 +86,6 @@ void Watch(Stub& stub, const std::string& id, const std::function<void()>& on_fi
   const grpc::Status status = UntilReachable([&](grpc::ClientContext* context) {
     WatchJobRequest request;
     request.set_id(id);
-    context->set_wait_for_ready(true);  // otherwise gRPC checks only every 5 s whether the server is back
     const auto stream = stub.WatchJob(context, request);
     for (WatchJobResponse message; stream->Read(&message);) {
       const JobStatus& newest = message.event().job();
@@ -105,6 +111,7 @@ int main(int argc, char** argv) {
   grpc::ChannelArguments arguments;  // keepalive pings detect that the server's machine is down
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  arguments.SetServiceConfigJSON(kServiceConfig);
   const auto channel = grpc::CreateCustomChannel(argv[1], grpc::InsecureChannelCredentials(), arguments);
   const auto stub = JobStatusService::NewStub(channel);
   const Seconds step_time(argc > 2 ? std::stod(argv[2]) : 0.1);

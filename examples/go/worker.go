@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	cryptorand "crypto/rand"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -24,13 +25,18 @@ import (
 	pb "github.com/jobstatus/jobstatus-grpc/gen/go/jobstatus/v1"
 )
 
-// untilReachable retries a call, with backoff and jitter, while the server is unavailable.
+// With it, gRPC retries by itself. `make` copies it beside this file, as go:embed requires.
+//
+//go:embed service_config.json
+var serviceConfig string
+
+// untilReachable retries a call, with backoff and jitter, however long the server is away.
 func untilReachable(attempt func() error) error {
 	for pause := 100 * time.Millisecond; ; pause = 2 * pause {
 		begunAt := time.Now()
 		err := attempt()
 		switch status.Code(err) {
-		case codes.Unavailable: // the server cannot be reached
+		case codes.Unavailable, codes.DeadlineExceeded: // the server cannot be reached
 		case codes.Canceled: // the server was shutting down when the call arrived; this program cancels no calls
 		default:
 			return err
@@ -182,7 +188,7 @@ func main() {
 	}
 	// Keepalive pings detect that the server's machine is down.
 	pings := grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second})
-	channel, err := grpc.Dial(os.Args[1], grpc.WithInsecure(), pings)
+	channel, err := grpc.Dial(os.Args[1], grpc.WithInsecure(), pings, grpc.WithDefaultServiceConfig(serviceConfig))
 	check(err == nil, err)
 	defer channel.Close()
 	work(pb.NewJobStatusServiceClient(channel), stepTime)

@@ -1,3 +1,4 @@
+import com.google.gson.Gson;
 import com.google.protobuf.Any;
 import com.google.protobuf.Duration;
 import com.google.protobuf.Struct;
@@ -17,8 +18,11 @@ import io.jobstatus.v1.JobStatusServiceGrpc.JobStatusServiceBlockingStub;
 import io.jobstatus.v1.UpdateJobRequest;
 import io.jobstatus.v1.WatchJobRequest;
 import io.jobstatus.v1.WatchJobResponse;
+import java.io.InputStreamReader;
+import java.io.Reader;
 import java.util.EnumSet;
 import java.util.Iterator;
+import java.util.Map;
 import java.util.Set;
 import java.util.UUID;
 import java.util.concurrent.Callable;
@@ -28,10 +32,11 @@ import java.util.concurrent.TimeUnit;
 /** A worker and a watcher of one job. Usage: java Worker HOST:PORT [SECONDS_PER_STEP] */
 public class Worker {
     /**
-     * UNAVAILABLE: the server cannot be reached. CANCELLED: the server was shutting down when the call arrived (this
-     * program cancels no calls).
+     * UNAVAILABLE, DEADLINE_EXCEEDED: the server cannot be reached. CANCELLED: the server was shutting down when the
+     * call arrived (this program cancels no calls).
      */
-    private static final Set<Status.Code> AWAY = EnumSet.of(Status.Code.UNAVAILABLE, Status.Code.CANCELLED);
+    private static final Set<Status.Code> AWAY =
+            EnumSet.of(Status.Code.UNAVAILABLE, Status.Code.DEADLINE_EXCEEDED, Status.Code.CANCELLED);
 
     private final JobStatusServiceBlockingStub stub;
 
@@ -39,7 +44,15 @@ public class Worker {
         this.stub = stub;
     }
 
-    /** Retries a call, with backoff and jitter, while the server is unavailable. */
+    /** Returns the service config on the class path, with which gRPC retries by itself. */
+    @SuppressWarnings("unchecked")
+    static Map<String, ?> serviceConfig() throws Exception {
+        try (Reader text = new InputStreamReader(Worker.class.getResourceAsStream("/service_config.json"), "UTF-8")) {
+            return new Gson().fromJson(text, Map.class);
+        }
+    }
+
+    /** Retries a call, with backoff and jitter, however long the server is away. */
     static <T> T untilReachable(Callable<T> attempt) throws Exception {
         for (long pause = 100; ; pause = Math.min(2 * pause, 10_000)) {
             long begunAt = System.nanoTime();
@@ -187,6 +200,8 @@ public class Worker {
         ManagedChannel channel = ManagedChannelBuilder.forTarget(arguments[0])
                 .usePlaintext()
                 .keepAliveTime(20, TimeUnit.SECONDS) // detects that the server's machine is down
+                .defaultServiceConfig(serviceConfig())
+                .enableRetry()
                 .build();
         try {
             double secondsPerStep = arguments.length > 1 ? Double.parseDouble(arguments[1]) : 0.1;

@@ -3,6 +3,7 @@
 
 const assert = require('node:assert');
 const { randomUUID } = require('node:crypto');
+const fs = require('node:fs');
 const path = require('node:path');
 const { setTimeout: sleep } = require('node:timers/promises');
 const grpc = require('@grpc/grpc-js');
@@ -21,13 +22,16 @@ const { JobStatusService } = grpc.loadPackageDefinition(loaded).jobstatus.v1;
 const [address, secondsPerStep = '0.1'] = process.argv.slice(2);
 const client = new JobStatusService(address, grpc.credentials.createInsecure(), {
   'grpc.keepalive_time_ms': 20_000, // detects that the server's machine is down
+  'grpc.service_config': fs.readFileSync(path.join(__dirname, '../service_config.json'), 'utf8'), // gRPC retries
 });
+// grpc-js uses the retryPolicy of the service config, but not its waitForReady.
+const waiting = () => new grpc.Metadata({ waitForReady: true });
 
-// UNAVAILABLE: the server cannot be reached. CANCELLED: the server was shutting down when the call arrived (this
-// program cancels no calls).
-const AWAY = [grpc.status.UNAVAILABLE, grpc.status.CANCELLED];
+// UNAVAILABLE, DEADLINE_EXCEEDED: the server cannot be reached. CANCELLED: the server was shutting down when the call
+// arrived (this program cancels no calls).
+const AWAY = [grpc.status.UNAVAILABLE, grpc.status.DEADLINE_EXCEEDED, grpc.status.CANCELLED];
 
-// Retries a call, with backoff and jitter, while the server is unavailable.
+// Retries a call, with backoff and jitter, however long the server is away.
 async function untilReachable(attempt) {
   for (let pause = 100; ; pause = Math.min(2 * pause, 10_000)) {
     const begunAt = Date.now();
@@ -45,7 +49,7 @@ async function untilReachable(attempt) {
 function call(method, request) {
   return untilReachable(() => new Promise((resolve, reject) => {
     const options = { deadline: Date.now() + 10_000 };
-    client[method](request, options, (error, reply) => (error ? reject(error) : resolve(reply.job)));
+    client[method](request, waiting(), options, (error, reply) => (error ? reject(error) : resolve(reply.job)));
   }));
 }
 
@@ -60,7 +64,7 @@ function reasonOf(error) {
 async function watch(id, onFirst) {
   let job = {};
   await untilReachable(async () => {
-    for await (const { event } of client.watchJob({ id })) {
+    for await (const { event } of client.watchJob({ id }, waiting())) {
       if (event.job.state !== job.state) console.log(`watch: ${event.job.state}`);
       job = event.job;
       onFirst();

@@ -8,11 +8,11 @@ require 'securerandom'
 V1 = JobStatus::V1
 $stdout.sync = true
 
-# Unavailable: the server cannot be reached. Cancelled: the server was shutting down when the call arrived (this
-# program cancels no calls).
-AWAY = [GRPC::Unavailable, GRPC::Cancelled].freeze
+# Unavailable, DeadlineExceeded: the server cannot be reached. Cancelled: the server was shutting down when the call
+# arrived (this program cancels no calls).
+AWAY = [GRPC::Unavailable, GRPC::DeadlineExceeded, GRPC::Cancelled].freeze
 
-# Retries a call, with backoff and jitter, while the server is unavailable.
+# Retries a call, with backoff and jitter, however long the server is away.
 def until_reachable
   pause = 0.1
   begin
@@ -108,10 +108,14 @@ def work(client, seconds_per_step)
 end
 
 address, seconds_per_step = ARGV
-pings = { 'grpc.keepalive_time_ms' => 20_000, 'grpc.http2.max_pings_without_data' => 0 }
+settings = {
+  'grpc.keepalive_time_ms' => 20_000, # pings detect that the server's machine is down
+  'grpc.http2.max_pings_without_data' => 0,
+  'grpc.service_config' => File.read(File.join(__dir__, '../service_config.json')) # gRPC retries by itself
+}
 client = V1::JobStatusService::Stub.new(
   address,
   :this_channel_is_insecure,
-  channel_args: pings # detect that the server's machine is down
+  channel_args: settings
 )
 work(client, Float(seconds_per_step || 0.1))

@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import grpc
 import pytest
+
+from tests.support.scripted_server import ScriptedServer, fail
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LANGUAGES = [
@@ -37,8 +41,13 @@ pytestmark = pytest.mark.timeout(BUILD_SECONDS + 60)
 
 
 def make(*arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a task; what a `make` around the tests was called with is not for this one."""
+    """Command and environment of a task, without what a `make` around the tests was called with and puts in PATH.
+
+    In .venv-proto, protoc is newer than Debian's libraries, which the code that it generates would not fit.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES")}
+    folders = environment["PATH"].split(os.pathsep)
+    environment["PATH"] = os.pathsep.join(each for each in folders if not Path(each).is_relative_to(EXAMPLES.parent))
     command = ["make", "--silent", "--no-print-directory", "-C", str(EXAMPLES), f"PYTHON={sys.executable}", *arguments]
     return command, environment
 
@@ -93,9 +102,13 @@ class Run:
 
 
 @pytest.fixture(scope="module", params=LANGUAGES)
-def run(request: pytest.FixtureRequest) -> Callable[..., Run]:
+def language(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def run(language: str) -> Callable[..., Run]:
     """Build the example in a language; `run(address)` starts it."""
-    language: str = request.param
     if language != "python":
         task, environment = make(language)
         done = subprocess.run(task, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
@@ -139,14 +152,27 @@ def test_an_example_stops_when_it_has_lost_its_job(run: Callable[..., Run], serv
     assert (job.state, job.attempt, job.HasField("progress")) == (2, 2, False)
 
 
-def test_an_example_goes_on_when_the_server_restarts(
+def test_an_example_loses_nothing_when_the_server_restarts(
     run: Callable[..., Run], serve: Callable[..., Any], tmp_path: Path
 ) -> None:
     service = serve(store=f"sqlite:///{tmp_path}/jobs.db")
     with run(service.address, LONG_STEP_SECONDS) as example:
         example.read_until("second claim: ")
         service.process.terminate()
+        time.sleep(1.2 * LONG_STEP_SECONDS)  # an outage in which the first progress is due
         service.process.start()
+        example.read_until("progress: 50")
+        service.process.restart()
         assert example.finish()
     assert example.worked == [*BEGINNING, *WELL, *END]
     assert example.watched == ["IN_PROGRESS", "SUCCEEDED"]
+    job = service.get(example.job_id)
+    assert (job.attempt, job.revision, dict(job.result)) == (1, 6, {"steps": 3})
+
+
+def test_an_example_retries_by_the_service_config(run: Callable[..., Run], language: str) -> None:
+    retries = [None, None] if language == "python" else ["1", "2"]  # our client has its own retries
+    answers = [fail(grpc.StatusCode.UNAVAILABLE)] * 2 + [fail(grpc.StatusCode.INVALID_ARGUMENT)]
+    with ScriptedServer(CreateJob=answers) as server, run(server.address) as example:
+        assert not example.finish()
+    assert [each.get("grpc-previous-rpc-attempts") for each in server.metadata] == [None, *retries]
