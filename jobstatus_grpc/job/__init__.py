@@ -30,7 +30,7 @@ from jobstatus_grpc.job.model import (
     to_state,
     urgent_mark,
 )
-from jobstatus_grpc.job.rules import Found, Outcome, apply, require_job
+from jobstatus_grpc.job.rules import Found, Outcome, apply, has_heartbeats, require_job, with_heartbeat
 
 __all__ = [
     "CREATION_FIELDS",
@@ -58,6 +58,7 @@ __all__ = [
     "Update",
     "apply",
     "evolve",
+    "has_heartbeats",
     "is_large",
     "is_report",
     "is_urgent",
@@ -65,4 +66,5 @@ __all__ = [
     "require_job",
     "to_state",
     "urgent_mark",
+    "with_heartbeat",
 ]

@@ -128,6 +128,7 @@ class Job:
     parent_id: str = ""
     result: Mapping[str, Any] | None = field(default=None, hash=False)
     expires_at: datetime | None = None
+    last_heartbeat_at: datetime | None = None
     tenant: str = field(default=DEFAULT_TENANT, repr=False)
     creation_request: RequestId | None = field(default=None, repr=False)
     """The request that created the job. Kept as long as the job, never sent."""
@@ -150,7 +151,8 @@ class Job:
 JOB_FIELDS = tuple(field.name for field in fields(Job))
 
 REPORT_FIELDS = (
-    "revision", "updated_at", "reports_progress", "progress", "reason", "estimated_completion", "requests",
+    "revision", "updated_at", "reports_progress", "progress", "reason", "estimated_completion",
+    "last_heartbeat_at", "requests",
 )  # fmt: skip
 """The fields that a report of progress changes. Stores write only these for a report."""
 

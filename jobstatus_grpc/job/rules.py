@@ -94,6 +94,7 @@ def _create(found: Found, command: Create, now: datetime) -> Applied:
         updated_at=now,
         started_at=now if started else None,
         attempt=1 if started else 0,
+        last_heartbeat_at=now if started and command.heartbeat_timeout is not None else None,
         tenant=command.tenant,
         creation_request=command.request,
     )
@@ -110,7 +111,11 @@ def _update(found: Found, command: Update, now: datetime, retention: timedelta) 
     changes = changed_fields(job, command, now, retention)
     if not changes:
         return Applied(job)
-    return _next_revision(job, changes, now, command.request, command.actor, command.changes.get("reason", ""))
+    _note_heartbeat(job, changes, now)
+    reason = command.changes.get("reason", "")
+    if "stalled" in changes and not reason and "state" not in changes and "attempt" not in changes:
+        reason = "an update came: no longer stalled"
+    return _next_revision(job, changes, now, command.request, command.actor, reason)
 
 
 def _create_by_update(command: Update, now: datetime, retention: timedelta) -> Applied:
@@ -127,7 +132,9 @@ def _create_by_update(command: Update, now: datetime, retention: timedelta) -> A
         creation_request=command.request,
     )
     check_allowed(evolve(blank, {"revision": 0}), command)
-    job = evolve(blank, changed_fields(blank, command, now, retention))
+    changes = changed_fields(blank, command, now, retention)
+    _note_heartbeat(blank, changes, now)
+    job = evolve(blank, changes)
     reason = job.reason or (job.error.message if job.error else "")
     return Applied(job, _transition(None, job, reason, command.actor, command.request))
 
@@ -181,6 +188,20 @@ def _expire(found: Found, command: Expire, now: datetime, clock_now: datetime, r
     if job.finished_at is not None and job.finished_at > clock_now + CLOCK_TOLERANCE:
         return _next_revision(job, _end_times(clock_now, retention), now, None, command.actor, "")
     return Applied(job)
+
+
+def has_heartbeats(job: Job) -> bool:
+    """Return whether the job stalls if its worker is silent."""
+    return job.state is JobState.IN_PROGRESS and job.heartbeat_timeout is not None
+
+
+def with_heartbeat(job: Job, at: datetime | None) -> Job:
+    """Return the job with the time of a heartbeat, which changed nothing else; None: there was none."""
+    if at is None or not has_heartbeats(job):
+        return job
+    if job.last_heartbeat_at is not None and at <= job.last_heartbeat_at:
+        return job
+    return evolve(job, {"last_heartbeat_at": at})
 
 
 def require_job(found: Found, job_id: str) -> Job:
@@ -307,6 +328,15 @@ def changed_fields(job: Job, command: Update, now: datetime, retention: timedelt
     return {name: value for name, value in changes.items() if value != getattr(job, name)}
 
 
+def _note_heartbeat(job: Job, changes: dict[str, Any], now: datetime) -> None:
+    """Add last_heartbeat_at to the changes of an update, where the job has a heartbeat_timeout and has been started."""
+    if changes.get("heartbeat_timeout", job.heartbeat_timeout) is None:
+        if job.last_heartbeat_at is not None:
+            changes["last_heartbeat_at"] = None
+    elif changes.get("started_at", job.started_at) is not None:
+        changes["last_heartbeat_at"] = now
+
+
 def _end_error(job: Job, changes: Mapping[str, Any]) -> JobError | None:
     """Return the error of a job at its end; a failed job always has one."""
     error: JobError | None = changes.get("error", job.error)
@@ -322,7 +352,7 @@ def _end_times(now: datetime, retention: timedelta) -> dict[str, datetime]:
 def _next_revision(
     job: Job, changes: dict[str, Any], now: datetime, request: RequestId | None, actor: str, reason: str
 ) -> Applied:
-    """Return the job with `changes` and an entry for its history if state, attempt, cancel request or stall is new."""
+    """Return the job with `changes`, and an entry for its history if state, attempt, cancel request or stall differ."""
     changes["revision"] = job.revision + 1
     changes["updated_at"] = now
     if request is not None:
@@ -330,7 +360,7 @@ def _next_revision(
     after = evolve(job, changes)
     error = changes.get("error")
     reason = reason or (error.message if error is not None else "")
-    if "state" in changes or "attempt" in changes or "cancel_requested" in changes or changes.get("stalled"):
+    if "state" in changes or "attempt" in changes or "cancel_requested" in changes or "stalled" in changes:
         return Applied(after, _transition(job.state, after, reason, actor, request))
     return Applied(after)
 

@@ -22,8 +22,9 @@ from jobstatus_grpc.job import (
     Update,
     apply,
     evolve,
+    with_heartbeat,
 )
-from jobstatus_grpc.stores.interface import STALLED, Change, Key
+from jobstatus_grpc.stores.interface import STALLED, Change, Key, Silence
 
 log = logging.getLogger("jobstatus_grpc.jobs")
 """The log that says what happened to each job."""
@@ -99,7 +100,7 @@ def apply_all(
     *,
     now: datetime,
     retention: timedelta,
-    silent_for: Callable[[Key], timedelta],
+    silence_of: Callable[[Key], Silence],
 ) -> Batch:
     """Apply `commands` in order, each to the result of the ones before it.
 
@@ -108,7 +109,7 @@ def apply_all(
         found: the jobs and tombstones under the commands' keys; updated in place. A key that is missing was never used.
         now: the store's time.
         retention: how long a job is kept after its end.
-        silent_for: returns how long the worker of a job has been silent.
+        silence_of: returns the silence of a job's worker.
     """
     batch = Batch()
     outcomes, jobs, changes = batch.outcomes, batch.jobs, batch.changes
@@ -116,8 +117,10 @@ def apply_all(
     for command in commands:
         key = (command.tenant, command.id)
         before = found.get(key)
-        if isinstance(command, Stall):
-            command = replace(command, silent_for=timedelta(0) if key in updated else silent_for(key))
+        if isinstance(command, Stall) and key not in updated:
+            duration, heard_at = silence_of(key)
+            command = replace(command, silent_for=duration)
+            before = with_heartbeat(before, heard_at) if isinstance(before, Job) else before
         try:
             applied = apply(before, command, now=now, retention=retention)
         except JobStatusError as refusal:

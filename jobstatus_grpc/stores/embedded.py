@@ -9,12 +9,13 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
-from jobstatus_grpc.job import Command, Create, Job, JobState, Outcome, Update, is_large
-from jobstatus_grpc.stores.interface import Change, ChangeBatch, Key, Position
+from jobstatus_grpc.job import Command, Create, Job, JobState, Outcome, Update, is_large, with_heartbeat
+from jobstatus_grpc.stores.interface import Change, ChangeBatch, Key, Page, Position, Silence
 
 MAX_BATCH_CHANGES = 1000
 """The number of changes in a ChangeBatch."""
@@ -166,10 +167,12 @@ AGAIN_SECONDS = 5.0
 
 
 class _Clock:
-    __slots__ = ("due_in_queue_at", "stalled", "timeout_seconds", "updated_at")
+    __slots__ = ("due_in_queue_at", "heard_at", "stalled", "timeout_seconds", "updated_at")
 
     def __init__(self, updated_at: float) -> None:
         self.updated_at = updated_at
+        self.heard_at: datetime | None = None
+        """The time of the last update by the store's clock; None: there was none since the process started."""
         self.timeout_seconds = 0.0
         self.stalled = False
         self.due_in_queue_at: float | None = None
@@ -197,10 +200,13 @@ class StallClocks:
         """Start clocks for stored jobs that are IN_PROGRESS: key, timeout and whether the job is stalled."""
         for key, timeout, stalled in jobs:
             if key not in self._clocks:
-                self._start(key, self._started_at, timeout, stalled)
+                self._start(key, self._started_at, None, timeout, stalled)
 
-    def note(self, commands: Sequence[Command], outcomes: Sequence[Outcome]) -> None:
-        """Record committed commands: a worker's update restarts its job's clock, even if it changed nothing."""
+    def note(self, commands: Sequence[Command], outcomes: Sequence[Outcome], at: datetime) -> None:
+        """Record commands that were committed `at` this time by the store's clock.
+
+        A worker's update restarts its job's clock, even if it changed nothing.
+        """
         now = self._now()
         for command, job in zip(commands, outcomes, strict=True):
             if not isinstance(job, Job):
@@ -210,16 +216,26 @@ class StallClocks:
                 if self._clocks:
                     self._clocks.pop(key, None)
             elif isinstance(command, (Update, Create)):
-                self._start(key, now, job.heartbeat_timeout, job.stalled)
+                self._start(key, now, at, job.heartbeat_timeout, job.stalled)
             elif (clock := self._clocks.get(key)) is not None:
                 clock.stalled = job.stalled
                 self._enqueue(key, clock, now)  # `due` computes the next time, which depends on `stalled`
 
-    def silent_for(self, key: Key) -> timedelta:
+    def silence_of(self, key: Key) -> Silence:
         """Return how long a job's worker has been silent, as far as is known."""
         clock = self._clocks.get(key)
-        updated_at = self._now() if clock is None else max(clock.updated_at, self._started_at)
-        return timedelta(seconds=self._now() - updated_at)
+        if clock is None:
+            return Silence(timedelta(0), None)
+        return Silence(timedelta(seconds=self._now() - max(clock.updated_at, self._started_at)), clock.heard_at)
+
+    def shown(self, job: Job) -> Job:
+        """Return a job as stored with its last heartbeat."""
+        clock = self._clocks.get((job.tenant, job.id))
+        return job if clock is None else with_heartbeat(job, clock.heard_at)
+
+    def shown_on(self, page: Page) -> Page:
+        """Return a page of jobs as stored with their last heartbeats."""
+        return replace(page, jobs=[self.shown(job) for job in page.jobs]) if self._clocks else page
 
     def due(self, *, limit: int, fail_after: timedelta | None) -> list[Key]:
         """Return at most `limit` jobs whose workers have been silent for too long, the longest overdue first."""
@@ -246,13 +262,14 @@ class StallClocks:
             return due_at
         return None if fail_after is None else due_at + fail_after.total_seconds()
 
-    def _start(self, key: Key, updated_at: float, timeout: timedelta, stalled: bool) -> None:
+    def _start(self, key: Key, updated_at: float, heard_at: datetime | None, timeout: timedelta, stalled: bool) -> None:
         clock = self._clocks.get(key)
         if clock is None:
             clock = self._clocks[key] = _Clock(updated_at)
         timeout_seconds = timeout.total_seconds()
         is_shorter = timeout_seconds < clock.timeout_seconds
-        clock.updated_at, clock.timeout_seconds, clock.stalled = updated_at, timeout_seconds, stalled
+        clock.updated_at, clock.heard_at = updated_at, heard_at
+        clock.timeout_seconds, clock.stalled = timeout_seconds, stalled
         # An entry that is too early is corrected by `due`: most updates need not touch the queue.
         if clock.due_in_queue_at is None or is_shorter:
             self._enqueue(key, clock, updated_at + timeout_seconds)

@@ -60,6 +60,14 @@ class CommitResult:
     """The outcomes that follow later, by the index of the command: another process has locked the job."""
 
 
+class Silence(NamedTuple):
+    """How long the worker of a job has been silent."""
+
+    duration: timedelta
+    heard_at: datetime | None
+    """When its last heartbeat arrived that changed nothing; None: that is not known."""
+
+
 class Change(NamedTuple):
     """One job's newest state within a batch of changes."""
 

@@ -84,9 +84,9 @@ class MemoryStore:
         self._check_open()
         now = self._clock()
         found = {key: self._find(key, now) for key in {(command.tenant, command.id) for command in commands}}
-        batch = apply_all(commands, found, now=now, retention=self._retention, silent_for=self._stall_clocks.silent_for)
+        batch = apply_all(commands, found, now=now, retention=self._retention, silence_of=self._stall_clocks.silence_of)
         self._write(batch, now)
-        self._stall_clocks.note(commands, batch.outcomes)
+        self._stall_clocks.note(commands, batch.outcomes, now)
         if batch.changes:
             self._feed.publish(batch.changes)
         batch.log()
@@ -116,7 +116,7 @@ class MemoryStore:
     async def get(self, tenant: str, job_id: str) -> Job:
         """See JobStore."""
         self._check_open()
-        return require_job(self._find((tenant, job_id), self._clock()), job_id)
+        return self._stall_clocks.shown(require_job(self._find((tenant, job_id), self._clock()), job_id))
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
@@ -129,7 +129,8 @@ class MemoryStore:
     async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
         """See JobStore. It examines the jobs one by one, whatever the filter."""
         self._check_open()
-        return self._order.page(self._jobs, tenant, job_filter, limit=limit, cursor=cursor)
+        page = self._order.page(self._jobs, tenant, job_filter, limit=limit, cursor=cursor)
+        return self._stall_clocks.shown_on(page)
 
     def stalled_jobs(self) -> int:
         """See JobStore."""

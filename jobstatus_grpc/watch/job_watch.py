@@ -213,7 +213,7 @@ class Topic:
 class JobWatcher(TimedWatcher):
     """Yields the events of one job to one stream. For one task at a time."""
 
-    __slots__ = ("_min_update_seconds", "_sent", "_topic", "_try_send", "_updated_at", "_waiting", "error")
+    __slots__ = ("_min_update_seconds", "_read", "_sent", "_topic", "_try_send", "_updated_at", "_waiting", "error")
 
     def __init__(
         self,
@@ -230,6 +230,7 @@ class JobWatcher(TimedWatcher):
         """Set by the hub to end the watch with it."""
         self._topic = topic
         self._min_update_seconds = min_update_seconds
+        self._read: Job | None = None
         self._sent: Job | None = None
         self._updated_at = float("-inf")
         self._try_send = try_send
@@ -237,6 +238,7 @@ class JobWatcher(TimedWatcher):
 
     def start(self, job: Job) -> None:
         """Publish the job as it was read after registration; the feed may have brought a newer state."""
+        self._read = job
         self._topic.publish(job)
 
     async def next(self) -> bytes | None:
@@ -252,7 +254,7 @@ class JobWatcher(TimedWatcher):
         sent, newest = self._sent, self._topic.newest
         assert newest is not None
         if sent is None:
-            return self._message(EventType.SNAPSHOT, newest, self._loop.time())
+            return self._snapshot(newest)
         if sent.done:
             return None
         if newest.revision > sent.revision or self.error or self._topic.is_removed:
@@ -317,6 +319,14 @@ class JobWatcher(TimedWatcher):
             raise JobExpiredError(f"job {job_id!r} was deleted or has expired", id=job_id)
         if self._is_too_old(now):
             raise StreamAgeError
+
+    def _snapshot(self, newest: Job) -> bytes:
+        """Return the SNAPSHOT of the newest state, with the heartbeats since that the read job has."""
+        read, self._read = self._read, None
+        self._sent, self._sent_at = newest, self._loop.time()
+        if read is None or read.revision != newest.revision or read.last_heartbeat_at == newest.last_heartbeat_at:
+            read = newest
+        return self._topic.message(EventType.SNAPSHOT, read)
 
     def _message(self, event_type: EventType, job: Job, now: float) -> bytes:
         self._sent = job

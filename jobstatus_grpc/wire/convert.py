@@ -50,6 +50,8 @@ def report_to_wire(job: Job, message: pb.JobStatus) -> None:
                 instant_to_wire(projected, message.projected_completion)
     if job.estimated_completion is not None:
         instant_to_wire(job.estimated_completion, message.estimated_completion)
+    if job.last_heartbeat_at is not None:
+        instant_to_wire(job.last_heartbeat_at, message.last_heartbeat_at)
 
 
 def lasting_to_wire(job: Job, message: pb.JobStatus) -> None:
@@ -119,6 +121,7 @@ def job_from_wire(message: pb.JobStatus) -> Job:
         parent_id=message.parent_id,
         result=result_from_wire(message.result) if has("result") else None,
         expires_at=instant_from_wire(message.expires_at) if has("expires_at") else None,
+        last_heartbeat_at=instant_from_wire(message.last_heartbeat_at) if has("last_heartbeat_at") else None,
     )
 
 

@@ -28,7 +28,7 @@ CHANGES = {
     "error": JobError(3), "started_at": None, "finished_at": START, "attempt": 2, "cancel_requested": True,
     "cancel_reason": "c",
     "stalled": True, "heartbeat_timeout": timedelta(seconds=5), "revision": 3, "labels": {}, "parent_id": "p",
-    "result": {"x": 1.0}, "expires_at": START,
+    "result": {"x": 1.0}, "expires_at": START, "last_heartbeat_at": START,
 }  # fmt: skip
 UNSENT = {"tenant", "creation_request", "requests"}
 

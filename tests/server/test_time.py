@@ -43,7 +43,25 @@ def test_heartbeats_keep_a_job_from_stalling_and_change_nothing(any_service, new
     ends_at = time.monotonic() + 2
     while time.monotonic() < ends_at:
         any_service.update(job.id)
-    assert any_service.get(job.id) == job
+    heard = any_service.get(job.id)
+    assert heard.last_heartbeat_at.ToDatetime() > job.last_heartbeat_at.ToDatetime() + timedelta(seconds=1)
+    heard.last_heartbeat_at.CopyFrom(job.last_heartbeat_at)
+    assert heard == job
+
+
+def test_a_heartbeat_is_in_the_snapshots_of_watches_and_in_lists(any_service, new_id):
+    job = any_service.create(id=new_id(), state="JOB_STATE_IN_PROGRESS", heartbeat_timeout=Duration(seconds=60))
+    earlier = any_service.watch(job.id)
+    assert next(earlier).event.job == job
+    any_service.update(job.id)
+    heard = any_service.get(job.id)
+    listed = any_service.stub.ListJobs(pb.ListJobsRequest(filter=pb.JobFilter(ids=[job.id])), timeout=20).jobs
+    later = any_service.watch(job.id)
+    snapshot = next(later).event.job
+    earlier.cancel()
+    later.cancel()
+    assert heard.last_heartbeat_at.ToNanoseconds() > job.last_heartbeat_at.ToNanoseconds()
+    assert [snapshot, *listed] == [heard, heard]
 
 
 def test_a_job_that_stays_stalled_fails_if_the_server_is_configured_so(serve):

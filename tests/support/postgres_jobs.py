@@ -7,7 +7,7 @@ from typing import Any
 _JOBS = """
     INSERT INTO jobstatus.jobs (
         tenant, id, name, state, attempt, revision, reports_progress, cancel_requested, stalled, created_at, updated_at,
-        parent_id, reason, heard_at, labels, finished_at, expires_at, heartbeat_timeout
+        parent_id, reason, last_heartbeat_at, labels, finished_at, expires_at, heartbeat_timeout
     )
     SELECT 'default', n::text, CASE n % 4 WHEN 0 THEN g ELSE '' END,
         CASE WHEN is_stalled THEN 2 WHEN n % 10 > 0 THEN 1 WHEN n % 100 = 0 THEN 4 ELSE 5 END,

@@ -32,9 +32,10 @@ class StandingClock:
     def seconds(self) -> float:
         return self._seconds
 
-    def advance(self, **duration: float) -> None:
+    def advance(self, **duration: float) -> datetime:
         self.now += timedelta(**duration)
         self._seconds += timedelta(**duration).total_seconds()
+        return self.now
 
 
 def on_store(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -74,6 +75,12 @@ async def settled(commit: Awaitable[CommitResult]) -> list[Outcome]:
     for index, outcome in result.deferred.items():
         outcomes[index] = await outcome
     return outcomes
+
+
+async def last_heartbeats(store: JobStore) -> set[datetime | None]:
+    """Return the last_heartbeat_at of all jobs, listed and read one by one."""
+    listed = (await store.page("default", JobFilter(), limit=100)).jobs
+    return {job.last_heartbeat_at for job in [*listed, *[await store.get("default", job.id) for job in listed]]}
 
 
 async def following(store: JobStore, after: str) -> list[Change]:

@@ -172,6 +172,7 @@ class JobStatus(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PROJECTED_COMPLETION_FIELD_NUMBER: _builtins.int
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
+    LAST_HEARTBEAT_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """1 to 128 characters of A-Z, a-z, 0-9, ".", "_", ":" and "-". Chosen by the creator; if empty, the service generates
     a UUIDv7, or derives a UUIDv8 from the request_id if there is one.
@@ -248,6 +249,15 @@ class JobStatus(_message.Message):
         progress of at least 1.
         """
 
+    @_builtins.property
+    def last_heartbeat_at(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When the last update of the current or last attempt arrived, also one that changed nothing, of a job
+        with a heartbeat_timeout. Such a heartbeat by itself is no change: it is in GetJob and ListJobs, and in the SNAPSHOT
+        and the stalled event of watches, not in other events or responses; on PostgreSQL, other replicas know it within a
+        second. Heartbeats from before a restart of a server with SQLite are forgotten: then it is when an update last
+        changed the job.
+        """
+
     def __init__(
         self,
         *,
@@ -275,10 +285,11 @@ class JobStatus(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         projected_completion: _timestamp_pb2.Timestamp | None = ...,
         cancel_reason: _builtins.str = ...,
+        last_heartbeat_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "created_at", b"created_at", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "progress", b"progress", "projected_completion", b"projected_completion", "result", b"result", "started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "created_at", b"created_at", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "last_heartbeat_at", b"last_heartbeat_at", "progress", b"progress", "projected_completion", b"projected_completion", "result", b"result", "started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "reports_progress", b"reports_progress", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "last_heartbeat_at", b"last_heartbeat_at", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "reports_progress", b"reports_progress", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
     _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
@@ -445,7 +456,7 @@ Global___JobFilter: _TypeAlias = JobFilter  # noqa: Y015
 
 @_typing.final
 class JobTransition(_message.Message):
-    """One entry in the history of a job: a change of state, a claim, a request to cancel, or a stall."""
+    """One entry in the history of a job: a change of state, a claim, a request to cancel, or a stall or its end."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -460,7 +471,7 @@ class JobTransition(_message.Message):
     """The state before the change. UNSPECIFIED for the creation."""
     to_state: Global___JobState.ValueType
     """The state after the change. Equal to from_state if a new attempt was claimed while IN_PROGRESS, if a cancel was
-    requested, or if the job became stalled.
+    requested, or if the job became stalled or an update ended that.
     """
     reason: _builtins.str
     """The reason given with the change, or else the message of its error."""

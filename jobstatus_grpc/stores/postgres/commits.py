@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -20,16 +20,16 @@ from jobstatus_grpc.job import (
     Create,
     Found,
     Job,
-    JobState,
     Outcome,
     Stall,
     Tombstone,
     Update,
+    has_heartbeats,
     is_report,
 )
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch, apply_all
-from jobstatus_grpc.stores.interface import Clock, CommitResult, Key
+from jobstatus_grpc.stores.interface import Clock, CommitResult, Key, Silence
 from jobstatus_grpc.stores.postgres import statements
 from jobstatus_grpc.stores.postgres.database import CALL_SECONDS, Connection, Database
 from jobstatus_grpc.stores.postgres.feed import INCARNATION, PostgresFeed
@@ -77,11 +77,6 @@ _STATUS = f"""
 # A commit whose connection was lost has not waited for the standbys. This one does, for itself and all before it.
 _CONFIRM = "SELECT pg_logical_emit_message(true, 'jobstatus', '')"
 
-_HEARTBEATS = """
-    SELECT h.tenant, h.id, h.heard_at FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
-    JOIN jobstatus.heard AS h ON h.tenant = w.tenant AND h.id = w.id
-"""
-
 _TRIM_TRANSITIONS = f"""
     DELETE FROM jobstatus.transitions WHERE tenant = $1 AND id = $2 AND revision <= (
         SELECT revision FROM jobstatus.transitions WHERE tenant = $1 AND id = $2
@@ -104,8 +99,6 @@ class _Loaded(NamedTuple):
     now: datetime
     jobs: dict[Key, StoredJob]
     tombstones: dict[Key, Tombstone]
-    heard_at: dict[Key, int]
-    """When each job's worker last wrote a change, in microseconds since 1970."""
     locked: set[Key]
     """Jobs that another transaction has locked: they are in none of the others."""
 
@@ -272,8 +265,7 @@ class Commits:
             for command, outcome in zip(commands, batch.outcomes, strict=True)
             if isinstance(command, (Update, Create))
             and isinstance(outcome, Job)
-            and outcome.heartbeat_timeout is not None
-            and outcome.state is JobState.IN_PROGRESS
+            and has_heartbeats(outcome)
             and (key := _key(command)) not in batch.jobs
         ]
         if unchanged:
@@ -290,10 +282,10 @@ class Commits:
         """
         loaded = await self._load(connection, sorted({_key(command) for command in commands}), waits=waits)
         applied = [command for command in commands if _key(command) not in loaded.locked]
-        silent_for = await self._silence(connection, applied, loaded)
+        silence_of = await self._silence(connection, applied, loaded)
         found: dict[Key, Found] = {key: stored.job for key, stored in loaded.jobs.items()}
         found.update(loaded.tombstones)
-        batch = apply_all(applied, found, now=loaded.now, retention=self._retention, silent_for=silent_for)
+        batch = apply_all(applied, found, now=loaded.now, retention=self._retention, silence_of=silence_of)
         if batch.is_empty:
             return _Written(batch, loaded.now, loaded.locked, None, ())
         xid, stored = await _write(connection, applied, batch, loaded)
@@ -304,12 +296,11 @@ class Commits:
         now = None if self._clock is None else self._clock()
         rows = await connection.fetch(query, *statements.columns_of(keys))
         now = now or to_instant(rows[0][2])
-        loaded = _Loaded(now, {}, {}, {}, set())
-        for tenant, job_id, _, exists, tombstone_revision, removed_at, heard_at, *columns in rows:
+        loaded = _Loaded(now, {}, {}, set())
+        for tenant, job_id, _, exists, tombstone_revision, removed_at, *columns in rows:
             key = (tenant, job_id)
             if columns[0] is not None:
                 loaded.jobs[key] = self._cache.read(columns)
-                loaded.heard_at[key] = heard_at
             elif exists:
                 loaded.locked.add(key)
             elif removed_at is not None:
@@ -320,22 +311,23 @@ class Commits:
 
     async def _silence(
         self, connection: Connection, commands: Sequence[Command], loaded: _Loaded
-    ) -> Callable[[Key], timedelta]:
-        """Return the function from a job to the time since its last heartbeat, which only Stall commands need."""
+    ) -> Callable[[Key], Silence]:
+        """Return the function from a job to the silence of its worker, which only Stall commands need."""
         keys = [_key(command) for command in commands if isinstance(command, Stall)]
-        heartbeats: dict[Key, int] = {}
-        if keys:
-            rows = await connection.fetch(_HEARTBEATS, *statements.columns_of(keys))
-            heartbeats = {(tenant, job_id): heard_at for tenant, job_id, heard_at in rows}
+        heartbeats = await self._maintenance.heartbeats(connection, keys)
         now = from_instant(loaded.now)
         latest = now + TOLERANCE
 
-        def silent_for(key: Key) -> timedelta:
-            times = (loaded.heard_at.get(key, now), heartbeats.get(key, 0), self._maintenance.heartbeat_at(key))
+        def silence_of(key: Key) -> Silence:
+            heartbeat_at = heartbeats.get(key, 0)
+            times = [heartbeat_at, self._maintenance.silent_since]
+            if key in loaded.jobs and (changed_at := loaded.jobs[key].job.last_heartbeat_at) is not None:
+                times.append(from_instant(changed_at))
             heard_at = max((at for at in times if at <= latest), default=now)
-            return timedelta(microseconds=max(now - heard_at, 0))
+            duration = timedelta(microseconds=max(now - heard_at, 0))
+            return Silence(duration, to_instant(heartbeat_at) if 0 < heartbeat_at <= latest else None)
 
-        return silent_for
+        return silence_of
 
 
 async def _write(
@@ -343,20 +335,14 @@ async def _write(
 ) -> tuple[str, Collection[StoredJob]]:
     """Write what a batch changed, and return the transaction's id and the jobs as stored."""
     now = from_instant(loaded.now)
-    heard = {
-        _key(command)
-        for command, outcome in zip(commands, batch.outcomes, strict=True)
-        if isinstance(command, (Update, Create)) and isinstance(outcome, Job)
-    }
-    heard_at = {key: now if key in heard else loaded.heard_at.get(key, now) for key in batch.jobs}
-    written = await _insert(connection, batch, loaded, heard_at)
+    written = await _insert(connection, batch, loaded)
     parts: dict[str, list[Row]] = {part: [] for part in statements.PARTS}
     for key, stored in loaded.jobs.items():
         job = batch.jobs.get(key)
         if job is not None:
             written[key] = after = store_job(stored.key, job, stored)
             part, row = ("reports", report_row(after)) if is_report(stored.job, job) else ("jobs", job_row(after))
-            parts[part].append((*row, heard_at[key]))
+            parts[part].append(row)
     old_labels, parts["new_labels"] = label_changes(loaded.jobs, written, batch.removed)
     parts["old_labels"] = [(job_key, name, value) for _, name, value, _, job_key in old_labels]
     parts["changes"] = [
@@ -383,14 +369,12 @@ async def _write(
     return xid, written.values()
 
 
-async def _insert(
-    connection: Connection, batch: Batch, loaded: _Loaded, heard_at: Mapping[Key, int]
-) -> dict[Key, StoredJob]:
+async def _insert(connection: Connection, batch: Batch, loaded: _Loaded) -> dict[Key, StoredJob]:
     """Insert the jobs that are new, and return them with the keys of their rows."""
     new = {key: job for key, job in batch.jobs.items() if key not in loaded.jobs}
     if not new:
         return {}
-    rows = [(*job_row(store_job(0, job, None))[1:], heard_at[key]) for key, job in new.items()]
+    rows = [job_row(store_job(0, job, None))[1:] for job in new.values()]
     inserted: Any = await connection.fetch(statements.INSERT_JOBS, *statements.columns_of(rows))
     keys = {(tenant, job_id): key for tenant, job_id, key in inserted}
     if len(keys) < len(new):

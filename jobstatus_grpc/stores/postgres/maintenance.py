@@ -52,10 +52,15 @@ _WRITE_HEARTBEATS = f"""
     END
 """
 
+_READ_HEARTBEATS = """
+    SELECT h.tenant, h.id, h.heard_at FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
+    JOIN jobstatus.heard AS h ON h.tenant = w.tenant AND h.id = w.id
+"""
+
 _SILENT = f"""
     SELECT tenant, id FROM (
         SELECT j.tenant, j.id, j.stalled, j.heartbeat_timeout, greatest(
-            CASE WHEN j.heard_at <= $3::bigint + {TOLERANCE} THEN j.heard_at END,
+            CASE WHEN j.last_heartbeat_at <= $3::bigint + {TOLERANCE} THEN j.last_heartbeat_at END,
             CASE WHEN h.heard_at <= $3::bigint + {TOLERANCE} THEN h.heard_at END,
             $1::bigint
         ) AS heard_at
@@ -159,7 +164,8 @@ class Maintenance:
         self._session_lock = asyncio.Lock()
         self._restarted_at: float | None = None
         self._clock_offset: float | None = None
-        self._silent_since = 0
+        self.silent_since = 0
+        """When the stall clocks started, in microseconds since 1970."""
         self._trimmed_to: tuple[Any, ...] = _OLDEST
         self.counts: Counter[int] = Counter()
         """The number of jobs by state at the last read, plus this process's commits since."""
@@ -176,12 +182,21 @@ class Maintenance:
         """Note updates that changed nothing, at a time in microseconds since 1970; the next `overdue` writes them."""
         self._heartbeats.update(dict.fromkeys(keys, at))
 
-    def heartbeat_at(self, key: Key) -> int:
-        """Return when this process last had a heartbeat of the job, but at least when the stall clocks started.
+    async def heartbeats(self, connection: Connection, keys: Sequence[Key]) -> dict[Key, int]:
+        """Return when the jobs had their last heartbeats, in microseconds since 1970; without those that had none."""
+        if not keys:
+            return {}
+        rows = await connection.fetch(_READ_HEARTBEATS, *columns_of(keys))
+        written = {(tenant, job_id): heard_at for tenant, job_id, heard_at in rows}
+        heartbeats = {key: self.heartbeat_at(key, written.get(key)) for key in keys}
+        return {key: at for key, at in heartbeats.items() if at}
 
-        In microseconds since 1970.
+    def heartbeat_at(self, key: Key, written: int | None) -> int:
+        """Return when the job had its last heartbeat: `written` in the table (None: none), or here and not written yet.
+
+        In microseconds since 1970; 0: it had none.
         """
-        return max(self._heartbeats.get(key, 0), self._silent_since)
+        return max(self._heartbeats.get(key, 0), written or 0)
 
     def stalls_committed(self, keys: Sequence[Key]) -> None:
         """Let `overdue` return these jobs again: their last Stall was committed."""
@@ -212,8 +227,8 @@ class Maintenance:
             now = await self._now(connection)
             self._check_clock(now)
             fail = None if fail_after is None else fail_after // _MICROSECOND
-            self._silent_since = now - round((self._seconds() - (self._restarted_at or 0.0)) * 1_000_000)
-            silent = await connection.fetch(_SILENT, self._silent_since, fail, now, limit + len(self._handed_out))
+            self.silent_since = now - round((self._seconds() - (self._restarted_at or 0.0)) * 1_000_000)
+            silent = await connection.fetch(_SILENT, self.silent_since, fail, now, limit + len(self._handed_out))
             commands: list[Command] = [
                 Stall(id=job_id, tenant=tenant, fail_after=fail_after)
                 for tenant, job_id in self._hand_out([(row[0], row[1]) for row in silent], limit=limit)

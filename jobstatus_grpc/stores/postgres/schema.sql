@@ -128,3 +128,12 @@ SELECT 0, count(*) FROM jobstatus.jobs WHERE stalled <> 0 HAVING count(*) > 0;
 -- version 3
 
 ALTER TABLE jobstatus.jobs RENAME COLUMN has_progress TO reports_progress;
+
+-- version 4
+
+ALTER TABLE jobstatus.jobs RENAME COLUMN heard_at TO last_heartbeat_at;
+ALTER TABLE jobstatus.jobs ALTER COLUMN last_heartbeat_at DROP NOT NULL;
+UPDATE jobstatus.jobs SET last_heartbeat_at = NULL WHERE heartbeat_timeout IS NULL OR started_at IS NULL;
+
+-- `final` has the names of the columns now, so that later versions can read it.
+UPDATE jobstatus.changes SET final = NULL WHERE final IS NOT NULL;

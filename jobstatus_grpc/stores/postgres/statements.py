@@ -25,8 +25,6 @@ NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 JOB = ", ".join(f"j.{name}" for name in STORED_COLUMNS)
 """The columns that `rows.read_job` reads, of `jobstatus.jobs AS j`."""
 
-_INSERTED_COLUMNS = (*JOB_COLUMNS, "heard_at")
-
 _TEXTS = {
     "tenant", "id", "name", "parent_id", "reason", "error", "labels", "creation_request", "requests", "result", "actor",
     "value", "final", "cancel_reason",
@@ -54,14 +52,14 @@ def _load(*, waits: bool) -> str:
     """Return the query that locks and reads the jobs under the keys in arrays $1 and $2.
 
     It locks in the order of the keys, so that two transactions cannot deadlock. A row has tenant, id, the time, whether
-    there is a job, its tombstone's revision and removed_at; then heard_at, key and JOB_COLUMNS, or nulls if the job is
-    locked by another transaction. With `waits` it waits for that transaction instead.
+    there is a job, its tombstone's revision and removed_at; then key and JOB_COLUMNS, or nulls if the job is locked by
+    another transaction. With `waits` it waits for that transaction instead.
     """
     skip = "" if waits else "SKIP LOCKED"
     return f"""
         SELECT w.tenant, w.id, {NOW},
             EXISTS (SELECT 1 FROM jobstatus.jobs AS x WHERE x.tenant = w.tenant AND x.id = w.id),
-            t.revision, t.removed_at, locked.heard_at, locked.key, {", ".join(f"locked.{name}" for name in JOB_COLUMNS)}
+            t.revision, t.removed_at, {", ".join(f"locked.{name}" for name in STORED_COLUMNS)}
         FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
         LEFT JOIN (
             SELECT j.* FROM unnest($1::text[], $2::text[]) AS v (tenant, id)
@@ -74,14 +72,14 @@ def _load(*, waits: bool) -> str:
 
 LOAD_UNLOCKED, LOAD_WAITING = _load(waits=False), _load(waits=True)
 
-_INSERTED = ", ".join(_INSERTED_COLUMNS)
+_INSERTED = ", ".join(JOB_COLUMNS)
 
 # Keys are given in the order of the arrays, which is that of creation. Rows are inserted in the order of ids, so that
 # two transactions cannot deadlock.
 INSERT_JOBS = f"""
     INSERT INTO jobstatus.jobs (key, {_INSERTED}) SELECT key, {_INSERTED} FROM (
         SELECT nextval('jobstatus.jobs_key_seq') AS key, {_INSERTED} FROM unnest(
-            {", ".join(f"${number}::{_type_of(name)}[]" for number, name in enumerate(_INSERTED_COLUMNS, 1))}
+            {", ".join(f"${number}::{_type_of(name)}[]" for number, name in enumerate(JOB_COLUMNS, 1))}
         ) WITH ORDINALITY AS n ({_INSERTED}, place) ORDER BY place
     ) AS numbered ORDER BY tenant, id
     ON CONFLICT (tenant, id) DO NOTHING RETURNING tenant, id, key
@@ -121,8 +119,8 @@ def _delete(table: str, numbers: count[int]) -> str:
 
 
 _PARTS: dict[str, Callable[[count[int]], str]] = {
-    "reports": lambda numbers: _update((*REPORT_COLUMNS, "heard_at"), numbers),
-    "jobs": lambda numbers: _update((*JOB_COLUMNS, "heard_at"), numbers),
+    "reports": lambda numbers: _update(REPORT_COLUMNS, numbers),
+    "jobs": lambda numbers: _update(JOB_COLUMNS, numbers),
     "removed": lambda numbers: _delete("jobs", numbers),
     "removed_histories": lambda numbers: _delete("transitions", numbers),
     "old_labels": _old_labels,

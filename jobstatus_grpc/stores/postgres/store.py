@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from jobstatus_grpc.errors import StoreUnavailableError
@@ -14,7 +15,9 @@ from jobstatus_grpc.job import (
     JobFilter,
     JobState,
     Transition,
+    has_heartbeats,
     require_job,
+    with_heartbeat,
 )
 from jobstatus_grpc.stores.interface import (
     DEFAULT_RETENTION,
@@ -28,7 +31,7 @@ from jobstatus_grpc.stores.interface import (
 )
 from jobstatus_grpc.stores.postgres.commits import Commits
 from jobstatus_grpc.stores.postgres.connect import read_address
-from jobstatus_grpc.stores.postgres.database import Database
+from jobstatus_grpc.stores.postgres.database import Connection, Database
 from jobstatus_grpc.stores.postgres.feed import PostgresFeed
 from jobstatus_grpc.stores.postgres.maintenance import Maintenance
 from jobstatus_grpc.stores.postgres.notifier import Notifier
@@ -47,10 +50,11 @@ COMMITS_AT_ONCE = 3
 """Commits that may run at once, each on a session of the pool; see docs/decisions/0009 for when a second begins."""
 
 _GET = f"""
-    SELECT {NOW}, t.revision, t.removed_at, {JOB}
+    SELECT {NOW}, t.revision, t.removed_at, h.heard_at, {JOB}
     FROM (SELECT $1::text AS tenant, $2::text AS id) AS w
     LEFT JOIN jobstatus.jobs AS j ON j.tenant = w.tenant AND j.id = w.id
     LEFT JOIN jobstatus.tombstones AS t ON t.tenant = w.tenant AND t.id = w.id
+    LEFT JOIN jobstatus.heard AS h ON h.tenant = w.tenant AND h.id = w.id
 """
 
 _TRANSITIONS = f"""
@@ -150,9 +154,10 @@ class PostgresStore:
     async def get(self, tenant: str, job_id: str) -> Job:
         """See JobStore."""
         async with self._database.connection() as connection:
-            now, revision, removed_at, *columns = await connection.fetchrow(_GET, tenant, job_id)
+            now, revision, removed_at, heard_at, *columns = await connection.fetchrow(_GET, tenant, job_id)
         if columns[0] is not None:
-            return self._cache.read(columns).job
+            heartbeat_at = self._maintenance.heartbeat_at((tenant, job_id), heard_at)
+            return with_heartbeat(self._cache.read(columns).job, to_instant(heartbeat_at) if heartbeat_at else None)
         if removed_at is None:
             return require_job(None, job_id)
         return require_job(read_tombstone((tenant, job_id), revision, removed_at, self._time(now)), job_id)
@@ -170,7 +175,18 @@ class PostgresStore:
     async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
         """See JobStore."""
         async with self._database.connection() as connection:
-            return await read_page(connection, tenant, job_filter, limit=limit, cursor=cursor)
+            page = await read_page(connection, tenant, job_filter, limit=limit, cursor=cursor)
+            jobs = await self._shown(connection, page.jobs)
+        return replace(page, jobs=jobs)
+
+    async def _shown(self, connection: Connection, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Return jobs as stored with their last heartbeats; read after the jobs, they may be newer."""
+        keys = [(job.tenant, job.id) for job in jobs if has_heartbeats(job)]
+        heartbeats = await self._maintenance.heartbeats(connection, keys)
+        if not heartbeats:
+            return jobs
+        at = {key: to_instant(heard_at) for key, heard_at in heartbeats.items()}
+        return [with_heartbeat(job, at.get((job.tenant, job.id))) for job in jobs]
 
     def stalled_jobs(self) -> int:
         """See JobStore."""

@@ -88,6 +88,7 @@ _CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
     "finished_at": _INSTANT,
     "expires_at": _INSTANT,
     "estimated_completion": _INSTANT,
+    "last_heartbeat_at": _INSTANT,
     "heartbeat_timeout": (
         _unless_none(lambda timeout: timeout // _MICROSECOND),
         _unless_none(to_duration),
@@ -173,6 +174,7 @@ def report_row(stored: StoredJob) -> Row:
         job.progress,
         job.reason,
         None if job.estimated_completion is None else from_instant(job.estimated_completion),
+        None if job.last_heartbeat_at is None else from_instant(job.last_heartbeat_at),
         requests,
     )
 
@@ -223,13 +225,18 @@ def read_job(row: Sequence[Any]) -> StoredJob:
 
 
 def write_final(job: Job) -> str:
-    """Return a removed job as the text of one column, for the change feed."""
-    return _to_json([encode(value) for encode, value in zip(_ENCODERS, _fields_of(job), strict=True)])
+    """Return a removed job as the text of one column, for the change feed: a JSON object of its columns."""
+    values = {name: encode(value) for name, encode, value in zip(JOB_COLUMNS, _ENCODERS, _fields_of(job), strict=True)}
+    return _to_json({name: value for name, value in values.items() if value is not None})
 
 
 def read_final(text: str | None) -> Job | None:
     """Return the job in a text of `write_final`; None for none, as in rows of earlier versions of the schema."""
-    return None if text is None else read_job((0, *json.loads(text))).job
+    if text is None:
+        return None
+    values = json.loads(text)
+    decoders = zip(JOB_COLUMNS, _DECODERS, strict=True)
+    return Job(**{name: decode(values[name]) for name, decode in decoders if name in values})
 
 
 def _next_requests(requests: tuple[RequestId, ...], before: StoredJob) -> str | None:

@@ -146,3 +146,10 @@ INSERT INTO counts (state, jobs) SELECT 0, count(*) FROM jobs WHERE stalled;
 -- version 4
 
 ALTER TABLE jobs RENAME COLUMN has_progress TO reports_progress;
+
+-- version 5
+
+ALTER TABLE jobs ADD COLUMN last_heartbeat_at INTEGER;
+
+-- `final` has the names of the columns now, so that later versions can read it.
+UPDATE changes SET final = NULL;

@@ -140,12 +140,12 @@ class SqliteStore:
             else:
                 batch = self._apply(commands, stored, {}, now)
                 if batch.is_empty:
-                    self._stall_clocks.note(commands, batch.outcomes)
+                    self._stall_clocks.note(commands, batch.outcomes, now)
                     return CommitResult(batch.outcomes)
                 work = partial(self._write, batch, stored, now)
             waiter = asyncio.get_running_loop().create_future()
             # _finish releases the turn: this call may be cancelled while the thread works.
-            self._thread.submit(work, partial(self._finish, commands, waiter))
+            self._thread.submit(work, partial(self._finish, commands, now, waiter))
         finally:
             if waiter is None:
                 self._turn.release()
@@ -170,11 +170,12 @@ class SqliteStore:
     ) -> Batch:
         found: dict[Key, Found] = {key: entry.job for key, entry in stored.items()}
         found.update(others)
-        return apply_all(commands, found, now=now, retention=self._retention, silent_for=self._stall_clocks.silent_for)
+        return apply_all(commands, found, now=now, retention=self._retention, silence_of=self._stall_clocks.silence_of)
 
     def _finish(
         self,
         commands: Sequence[Command],
+        now: datetime,
         waiter: asyncio.Future[CommitResult],
         written: Written | None,
         error: BaseException | None,
@@ -187,7 +188,7 @@ class SqliteStore:
             self._cache.write(stored, batch.removed)
             self._counts.update(batch.counts)
             self._feed.publish(batch.changes)
-            self._stall_clocks.note(commands, outcomes)
+            self._stall_clocks.note(commands, outcomes, now)
             batch.log()
             if not batch.is_empty:
                 self._health.succeeded()
@@ -207,9 +208,8 @@ class SqliteStore:
         self._health.check()
         key = (tenant, job_id)
         stored = self._cache.get(key)
-        if stored is not None:
-            return stored.job
-        return require_job(await self._loader.load(key), job_id)
+        job = require_job(await self._loader.load(key), job_id) if stored is None else stored.job
+        return self._stall_clocks.shown(job)
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
@@ -219,7 +219,8 @@ class SqliteStore:
 
     async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
         """See JobStore."""
-        return await self._read(read_page, tenant, job_filter, limit=limit, cursor=cursor)
+        page = await self._read(read_page, tenant, job_filter, limit=limit, cursor=cursor)
+        return self._stall_clocks.shown_on(page)
 
     def stalled_jobs(self) -> int:
         """See JobStore."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Cancel, Create, Delete, Expire, JobState, Stall, Update
+from jobstatus_grpc.job import Cancel, Create, Delete, Expire, JobState, Stall, Update, evolve
 from jobstatus_grpc.stores.interface import Change, JobStore
 from tests.support.stores import (
     NO_LIMIT,
@@ -20,6 +20,7 @@ from tests.support.stores import (
     due,
     end,
     following,
+    last_heartbeats,
     on_store,
     start,
     sweep,
@@ -63,6 +64,66 @@ class TimeContract:
         assert store.stalled_jobs() == 1
         await done(store, Update(id="c", changes={"state": S.SUCCEEDED}))
         assert store.stalled_jobs() == 0
+
+    @on_store
+    async def test_the_end_of_a_stall_is_in_the_history(self, store, clock):
+        await start(store, "a", "b", "c")
+        clock.advance(seconds=30)
+        await sweep(store)
+        await done(store, Update(id="a"), Update(id="b", changes={"reason": "back"}), end("c"))
+        last = [(await store.transitions("default", name))[-1] for name in "abc"]
+        assert [(entry.to_state, entry.reason) for entry in last] == [
+            (S.IN_PROGRESS, "an update came: no longer stalled"), (S.IN_PROGRESS, "back"), (S.SUCCEEDED, "")
+        ]  # fmt: skip
+
+    @on_store
+    async def test_a_job_says_when_its_worker_was_last_heard(self, store, clock):
+        (job,) = await done(store, Create(id="a", state=S.IN_PROGRESS, heartbeat_timeout=TIMEOUT))
+        assert job.last_heartbeat_at == job.created_at
+        heard_at = clock.advance(seconds=20)
+        await done(store, Update(id="a"))
+        clock.advance(seconds=5)
+        await done(store, Cancel(id="a"))
+        assert await last_heartbeats(store) == {heard_at}
+        assert await due(store) == []
+        assert await last_heartbeats(store) == {heard_at}
+        changed_at = clock.advance(seconds=1)
+        await done(store, Update(id="a", changes={"progress": 1.0}))
+        assert await last_heartbeats(store) == {changed_at}
+
+    @on_store
+    async def test_heartbeats_change_nothing_else(self, store, clock):
+        (job,) = await done(store, Create(id="a", state=S.IN_PROGRESS, heartbeat_timeout=TIMEOUT))
+        position = await store.position()
+        heard_at = clock.advance(seconds=20)
+        await done(store, Update(id="a"))
+        assert await store.position() == position
+        assert await store.get("default", "a") == evolve(job, {"last_heartbeat_at": heard_at})
+
+    @on_store
+    async def test_a_stall_keeps_the_last_heartbeat_also_at_its_end(self, store, clock):
+        await start(store, "a")
+        heard_at = clock.advance(seconds=20)
+        await done(store, Update(id="a"))
+        clock.advance(seconds=30)
+        (stalled,) = await sweep(store)
+        (ended,) = await done(store, Cancel(id="a", force=True))
+        assert (stalled.last_heartbeat_at, ended.last_heartbeat_at) == (heard_at, heard_at)
+        assert await last_heartbeats(store) == {heard_at}
+
+    @pytest.mark.parametrize(
+        "command", [Create(id="b", heartbeat_timeout=TIMEOUT), Create(id="b", state=S.IN_PROGRESS)]
+    )
+    @on_store
+    async def test_a_job_without_a_start_or_a_timeout_has_no_last_heartbeat(self, store, clock, command):
+        await done(store, command, Update(id="b", changes={"reason": "r"}), Update(id="b"))
+        assert await last_heartbeats(store) == {None}
+
+    @on_store
+    async def test_without_its_timeout_a_job_has_no_last_heartbeat_any_more(self, store, clock):
+        await start(store, "a")
+        await done(store, Update(id="a"), Update(id="a", changes={"heartbeat_timeout": None}), Update(id="a"))
+        assert await last_heartbeats(store) == {None}
 
     @on_store
     async def test_a_stalled_job_is_due_no_more(self, store, clock):

@@ -9,10 +9,10 @@ from datetime import timedelta
 
 import pytest
 
-from jobstatus_grpc.job import Create, JobState
+from jobstatus_grpc.job import Create, JobState, Update
 from jobstatus_grpc.stores.postgres.maintenance import MAINTENANCE_LOCK
 from jobstatus_grpc.stores.postgres.store import PostgresStore
-from tests.support.stores import RETENTION, StandingClock, done
+from tests.support.stores import RETENTION, StandingClock, done, last_heartbeats
 
 TIMEOUT = timedelta(seconds=30)
 HOLDERS = (
@@ -52,6 +52,20 @@ def test_one_store_at_a_time_returns_what_is_due(postgres_url):
         async with two_stores(postgres_url, clock) as (first, second):
             await silent_job(first, clock)
             assert (await due(second), await due(first)) == ([], ["a"])
+
+    asyncio.run(main())
+
+
+def test_every_store_knows_the_last_heartbeat(postgres_url):
+    async def main() -> None:
+        clock = StandingClock()
+        async with two_stores(postgres_url, clock) as (first, second):
+            await done(first, Create(id="a", state=JobState.IN_PROGRESS, heartbeat_timeout=TIMEOUT))
+            heard_at = clock.advance(seconds=1)
+            await done(second, Update(id="a"))
+            assert (await last_heartbeats(first), await last_heartbeats(second)) != ({heard_at}, {heard_at})
+            await due(second)
+            assert (await last_heartbeats(first), await last_heartbeats(second)) == ({heard_at}, {heard_at})
 
     asyncio.run(main())
 

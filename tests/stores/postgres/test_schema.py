@@ -65,6 +65,21 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(postgres, postgres_u
     assert prepared(postgres_url) == NEWEST
 
 
+def test_jobs_of_version_3_have_their_last_heartbeat(postgres, postgres_url):
+    prepared(postgres_url, STEPS[:3])
+    postgres.execute(
+        "INSERT INTO jobstatus.jobs (tenant, id, name, parent_id, reason, state, attempt, revision, reports_progress, "
+        "cancel_requested, stalled, created_at, updated_at, started_at, heard_at, heartbeat_timeout) "
+        "SELECT 'default', id, '', '', '', 2, 1, 1, 0, 0, 0, 5, 5, 5, 7, timeout FROM (VALUES ('a', 1), ('b', NULL)) "
+        "AS v (id, timeout)",
+        name_of(postgres_url),
+    )
+    prepared(postgres_url)
+    rows = postgres.execute("SELECT id, last_heartbeat_at FROM jobstatus.jobs ORDER BY id", name_of(postgres_url))
+    assert [row[0] for row in rows] == ["a", "b"]
+    assert (rows[0][1], rows[1][1] or None) == ("7", None)
+
+
 def test_a_newer_schema_is_refused_and_left_alone(postgres, postgres_url):
     newest = prepared(postgres_url, [*STEPS, ADD.format(1)])
     with pytest.raises(CannotStartError, match=f"version {newest}, newer than .*; run the release that wrote it"):

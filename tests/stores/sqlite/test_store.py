@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Create, Delete, Update
+from jobstatus_grpc.job import Create, Delete, JobState, Update, evolve
 from tests.stores.contract import StoreContract
 from tests.support.sqlite import on_file, open_at, raw
-from tests.support.stores import claim, done, end, following
+from tests.support.stores import TIMEOUT, StandingClock, claim, done, end, following, sweep
 
 
 class TestSqliteStore(StoreContract):
@@ -26,6 +26,38 @@ def test_what_was_acknowledged_is_there_when_the_file_is_opened_again(tmp_path):
 
     written, found = on_file(tmp_path / "jobs.db", write, read)
     assert found == written
+
+
+def test_after_a_restart_the_last_heartbeat_is_the_last_change(tmp_path):
+    async def write(store):
+        (changed,) = await done(store, Create(id="a", state=JobState.IN_PROGRESS, heartbeat_timeout=TIMEOUT))
+        clock.advance(seconds=1)
+        await done(store, Update(id="a"))
+        return changed, await store.get("default", "a")
+
+    async def read(store):
+        return await store.get("default", "a")
+
+    clock = StandingClock()
+    (changed, heard), found = on_file(tmp_path / "jobs.db", write, read, clock=clock)
+    assert (heard.last_heartbeat_at, found) == (clock.now, changed)
+
+
+def test_after_a_restart_a_stalled_job_has_its_last_heartbeat(tmp_path):
+    async def write(store):
+        await done(store, Create(id="a", state=JobState.IN_PROGRESS, heartbeat_timeout=TIMEOUT))
+        heard_at = clock.advance(seconds=1)
+        await done(store, Update(id="a"))
+        clock.advance(seconds=30)
+        await sweep(store)
+        return heard_at
+
+    async def read(store):
+        return await store.get("default", "a")
+
+    clock = StandingClock()
+    heard_at, found = on_file(tmp_path / "jobs.db", write, read, clock=clock)
+    assert (found.stalled, found.last_heartbeat_at) == (True, heard_at)
 
 
 def test_positions_outlive_the_process_and_miss_nothing(tmp_path):
@@ -109,3 +141,18 @@ def test_a_position_from_before_the_forgotten_changes_is_refused(tmp_path):
             await store.changes(position)
 
     on_file(path, read)
+
+
+def test_a_removed_job_is_read_where_its_version_had_fewer_columns(tmp_path):
+    async def write(store):
+        position = await store.position()
+        _, ended, _ = await done(store, Create(id="a", heartbeat_timeout=TIMEOUT), end("a"), Delete(id="a"))
+        return position, ended
+
+    async def read(store):
+        return await following(store, position)
+
+    ((position, ended),) = on_file(tmp_path / "jobs.db", write)
+    raw(tmp_path / "jobs.db", "UPDATE changes SET final = json_remove(final, '$.heartbeat_timeout')")
+    ((change,),) = on_file(tmp_path / "jobs.db", read)
+    assert change.final == evolve(ended, {"heartbeat_timeout": None})
