@@ -195,6 +195,14 @@ def error_code(value: str) -> int:
     return number
 
 
+def file_mode(value: str | int) -> int:
+    """Return the permissions that are written as an octal number, such as 0660."""
+    text = str(value)
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise click.BadParameter(f"{text!r} is not a mode; write an octal number such as 0600 or 0660")
+    return int(text, 8)
+
+
 def count(largest: int, *, smallest: int = 0, or_off: bool = False) -> Callable[[str | int], int | None]:
     """Return a parser of whole numbers within these bounds, both included; `or_off` accepts `off`, as None."""
 

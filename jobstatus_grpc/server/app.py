@@ -41,6 +41,7 @@ from jobstatus_grpc.watch.watcher import WakeQueue
 
 if TYPE_CHECKING:
     from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
+    from jobstatus_grpc.server.tls import Certificates
 
 T = TypeVar("T")
 
@@ -146,7 +147,8 @@ class _Server:
         )
         self._auth_file = None if config.auth is None else AuthFile(config.auth, AUTHENTICATORS)
         access = Access(self._auth_file)
-        metrics, endpoint = _metrics_of(config, store, server_log, access)
+        self._certificates = config.open_certificates()
+        metrics, endpoint = _metrics_of(config, store, server_log, access, self._certificates)
         self._endpoint = endpoint
         self._publisher = Publisher(
             store, self._job_hub, self._filter_hub, observe_batch=metrics.observe_batch if metrics else None
@@ -170,7 +172,9 @@ class _Server:
         self._draining = asyncio.Event()
         methods = [self._calls.wrap(rpc) for rpc in servicer.rpcs(JobStatusServicer(service))]
         methods += health.methods(self._health)
-        self._transport = _open_transport(config, methods, draining=self._draining, private=private)
+        self._transport = _open_transport(
+            config, methods, draining=self._draining, private=private, certificates=self._certificates
+        )
         self._background: list[asyncio.Task[None]] = []
         self._held = contextlib.ExitStack()
 
@@ -183,6 +187,8 @@ class _Server:
         ]
         if self._auth_file is not None:
             self._background.append(asyncio.create_task(self._auth_file.follow()))
+        if self._certificates is not None:
+            self._background.append(asyncio.create_task(self._certificates.follow()))
         try:
             if self._endpoint is not None:
                 await self._endpoint.start()
@@ -263,7 +269,12 @@ class DescriptorCheck:
 
 
 def _open_transport(
-    config: ServerConfig, methods: Sequence[Method], *, draining: asyncio.Event, private: str
+    config: ServerConfig,
+    methods: Sequence[Method],
+    *,
+    draining: asyncio.Event,
+    private: str,
+    certificates: Certificates | None,
 ) -> Transport:
     """Return what `config.transport` names, which listens once it is started; for `private` see Listener.
 
@@ -281,7 +292,13 @@ def _open_transport(
         return server
 
     if config.transport != "native":
-        return grpcio.Listener(lambda: build(config, methods), config.listen, private=private)
+        return grpcio.Listener(
+            lambda: build(config, methods),
+            config.listen,
+            private=private,
+            open_credentials=None if certificates is None else lambda: grpcio.tls_credentials(certificates),
+            unix_mode=config.unix_mode,
+        )
     try:
         from jobstatus_grpc.server.transports import native
     except ModuleNotFoundError as error:
@@ -296,16 +313,29 @@ def _open_transport(
         lambda: build(lasting, ()),
         is_shared=config.workers > 1,
         max_stream_seconds=1.1 * config.max_connection_age.total_seconds() + CONNECTION_AGE_GRACE_SECONDS,
+        unix_mode=config.unix_mode,
     )
 
 
 def _metrics_of(
-    config: ServerConfig, store: JobStore, server_log: ServerLog, access: Access
+    config: ServerConfig, store: JobStore, server_log: ServerLog, access: Access, certificates: Certificates | None
 ) -> tuple[Metrics, MetricsEndpoint] | tuple[None, None]:
     if config.metrics is None:
         return None, None
     # Imported here because prometheus_client takes a while to load.
     from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
 
-    metrics = Metrics(store, clock=utc_now, log_lines_dropped=server_log.lines_dropped, access=access)
-    return metrics, MetricsEndpoint(config.metrics, metrics)
+    metrics = Metrics(
+        store,
+        clock=utc_now,
+        log_lines_dropped=server_log.lines_dropped,
+        access=access,
+        certificates=certificates,
+    )
+    endpoint = MetricsEndpoint(
+        config.metrics,
+        metrics,
+        https_context=certificates.https_context if certificates is not None and config.metrics_tls else None,
+        token_file=config.metrics_token_file,
+    )
+    return metrics, endpoint

@@ -8,10 +8,13 @@ import signal
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.job import limits
+
+if TYPE_CHECKING:
+    from jobstatus_grpc.server.tls import Certificates
 
 TRANSPORTS = ("grpcio", "native")
 
@@ -57,12 +60,24 @@ class ServerConfig:
     max_requests: int = 1024
     """Unary calls in flight."""
     max_connection_age: timedelta = timedelta(hours=1)
+    tls_cert: str | None = None
+    """Path of a PEM file with the server's certificate, then its chain. None: no TLS. Unix sockets never use TLS."""
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    """Path of a PEM file with the CAs of the clients' certificates."""
+    tls_require_client_cert: bool = False
     auth: str | None = None
     """Path of the TOML file that says which callers may do what. None: every caller is an operator."""
     insecure: bool = False
-    """Allow listening beyond loopback, without encryption and authentication."""
+    """Allow listening beyond loopback without TLS or without `auth`."""
+    unix_mode: int = 0o600
+    """Permissions of Unix sockets."""
     metrics: str | None = None
     """`host:port` to serve metrics on, beyond loopback too: they hold no data of single jobs. None: nowhere."""
+    metrics_tls: bool = False
+    """Serve metrics over HTTPS, with the server's certificate."""
+    metrics_token_file: str | None = None
+    """Path of a file with the bearer token that a scrape of metrics needs. None: it needs none."""
     workers: int = 1
     """Number of processes that share the addresses and the store. All other settings apply per process."""
 
@@ -71,15 +86,64 @@ class ServerConfig:
         for address in self.listen:
             host = _host_of(address)
             if not self.insecure and host is not None and not _is_loopback(host):
-                raise CannotStartError(
-                    f"--listen {address} is open to other machines, without encryption or authentication; "
-                    "listen on 127.0.0.1, or add --insecure if the network is trusted"
-                )
+                self._check_closed(address)
         if self.metrics is not None:
             try:
                 host_and_port(self.metrics)
             except ValueError:
                 raise CannotStartError(f"--metrics {self.metrics} is not an address; write HOST:PORT") from None
+        self._check_tls()
+
+    def _check_closed(self, address: str) -> None:
+        missing = {"encryption (--tls-cert, --tls-key)": self.tls_cert, "authentication (--auth)": self.auth}
+        if names := " and without ".join(name for name, value in missing.items() if value is None):
+            raise CannotStartError(
+                f"--listen {address} would be open to other machines without {names}; add what is missing, listen on "
+                "127.0.0.1 or unix:/path, or add --insecure if all that can connect are trusted"
+            )
+
+    def _check_tls(self) -> None:
+        flags = {
+            "--tls-key": (self.tls_key, "--tls-cert", self.tls_cert),
+            "--tls-cert": (self.tls_cert, "--tls-key", self.tls_key),
+            "--tls-client-ca": (self.tls_client_ca, "--tls-cert", self.tls_cert),
+            "--tls-require-client-cert": (self.tls_require_client_cert, "--tls-client-ca", self.tls_client_ca),
+            "--metrics-tls": (self.metrics_tls, "--tls-cert", self.tls_cert),
+        }
+        for flag, (value, needed, needed_value) in flags.items():
+            if value and not needed_value:
+                raise CannotStartError(f"{flag} needs {needed} too")
+        if self.tls_client_ca and not self.tls_require_client_cert:
+            raise CannotStartError(
+                "--tls-client-ca needs --tls-require-client-cert too: grpcio requires certificates or asks for "
+                "none. Serve clients that have only a token from another server, or through a proxy"
+            )
+        if (self.metrics_tls or self.metrics_token_file) and not self.metrics:
+            raise CannotStartError(f"--metrics-{'tls' if self.metrics_tls else 'token-file'} needs --metrics too")
+        if self.tls_cert is None:
+            return
+        if self.transport == "native":
+            raise CannotStartError(
+                "--transport native has no TLS; leave out the --tls-… flags and let a proxy such as Envoy, with the "
+                "certificate, pass calls on to --listen unix:/path, or use --transport grpcio"
+            )
+        self.open_certificates()
+
+    def open_certificates(self) -> Certificates | None:
+        """Read the certificate, its key and the CAs of clients; None: no TLS.
+
+        Raises:
+            CannotStartError: they cannot be used, or the extra for it is not installed.
+        """
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        try:
+            from jobstatus_grpc.server.tls import Certificates, TlsFiles
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "cryptography":
+                raise
+            raise CannotStartError("--tls-cert needs an extra; pip install 'jobstatus-grpc[security]'") from None
+        return Certificates(TlsFiles(cert=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca))
 
 
 def _host_of(address: str) -> str | None:

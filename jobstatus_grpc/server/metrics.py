@@ -6,15 +6,20 @@ The module is imported only with --metrics: prometheus_client takes a while to l
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import socket
 import socketserver
+import ssl
+import sys
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -29,6 +34,9 @@ from jobstatus_grpc.job import JobState
 from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.config import host_and_port
 from jobstatus_grpc.stores.interface import ChangeBatch, Clock, JobStore
+
+if TYPE_CHECKING:
+    from jobstatus_grpc.server.tls import Certificates
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"]
 
@@ -120,13 +128,20 @@ class Metrics(Collector):
     """Everything that a server counts, and gauges that it reads when it is scraped. Counts on one event loop."""
 
     def __init__(
-        self, store: JobStore, *, clock: Clock, log_lines_dropped: Callable[[], int] = int, access: Access | None = None
+        self,
+        store: JobStore,
+        *,
+        clock: Clock,
+        log_lines_dropped: Callable[[], int] = int,
+        access: Access | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
-        """Take the store, a clock in step with that of the store, a count of the log, and what identifies callers."""
+        """Take the store, a clock in step with that of the store, a count of the log, and what else counts, if used."""
         self._store = store
         self._access = access
         self._clock = clock
         self._log_lines_dropped = log_lines_dropped
+        self._certificates = certificates
         self.calls: Mapping[str, CallTally] = {
             method.name: CallTally(method.name, is_stream=method.server_streaming) for method in SERVICE.methods
         }
@@ -156,6 +171,8 @@ class Metrics(Collector):
         """Yield all metrics; called by prometheus_client in any thread."""
         yield from self._of_the_store()
         yield self._watchers()
+        if self._certificates is not None:
+            yield from _of_certificates(self._certificates)
         yield from self._counted()
 
     def _counted(self) -> Iterator[Metric]:
@@ -233,6 +250,20 @@ def _of_access(access: Access) -> Iterator[Metric]:
         yield reloads
 
 
+def _of_certificates(certificates: Certificates) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "jobstatus_tls_certificate_expires_at_seconds",
+        "When the certificate in use expires, or one of the CAs sent with it if that is earlier, in Unix time.",
+        value=certificates.current.expires_at.timestamp(),
+    )
+    reloads = CounterMetricFamily(
+        "jobstatus_tls_reloads", "Changes of the TLS files that were taken, and that were refused.", labels=("result",)
+    )
+    for result, number in certificates.reloads.items():
+        reloads.add_metric((result,), number)
+    yield reloads
+
+
 log = logging.getLogger("jobstatus_grpc.server")
 
 PATH = "/metrics"
@@ -246,11 +277,29 @@ POLL_SECONDS = 0.1
 class MetricsEndpoint:
     """Answers scrapes in threads of its own, which end with the process at the latest."""
 
-    def __init__(self, address: str, collector: Collector, *, silence_seconds: float = SILENCE_SECONDS) -> None:
-        """Take `host:port`, and a collector that can be read in any thread."""
+    def __init__(
+        self,
+        address: str,
+        collector: Collector,
+        *,
+        silence_seconds: float = SILENCE_SECONDS,
+        https_context: Callable[[], ssl.SSLContext] | None = None,
+        token_file: str | None = None,
+    ) -> None:
+        """Take `host:port`, and a collector that can be read in any thread.
+
+        Args:
+            address: where to listen.
+            collector: what is served.
+            silence_seconds: see SILENCE_SECONDS.
+            https_context: returns the context of the next connection; None: HTTP.
+            token_file: a file with the bearer token that a request needs, read for each; None: it needs none.
+        """
         self._address = address
         self._collector = collector
         self._silence_seconds = silence_seconds
+        self._https_context = https_context
+        self._token = None if token_file is None else TokenFile(token_file)
         self._server: _Server | None = None
         self.url = ""
         """The URL of the metrics, once started."""
@@ -259,19 +308,24 @@ class MetricsEndpoint:
         """Listen.
 
         Raises:
-            CannotStartError: the address cannot be listened on.
+            CannotStartError: the address cannot be listened on, or there is no token or certificate.
         """
+        if self._token is not None:
+            self._token.read()
+        if self._https_context is not None:
+            self._https_context()
         host, port = host_and_port(self._address)
         try:
             places = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
             family, _, _, _, place = min(places)  # IPv4 before IPv6, where a name has both
-            self._server = _server(family, place, self._collector, self._silence_seconds)
+            self._server = self._bind(family, place)
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or "no host has this name"
             advice = "choose another --metrics HOST:PORT"
             raise CannotStartError(f"cannot serve metrics on {self._address}: {why}; {advice}") from None
         bound_host, bound_port = map(str, self._server.socket.getsockname()[:2])
-        self.url = f"http://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}{PATH}"
+        scheme = "http" if self._https_context is None else "https"
+        self.url = f"{scheme}://{f'[{bound_host}]' if ':' in bound_host else bound_host}:{bound_port}{PATH}"
         serve = threading.Thread(target=self._server.serve_forever, args=(POLL_SECONDS,), name="metrics", daemon=True)
         serve.start()
         log.info("metrics on %s", self.url)
@@ -283,32 +337,87 @@ class MetricsEndpoint:
             await asyncio.to_thread(server.shutdown)
             server.server_close()
 
+    def _bind(self, family: int, place: tuple[object, ...]) -> _Server:
+        endpoint = self
+
+        class Server(_Server):
+            address_family = family
+            silence_seconds = endpoint._silence_seconds
+            https_context = staticmethod(endpoint._https_context) if endpoint._https_context else None
+
+        class Handler(_Handler):
+            timeout = endpoint._silence_seconds
+            collector = endpoint._collector
+            token = endpoint._token
+
+        return Server(place, Handler)  # type: ignore[arg-type]  # an IPv6 address has four parts
+
+
+class TokenFile:
+    """A file with a bearer token."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._last = ""
+
+    def read(self) -> str:
+        """Return the token, as last read if the file has none now.
+
+        Raises:
+            CannotStartError: it never had one.
+        """
+        try:
+            token = Path(self._path).read_text(encoding="ascii").strip()
+            why = "is empty"
+        except (OSError, ValueError) as error:
+            token, why = "", f"cannot be read: {getattr(error, 'strerror', None) or 'it is not ASCII'}"
+        self._last = token or self._last
+        if not self._last:
+            raise CannotStartError(f"--metrics-token-file {self._path} {why}; write a token of your choice to it")
+        return self._last
+
+    def is_in(self, header: str | None) -> bool:
+        """Return whether an `Authorization` header has the token."""
+        scheme, _, given = (header or "").partition(" ")
+        # In constant time, so that the time of a refusal says nothing about the token.
+        is_right = hmac.compare_digest(given.strip().encode(), self.read().encode())
+        return is_right and scheme.lower() == "bearer"
+
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a silent client must not delay the end
+    silence_seconds: float
+    https_context: Callable[[], ssl.SSLContext] | None
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the DNS for this host's full name, which is not used here and may take long.
         socketserver.TCPServer.server_bind(self)
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self.https_context is None:
+            super().finish_request(request, client_address)
+            return
+        # In the request's thread: a client that is silent in the handshake must not stop others from connecting.
+        request.settimeout(self.silence_seconds)
+        secure = self.https_context().wrap_socket(request, server_side=True)
+        try:
+            super().finish_request(secure, client_address)
+        finally:
+            self.shutdown_request(secure)
 
-def _server(family: int, place: tuple[object, ...], metrics: Collector, silence_seconds: float) -> _Server:
-    class Server(_Server):
-        address_family = family
-
-    class Handler(_Handler):
-        timeout = silence_seconds
-        collector = metrics
-
-    return Server(place, Handler)  # type: ignore[arg-type]  # an IPv6 address has four parts
+    def handle_error(self, request: object, client_address: object) -> None:
+        # A client that leaves, or a failed handshake, is an OSError.
+        if not isinstance(sys.exc_info()[1], OSError):
+            log.exception("a request for metrics from %s failed", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     collector: Collector
+    token: TokenFile | None
 
     def do_GET(self) -> None:
-        if not self._is_path_right():
+        if not self._is_path_right() or not self._is_allowed():
             return
         try:
             encode, content_type = choose_encoder(self.headers.get("Accept", ""))
@@ -321,6 +430,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET is allowed\n", Allow="GET")
 
     do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_POST = do_PUT = _refuse
+
+    def _is_allowed(self) -> bool:
+        is_allowed = self.token is None or self.token.is_in(self.headers.get("Authorization"))
+        if not is_allowed:
+            text = b"the bearer token of --metrics-token-file is missing\n"
+            self._answer(HTTPStatus.UNAUTHORIZED, text, **{"WWW-Authenticate": "Bearer"})
+        return is_allowed
 
     def _is_path_right(self) -> bool:
         is_right = urlsplit(self.path).path == PATH

@@ -74,7 +74,19 @@ YEAR = timedelta(days=365)
 @flag(
     "--auth FILE", "Accept only callers that this TOML file admits: docs/security.md. It is read again when it changes."
 )
+@flag("--tls-cert FILE", "Use TLS with this certificate and its chain (PEM), which is read again when it changes.")
+@flag("--tls-key FILE", "The private key of --tls-cert (PEM).")
+@flag("--tls-client-ca FILE", "The CAs of the clients' certificates (PEM); with --tls-require-client-cert.")
+@flag("--tls-require-client-cert", "Accept only clients with a certificate of --tls-client-ca.")
+@flag(
+    "--unix-mode MODE",
+    "Permissions of Unix sockets, such as 0660.",
+    type=parsers.file_mode,
+    default=f"{DEFAULTS.unix_mode:04o}",
+)
 @flag("--metrics HOST:PORT", "Serve Prometheus metrics over HTTP on this address; port 0: a free port.")
+@flag("--metrics-tls", "Serve metrics over HTTPS, with --tls-cert.")
+@flag("--metrics-token-file FILE", "Serve metrics only to requests with the bearer token in this file.")
 @flag(
     "--workers N",
     "Server processes on the same port; needs a store that can be shared. Limits and metrics are per process: the "
@@ -82,7 +94,7 @@ YEAR = timedelta(days=365)
     type=WORKERS,
     default=DEFAULTS.workers,
 )
-@flag("--insecure", "Allow --listen on addresses beyond this machine, without encryption.")
+@flag("--insecure", "Allow --listen on addresses beyond this machine without TLS or without --auth.")
 @flag(
     "--log-format FORMAT",
     "text or json. Default: text on a terminal, json otherwise.",
@@ -98,6 +110,8 @@ def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, log_
     """
     config = ServerConfig(**settings)
     config.check()
+    # What a server creates is for its user alone: the store, its locks, its sockets until they have their own mode.
+    os.umask(0o077)
     # gRPC's C core logs malformed requests to stderr, past our log and its format.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from jobstatus_grpc.server import logs

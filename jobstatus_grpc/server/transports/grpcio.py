@@ -9,24 +9,57 @@ until they end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from jobstatus_grpc.server.addresses import CannotListenError, grpc_target, reach, require_free, unix_path
+from jobstatus_grpc.server.addresses import (
+    CannotListenError,
+    grpc_target,
+    private_folder,
+    reach,
+    require_free,
+    unix_path,
+)
 from jobstatus_grpc.server.transports.interface import Behaviour, Method
+
+if TYPE_CHECKING:
+    from jobstatus_grpc.server.tls import Certificates, Identity
 
 _log = logging.getLogger("jobstatus_grpc.server")
 
 
-def open_probe_channel(address: str) -> grpc.aio.Channel:
-    """Open a channel for probing a server without TLS, on a connection of its own, not through a proxy."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-    return grpc.aio.insecure_channel(grpc_target(address), options=options)
+def tls_credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """Return credentials for one port, with which each new connection gets the newest certificate.
+
+    Clients need a certificate if there are CAs for it: grpcio cannot leave that to the client.
+    """
+    given = certificates.current
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Return what has changed since the last handshake on this port: to read the same again costs every client."""
+        nonlocal given
+        if given is certificates.current:
+            return None
+        given = certificates.current
+        return _configuration(given)
+
+    # The stubs lack None, which stands for no change.
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(given),
+        fetch,  # type: ignore[arg-type]
+        given.client_ca is not None,
+    )
+
+
+def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(identity.key, identity.cert)], identity.client_ca)
 
 
 def add_methods(server: grpc.aio.Server, methods: Iterable[Method]) -> None:
@@ -86,7 +119,9 @@ class Listener:
     If other processes listen on `addresses` too, pass `private`, a `unix:/path` of this process alone: any of them may
     answer a probe of a shared address, so `private` is listened on as well, and probed instead.
 
-    With `credentials`, pass an `open_probe` with channels that trust them, or None to go without health checks.
+    With `open_credentials`, each `host:port` uses credentials of its own from there. Unix sockets do not: their files'
+    mode decides which users can connect. Health checks could not pass a server that requires a client certificate, so
+    they go through a socket in a private folder.
     """
 
     def __init__(
@@ -95,8 +130,8 @@ class Listener:
         addresses: Sequence[str],
         *,
         private: str = "",
-        credentials: grpc.ServerCredentials | None = None,
-        open_probe: Callable[[str], grpc.aio.Channel] | None = open_probe_channel,
+        open_credentials: Callable[[], grpc.ServerCredentials] | None = None,
+        unix_mode: int = 0o600,
         retire_seconds: float = 3600.0,
         tick_seconds: float = 1.5,
         silence_ticks: int = 40,
@@ -104,8 +139,9 @@ class Listener:
         self._build = build
         self._addresses = [*addresses, *filter(None, [private])]
         self._private = private
-        self._credentials = credentials
-        self._open_probe = open_probe
+        self._is_shared = bool(private)
+        self._open_credentials = open_credentials
+        self._unix_mode = unix_mode
         self._retire_seconds = retire_seconds
         self._tick_seconds = tick_seconds
         self._silence_ticks = silence_ticks
@@ -115,6 +151,7 @@ class Listener:
         self._reached: set[str] = set()
         self._supervisor: asyncio.Task[None] | None = None
         self._probes: list[asyncio.Task[str]] = []
+        self._undo = contextlib.ExitStack()
 
     async def start(self) -> list[str]:
         """Listen, and return the addresses as bound: port 0 is resolved here, once.
@@ -123,11 +160,17 @@ class Listener:
 
         Raises:
             CannotListenError: nothing listens.
+            CannotStartError: there is no place for a private folder; nothing listens.
             RuntimeError: `build` registers methods by name; nothing listens.
         """
-        for address in self._own_addresses():
-            await require_free(address)
-        await self._serve()
+        with contextlib.ExitStack() as undo:
+            if self._open_credentials is not None and not self._private:
+                self._private = f"unix:{undo.enter_context(private_folder())}/health"
+                self._addresses.append(self._private)
+            for address in self._own_addresses():
+                await require_free(address)
+            await self._serve()
+            self._undo = undo.pop_all()
         self._supervisor = asyncio.create_task(self._supervise())
         return [address for address in self._addresses if address != self._private]
 
@@ -151,9 +194,10 @@ class Listener:
             )
         for task in (*unfinished, *self._retired.values()):
             task.cancel()
+        self._undo.close()
 
     def _own_addresses(self) -> list[str]:
-        return [self._private] if self._private else self._addresses
+        return [self._private] if self._is_shared else self._addresses
 
     async def _serve(self) -> None:
         server = self._server = self._build()
@@ -179,13 +223,17 @@ class Listener:
 
     def _bind(self, server: grpc.aio.Server, address: str) -> str:
         """Bind `address`, and return it with port 0 resolved."""
+        path, target = unix_path(address), grpc_target(address)
         try:
-            secure = self._credentials
-            target = grpc_target(address)
-            port = server.add_secure_port(target, secure) if secure else server.add_insecure_port(target)
-        except RuntimeError as error:
+            if path or self._open_credentials is None:
+                port = server.add_insecure_port(target)
+            else:
+                port = server.add_secure_port(target, self._open_credentials())
+            if path:
+                os.chmod(path, self._unix_mode)
+        except (RuntimeError, OSError) as error:
             raise CannotListenError(address, errno.EADDRNOTAVAIL, str(error)) from None
-        return address if unix_path(address) else f"{address.rpartition(':')[0]}:{port}"
+        return address if path else f"{address.rpartition(':')[0]}:{port}"
 
     async def _supervise(self) -> None:
         while True:
@@ -229,7 +277,7 @@ class Listener:
 
     async def _probe(self) -> str:
         """Probe the server from outside once a tick until it certainly accepts no calls, and return the symptom."""
-        check = _HealthCheck(self._open_probe, self._own_addresses()[0]) if self._open_probe else None
+        check = _HealthCheck(self._private or self._addresses[0])
         try:
             while True:
                 for address in self._own_addresses():
@@ -240,23 +288,21 @@ class Listener:
                         await asyncio.sleep(0.05)
                         if await reach(address) is False:
                             return f"{address} refuses connections"
-                    if check is not None and address == check.address and reached:
+                    if address == check.address and reached:
                         check.tick()
                         if check.silent_ticks >= self._silence_ticks:
                             return f"health checks are unanswered for {check.silent_ticks} ticks"
                 await asyncio.sleep(self._tick_seconds)
         finally:
-            if check is not None:
-                await check.close()
+            await check.close()
 
 
 class _HealthCheck:
     """Health checks, one at a time on a connection of their own, without a deadline: a busy server answers late."""
 
-    def __init__(self, open_channel: Callable[[str], grpc.aio.Channel], address: str) -> None:
+    def __init__(self, address: str) -> None:
         self.address = address
         self.silent_ticks = 0
-        self._open_channel = open_channel
         self._call: asyncio.Task[None] | None = None
         self._ticks = 0
         self._was_answered = False
@@ -279,7 +325,9 @@ class _HealthCheck:
             await asyncio.wait([self._call])
 
     async def _ask(self) -> None:
-        async with self._open_channel(self.address) as channel:
+        # On a connection of its own, not through a proxy.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+        async with grpc.aio.insecure_channel(grpc_target(self.address), options=options) as channel:
             check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
             try:
                 await check(b"", wait_for_ready=True)

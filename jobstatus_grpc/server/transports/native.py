@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -233,6 +234,7 @@ class NativeServer:
         *,
         is_shared: bool,
         max_stream_seconds: float,
+        unix_mode: int = 0o600,
     ) -> None:
         """A stream with a reader that does not read ends after `max_stream_seconds`."""
         self._addresses = addresses
@@ -240,6 +242,7 @@ class NativeServer:
         self._build_rest = build_rest
         self._is_shared = is_shared
         self._max_stream_seconds = max_stream_seconds
+        self._unix_mode = unix_mode
         self._fronts: list[_Front] = []
         self._undo = contextlib.AsyncExitStack()
 
@@ -273,10 +276,12 @@ class NativeServer:
         paths = [(method.path, method.is_stream) for method in self._methods]
         try:
             front = NativeGrpcFront(address, paths, reuse_port=self._is_shared, **front_options())
+            if path := unix_path(address):
+                os.chmod(path, self._unix_mode)
         except OSError as error:
             raise CannotListenError(address, error.errno, str(error.strerror)) from None
         front.set_fallback(rest)
-        bound = address if unix_path(address) else f"{address.rpartition(':')[0]}:{front.bound_port}"
+        bound = address if path else f"{address.rpartition(':')[0]}:{front.bound_port}"
         return _Front(bound, front, FrontCalls(front, self._methods, max_stream_seconds=self._max_stream_seconds))
 
 
