@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ from jobstatus_grpc.cli import exits, parsers
 from jobstatus_grpc.cli.options import Decorator, duration_flag, flag
 
 if TYPE_CHECKING:
-    from jobstatus_grpc.client import JobStatusClient
-    from jobstatus_grpc.client.connection import Endpoint
+    from jobstatus_grpc.client import JobStatusClient, Tls
+    from jobstatus_grpc.client.endpoint import Endpoint
 
 DEFAULT_TIMEOUT = timedelta(seconds=5)
 
@@ -30,6 +31,8 @@ class Connection:
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+    server_name: str | None = None
+    insecure: bool = False
     timeout_seconds: float
     """Deadline of each call."""
 
@@ -38,37 +41,45 @@ class Connection:
         from jobstatus_grpc.client import JobStatusClient
 
         exits.print_logged_warnings()
-        try:
+        with _usage_errors():
             return JobStatusClient(
                 self.address,
                 token=self.token,
-                ca_file=self.ca_file,
-                cert_file=self.cert_file,
-                key_file=self.key_file,
+                tls=self.tls(),
+                insecure=self.insecure,
                 timeout_seconds=self.timeout_seconds,
             )
-        except (ValueError, OSError) as error:
-            raise click.UsageError(str(error)) from None
 
     def endpoint(self) -> Endpoint:
         """Return an endpoint that opens a plain gRPC channel, for services other than ours."""
-        from jobstatus_grpc.client.connection import endpoint
+        from jobstatus_grpc.client.endpoint import endpoint
 
-        try:
-            return endpoint(
-                self.address,
-                token=self.token,
-                ca_file=self.ca_file,
-                cert_file=self.cert_file,
-                key_file=self.key_file,
-            )
-        except (ValueError, OSError) as error:
-            raise click.UsageError(str(error)) from None
+        with _usage_errors():
+            return endpoint(self.address, token=self.token, tls=self.tls(), insecure=self.insecure)
+
+    def tls(self) -> Tls | None:
+        """Return what a client takes as `tls`; None: TLS if the address says so."""
+        from jobstatus_grpc.client.endpoint import tls_of
+
+        return tls_of(self.ca_file, self.cert_file, self.key_file, self.server_name)
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from None
 
 
 _PEM = click.Path(exists=True, dir_okay=False, readable=True)
 
-_ADDRESS = flag("--address HOST:PORT", "The server; or unix:/path.", type=parsers.address, default="127.0.0.1:50051")
+_ADDRESS = flag(
+    "--address HOST:PORT",
+    "The server; grpcs://HOST:PORT for TLS, or unix:/path.",
+    type=parsers.address,
+    default="127.0.0.1:50051",
+)
 
 _TIMEOUT = duration_flag(
     "--timeout DURATION",
@@ -84,9 +95,11 @@ _CREDENTIALS = (
     flag("--ca FILE", "Use TLS and trust this CA (PEM).", to="ca_file", type=_PEM),
     flag("--cert FILE", "The client's certificate (PEM); with --key.", to="cert_file", type=_PEM),
     flag("--key FILE", "The client's private key (PEM); with --cert.", to="key_file", type=_PEM),
+    flag("--server-name NAME", "Use TLS, and expect this name in the server's certificate. Default: the host."),
+    flag("--insecure", "Allow to send the token to another machine without TLS."),
 )
 
-_NAMES = ("address", "token", "ca_file", "cert_file", "key_file")
+_NAMES = ("address", "token", "ca_file", "cert_file", "key_file", "server_name", "insecure")
 
 
 def connected(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,9 +116,9 @@ def _with_flags(command: Callable[..., Any], declarations: Sequence[Decorator]) 
     @functools.wraps(command)
     def with_connection(*, timeout: timedelta = DEFAULT_TIMEOUT, **others: Any) -> Any:
         own = {name: others.pop(name) for name in _NAMES}
-        if (own["cert_file"] is None) != (own["key_file"] is None):
-            raise click.UsageError("--cert and --key go together.")
         connection = Connection(**own, timeout_seconds=timeout.total_seconds())
+        if (connection.cert_file is None) != (connection.key_file is None):
+            raise click.UsageError("--cert and --key go together.")
         try:
             return command(connection=connection, **others)
         except (errors.UnavailableError, errors.DeadlineExceededError) as error:

@@ -105,10 +105,12 @@ def complete_job_ids(ctx: click.Context, param: click.Parameter, incomplete: str
 
 def _newest_jobs(ctx: click.Context, prefix: str) -> Iterator[Job]:
     from jobstatus_grpc.client import JobStatusClient
+    from jobstatus_grpc.client.endpoint import tls_of
 
     deadline = time.monotonic() + COMPLETION_TIMEOUT_SECONDS
-    target = {name: ctx.params[name] for name in ("address", "token", "ca_file", "cert_file", "key_file")}
-    with JobStatusClient(**target) as client:
+    target = {name: ctx.params[name] for name in ("address", "token", "insecure")}
+    tls = tls_of(*(ctx.params[name] for name in ("ca_file", "cert_file", "key_file", "server_name")))
+    with JobStatusClient(**target, tls=tls) as client:
         token = ""
         while (left := deadline - time.monotonic()) > 0:
             # The service has no filter for the beginning of an id.

@@ -19,6 +19,8 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+", re.ASCII)
 
+_URL = re.compile(r"grpcs?://([^/@]+)/?")
+
 _SCHEMES = ("unix", "unix-abstract", "dns", "ipv4", "ipv6", "vsock", "xds")
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
@@ -98,15 +100,17 @@ def label(value: str) -> tuple[str, str]:
 
 
 def address(value: str) -> str:
-    """Return an address for a client: HOST:PORT, unix:/path, or another scheme of gRPC."""
+    """Return an address for a client: HOST:PORT, grpcs://HOST, unix:/path, or another scheme of gRPC."""
     scheme, _, rest = text(value).partition(":")
     host, _, port = value.rpartition(":")
-    if scheme in _SCHEMES:
+    if scheme in ("grpc", "grpcs"):
+        good = bool(_URL.fullmatch(value))  # the client checks the rest
+    elif scheme in _SCHEMES:
         good = bool(rest.strip("/"))
     else:
         good = bool(host) and "/" not in host and port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535
     if not good or not value.isprintable() or " " in value:
-        raise click.BadParameter(f"{value!r} is not an address; write HOST:PORT or unix:/path")
+        raise click.BadParameter(f"{value!r} is not an address; write HOST:PORT, grpcs://HOST:PORT or unix:/path")
     return value
 
 

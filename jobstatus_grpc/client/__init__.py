@@ -1,6 +1,7 @@
 """The clients and what they return."""
 
 from jobstatus_grpc.client.aio import AsyncJobStatusClient
+from jobstatus_grpc.client.endpoint import Tls
 from jobstatus_grpc.client.reporter import AsyncReporter, Reporter
 from jobstatus_grpc.client.requests import UNSET, JobChange, JobChangeType, JobPage, JobUpdate, TransitionPage, Unset
 from jobstatus_grpc.client.sync import JobStatusClient
@@ -21,6 +22,7 @@ __all__ = [
     "JobUpdate",
     "JobsWatch",
     "Reporter",
+    "Tls",
     "TrackedJob",
     "TransitionPage",
     "Unset",

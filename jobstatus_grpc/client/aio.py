@@ -11,6 +11,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.client import requests, values
 from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, AsyncConnection
+from jobstatus_grpc.client.endpoint import Tls
 from jobstatus_grpc.client.environment import find_server
 from jobstatus_grpc.client.reporter import (
     DEFAULT_FLUSH_INTERVAL_SECONDS,
@@ -56,27 +57,27 @@ class AsyncJobStatusClient:
         address: str | None = None,
         *,
         token: str | None = None,
-        ca_file: str | None = None,
-        cert_file: str | None = None,
-        key_file: str | None = None,
+        tls: Tls | bool | None = None,
+        insecure: bool = False,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         """Make a client of the server at `address`.
 
         Args:
-            address: `host:port`, `dns:///host:port` or `unix:/path`. None: JOBSTATUS_ADDRESS, or 127.0.0.1:50051; then
-                JOBSTATUS_TOKEN, JOBSTATUS_CA, JOBSTATUS_CERT and JOBSTATUS_KEY stand for arguments left out.
-            token: sent with each call, as a bearer token. Without TLS it can be read on the network.
-            ca_file: use TLS, and trust the CAs in this PEM file.
-            cert_file: use TLS, and present this certificate (PEM); without ca_file public CAs are trusted.
-            key_file: its private key (PEM).
+            address: `host:port`, `grpcs://host:port` (TLS), `dns:///host:port` or `unix:/path`. None:
+                JOBSTATUS_ADDRESS, or 127.0.0.1:50051; then JOBSTATUS_TOKEN, JOBSTATUS_CA, JOBSTATUS_CERT,
+                JOBSTATUS_KEY, JOBSTATUS_SERVER_NAME and JOBSTATUS_INSECURE stand for arguments left out.
+            token: sent with each call, as a bearer token.
+            tls: True: use TLS and trust public CAs; a Tls: a CA of your own, a client certificate. None: TLS if the
+                address begins with grpcs://.
+            insecure: allow to send the token to another machine without TLS.
             timeout_seconds: the default deadline of a call.
 
         Raises:
             ValueError: an argument is not valid, or they do not fit together.
             OSError: a file cannot be read.
         """
-        server = find_server(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+        server = find_server(address, token=token, tls=tls, insecure=insecure)
         self._connection = AsyncConnection(server.endpoint, timeout_seconds)
         self._job_id = server.job_id
         self._finishing = AsyncFinishing()

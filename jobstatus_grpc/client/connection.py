@@ -8,15 +8,13 @@ import sys
 import threading
 import weakref
 from collections import defaultdict
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import grpc
 from google.protobuf.message import Message
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
+from jobstatus_grpc.client.endpoint import Endpoint, Pems
 from jobstatus_grpc.client.fork import keep_for_ever, renew_in_children, renewed
 from jobstatus_grpc.client.retry import ClientClosedError, Liveness, ProxyRefusals, RetryBudget, pause
 from jobstatus_grpc.client.sender import Call
@@ -39,126 +37,17 @@ from jobstatus_grpc.wire import status
 if TYPE_CHECKING:
     from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceAsyncStub
 
-USER_AGENT = "jobstatus-grpc"
-
 DEFAULT_TIMEOUT_SECONDS = 10.0
 """Deadline of a call: outlasts a restart of the server, which takes a few seconds."""
-
-_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
-
-CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
-    ("grpc.primary_user_agent", USER_AGENT),
-    # Detect within half a minute that the server's machine is gone, also between calls, so that the next call does not
-    # run into its deadline. The server allows a ping every 10 s.
-    ("grpc.keepalive_time_ms", 15_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # The timeout of pings, those of the keepalive included: by default 60 s, whatever the option above says.
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # By default the third ping without data in between is not sent: a dead connection with a quiet watch is not found.
-    ("grpc.http2.max_pings_without_data", 0),
-    # The largest reply: 500 results of a batch, each with all its labels and texts. gRPC's default is 4 MiB.
-    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
-    # Reconnect soon after a server's restart; by default the pauses grow from 1 s to 2 minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Despite its name also the timeout of one attempt to connect, by default 20 s: for a host that drops packets.
-    ("grpc.min_reconnect_backoff_ms", 5_000),
-    # Resolve the name again soon after a server has moved; by default at most every 30 s.
-    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
-    # By default all channels of a process to one address share a connection: a thousand watches of one client would
-    # delay the calls of another, and closing one would not close its connection.
-    ("grpc.use_local_subchannel_pool", 1),
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """The contents of PEM files; without a CA, gRPC's public CAs are trusted."""
-
-    ca: bytes | None
-    key: bytes | None
-    cert: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """The server's address and the caller's credentials; opens channels. It can be pickled."""
-
-    target: str
-    tls: Tls | None = None
-    """None: without TLS."""
-    metadata: tuple[tuple[str, str], ...] | None = None
-    """Sent with each call."""
-
-    def open(self) -> grpc.Channel:
-        """Return a new channel; it connects with the first call."""
-        if self.tls is None:
-            return grpc.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.secure_channel(self.target, self._credentials(self.tls), CHANNEL_OPTIONS)
-
-    def open_aio(self) -> grpc.aio.Channel:
-        """Return a new channel of the running event loop; it connects with the first call."""
-        if self.tls is None:
-            return grpc.aio.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.target, self._credentials(self.tls), CHANNEL_OPTIONS)
-
-    @staticmethod
-    def _credentials(tls: Tls) -> grpc.ChannelCredentials:
-        return grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
-
-
-def endpoint(
-    address: str,
-    *,
-    token: str | None = None,
-    ca_file: str | None = None,
-    cert_file: str | None = None,
-    key_file: str | None = None,
-) -> Endpoint:
-    """Return the endpoint that a client's arguments name.
-
-    Raises:
-        ValueError: they are not valid together; the message says what to write.
-        OSError: a file cannot be read.
-    """
-    metadata = None
-    if token is not None:
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise ValueError("the token must be printable ASCII without spaces")
-        metadata = (("authorization", f"Bearer {token}"),)
-    return Endpoint(_target(address), _tls(ca_file, cert_file, key_file), metadata)
-
-
-def _target(address: str) -> str:
-    if address.startswith("unix:"):
-        return f"unix:{quote(address.removeprefix('unix:'))}"  # gRPC decodes it: a path may hold a "%"
-    if address.startswith(_SCHEMES):
-        return address
-    host, _, port = address.rpartition(":")
-    if not host or "/" in address or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{address!r} is not an address; write HOST:PORT, dns:///HOST:PORT or unix:/path")
-    return address
-
-
-def _tls(ca_file: str | None, cert_file: str | None, key_file: str | None) -> Tls | None:
-    if (cert_file is None) != (key_file is None):
-        raise ValueError("cert_file and key_file must be given together")
-    if ca_file is None and cert_file is None:
-        return None
-    return Tls(_read(ca_file), _read(key_file), _read(cert_file))
-
-
-def _read(file: str | None) -> bytes | None:
-    return None if file is None else Path(file).read_bytes()
 
 
 class AsyncLine:
     """A channel of one event loop."""
 
-    def __init__(self, endpoint: Endpoint, *, before: AsyncLine | None) -> None:
-        """Open a channel in the place of one that died; None: there is none."""
-        self.channel = endpoint.open_aio()
+    def __init__(self, endpoint: Endpoint, pems: Pems | None, *, before: AsyncLine | None) -> None:
+        """Open a channel with `pems` in the place of another; None: there is none."""
+        self.pems = pems
+        self.channel = endpoint.open_aio(pems)
         self.stub: JobStatusServiceAsyncStub = JobStatusServiceStub(self.channel)
         self.liveness: Liveness = Liveness(before.liveness if before is not None else None)
         self.closing = asyncio.Event()
@@ -184,7 +73,8 @@ AIO_LOST = (
 class AsyncConnection:
     """A channel in each event loop that makes calls, which opens with the first call; closed once.
 
-    The place of a channel that died is taken by a new one; it is closed when its last call has ended.
+    The place of a channel that died, or that uses old credentials, is taken by a new one; it is closed when its last
+    call has ended.
     """
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
@@ -223,12 +113,13 @@ class AsyncConnection:
         _is_aio_used = True
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
-        if line is None or line.liveness.is_dead:
+        pems = self._endpoint.pems()
+        if line is None or line.liveness.is_dead or line.pems is not pems:
             for other in [other for other in list(self._lines) if other.is_closed()]:
                 del self._lines[other]
             if line is not None:
                 self._dead_lines[line] = loop
-            line = self._lines[loop] = AsyncLine(self._endpoint, before=line)
+            line = self._lines[loop] = AsyncLine(self._endpoint, pems, before=line)
         if self._dead_lines:
             self._close_idle_lines(loop)
         return line
@@ -332,9 +223,10 @@ class AsyncConnection:
 class Line:
     """A channel that threads may share."""
 
-    def __init__(self, endpoint: Endpoint, *, before: Line | None) -> None:
-        """Open a channel in the place of one that died; None: there is none."""
-        self.channel = endpoint.open()
+    def __init__(self, endpoint: Endpoint, pems: Pems | None, *, before: Line | None) -> None:
+        """Open a channel with `pems` in the place of another; None: there is none."""
+        self.pems = pems
+        self.channel = endpoint.open(pems)
         self.stub = JobStatusServiceStub(self.channel)
         self.liveness: Liveness = Liveness(before.liveness if before is not None else None)
 
@@ -367,8 +259,9 @@ class Connection:
 
     def _line(self) -> Line:
         """As of AsyncConnection."""
-        line = self._current
-        if line is None or line.liveness.is_dead or self._dead_lines or self._closing.is_set():
+        line, pems = self._current, self._endpoint.pems()
+        is_current = line is not None and line.pems is pems and not line.liveness.is_dead
+        if line is None or not is_current or self._dead_lines or self._closing.is_set():
             with self._lock:
                 line = self._line_locked()
         return line
@@ -376,11 +269,11 @@ class Connection:
     def _line_locked(self) -> Line:
         if self._closing.is_set():
             raise ClientClosedError
-        line = self._current
-        if line is None or line.liveness.is_dead:
+        line, pems = self._current, self._endpoint.pems()
+        if line is None or line.liveness.is_dead or line.pems is not pems:
             if line is not None:
                 self._dead_lines.append(line)
-            line = self._current = Line(self._endpoint, before=line)
+            line = self._current = Line(self._endpoint, pems, before=line)
         for idle in [line for line in self._dead_lines if line.liveness.is_idle]:
             self._dead_lines.remove(idle)
             idle.channel.close()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from jobstatus_grpc.client.connection import Endpoint, endpoint
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+from jobstatus_grpc.client.endpoint import DEFAULT_PORT, Endpoint, Tls, endpoint, tls_of
 
 
 class Found(NamedTuple):
@@ -18,9 +16,7 @@ class Found(NamedTuple):
     """The job on that server that `jobstatus run` made for this program; "": none."""
 
 
-def find_server(
-    address: str | None, *, token: str | None, ca_file: str | None, cert_file: str | None, key_file: str | None
-) -> Found:
+def find_server(address: str | None, *, token: str | None, tls: Tls | bool | None, insecure: bool) -> Found:
     """Return the server that a client's arguments name, without an address completed by the variables.
 
     With an address the variables do not count: the token must not be sent to another server than it is for.
@@ -32,12 +28,16 @@ def find_server(
     own_address = _variable("ADDRESS")
     job_id = (_variable("JOB_ID") or "") if address in (None, own_address) else ""
     if address is None:
-        address = own_address or DEFAULT_ADDRESS
+        address = own_address or f"127.0.0.1:{DEFAULT_PORT}"
         token = token or _variable("TOKEN")
-        ca_file = ca_file or _variable("CA")
-        if cert_file is None and key_file is None:
-            cert_file, key_file = _variable("CERT"), _variable("KEY")
-    return Found(endpoint(address, token=token, ca_file=ca_file, cert_file=cert_file, key_file=key_file), job_id)
+        if tls is None:
+            tls = tls_of(*(_variable(name) for name in ("CA", "CERT", "KEY", "SERVER_NAME")))
+        insecure = insecure or (_variable("INSECURE") or "").lower() in _TRUE
+    return Found(endpoint(address, token=token, tls=tls, insecure=insecure), job_id)
+
+
+_TRUE = ("1", "true", "t", "yes", "y", "on")
+"""What the command line takes as true."""
 
 
 def _variable(name: str) -> str | None:

@@ -172,7 +172,7 @@ class Liveness:
     """
 
     def __init__(self, before: Liveness | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with a connection that takes the place of one that died: `before`; None: there is none."""
+        """Begin with a connection that takes the place of `before`; None: there is none."""
         self.is_dead = False
         self._now = clock
         self._calls: set[object] = set()
@@ -180,7 +180,7 @@ class Liveness:
         self._waiting_since: float | None = None
         # Otherwise calls with short deadlines would open connections faster than a slow network lets them.
         self._patience_seconds: float = FIRST_DEAD_SECONDS
-        if before is not None:
+        if before is not None and before.is_dead:
             self._patience_seconds = min(2 * before._patience_seconds, LONGEST_DEAD_SECONDS)
 
     @property

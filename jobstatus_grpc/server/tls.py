@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.files import signature_of
 
 log = logging.getLogger("jobstatus_grpc.server")
 
@@ -224,7 +224,7 @@ class Certificates:
         self._problem = problem
 
     def _signature(self) -> object:
-        return [_signature(path) for path in (self._files.cert, self._files.key, self._files.client_ca) if path]
+        return signature_of(filter(None, (self._files.cert, self._files.key, self._files.client_ca)))
 
     def _log_dates(self) -> None:
         current = self.current
@@ -238,15 +238,6 @@ class Certificates:
                 current.subject,
                 dates,
             )
-
-
-def _signature(path: str) -> object:
-    """Return what changes with the file, also if a link on the way to it changes; None if it cannot be read."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _spell(instant: datetime) -> str:

@@ -7,6 +7,7 @@ richer error model of https://grpc.io/docs/guides/error/.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -144,10 +145,41 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> JobStatusError:
     trailers = dict(call.trailing_metadata() or ())
     info, violations, retry_after_seconds = _read_details(trailers.get(DETAILS_KEY))
     number: int = call.code().value[0]
-    error = _make(number, call.details() or "", info.reason, dict(info.metadata), violations)
+    error = _make(number, _explained(call.details() or ""), info.reason, dict(info.metadata), violations)
     if retry_after_seconds is not None and isinstance(error, RetryableError):
         error.retry_after_seconds = retry_after_seconds
     return error
+
+
+_NOT_CONNECTED = re.compile(r"failed to connect to all addresses; last error: \w+: (\S+): (.*)", re.DOTALL)
+
+_TLS_CAUSES = {
+    r"Hostname Verification Check failed": (
+        "the server's certificate is for another host name; use that in the address, or as --server-name (server_name)"
+    ),
+    r"WRONG_VERSION_NUMBER": "the server does not use TLS; leave out grpcs:// and --ca (tls), or use its port with TLS",
+    r"ALERT_([A-Z_]+)": "the server ended the TLS handshake: {0}. Check the client's certificate (--cert, cert_file)",
+    # What the core writes if the certificate has not been verified yet.
+    r"OPENSSL_internal:(\w+): Invalid certificate verification context": "the TLS handshake failed: {0}",
+    r"OPENSSL_internal:\w+: (.*?)(?:: OK)?$": (
+        "the server's certificate is not trusted: {0}. Check it, and the CA (--ca, ca_file)"
+    ),
+    r"Failed to create security handshaker": "the CA, certificate or key of the client cannot be used",
+    r"Socket closed|Connection reset by peer|End of TCP stream": (
+        "the server closes connections at once: it may require TLS (grpcs://, --ca, tls), or a client certificate that "
+        "it trusts (--cert, cert_file)"
+    ),
+}
+"""By what gRPC's core writes of a failed connection: what it means, and what to do."""
+
+
+def _explained(details: str) -> str:
+    """Return the details of an error, in one line where they are those of a connection that failed because of TLS."""
+    if failed := _NOT_CONNECTED.match(details):
+        for pattern, text in _TLS_CAUSES.items():
+            if cause := re.search(pattern, failed[2]):
+                return f"cannot connect to {failed[1]}: {text.format(*cause.groups())}"
+    return details
 
 
 def has_details(rpc_error: grpc.RpcError) -> bool:

@@ -56,17 +56,41 @@ def test_an_unknown_state_is_refused_with_the_known_ones(typed):
 
 
 @pytest.mark.parametrize(
-    "typed", ["localhost:50051", "[::1]:1", "unix:/run/jobs.sock", "unix:jobs.sock", "dns:///jobs:50051"]
+    "typed",
+    [
+        "localhost:50051",
+        "[::1]:1",
+        "unix:/run/jobs.sock",
+        "unix:jobs.sock",
+        "dns:///jobs:50051",
+        "grpcs://jobs",
+        "grpc://[::1]:1/",
+    ],
 )
 def test_an_address_is_host_and_port_or_a_socket(typed):
     assert parsers.address(typed) == typed
 
 
 @pytest.mark.parametrize(
-    "typed", ["", "localhost", ":50051", "localhost:", "a:0", "a:65536", "a:b", "unix:", "http://a:1", "a b:1", "a:١"]
+    "typed",
+    [
+        "",
+        "localhost",
+        ":50051",
+        "localhost:",
+        "a:0",
+        "a:65536",
+        "a:b",
+        "unix:",
+        "http://a:1",
+        "a b:1",
+        "a:١",
+        "grpcs://",
+        "grpcs://a/b",
+    ],
 )
 def test_what_is_no_address_is_refused(typed):
-    with pytest.raises(click.BadParameter, match="write HOST:PORT or unix:/path"):
+    with pytest.raises(click.BadParameter, match="write HOST:PORT, grpcs://HOST:PORT or unix:/path"):
         parsers.address(typed)
 
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from jobstatus_grpc import DeadlineExceededError, JobChangeType, JobFilter, JobState, JobStatusClient
-from jobstatus_grpc.client.connection import CHANNEL_OPTIONS
+from jobstatus_grpc.client.endpoint import CHANNEL_OPTIONS
 from jobstatus_grpc.client.retry import Liveness
 from tests.support.tcp_proxy import TcpProxy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import time
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import AsyncJobStatusClient, JobState, JobStatusClient
+from jobstatus_grpc import AsyncJobStatusClient, JobState, JobStatusClient, Tls
+from tests.support.certificates import Authority
 from tests.support.scripted_server import ScriptedServer, a_job, reply
 from tests.support.servers import ServerProcess
 
@@ -181,10 +183,9 @@ with client.track() as tracked:
 
 @pytest.mark.parametrize("kind", [JobStatusClient, AsyncJobStatusClient])
 def test_a_pickled_client_keeps_its_address_and_credentials(kind, tmp_path):
-    ca = tmp_path / "ca.pem"
-    ca.write_bytes(b"a certificate")
-    client = kind("server:1", token="secret", ca_file=str(ca), timeout_seconds=7)
-    ca.unlink()
+    ca = Authority().write(tmp_path)
+    client = kind("server:1", token="secret", tls=Tls(ca_file=ca), timeout_seconds=7)
+    os.unlink(ca)
     copy = pickle.loads(pickle.dumps(client))
     assert type(copy) is kind
     assert copy._connection._endpoint == client._connection._endpoint

@@ -185,6 +185,8 @@ def _environment(connection: Connection, tracked: TrackedJob) -> dict[str, str]:
         "CA": connection.ca_file and os.path.abspath(connection.ca_file),
         "CERT": connection.cert_file and os.path.abspath(connection.cert_file),
         "KEY": connection.key_file and os.path.abspath(connection.key_file),
+        "SERVER_NAME": connection.server_name,
+        "INSECURE": "1" if connection.insecure else None,
         "JOB_ID": tracked.id,
         "ATTEMPT": str(tracked.attempt) if tracked.attempt else None,
         **dict.fromkeys(("ID", "NAME", "PARENT")),

@@ -1,0 +1,277 @@
+"""The server's address and the caller's credentials: what a client's arguments mean, and the channels they open."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import grpc
+
+from jobstatus_grpc.files import signature_of
+
+log = logging.getLogger("jobstatus_grpc.client")
+
+USER_AGENT = "jobstatus-grpc"
+
+DEFAULT_PORT = 50051
+"""Of `grpc://HOST` and `grpcs://HOST`: the port of `jobstatus serve`, with TLS and without."""
+
+CHECK_SECONDS = 1.0
+"""Interval, at least, at which a client that makes calls looks at its files of TLS."""
+
+_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
+
+CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
+    ("grpc.primary_user_agent", USER_AGENT),
+    # Detect within half a minute that the server's machine is gone, also between calls, so that the next call does not
+    # run into its deadline. The server allows a ping every 10 s.
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # The timeout of pings, those of the keepalive included: by default 60 s, whatever the option above says.
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # By default the third ping without data in between is not sent: a dead connection with a quiet watch is not found.
+    ("grpc.http2.max_pings_without_data", 0),
+    # The largest reply: 500 results of a batch, each with all its labels and texts. gRPC's default is 4 MiB.
+    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+    # Reconnect soon after a server's restart; by default the pauses grow from 1 s to 2 minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Despite its name also the timeout of one attempt to connect, by default 20 s: for a host that drops packets.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    # Resolve the name again soon after a server has moved; by default at most every 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+    # By default all channels of a process to one address share a connection: a thousand watches of one client would
+    # delay the calls of another, and closing one would not close its connection.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """How a client uses TLS. The files are PEM; when they change, new connections use the new contents.
+
+    Raises:
+        ValueError: one of `cert_file` and `key_file` lacks the other.
+    """
+
+    ca_file: str | os.PathLike[str] | None = None
+    """The CAs of servers to trust. None: the public ones, which gRPC has built in."""
+    cert_file: str | os.PathLike[str] | None = None
+    """The client's certificate, then the CAs between it and a root."""
+    key_file: str | os.PathLike[str] | None = None
+    server_name: str | None = None
+    """The name that the server's certificate must have. None: the host of the address."""
+
+    def __post_init__(self) -> None:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file must be given together")
+
+
+def tls_of(ca_file: str | None, cert_file: str | None, key_file: str | None, server_name: str | None) -> Tls | None:
+    """Return what the flags and variables of TLS stand for; None if there are none."""
+    if not (ca_file or cert_file or key_file or server_name):
+        return None
+    return Tls(ca_file=ca_file, cert_file=cert_file, key_file=key_file, server_name=server_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Pems:
+    """What was in the files at one time."""
+
+    ca: bytes | None
+    key: bytes | None
+    cert: bytes | None
+
+
+def _read(tls: Tls) -> Pems:
+    """Read the files, and check them as far as OpenSSL can: gRPC's own error would not say which file is wrong.
+
+    Raises:
+        ValueError: a file has something else in it; the message names it.
+        OSError: a file cannot be read.
+    """
+    ca, key, cert = (
+        None if path is None else Path(path).read_bytes() for path in (tls.ca_file, tls.key_file, tls.cert_file)
+    )
+    import ssl  # takes a while to load
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca is not None:
+        try:
+            context.load_verify_locations(cadata=ca.decode("ascii"))
+        except (ssl.SSLError, ValueError):
+            raise ValueError(f"{tls.ca_file} is not a file of CA certificates in PEM") from None
+    if tls.cert_file is not None:
+        try:
+            context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+        except ssl.SSLError as error:
+            if "KEY_VALUES_MISMATCH" in str(error):
+                why = f"the key in {tls.key_file} does not fit the first certificate in {tls.cert_file}"
+            else:
+                why = f"{tls.cert_file} and {tls.key_file} are not a certificate and its key in PEM, not encrypted"
+            raise ValueError(why) from None
+    return Pems(ca, key, cert)
+
+
+class TlsFiles:
+    """The newest good contents of the files of `tls`. Any thread may use it. It can be pickled, with the contents."""
+
+    def __init__(self, tls: Tls, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the files.
+
+        Raises:
+            ValueError: as of `_read`.
+            OSError: a file cannot be read.
+        """
+        self.tls = tls
+        self._now = clock
+        self._seen = self._signature()
+        self._check_at = clock() + CHECK_SECONDS
+        self._problem: tuple[object, str] | None = None
+        self._is_logged = False
+        self._pems = _read(tls)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TlsFiles) and (self.tls, self._pems) == (other.tls, other._pems)
+
+    def __hash__(self) -> int:
+        return hash(self.tls)
+
+    def current(self) -> Pems:
+        """Return the contents; the same object until they change. Looks at the files every CHECK_SECONDS at most."""
+        if self._now() >= self._check_at:
+            self._check_at = self._now() + CHECK_SECONDS
+            signature = self._signature()
+            if signature != self._seen:
+                self._read_again(signature)
+        return self._pems
+
+    def _read_again(self, signature: object) -> None:
+        try:
+            pems = _read(self.tls)
+        except (ValueError, OSError) as error:
+            problem = (signature, str(error))
+            # At the second look: a certificate and a key that are written one after the other do not fit for a moment.
+            is_new, self._problem = problem != self._problem, problem
+            if not is_new and not self._is_logged:
+                log.warning("the changed TLS files are not used, those from before are: %s", error)
+            self._is_logged = not is_new
+            return
+        if signature == self._signature():  # else they changed while they were read
+            self._seen, self._problem, self._is_logged, self._pems = signature, None, False, pems
+
+    def _signature(self) -> object:
+        return signature_of(filter(None, (self.tls.ca_file, self.tls.cert_file, self.tls.key_file)))
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The server's address and the caller's credentials; opens channels. It can be pickled."""
+
+    target: str
+    tls: TlsFiles | None = None
+    """None: without TLS."""
+    metadata: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
+    """Sent with each call."""
+
+    def pems(self) -> Pems | None:
+        """Return what a channel that is opened now uses, None without TLS. A channel with another is outdated."""
+        return None if self.tls is None else self.tls.current()
+
+    def open(self, pems: Pems | None = None) -> grpc.Channel:
+        """Return a new channel, with `pems()` by default; it connects with the first call."""
+        channel: grpc.Channel = self._open(grpc, pems)
+        return channel
+
+    def open_aio(self, pems: Pems | None = None) -> grpc.aio.Channel:
+        """As `open`, for the running event loop."""
+        channel: grpc.aio.Channel = self._open(grpc.aio, pems)
+        return channel
+
+    def _open(self, kind: Any, pems: Pems | None) -> Any:
+        if self.tls is None:
+            return kind.insecure_channel(self.target, CHANNEL_OPTIONS)
+        pems = pems or self.tls.current()
+        options = list(CHANNEL_OPTIONS)
+        if (name := self.tls.tls.server_name) is not None:
+            options.append(("grpc.ssl_target_name_override", name))
+        credentials = grpc.ssl_channel_credentials(pems.ca, pems.key, pems.cert)
+        return kind.secure_channel(self.target, credentials, options)
+
+
+def endpoint(
+    address: str, *, token: str | None = None, tls: Tls | bool | None = None, insecure: bool = False
+) -> Endpoint:
+    """Return the endpoint that a client's arguments name.
+
+    Raises:
+        ValueError: they are not valid together; the message says what to write.
+        OSError: a file cannot be read.
+    """
+    target, scheme = _target(address)
+    if (scheme == "grpcs" and tls is False) or (scheme == "grpc" and tls):
+        raise ValueError(f"{address!r} says {'TLS' if scheme == 'grpcs' else 'no TLS'}, and tls={tls!r} the opposite")
+    if scheme == "grpcs" or tls is True:
+        tls = tls if isinstance(tls, Tls) else Tls()
+    metadata = None
+    if token is not None:
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise ValueError("the token must be printable ASCII without spaces")
+        if not tls and not insecure and not _is_on_this_machine(target):
+            raise ValueError(
+                f"the token would be sent to {address} without encryption; use TLS (grpcs://HOST:PORT, or a CA), or if "
+                "the network is trusted insecure=True (--insecure, JOBSTATUS_INSECURE=1)"
+            )
+        metadata = (("authorization", f"Bearer {token}"),)
+    return Endpoint(target, TlsFiles(tls) if tls else None, metadata)
+
+
+_URL = re.compile(r"(grpcs?)://(\[[^][/@]+\]|[^][:/@]+)(?::(\d+))?/?", re.ASCII)
+
+
+def _target(address: str) -> tuple[str, str]:
+    """Return the address as gRPC has to get it, and its scheme if it is `grpc` or `grpcs`."""
+    if address.startswith("unix:"):
+        return f"unix:{quote(address.removeprefix('unix:'))}", ""  # gRPC decodes it: a path may hold a "%"
+    if address.startswith(_SCHEMES):
+        return address, ""
+    scheme, target = "", address
+    if url := _URL.fullmatch(address):
+        scheme, target = url[1], f"{url[2]}:{url[3] or DEFAULT_PORT}"
+    host, _, port = target.rpartition(":")
+    if not host or "/" in target or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        forms = "HOST:PORT, grpcs://HOST:PORT (TLS), dns:///HOST:PORT or unix:/path"
+        raise ValueError(f"{address!r} is not an address; write {forms}")
+    return target, scheme
+
+
+def _is_on_this_machine(target: str) -> bool:
+    """Return whether calls to `target` do not leave the machine: a Unix socket, or loopback alone."""
+    scheme, _, rest = target.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    if scheme in ("vsock", "xds"):
+        return False
+    places = (rest if scheme in ("dns", "ipv4", "ipv6") else target).rpartition("/")[2].split(",")
+    return all(_is_loopback(place) for place in places)
+
+
+def _is_loopback(place: str) -> bool:
+    """Return whether HOST or HOST:PORT is loopback."""
+    if place.startswith("["):
+        host = place[1:].partition("]")[0]
+    else:
+        host = place.partition(":")[0] if place.count(":") == 1 else place
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
