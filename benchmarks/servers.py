@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -105,6 +106,8 @@ class Server:
     """Its worker processes, if it has several."""
     database_cpu_seconds: Callable[[], float] = float
     """Returns the CPU time of its database; 0 where the store is part of the server."""
+    tls: ssl.SSLContext | None = None
+    """For connections to it; None: without TLS."""
 
     def cpu_seconds(self) -> float:
         """Return the CPU time used since its start, the kernel's share included."""
@@ -116,7 +119,7 @@ class Server:
         return sum(int(each.memory_info().rss) for each in (self.process, *self.workers))
 
     def create(self, job_ids: Sequence[str]) -> None:
-        with Client(self.address) as client:
+        with Client(self.address, tls=self.tls) as client:
             self.api.create(client, job_ids)
 
 

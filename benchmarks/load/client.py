@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,9 +28,9 @@ class Client(ExitStack):
     All methods raise CallFailedError.
     """
 
-    def __init__(self, address: str, *, connections: int = 1) -> None:
+    def __init__(self, address: str, *, tls: ssl.SSLContext | None = None, connections: int = 1) -> None:
         super().__init__()
-        self.connections = [Connection(address) for _ in range(connections)]
+        self.connections = [Connection(address, tls) for _ in range(connections)]
         self._selector = self.enter_context(selectors.DefaultSelector())
         for connection in self.connections:
             self.enter_context(connection.socket)

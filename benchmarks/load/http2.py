@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import struct
 from collections import deque
 from typing import Protocol
@@ -39,10 +40,12 @@ class Reply(Protocol):
 class Connection:
     """One connection. `call` queues a call, `flush` sends what is queued, `receive` passes on what came back."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: ssl.SSLContext | None = None) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname=host)
         self._authority = address.encode()
         self._indexed: list[tuple[bytes, bytes]] = []
         self._header_blocks: dict[str, bytes] = {}
@@ -82,6 +85,8 @@ class Connection:
     def receive(self) -> None:
         """Read what has arrived and pass it to the replies. An exception that a reply raises breaks the connection."""
         arrived = self.socket.recv(1 << 18)
+        while isinstance(self.socket, ssl.SSLSocket) and (rest := self.socket.pending()):
+            arrived += self.socket.recv(rest)  # decrypted already: the selector does not report it
         if not arrived:
             raise ConnectionError("the server closed the connection")
         data = self._input + arrived if self._input else arrived

@@ -124,7 +124,7 @@ class _Total:
         """Load the server for a slice."""
         server, connections = subject.server, min(callers, subject.connections)
         with (
-            Client(server.address, connections=connections) as client,
+            Client(server.address, tls=server.tls, connections=connections) as client,
             client.load(subject.path, subject.lanes[:callers]) as load,
         ):
             load.measure(WARM_UP_SECONDS)

@@ -87,9 +87,9 @@ def tls_of(ca_file: str | None, cert_file: str | None, key_file: str | None, ser
 class Pems:
     """What was in the files at one time."""
 
-    ca: bytes | None
-    key: bytes | None
-    cert: bytes | None
+    ca: bytes | None = field(repr=False)
+    key: bytes | None = field(repr=False)
+    cert: bytes | None = field(repr=False)
 
 
 def _read(tls: Tls) -> Pems:

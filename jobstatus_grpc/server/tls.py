@@ -11,7 +11,7 @@ import logging
 import ssl
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -48,9 +48,9 @@ class TlsFiles:
 class Identity:
     """What was in the files at one time; its parts fit together."""
 
-    cert: bytes
-    key: bytes
-    client_ca: bytes | None
+    cert: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    client_ca: bytes | None = field(repr=False)
     subject: str
     expires_at: datetime
     """The earliest end among the certificate and the CAs after it."""

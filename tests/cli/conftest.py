@@ -87,9 +87,10 @@ def run_here(
 ) -> Iterator[Callable[[str], CommandLineHere]]:
     """`jobstatus` in this process, with the server at an address."""
     log = logging.getLogger("jobstatus_grpc")
-    handlers, propagate = list(log.handlers), log.propagate
+    handlers, propagate, umask = list(log.handlers), log.propagate, os.umask(0o022)
     yield lambda address: CommandLineHere(address, monkeypatch, capfd)
     log.handlers[:], log.propagate = handlers, propagate
+    os.umask(umask)
 
 
 @pytest.fixture

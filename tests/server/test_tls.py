@@ -23,11 +23,9 @@ from jobstatus_grpc.server.tls import Certificates, TlsFiles
 from jobstatus_grpc.server.transports.grpcio import tls_credentials
 from tests.support.certificates import EXPIRED, Authority, Mount
 from tests.support.listener import echo, listening, logged, make_the_accept_loop_fail, ticks
-from tests.support.servers import ServerProcess
+from tests.support.servers import TRANSPORT, ServerProcess
 
-pytestmark = pytest.mark.skipif(
-    "os.environ.get('JOBSTATUS_TEST_TRANSPORT') == 'native'", reason="the native transport has no TLS"
-)
+pytestmark = pytest.mark.skipif(TRANSPORT == "native", reason="the native transport has no TLS")
 
 AUTHORITY = Authority()
 CLIENT = AUTHORITY.issue(name="client")

@@ -91,6 +91,10 @@ def certificates(mount, caplog):
     return Certificates(TlsFiles(cert=mount.cert, key=mount.key, client_ca=mount.ca))
 
 
+def test_the_key_is_not_in_the_repr_of_what_was_read(certificates):
+    assert PAIR.key.decode().split("\n")[1] not in repr(certificates.current)
+
+
 def test_swapped_files_are_taken_at_the_next_check(certificates, mount):
     other = Authority()
     mount.swap(OTHER, other.pem)
