@@ -1,17 +1,12 @@
-"""Files that are read again when they change: of the server's and the clients' certificates."""
+"""Files that are read again when they change, such as certificates."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 
-def signature_of(paths: Iterable[str | os.PathLike[str]]) -> tuple[object, ...]:
-    """Return what changes with each file, also if a link on the way to it changes; None for one that is not there."""
-    return tuple(_signature(path) for path in paths)
-
-
-def _signature(path: str | os.PathLike[str]) -> object:
+def signature_of(path: str | os.PathLike[str]) -> object:
+    """Return what changes with a file, also if a link on the way to it changes; None if it is not there."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):

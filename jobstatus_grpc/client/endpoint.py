@@ -170,7 +170,8 @@ class TlsFiles:
             self._seen, self._problem, self._is_logged, self._pems = signature, None, False, pems
 
     def _signature(self) -> object:
-        return signature_of(filter(None, (self.tls.ca_file, self.tls.cert_file, self.tls.key_file)))
+        tls = self.tls
+        return [signature_of(path) for path in (tls.ca_file, tls.cert_file, tls.key_file) if path]
 
 
 @dataclass(frozen=True, slots=True)

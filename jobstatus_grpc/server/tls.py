@@ -224,7 +224,8 @@ class Certificates:
         self._problem = problem
 
     def _signature(self) -> object:
-        return signature_of(filter(None, (self._files.cert, self._files.key, self._files.client_ca)))
+        files = self._files
+        return [signature_of(path) for path in (files.cert, files.key, files.client_ca) if path]
 
     def _log_dates(self) -> None:
         current = self.current

@@ -79,6 +79,12 @@ def test_a_bad_flag_is_one_line_and_exit_2(here, arguments, says):
     assert says in one_error_line(done)
 
 
+def test_the_variable_that_lets_clients_send_tokens_in_the_clear_opens_no_server(here):
+    done = here("serve", "--store", "memory:", "--listen", "0.0.0.0:0", env={"JOBSTATUS_INSECURE": "1"})
+    assert done.returncode == 2
+    assert "would be open to other machines" in one_error_line(done)
+
+
 def test_a_port_in_use_is_one_line_and_exit_2(offline_cli):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

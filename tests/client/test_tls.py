@@ -205,7 +205,7 @@ def test_bad_new_files_are_logged_once_and_those_before_stay_in_use(mount, clock
     assert f"the key in {mount.key} does not fit" in warning.getMessage()
 
 
-def test_a_client_that_lives_long_uses_the_new_certificate_and_drops_the_old_connection(connect, mount, monkeypatch):
+def test_a_client_uses_a_new_connection_once_its_files_have_changed(connect, mount, monkeypatch):
     monkeypatch.setattr("jobstatus_grpc.client.endpoint.CHECK_SECONDS", 0.0)
     with served(mutual=True) as server:
         client = connect(server.address, tls=Tls(ca_file=mount.ca, cert_file=mount.cert, key_file=mount.key))

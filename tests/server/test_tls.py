@@ -147,6 +147,14 @@ def test_a_bad_new_certificate_is_logged_once_and_the_old_one_stays(flags, mount
     assert (tmp_path / "log").read_text().count("are not used") == 1
 
 
+def test_a_swapped_client_ca_admits_its_clients_and_no_others(mutual_flags, mount):
+    with ServerProcess(*mutual_flags) as server:
+        other = Authority("other CA")
+        mount.swap(AUTHORITY.issue(), other.pem)
+        wait_until(lambda: is_healthy(server.address, other.issue(name="client")))
+        assert not is_healthy(server.address, CLIENT)
+
+
 def test_a_hundred_rotations_under_load_fail_no_call(mount):
     async def main():
         certificates = Certificates(TlsFiles(cert=mount.cert, key=mount.key, client_ca=mount.ca))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import load_pem_x509_certificate
 
 from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.server.config import ServerConfig
 from jobstatus_grpc.server.tls import Certificates, TlsFiles, read
 from tests.support.certificates import EXPIRED, Authority, Mount
 
@@ -149,3 +151,10 @@ def test_an_expired_certificate_does_not_replace_a_valid_one(certificates, mount
     certificates.check()
     assert f"--tls-cert {mount.cert} expired at " in caplog.text
     assert certificates.current.cert == PAIR.cert
+
+
+def test_tls_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    monkeypatch.delitem(sys.modules, "jobstatus_grpc.server.tls")
+    with pytest.raises(CannotStartError, match=r"pip install 'jobstatus-grpc\[security\]'"):
+        ServerConfig(tls_cert="server.pem", tls_key="server.key").check()

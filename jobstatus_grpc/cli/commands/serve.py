@@ -94,7 +94,12 @@ YEAR = timedelta(days=365)
     type=WORKERS,
     default=DEFAULTS.workers,
 )
-@flag("--insecure", "Allow --listen on addresses beyond this machine without TLS or without --auth.")
+# JOBSTATUS_INSECURE is of clients, and jobstatus run sets it for its command: that must open no server.
+@flag(
+    "--insecure",
+    "Allow --listen on addresses beyond this machine without TLS or without --auth.",
+    envvar="JOBSTATUS_SERVE_INSECURE",
+)
 @flag(
     "--log-format FORMAT",
     "text or json. Default: text on a terminal, json otherwise.",
