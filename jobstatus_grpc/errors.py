@@ -249,6 +249,10 @@ class CannotStartError(Exception):
     """The server or a store cannot start with these settings; the message says what to do. Never sent over the wire."""
 
 
+class StoreUnreachableError(CannotStartError):
+    """The store's database cannot be reached at the moment; with the same settings it may be later."""
+
+
 def error_classes(root: type[JobStatusError] = JobStatusError) -> Iterator[type[JobStatusError]]:
     """Yield `root` and every class below it, parents first."""
     yield root

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import RetryableError
 from jobstatus_grpc.stores.interface import JobStore
+from jobstatus_grpc.stores.outage_log import OutageLog
 
 log = logging.getLogger("jobstatus_grpc.sweeper")
 
@@ -79,6 +80,7 @@ class Sweeper:
         )
 
     async def _repeat(self, run_batch: RunBatch, interval_seconds: float) -> None:
+        outage = OutageLog(log, "store maintenance")
         while True:
             began_at = self._seconds()
             try:
@@ -86,10 +88,11 @@ class Sweeper:
             except RetryableError as error:
                 log.debug("store maintenance failed, retrying in %.0f s: %s", RETRY_SECONDS, error)
                 await asyncio.sleep(RETRY_SECONDS)
-            except Exception:
-                log.exception("store maintenance failed, retrying in %.0f s", RETRY_SECONDS)
+            except Exception as error:
+                outage.failed(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
+                outage.recovered()
                 took_seconds = self._seconds() - began_at
                 await asyncio.sleep(min(took_seconds, LONGEST_PAUSE_SECONDS) if has_more else interval_seconds)
 

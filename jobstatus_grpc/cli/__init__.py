@@ -84,7 +84,7 @@ def jobstatus(ctx: click.Context, version: bool) -> None:
       1    the job failed, or the call was refused
       2    wrong usage or configuration
       3    the job was aborted or cancelled
-      4    the server cannot be reached
+      4    the server, or the store's database, cannot be reached
       5    no such job
       124  wait: timed out
            run: the exit code of its command
@@ -124,7 +124,7 @@ def _run(arguments: list[str]) -> int:
         return exits.USAGE
     except CannotStartError as error:
         exits.say_error(str(error))
-        return exits.USAGE
+        return exits.of_refused_start(error)
     except JobStatusError as error:
         exits.say_error(error.message)
         return exits.of_error(error)

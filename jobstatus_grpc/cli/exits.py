@@ -26,6 +26,7 @@ STOPPED = 3
 """The job was aborted or cancelled."""
 
 UNREACHABLE = 4
+"""Of the server, or of a store's database: the same command may succeed later."""
 
 NO_SUCH_JOB = 5
 """The job does not exist, or has expired: so `wait` on a wrong id differs from a failed job."""
@@ -66,6 +67,11 @@ def of_error(error: errors.JobStatusError) -> int:
     if isinstance(error, errors.NotFoundError):
         return NO_SUCH_JOB
     return USAGE if isinstance(error, errors.InvalidArgumentError) else FAILED
+
+
+def of_refused_start(error: errors.CannotStartError) -> int:
+    """Return the exit code of a server or a store that could not start."""
+    return UNREACHABLE if isinstance(error, errors.StoreUnreachableError) else USAGE
 
 
 def of_command(code: int) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from jobstatus_grpc.commit_queue import CommitQueue
-from jobstatus_grpc.errors import CannotStartError, DrainingError
+from jobstatus_grpc.errors import CannotStartError, DrainingError, StoreUnavailableError, StoreUnreachableError
 from jobstatus_grpc.server import health, reflection, responses, servicer
 from jobstatus_grpc.server.access import AUTHENTICATORS, Access
 from jobstatus_grpc.server.addresses import CannotListenError, held
@@ -179,7 +179,10 @@ class _Server:
         self._held = contextlib.ExitStack()
 
     async def __aenter__(self) -> _Server:
-        position = await self._store.position()
+        try:
+            position = await self._store.position()
+        except StoreUnavailableError as error:
+            raise StoreUnreachableError(f"the store was lost at start: {error}") from None
         self._background = [
             asyncio.create_task(self._publisher.follow(position)),
             asyncio.create_task(self._report_health()),

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.errors import CannotStartError, StoreUnreachableError
 from jobstatus_grpc.server.addresses import CannotListenError, Reservation, private_folder, unix_path
 from jobstatus_grpc.server.config import ServerConfig, host_and_port, stop_signals
 from jobstatus_grpc.stores import is_shared
@@ -49,9 +49,18 @@ class Assignment:
     log_calls: bool
 
 
-def start_report(error: str | None) -> bytes:
+def start_report(error: CannotStartError | None) -> bytes:
     """Return the line with which a worker reports that it serves (None), or why it cannot."""
-    return json.dumps({"error": error}).encode() + b"\n"
+    report = None if error is None else {type(error).__name__: str(error)}
+    return json.dumps(report).encode() + b"\n"
+
+
+def _read_report(line: bytes) -> CannotStartError | None:
+    report: dict[str, str] | None = json.loads(line)
+    if report is None:
+        return None
+    ((kind, reason),) = report.items()
+    return StoreUnreachableError(reason) if kind == StoreUnreachableError.__name__ else CannotStartError(reason)
 
 
 class WorkerProcess:
@@ -88,9 +97,9 @@ class WorkerProcess:
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
             raise CannotStartError(f"worker {self.index} {await self.wait()} before it served; the log may say why")
-        if (reason := json.loads(line)["error"]) is not None:
+        if (refusal := _read_report(line)) is not None:
             await process.wait()
-            raise CannotStartError(reason)
+            raise refusal
 
     async def wait(self) -> str:
         """Wait for the end of the process, and return how it ended."""

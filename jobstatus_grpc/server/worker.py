@@ -33,7 +33,7 @@ def main() -> None:
         assignment.log_format, assignment.log_level, calls=assignment.log_calls, worker=assignment.index
     )
 
-    def send_report(error: str | None) -> None:
+    def send_report(error: CannotStartError | None) -> None:
         with contextlib.suppress(OSError):
             os.write(report, start_report(error))
 
@@ -42,7 +42,7 @@ def main() -> None:
             assignment.config, ready=lambda _: send_report(None), server_log=server_log, private=assignment.private
         )
     except CannotStartError as error:
-        send_report(str(error))
+        send_report(error)
         code = EXIT_CANNOT_START
     if is_alone.is_set():
         _tidy_up(assignment)

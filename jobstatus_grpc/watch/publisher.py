@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from jobstatus_grpc.errors import StoreChangedError, UnavailableError
+from jobstatus_grpc.errors import StoreChangedError
 from jobstatus_grpc.stores.interface import ChangeBatch, JobStore, Position
+from jobstatus_grpc.stores.outage_log import OutageLog
 from jobstatus_grpc.watch.filter_watch import FilterHub
 from jobstatus_grpc.watch.job_watch import JobHub
 
@@ -20,9 +20,6 @@ log = logging.getLogger("jobstatus_grpc.watch.publisher")
 
 RETRY_SECONDS = 0.2
 """The pause before the feed is read again after it failed."""
-
-LOG_INTERVAL_SECONDS = 60.0
-"""Between two log lines about failures of the feed, at least, also where it recovers and fails again."""
 
 
 class Publisher:
@@ -87,36 +84,3 @@ class Publisher:
                 self._observe_batch(batch)
             except Exception:
                 log.exception("a batch of changes cannot be counted; its publication is not affected")
-
-
-class OutageLog:
-    """Logs the failures and the recovery of one thing that is retried, at most once per LOG_INTERVAL_SECONDS."""
-
-    def __init__(self, log: logging.Logger, subject: str, *, seconds: Callable[[], float] = time.monotonic) -> None:
-        """Each line begins with `subject`; `seconds` is the clock."""
-        self._log = log
-        self._subject = subject
-        self._seconds = seconds
-        self._quiet_until = float("-inf")
-        self._is_logged = False
-        self.lasts = False
-        """Whether the last try failed."""
-
-    def failed(self, error: Exception) -> None:
-        """Log a failed try: an unavailable store in one line, anything else with its traceback."""
-        self.lasts = True
-        if self._seconds() < self._quiet_until:
-            return
-        self._quiet_until = self._seconds() + LOG_INTERVAL_SECONDS
-        self._is_logged = True
-        if isinstance(error, UnavailableError):
-            self._log.warning("%s is unavailable, retrying: %s", self._subject, error)
-        else:
-            self._log.error("%s has failed, retrying", self._subject, exc_info=error)
-
-    def recovered(self) -> None:
-        """Log a try that succeeded, if the failure before it was logged."""
-        self.lasts = False
-        if self._is_logged:
-            self._is_logged = False
-            self._log.warning("%s has recovered", self._subject)

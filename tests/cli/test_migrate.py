@@ -26,7 +26,6 @@ def test_it_opens_other_stores_once(offline_cli, tmp_path, url):
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("postgresql://me:secret@127.0.0.1:9/db", "cannot open the store on 127.0.0.1:9"),
         ("postgresql://me:sec/ret@127.0.0.1:9/db", "cannot be understood"),
         ("oracle://me:secret@host", "no store has the scheme"),
         ("sqlite:////dev/null/jobs.db", "/dev/null"),
@@ -38,6 +37,30 @@ def test_a_store_that_cannot_be_opened_is_one_line_and_exit_2(offline_cli, verb,
     assert done.stderr.startswith("error: ")
     assert says in done.stderr
     assert "sec" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", [["migrate"], ["serve"], ["serve", "--workers", "2"]])
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [("127.0.0.1:9", "Connection refused"), ("no-such-host.invalid:9", "Name or service not known")],
+)
+def test_a_database_that_cannot_be_reached_is_one_line_and_exit_4(offline_cli, verb, host, says):
+    done = offline_cli(*verb, "--store", f"postgresql://me:secret@{host}/db", env={"JOBSTATUS_LISTEN": "127.0.0.1:0"})
+    assert (done.stdout, done.returncode) == ("", 4)
+    assert done.stderr == f"error: cannot open the store on {host}: {says}; see that it runs, and check --store\n"
+
+
+@pytest.mark.parametrize("verb", [["migrate"], ["serve"], ["serve", "--workers", "2"]])
+def test_a_database_that_refuses_is_one_line_and_exit_2(offline_cli, postgres, verb):
+    server = f"127.0.0.1:{postgres.port}"
+    for user, says in (
+        ("me:secret", "password authentication failed"),
+        ("jobstatus", 'database "none" does not exist'),
+    ):
+        store, anywhere = f"postgresql://{user}@{server}/none", {"JOBSTATUS_LISTEN": "127.0.0.1:0"}
+        done = offline_cli(*verb, "--store", store, env=anywhere)
+        assert (done.stdout, done.returncode, done.stderr.count("\n")) == ("", 2, 1)
+        assert f"cannot open the store on {server}: {says}" in done.stderr
 
 
 def test_a_newer_schema_ends_the_server_with_one_line(offline_cli, postgres, postgres_url):

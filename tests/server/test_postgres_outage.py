@@ -110,7 +110,7 @@ def read_into(events: queue.SimpleQueue[pb.JobEvent], watch: Any) -> None:
 
 @pytest.mark.parametrize("outage", OUTAGES)
 @rerun_after_pause(0.5)
-def test_calls_fail_within_3_s_watches_stay_open_and_all_recovers(new_postgres, server, outage, refusal):
+def test_calls_fail_within_3_s_watches_stay_open_and_all_recovers(new_postgres, server, outage, refusal, tmp_path):
     stub: Any = health_pb2_grpc.HealthStub(server.channel)
     health = stub.Watch(health_pb2.HealthCheckRequest(service=WRITE))
     while next(health).status != SERVING:
@@ -134,6 +134,7 @@ def test_calls_fail_within_3_s_watches_stay_open_and_all_recovers(new_postgres, 
     server.update(job_id, state="JOB_STATE_SUCCEEDED")
     while not events.get(timeout=20).job.done:
         pass
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_a_server_that_starts_while_its_database_recovers_waits_for_it(new_postgres, refused):

@@ -48,6 +48,17 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]+)(?::(?P<port>
 
 _PARAMETER = re.compile(r"[a-z_.]{1,63}")
 
+_PASSWORD = "password"
+
+_FILES = {
+    "passfile": _PASSWORD,
+    "sslrootcert": "CA",
+    "sslcert": "certificate",
+    "sslkey": "key",
+    "sslcrl": "revocation list",
+}
+"""Parameters of the URL whose values are files, and what is in them."""
+
 _ENCODE = (
     "write postgresql://USER@HOST:PORT/DATABASE?sslmode=…, and in the user and the password %40 for @, %2F for /, %3A "
     "for :, %3F for ?, %23 for # and %25 for %"
@@ -115,7 +126,8 @@ def read_address(url: str) -> Address:
     """Parse the store's URL.
 
     Raises:
-        CannotStartError: it is malformed. The message repeats nothing of the URL but a password file's path.
+        CannotStartError: it is malformed, or a file that it names cannot be read. The message repeats nothing of the
+            URL but that file's path.
     """
     _, slashes, rest = url.partition("://")
     place, _, query = rest.partition("?")
@@ -125,8 +137,8 @@ def read_address(url: str) -> Address:
     if is_odd or not _can_split(url):
         raise CannotStartError(f"the store's URL cannot be understood; {_ENCODE}")
     for name, value in _read_parameters(query):
-        if name == "passfile":
-            _check_password_file(value)
+        if name in _FILES:
+            _check_file(value, _FILES[name])
     return Address(url, tuple(_read_host(text) for text in hosts.split(",")) if hosts else ())
 
 
@@ -148,16 +160,17 @@ def _read_parameters(query: str) -> list[tuple[str, str]]:
     return parameters
 
 
-def _check_password_file(path: str) -> None:
-    """Refuse a file that asyncpg would ignore without a word: the server would then only report a failed login."""
+def _check_file(path: str, what: str) -> None:
+    """Refuse a file that asyncpg would ignore without a word, or name no path of in its error."""
     try:
         mode = os.stat(path).st_mode
         with open(path, "rb"):
             pass
     except OSError as error:
-        raise CannotStartError(f"cannot read the password file {path}: {error.strerror}") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise CannotStartError(f"the password file {path} can be read by others; chmod 600 it")
+        raise CannotStartError(f"cannot read the {what} file {path}: {error.strerror}") from None
+    # The server would then only report a failed login.
+    if what == _PASSWORD and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise CannotStartError(f"the {what} file {path} can be read by others; chmod 600 it")
 
 
 def _read_host(text: str) -> tuple[str, int]:

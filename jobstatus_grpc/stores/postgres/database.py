@@ -9,12 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
-from jobstatus_grpc.errors import CannotStartError, JobStatusError, StoreFullError, StoreUnavailableError
+from jobstatus_grpc.errors import (
+    CannotStartError,
+    JobStatusError,
+    StoreFullError,
+    StoreUnavailableError,
+    StoreUnreachableError,
+)
+from jobstatus_grpc.stores.outage_log import OutageLog
 from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS, Connector, read_address
 
 if TYPE_CHECKING:
@@ -50,10 +58,15 @@ _STARTING_ERRORS = (
     asyncpg.ReadOnlySQLTransactionError,
 )
 
-# While pg_restore drops and creates the tables.
-_SCHEMA_ERRORS = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
+# While pg_restore drops and creates the tables, and grants the rights last.
+_SCHEMA_ERRORS = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError)
+
+_SETTINGS_ERRORS = (ValueError, asyncpg.InvalidAuthorizationSpecificationError)
+"""Those of the TRANSIENT_ERRORS that at start mean wrong settings."""
 
 _LATE = "it does not answer in time"
+
+_NEXT = "calls fail with STORE_UNAVAILABLE, watches stay open"
 
 
 class Database:
@@ -66,11 +79,15 @@ class Database:
         self._connector = connector
         self.connect = connector.connect
         """Opens a session outside the pool, which the caller keeps and closes."""
+        # With a larger min_size, the pool itself connects while the database is away, and logs a traceback each time.
         self._pool: asyncpg.Pool[Any] = asyncpg.create_pool(
-            min_size=1, max_size=MAX_CONNECTIONS, connect=self._connect, reset=_skip_reset
+            min_size=0, max_size=MAX_CONNECTIONS, connect=self._connect, reset=_skip_reset
         )
         self._in_use: set[Any] = set()
         self._outage = ""  # why the database is unavailable; empty: it is available
+        name = connector.address.name
+        self._outage_log = OutageLog(logger, f"the database on {name}", level=logging.ERROR)
+        self._schema_log = OutageLog(logger, f"the schema jobstatus on {name}", level=logging.ERROR)
         self._answered_at = float("-inf")
         self._is_closed = False
         self._probing: asyncio.Task[None] | None = None
@@ -82,16 +99,20 @@ class Database:
         """Connect to the database at `url`, once it accepts writes.
 
         Raises:
-            CannotStartError: it cannot be reached, or refuses the role.
+            StoreUnreachableError: it cannot be reached.
+            CannotStartError: it refuses the role, or does not exist.
         """
         database = cls(Connector(read_address(url)))
         try:
             await database._wait_for_start()
             await database._pool
         except (ValueError, asyncpg.PostgresError, *TRANSIENT_ERRORS) as error:
-            where = database._connector.address.name
-            raise CannotStartError(f"cannot open the store on {where}: {describe(error)}; {_advice(error)}") from None
+            raise database.start_error(error) from None
         return database
+
+    def start_error(self, error: BaseException) -> CannotStartError:
+        """Return what to raise for an error of the driver while the store is opened."""
+        return cannot_start(f"cannot open the store on {self._connector.address.name}: {explain(error)}", error)
 
     @property
     def writable(self) -> bool:
@@ -112,8 +133,10 @@ class Database:
             raise StoreUnavailableError(f"the database is unavailable: {self._outage}")
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + seconds
+        is_open = False
         try:
             async with self._pool.acquire(timeout=CONNECT_SECONDS) as connection:
+                is_open = True
                 end = loop.call_at(ends_at, _cut, connection)
                 self._in_use.add(connection)
                 try:
@@ -125,18 +148,21 @@ class Database:
         except JobStatusError:
             raise
         except Exception as error:
-            raised = self._translate(error, is_late=loop.time() >= ends_at or isinstance(error, asyncio.TimeoutError))
+            is_late = loop.time() >= ends_at or isinstance(error, asyncio.TimeoutError)
+            raised = self._translate(error, is_open=is_open, is_late=is_late)
             if raised is error:
                 raise
             raise raised from error
 
-    def _translate(self, error: Exception, *, is_late: bool) -> Exception:
-        """Return what to raise for `error`, and start a probe if it may mean an outage."""
+    def _translate(self, error: Exception, *, is_open: bool, is_late: bool) -> Exception:
+        """Return what to raise for an error with a session, or before one was open; start a probe for an outage."""
         if isinstance(error, _FULL_ERRORS):
             return StoreFullError()
-        if isinstance(error, _SCHEMA_ERRORS):
+        if is_open and isinstance(error, _SCHEMA_ERRORS):
+            self._schema_log.failed(StoreUnavailableError(f"{describe(error)}; {_NEXT}; {_advice(error)}"))
             return StoreUnavailableError(f"the schema is being restored, or gone: {describe(error)}")
-        if not isinstance(error, TRANSIENT_ERRORS):
+        is_refused = not is_open and isinstance(error, asyncpg.PostgresError)
+        if not is_refused and not isinstance(error, TRANSIENT_ERRORS):
             return error  # a bug of ours, no outage
         reason = _LATE if is_late else describe(error)
         if not isinstance(error, _CONFLICT_ERRORS):
@@ -151,39 +177,28 @@ class Database:
 
     async def _probe(self) -> None:
         """Find out whether there is an outage, and wait for its end."""
-        is_logged = False
         while True:
             try:
                 await self._check_writable()
                 break
             except (asyncpg.PostgresError, *TRANSIENT_ERRORS) as error:
                 self._outage = describe(error)
-                if not is_logged:
-                    logger.error(
-                        "the database on %s is unavailable: %s; calls fail with STORE_UNAVAILABLE, watches stay open; "
-                        "trying again every %.1f s; check that it runs and accepts writes",
-                        self._connector.address.name,
-                        self._outage,
-                        PROBE_SECONDS,
-                    )
-                is_logged = True
+                self._outage_log.failed(StoreUnavailableError(f"{self._outage}; {_NEXT}; {_advice(error)}"))
                 for connection in list(self._in_use):
                     _cut(connection)
             await asyncio.sleep(PROBE_SECONDS)
         # The pool's other sessions may still lead to a server that is gone.
         await self._pool.expire_connections()
         self._outage = ""
-        if is_logged:
+        if self._outage_log.lasts:
             self.recovered.set()
-            logger.warning(
-                "the database on %s is available again; the stall clocks start anew", self._connector.address.name
-            )
+        self._outage_log.recovered()
 
     async def _check_writable(self) -> None:
         connection = await self._connector.connect(command_timeout=CONNECT_SECONDS)
         try:
-            if await connection.fetchval("SELECT pg_is_in_recovery()"):
-                raise asyncpg.ReadOnlySQLTransactionError("it is a standby, or in recovery")
+            if await connection.fetchval("SELECT current_setting('transaction_read_only')::boolean"):
+                raise asyncpg.ReadOnlySQLTransactionError("it accepts no writes: a standby, in recovery, or read-only")
         finally:
             connection.terminate()
 
@@ -236,14 +251,37 @@ def describe(error: BaseException) -> str:
     """Return one line that names what went wrong; never the URL, which may hold a password."""
     if isinstance(error, asyncio.TimeoutError):
         return _LATE
+    if isinstance(error, asyncpg.InternalClientError):  # of a session that was cut while it was in use
+        return "the connection was lost"
+    if isinstance(error, OSError) and error.errno is not None:
+        # asyncio's own text has the address; name resolution has negative numbers.
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _advice(error: Exception) -> str:
+def explain(error: BaseException) -> str:
+    """Return what went wrong and what to do, in one line."""
+    return f"{describe(error)}; {_advice(error)}"
+
+
+def cannot_start(message: str, error: BaseException) -> CannotStartError:
+    """Return the error to raise at start, where `error` is the driver's."""
+    may_pass = isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, _SETTINGS_ERRORS)
+    return StoreUnreachableError(message) if may_pass else CannotStartError(message)
+
+
+def _advice(error: BaseException) -> str:
     if isinstance(error, asyncpg.InvalidCatalogNameError):
         return "create it, or name another in --store"
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         return "check the user and the password in --store or its passfile, and the server's pg_hba.conf"
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return (
+            "have its owner run jobstatus migrate, and grant this role USAGE on the schema jobstatus, and ALL on its "
+            "tables and sequences"
+        )
+    if isinstance(error, _SCHEMA_ERRORS):
+        return "wait for pg_restore to end, or restore a backup; jobstatus migrate would create an empty schema"
     if isinstance(error, _STARTING_ERRORS):
         return "name every host, with target_session_attrs=read-write, and check that one of them accepts writes"
     if isinstance(error, asyncpg.PostgresError) or not isinstance(error, (OSError, asyncio.TimeoutError)):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from jobstatus_grpc.errors import CannotStartError, StoreUnavailableError
-from jobstatus_grpc.stores.postgres.database import Database, describe
+from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.stores.postgres.connect import TRANSIENT_ERRORS
+from jobstatus_grpc.stores.postgres.database import Database, cannot_start, explain
 from jobstatus_grpc.stores.sql.migrations import migrations
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ LOCK_SECONDS = 60.0
 """How long a process waits for another one's migration, in seconds, before it gives up."""
 
 MIGRATION_SECONDS = 3600.0
-"""Longest time for a migration, in seconds: it may rewrite a large table."""
+"""Longest time for one step of a migration, in seconds: it may rewrite a large table."""
 
 OLDEST_SERVER = (15, 0)
 
@@ -42,12 +43,14 @@ async def prepare(database: Database, steps: Sequence[str] | None = None) -> int
         steps: SQL from each schema version to the next; None: schema.sql.
 
     Raises:
+        StoreUnreachableError: the database was lost, or another process migrates it; the schema is as it was.
         CannotStartError: the schema is newer than this code, the role lacks a right, or the server is too old or has
             another encoding than UTF8. The schema is as it was.
     """
     steps = migrations(__package__) if steps is None else steps
     try:
-        async with database.connection(seconds=MIGRATION_SECONDS) as connection:
+        connection = await database.connect(command_timeout=MIGRATION_SECONDS)
+        try:
             _check_server(connection)
             if await _version(connection) == len(steps):
                 return len(steps)
@@ -55,9 +58,10 @@ async def prepare(database: Database, steps: Sequence[str] | None = None) -> int
                 await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS:.0f}s'")
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", SCHEMA_LOCK)
                 return await _migrate(connection, steps)
-    except (asyncpg.PostgresError, StoreUnavailableError) as error:
-        cause = error.__cause__ if isinstance(error, StoreUnavailableError) else error
-        raise CannotStartError(f"cannot prepare the store's schema: {_explain(cause or error)}") from None
+        finally:
+            connection.terminate()
+    except (asyncpg.PostgresError, *TRANSIENT_ERRORS) as error:
+        raise cannot_start(f"cannot prepare the store's schema: {_explain(error)}", error) from None
 
 
 def _check_server(connection: Connection) -> None:
@@ -94,12 +98,7 @@ async def _version(connection: Connection) -> int:
     return 0
 
 
-def _explain(error: BaseException) -> str:
+def _explain(error: Exception) -> str:
     if isinstance(error, asyncpg.LockNotAvailableError):
         return f"another process has been migrating it for {LOCK_SECONDS:.0f} s; try again when that has ended"
-    if isinstance(error, asyncpg.InsufficientPrivilegeError):
-        return (
-            f"{describe(error)}; have its owner run jobstatus migrate, and grant this role USAGE on the schema "
-            "jobstatus, and ALL on its tables and sequences"
-        )
-    return describe(error)
+    return explain(error)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from jobstatus_grpc.errors import StoreUnavailableError
+from jobstatus_grpc.errors import RetryableError, StoreUnavailableError
 from jobstatus_grpc.job import (
     Command,
     Job,
@@ -67,7 +67,8 @@ async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta =
     """Return the store in the database at `url`. Times come from the database's clock; `clock` is ignored.
 
     Raises:
-        CannotStartError: the database cannot be reached or used.
+        StoreUnreachableError: the database cannot be reached.
+        CannotStartError: it cannot be used.
     """
     return await PostgresStore.open(url, retention=retention)
 
@@ -137,7 +138,10 @@ class PostgresStore:
         try:
             await prepare(database)
             store = cls(database, clock=clock, retention=retention, seconds=seconds)
-            await store._maintenance.start()
+            try:
+                await store._maintenance.start()
+            except RetryableError as error:
+                raise database.start_error(error.__cause__ or error) from None
         except BaseException:
             await database.close()
             raise
