@@ -478,12 +478,23 @@ class Version(NamedTuple):
     created_at: tuple[int, int] | None
     """Seconds and nanoseconds. None where the job was deleted or has expired: such an event has a revision only."""
     revision: int
+    updated_at: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, job: pb.JobStatus) -> Version:
+        """Return the version of a job. No two of its states share one, also if the store was set back between them."""
+        created_at, updated_at = job.created_at, job.updated_at
+        return cls((created_at.seconds, created_at.nanos), job.revision, (updated_at.seconds, updated_at.nanos))
 
     def is_after(self, other: Version) -> bool:
-        """Return whether this is newer than `other`, of the same id: a job created again begins with revision 1."""
+        """Return whether this is newer than `other`, of the same id.
+
+        A job created again begins with revision 1. If the store is set back to an earlier state, the job continues with
+        a lower revision, and with a later time: within one history neither ever goes back.
+        """
         if self.created_at is not None and self.created_at != other.created_at:
             return True
-        return self.revision > other.revision
+        return self.revision > other.revision or self.updated_at > other.updated_at
 
 
 _CHANGE_TYPES = {int(type): type for type in JobChangeType}
@@ -510,5 +521,4 @@ def _change(type: JobChangeType, event: pb.JobEvent) -> tuple[JobChange, Version
         if type is not JobChangeType.REMOVED:
             raise InternalError("the server's message has a job without created_at")
         return JobChange(type, message.id, message.revision), Version(None, message.revision)
-    version = Version((message.created_at.seconds, message.created_at.nanos), message.revision)
-    return JobChange(type, message.id, message.revision, job_in(event)), version
+    return JobChange(type, message.id, message.revision, job_in(event)), Version.of(message)

@@ -26,7 +26,6 @@ class Call:
     request: Message
     changes: Mapping[str, Any] = field(default_factory=dict)
     """The fields that count as reported once the call succeeds."""
-    begun_at: float = 0.0
 
 
 class Calls(Protocol):

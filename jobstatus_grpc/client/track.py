@@ -320,12 +320,13 @@ class AsyncTrackedJob(Tracked):
         deadline = _deadline_after(timeout_seconds)
         await self.wait_claimed(timeout_seconds)
         while not self._state.is_settled() and _left_until(deadline) != 0:
-            watch = self._connection.watch(self._watch_state(deadline))
+            watching = self._watch_state(deadline)
+            watch = self._connection.watch(watching)
             self._watches.add(watch)
             try:
                 async with watch:
                     async for job in watch:
-                        self._state.observe(job)
+                        self._state.observe(job, watching.begun_at)
                         if self._state.is_settled():
                             break
             except JobStatusError:
@@ -428,14 +429,15 @@ class TrackedJob(Tracked):
         deadline = _deadline_after(timeout_seconds)
         self.wait_claimed(timeout_seconds)
         while not self._state.is_settled() and _left_until(deadline) != 0:
-            watch = self._connection.watch(self._watch_state(deadline))
+            watching = self._watch_state(deadline)
+            watch = self._connection.watch(watching)
             self._watches.add(watch)
             try:
                 # The sender's thread may have ended the watches just before `add`.
                 with watch:
                     if not self._state.is_settled():
                         for job in watch:
-                            self._state.observe(job)
+                            self._state.observe(job, watching.begun_at)
                             if self._state.is_settled():
                                 break
             except JobStatusError:
@@ -517,6 +519,7 @@ class TrackState:
         self._backoff = Backoff(min(self._heartbeat_seconds, LONGEST_RETRY_PAUSE_SECONDS))
         self._not_before = 0.0
         self._reported_at = self._changes_sent_at = float("-inf")
+        self._call_begun_at = self._job_known_at = float("-inf")
         self._sent: dict[str, Any] = {}
         self._pending: dict[str, Any] = {}
         self._is_restarting = False
@@ -583,10 +586,13 @@ class TrackState:
             return True
         return "reason" in self._pending and self._pending["reason"] != self._sent.get("reason")
 
-    def observe(self, job: Job) -> None:
-        """Take the job as a watch returned it. If it looks lost, a report is sent at once, and its answer decides."""
+    def observe(self, job: Job, begun_at: float) -> None:
+        """Take the job as a watch returned it, from a stream that was opened at `begun_at`.
+
+        If the job looks lost, a report is sent at once, and its answer decides.
+        """
         with self._lock:
-            self._set_job(job)
+            self._set_job(job, begun_at)
             if not job.done and job.attempt <= self.claim.attempt:
                 return
             self._is_report_wanted = True
@@ -641,7 +647,7 @@ class TrackState:
     def next_call(self) -> tuple[Call, float]:
         """As of Calls."""
         with self._lock:
-            now = self._now()
+            now = self._call_begun_at = self._now()
             timeout = min(self.call_timeout_seconds, max(self._finish_at - now, 0.0))
             if not self.is_open:
                 return self.claim.call, timeout
@@ -655,9 +661,9 @@ class TrackState:
             if changes:
                 self._sent.update(changes)
                 self._changes_sent_at = now
-            return self._make_report(changes, begun_at=now), timeout
+            return self._make_report(changes), timeout
 
-    def _make_report(self, changes: Mapping[str, Any], begun_at: float) -> Call:
+    def _make_report(self, changes: Mapping[str, Any]) -> Call:
         """Return a report of `changes`; without any it is a heartbeat."""
         update = JobUpdate(
             self.claim.id,
@@ -668,7 +674,7 @@ class TrackState:
         request = requests.update_request(update)
         # Twice has the same effect as once, so the service need not store its id.
         request.request_id = ""
-        return Call("UpdateJob", request, changes, begun_at)
+        return Call("UpdateJob", request, changes)
 
     def _make_final_call(self, outcome: BlockOutcome) -> Call:
         reason = outcome.reason or self._pending.get("reason")
@@ -717,7 +723,7 @@ class TrackState:
             if self.error is not None:
                 log.info("job %s: reports succeed again", self.claim.id)
             self.error = None
-            self._set_job(job)
+            self._set_job(job, self._call_begun_at)
             self._backoff.reset()
             self._not_before = 0.0
             if not self.is_open:
@@ -728,12 +734,15 @@ class TrackState:
                 self.is_over = True
                 self.error = self._refusal
             else:
-                self._reported_at = call.begun_at
+                self._reported_at = self._call_begun_at
 
-    def _set_job(self, job: Job) -> None:
-        # A watch and an answer may overtake each other.
-        if self.job is None or (job.created_at, job.revision) >= (self.job.created_at, self.job.revision):
-            self.job = job
+    def _set_job(self, job: Job, begun_at: float) -> None:
+        # A watch and an answer may overtake each other. But what was asked for once the other was known is newer, also
+        # with a lower revision: the store was set back to an earlier state.
+        known = self.job
+        is_newer = known is None or (job.created_at, job.revision) >= (known.created_at, known.revision)
+        if is_newer or begun_at > self._job_known_at:
+            self.job, self._job_known_at = job, self._now()
             self.cancel_requested = job.cancel_requested or job.state is JobState.CANCELLED
 
     def failed(self, call: Call, error: Exception) -> None:

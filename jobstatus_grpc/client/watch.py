@@ -123,6 +123,8 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         self._warning_level = logging.WARNING if warns else logging.DEBUG
         self._progress_at = self._now()
         """When the watch last progressed: by news, or by a message of a stream that lasts."""
+        self.begun_at = float("-inf")
+        """When the stream was opened."""
         self._was_opened = False
         self._is_open = False
         self._opened_at = self._message_at = 0.0
@@ -141,6 +143,7 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
     def begin(self) -> float | None:
         """Begin a stream; return the deadline of its call in seconds, None: without."""
         self._is_open = False
+        self.begun_at = self._now()
         return None
 
     @abc.abstractmethod
@@ -269,7 +272,7 @@ class JobWatchState(ResumableStream[pb.WatchJobResponse, Job]):
         self.request = requests.watch_request(id, self._heartbeat_interval_seconds, min_update_interval_seconds)
         self._timeout_seconds = timeout_seconds
         self._deadline = None if timeout_seconds is None else self._now() + timeout_seconds
-        self._returned: tuple[int, int, int] | None = None
+        self._returned: requests.Version | None = None
 
     def begin(self) -> float | None:
         super().begin()
@@ -279,7 +282,7 @@ class JobWatchState(ResumableStream[pb.WatchJobResponse, Job]):
         if message is None:
             raise InternalError("a message of the server cannot be parsed")
         event = message.event
-        version = (event.job.created_at.seconds, event.job.created_at.nanos, event.job.revision)
+        version = requests.Version.of(event.job)
         is_news = event.type in _EVENTS_WITH_JOB and event.HasField("job") and version != self._returned
         job = requests.job_in(event) if is_news else None
         self._note_message(is_news=is_news)

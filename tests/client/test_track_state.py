@@ -22,6 +22,7 @@ from jobstatus_grpc.errors import (
     UnavailableError,
 )
 from jobstatus_grpc.job import limits, validation
+from jobstatus_grpc.wire.convert import job_from_wire
 from tests.support.scripted_server import a_job
 
 AWAY = UnavailableError("away")
@@ -97,6 +98,18 @@ def test_heartbeats_come_at_a_third_of_the_timeout_with_the_attempt():
     assert worker.now - began == 10
     worker.send()
     assert worker.now - began == 20
+
+
+def test_what_was_asked_for_later_counts_also_at_a_lower_revision():
+    worker = Worker().open()
+    call, began = worker.next_due(), worker.now
+    worker.now += 1
+    worker.state.observe(job_from_wire(a_job(5, attempt=1)), began)
+    worker.state.succeeded(call, pb.UpdateJobResponse(job=a_job(4, attempt=1)))
+    assert worker.state.job
+    assert worker.state.job.revision == 5
+    worker.send(revision=3)
+    assert worker.state.job.revision == 3
 
 
 def test_without_a_timeout_there_are_heartbeats_to_learn_of_cancels():

@@ -239,6 +239,14 @@ def test_a_job_made_anew_is_news():
     assert consumer.read(("UPDATED", job("a", 1, created=2))) == ["UPDATED a 1"]
 
 
+def test_a_job_of_a_store_that_was_set_back_is_news_at_a_lower_revision_once_it_changes():
+    consumer = synced_with(job("a", 4)).cut()
+    changed = job("a", 3)
+    changed.updated_at.seconds += 1
+    assert consumer.read(("UPDATED", job("a", 3)), ("UPDATED", changed)) == ["UPDATED a 3"]
+    assert consumer.read(("REMOVED", gone("a", 4))) == ["REMOVED a 4"]
+
+
 def test_a_removal_from_before_is_none():
     consumer = synced_with(job("a", 4))
     assert consumer.read(("REMOVED", job("a", 3)), ("REMOVED", gone("a", 4))) == []
