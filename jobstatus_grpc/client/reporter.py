@@ -50,9 +50,6 @@ DEFAULT_MAX_PENDING = 10_000
 IDLE_SECONDS = 3600.0
 """How long the sender sleeps with an empty queue; `wake` ends that."""
 
-MAX_BATCH_BYTES = 1_000_000
-"""Of one call. Proxies refuse larger bodies: nginx by default those beyond 1 MiB, gRPC's framing included."""
-
 MAX_BATCH_ERRORS = 2
 """Server errors in a row, such as INTERNAL, before a batch counts as their cause and is halved."""
 
@@ -61,9 +58,6 @@ MAX_SERVER_ERRORS = 10
 
 MAX_IDS_LOGGED = 5
 """Ids in one log line: enough to find the jobs, short enough to read."""
-
-MAX_FIELD_HEADER_BYTES = 5
-"""The tag and length of an update in its batch."""
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -275,15 +269,10 @@ class ReporterState:
     def _request(self, update: JobUpdate) -> pb.UpdateJobRequest | None:
         """Return the request for `update`; None: it cannot be sent, and is refused."""
         try:
-            request = requests.update_request(update)
+            return requests.update_request(update)
         except InvalidFieldError as error:
             self._callbacks.refused(update, error)
             return None
-        if request.ByteSize() + MAX_FIELD_HEADER_BYTES > MAX_BATCH_BYTES:
-            what = f"the update must be smaller than {MAX_BATCH_BYTES} bytes; put large data behind a URL"
-            self._callbacks.refused(update, InvalidArgumentError(what))
-            return None
-        return request
 
     def flush(self, done: Callable[[], None]) -> object:
         """Send pending updates at once; call `done`, in any thread, when all are answered. Return what to `forget`."""
@@ -530,11 +519,8 @@ class UpdateQueue:
     def take_batch(self) -> list[PendingUpdate]:
         """Remove and return the oldest updates, as many as fit into one call."""
         batch: list[PendingUpdate] = []
-        size = 0
-        while len(batch) < limits.MAX_BATCH_UPDATES and (pending := self.oldest) is not None:
-            size += pending.request.ByteSize() + MAX_FIELD_HEADER_BYTES
-            if size > MAX_BATCH_BYTES:
-                break
+        room = requests.BatchRoom()
+        while (pending := self.oldest) is not None and room.take(pending.request):
             self._remove(pending)
             batch.append(pending)
         if not self._queue:

@@ -23,6 +23,12 @@ from jobstatus_grpc.wire import convert, status
 LARGEST_PAGE = 1000
 """Entries: the service puts no more into one page."""
 
+MAX_CALL_BYTES = 1_000_000
+"""Of one call that writes. Proxies refuse larger bodies: nginx by default those beyond 1 MiB with gRPC's framing."""
+
+MAX_FIELD_HEADER_BYTES = 5
+"""The tag and length of an update in its batch."""
+
 
 class Unset(enum.Enum):
     """The type of UNSET: an argument that was left out, where None has another meaning."""
@@ -133,6 +139,7 @@ def create_request(request_id: str | None, **arguments: Any) -> pb.CreateJobRequ
     request = pb.CreateJobRequest()
     _set_request_id(request, request_id, violations)
     _write_fields(request.job, arguments.items(), violations)
+    _check_size(request, violations)
     values.raise_if_any(violations)
     return request
 
@@ -165,7 +172,31 @@ def sendable_update(update: JobUpdate) -> tuple[pb.UpdateJobRequest, Violations]
         values.set_field(request.job, "parent_id", update.parent_id, violations)
     masked = zip(_MASKED_ARGUMENTS, _masked_values_of(update), strict=True)
     request.update_mask.paths.extend(_write_fields(request.job, masked, violations))
+    _check_size(request, violations)
     return request, violations
+
+
+def _check_size(request: pb.CreateJobRequest | pb.UpdateJobRequest, violations: Violations) -> None:
+    """Add a violation for the largest field of a request that is too large to be sent."""
+    size = request.ByteSize() + MAX_FIELD_HEADER_BYTES
+    if size <= MAX_CALL_BYTES:
+        return
+    sizes = {
+        field.name: _size_of(message, field.name)
+        for message in (request, request.job)
+        for field, _ in message.ListFields()
+    }
+    del sizes["job"]
+    largest = max(sizes, key=sizes.__getitem__)
+    what = f"is too large: {sizes[largest]} bytes, and a call may have {MAX_CALL_BYTES}; put large data behind a URL"
+    violations.append(FieldViolation(largest, what))
+
+
+def _size_of(message: Message, field: str) -> int:
+    rest = type(message)()
+    rest.CopyFrom(message)
+    rest.ClearField(field)
+    return message.ByteSize() - rest.ByteSize()
 
 
 def _set_request_id(request: Message, request_id: str | None, violations: Violations) -> None:
@@ -423,38 +454,77 @@ def _state(number: int) -> JobState:
     return state if isinstance(state, JobState) else JobState.IN_PROGRESS
 
 
+class BatchRoom:
+    """The room in one call for updates: for MAX_BATCH_UPDATES, and for MAX_CALL_BYTES."""
+
+    def __init__(self) -> None:
+        self._count = self._bytes = 0
+
+    def take(self, update: pb.UpdateJobRequest) -> bool:
+        """Use the room that an update needs; return False if there is not enough. There always is for the first."""
+        size = self._bytes + update.ByteSize() + MAX_FIELD_HEADER_BYTES
+        if self._count and (self._count == limits.MAX_BATCH_UPDATES or size > MAX_CALL_BYTES):
+            return False
+        self._count, self._bytes = self._count + 1, size
+        return True
+
+
 class Batch:
-    """A call for several updates. One that cannot be sent is left out of it; its result is the error."""
+    """The calls for several updates. One that cannot be sent is left out of them; its result is the error."""
 
     def __init__(self, updates: Any) -> None:
-        """Make `request`.
+        """Make the requests.
 
         Raises:
             InvalidFieldError: `updates` holds what is no JobUpdate, or cannot be read.
         """
-        self.request = pb.BatchUpdateJobsRequest()
+        self.requests: list[pb.BatchUpdateJobsRequest] = []
+        """As few calls as the updates fit in, to be made in this order."""
         self._errors: list[JobStatusError | None] = []
+        self._results: BatchResults = []
         if not isinstance(updates, Iterable):
             what = f"must be a collection of JobUpdate, is {values.describe(updates)}"
             raise InvalidFieldError(violations=[FieldViolation("updates", what)])
+        room = BatchRoom()
         for index, update in enumerate(updates):
             if not isinstance(update, JobUpdate):
                 what = f"must be a JobUpdate, is {values.describe(update)}"
                 raise InvalidFieldError(violations=[FieldViolation(f"updates[{index}]", what)])
             try:
-                self.request.updates.append(update_request(update))
-                self._errors.append(None)
+                request = update_request(update)
             except InvalidFieldError as error:
                 self._errors.append(error)
+                continue
+            self._errors.append(None)
+            if not room.take(request) or not self.requests:
+                room = BatchRoom()
+                room.take(request)
+                self.requests.append(pb.BatchUpdateJobsRequest())
+            self.requests[-1].updates.append(request)
 
-    def results(self, response: pb.BatchUpdateJobsResponse | None) -> BatchResults:
-        """Return the results of all updates, in their order.
+    def answered(self, request: pb.BatchUpdateJobsRequest, response: pb.BatchUpdateJobsResponse | None) -> None:
+        """Take the response to one of the requests.
 
         Raises:
-            InternalError: the response has another number of results, or one is not valid.
+            InternalError: it has another number of results, or one is not valid.
         """
-        results = iter(results_in(response, len(self.request.updates)))
-        return [error or _batch_result(next(results)) for error in self._errors]
+        self._results += [_batch_result(result) for result in results_in(response, len(request.updates))]
+
+    def failed(self, error: JobStatusError) -> None:
+        """Take the error of a call after which no other is made.
+
+        Raises:
+            JobStatusError: the error itself, if no call before it succeeded.
+        """
+        if not self._results:
+            raise error
+        self._results += [error] * (self._errors.count(None) - len(self._results))
+
+    @property
+    def results(self) -> BatchResults:
+        """The results of all updates, in their order."""
+        results = iter(self._results)
+        return [error or next(results) for error in self._errors]
 
 
 def _batch_result(result: pb.BatchUpdateJobsResult) -> Job | JobStatusError:

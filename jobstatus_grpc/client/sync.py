@@ -215,18 +215,30 @@ class JobStatusClient:
         return requests.job_in(response)
 
     def batch_update(self, updates: Iterable[JobUpdate], *, timeout_seconds: float | None = None) -> BatchResults:
-        """Send up to 500 updates in one call; return the result of each, in their order.
+        """Send any number of updates and return their results, in their order.
+
+        A call takes up to 500 updates and 1 MB; more updates are sent in several calls, one after the other.
 
         Each is `JobUpdate(id, …)` with the arguments of `update`, and succeeds or fails by itself: its place in the
         list holds the job, without its `result`, or the error that `update` would have raised. Updates of one job take
-        effect in their order.
+        effect in their order. If a call fails after others have succeeded, its error is the result of all updates from
+        there on.
+
+        Args:
+            updates: what to send.
+            timeout_seconds: the deadline of each call; None: the client's.
 
         Raises:
-            InvalidArgumentError: there are more than 500 updates.
+            JobStatusError: the first call failed.
         """
         batch = requests.Batch(updates)
-        response = self._connection.call("BatchUpdateJobs", batch.request, timeout_seconds)
-        return batch.results(response)
+        for request in batch.requests:
+            try:
+                batch.answered(request, self._connection.call("BatchUpdateJobs", request, timeout_seconds))
+            except JobStatusError as error:
+                batch.failed(error)
+                break
+        return batch.results
 
     def cancel(
         self,

@@ -10,6 +10,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc import (
     IllegalTransitionError,
     InvalidFieldError,
+    Job,
     JobAlreadyExistsError,
     JobError,
     JobNotFoundError,
@@ -19,7 +20,7 @@ from jobstatus_grpc import (
     RevisionMismatchError,
     StaleAttemptError,
 )
-from jobstatus_grpc.errors import error_classes
+from jobstatus_grpc.errors import StoreFullError, error_classes
 from tests.support.scripted_server import ScriptedServer, a_job, refuse, reply
 
 ETA = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
@@ -99,6 +100,54 @@ def test_batch_update_answers_each_in_order(client):
     )
     assert (done.id, done.state, moved.id, moved.progress) == (first.id, JobState.SUCCEEDED, second.id, 7.5)
     assert type(missing) is JobNotFoundError
+
+
+def test_batch_update_takes_any_number_and_answers_each_in_order(client):
+    job_ids = [client.create().id for _ in range(3)]
+    updates = [JobUpdate(job_ids[number % 3], reason=str(number)) for number in range(1_200)]
+    updates[700] = JobUpdate("no-such-job", reason="700")
+    updates[900] = JobUpdate(job_ids[0], progress="x")  # type: ignore[arg-type]
+    results = client.batch_update(updates)
+    errors = {number: type(result) for number, result in enumerate(results) if not isinstance(result, Job)}
+    assert errors == {700: JobNotFoundError, 900: InvalidFieldError}
+    assert all(result.reason == str(number) for number, result in enumerate(results) if number not in errors)
+
+
+def echo(request, context):
+    results = [pb.BatchUpdateJobsResult(job=a_job(id=update.job.id)) for update in request.updates]
+    return pb.BatchUpdateJobsResponse(results=results).SerializeToString()
+
+
+def test_batch_update_keeps_each_call_below_the_body_limit_of_proxies(connect):
+    large = {"text": "x" * 60_000}
+    with ScriptedServer(BatchUpdateJobs=[echo]) as server:
+        results = connect(server.address).batch_update(JobUpdate(str(number), result=large) for number in range(40))
+        sizes = [request.ByteSize() for request in server.requests["BatchUpdateJobs"]]
+    assert [job.id for job in results] == [str(number) for number in range(40)]
+    assert max(sizes) < 1_000_000
+    assert len(sizes) == 3
+
+
+def test_a_batch_whose_second_call_fails_keeps_the_results_of_the_first(connect):
+    updates = [JobUpdate(str(number), progress="x" if number == 1 else 1) for number in range(1_100)]  # type: ignore[arg-type]
+    with ScriptedServer(BatchUpdateJobs=[echo, refuse(StoreFullError())]) as server:
+        results = connect(server.address).batch_update(updates)
+        assert len(server.requests["BatchUpdateJobs"]) == 2
+    assert [type(result) for result in results[:502]] == [Job, InvalidFieldError, *[Job] * 499, StoreFullError]
+    assert set(map(type, results[501:])) == {StoreFullError}
+    with ScriptedServer(BatchUpdateJobs=[refuse(StoreFullError())]) as server, pytest.raises(StoreFullError):
+        connect(server.address).batch_update(updates)
+
+
+def test_an_update_that_is_too_large_names_the_field_and_is_not_sent(client):
+    job, reason = client.create(), "x" * 1_000_000
+    says = "reason: is too large: 1000004 bytes, and a call may have 1000000; put large data behind a URL"
+    first, large, last = client.batch_update([JobUpdate(job.id), JobUpdate(job.id, reason=reason), JobUpdate(job.id)])
+    assert (first.id, str(large), last.id) == (job.id, says, job.id)
+    for call in (lambda: client.update(job.id, reason=reason), lambda: client.create(reason=reason)):
+        with pytest.raises(InvalidFieldError) as caught:
+            call()
+        assert str(caught.value) == says
 
 
 def test_cancel_returns_the_job(client):

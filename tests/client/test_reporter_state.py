@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -212,6 +213,14 @@ def test_a_proxy_that_allows_small_calls_only_gets_all_in_such(refusal):
         worker.give(str(number), state=JobState.FAILED)
     sent_ids, _ = send_all(worker, refusal, lambda ids: len(ids) > 100)
     assert (worker.refused, sent_ids) == ([], [str(number) for number in range(500)])
+
+
+def test_reports_that_are_merged_into_one_that_is_too_large_are_sent():
+    worker = Worker().give("a", reason="x" * 999_900)
+    worker.give("a", progress=1, estimated_completion=datetime(2030, 1, 1, tzinfo=timezone.utc))
+    worker.give("b", progress=1)
+    assert [update.job.id for update in worker.send()] == ["a"]
+    assert [update.job.id for update in worker.send()] == ["b"]
 
 
 def test_a_quota_of_a_proxy_is_an_outage():
