@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import grpc
 
+from jobstatus_grpc.client import values
 from jobstatus_grpc.files import signature_of
 
 log = logging.getLogger("jobstatus_grpc.client")
@@ -60,6 +61,7 @@ class Tls:
     """How a client uses TLS. The files are PEM; when they change, new connections use the new contents.
 
     Raises:
+        TypeError: a value has the wrong type.
         ValueError: one of `cert_file` and `key_file` lacks the other.
     """
 
@@ -72,6 +74,9 @@ class Tls:
     """The name that the server's certificate must have. None: the host of the address."""
 
     def __post_init__(self) -> None:
+        for name in ("ca_file", "cert_file", "key_file"):
+            values.check_text(getattr(self, name), name, os.PathLike)
+        values.check_text(self.server_name, "server_name")
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file must be given together")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from jobstatus_grpc.client import values
 from jobstatus_grpc.client.endpoint import DEFAULT_PORT, Endpoint, Tls, endpoint, tls_of
 
 
@@ -22,9 +23,14 @@ def find_server(address: str | None, *, token: str | None, tls: Tls | bool | Non
     With an address the variables do not count: the token must not be sent to another server than it is for.
 
     Raises:
+        TypeError: an argument has the wrong type.
         ValueError: the values are not valid together; the message says what to write.
         OSError: a file cannot be read.
     """
+    for argument, text in {"address": address, "token": token}.items():
+        values.check_text(text, argument)
+    if not isinstance(tls, Tls | bool | None):
+        raise TypeError(f"tls must be True or a Tls, is {type(tls).__name__}")
     own_address = _variable("ADDRESS")
     job_id = (_variable("JOB_ID") or "") if address in (None, own_address) else ""
     if address is None:

@@ -74,9 +74,11 @@ class JobStatusClient:
             timeout_seconds: the default deadline of a call.
 
         Raises:
+            TypeError: an argument has the wrong type.
             ValueError: an argument is not valid, or they do not fit together.
             OSError: a file cannot be read.
         """
+        values.check_timeout(timeout_seconds, "timeout_seconds")
         server = find_server(address, token=token, tls=tls, insecure=insecure)
         self._connection = Connection(server.endpoint, timeout_seconds)
         self._job_id = server.job_id

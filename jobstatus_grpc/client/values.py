@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from numbers import Real
 from pathlib import PurePath
 from typing import Any
 from uuid import UUID
@@ -74,6 +75,27 @@ def text_of(value: object, field: str, violations: Violations) -> str:
     except Exception as error:
         violations.append(FieldViolation(field, f"its str() raises {type(error).__name__}"))
         return ""
+
+
+def check_text(value: object, argument: str, *others: type) -> None:
+    """Raise TypeError or ValueError unless an argument of a client is a text, of one of the other types, or None.
+
+    The message does not repeat it: it may be a token.
+    """
+    if isinstance(value, str):
+        if "\0" in value or not _is_encodable(value):
+            raise ValueError(f"{argument} must be valid Unicode without null characters")
+    elif value is not None and not isinstance(value, others):
+        kind = "a string or a path" if others else "a string"
+        raise TypeError(f"{argument} must be {kind}, not {type(value).__name__}")
+
+
+def check_timeout(value: Any, argument: str) -> None:
+    """Raise TypeError or ValueError unless an argument of a client is a positive number of seconds."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{argument} must be a number of seconds, not {type(value).__name__}")
+    if not float(value) > 0:  # also if it is no number
+        raise ValueError(f"{argument} must be above 0, is {value}")
 
 
 def seconds(value: Any, argument: str) -> float:
@@ -318,11 +340,17 @@ def _checked_key(key: Any, path: str) -> str:
 
 
 def _checked_text(text: str, path: str) -> str:
+    if not _is_encodable(text):
+        raise _UnsendableError(path, "must be valid Unicode, has a lone surrogate")
+    return text
+
+
+def _is_encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeError:
-        raise _UnsendableError(path, "must be valid Unicode, has a lone surrogate") from None
-    return text
+        return False
+    return True
 
 
 def _checked_integer(number: int, path: str) -> int:

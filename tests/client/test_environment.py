@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobstatus_grpc.client.endpoint import Tls
 from jobstatus_grpc.client.environment import find_server
 from jobstatus_grpc.errors import JobStatusError
 
@@ -62,6 +63,35 @@ def test_a_server_name_of_the_variables_means_tls(variables):
     tls = found().endpoint.tls
     assert tls is not None
     assert tls.tls.server_name == "jobs.example"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("address", 5, TypeError),
+        ("address", b"host:1", TypeError),
+        ("address", "\ud800:1", ValueError),
+        ("token", 5, TypeError),
+        ("token", b"secret", TypeError),
+        ("tls", "ca.pem", TypeError),
+        ("timeout_seconds", "x", TypeError),
+        ("timeout_seconds", None, TypeError),
+        ("timeout_seconds", 0, ValueError),
+        ("timeout_seconds", float("nan"), ValueError),
+    ],
+)
+def test_both_clients_name_the_argument_that_is_wrong(connect, argument, value, error):
+    with pytest.raises(error, match=f"^{argument} must be (?!.*secret)"):
+        connect(**{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [("ca_file", 5, TypeError), ("key_file", b"/key", TypeError), ("cert_file", "\0", ValueError)],
+)
+def test_a_file_of_tls_that_is_wrong_is_named(argument, value, error):
+    with pytest.raises(error, match=f"^{argument} must be "):
+        Tls(**{argument: value})
 
 
 def test_both_clients_need_no_argument(variables, connect):
