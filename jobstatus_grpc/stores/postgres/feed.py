@@ -7,12 +7,16 @@ https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPS
 
 A position names its history by the table of changes, which pg_restore creates anew, and by its newest change with the
 time at which that was made. If the database was set back to an earlier state, later positions are refused.
+
+Rows that were restored from a dump have the transaction ids of the cluster that wrote them. If these are ahead, the
+feed begins anew: new changes would seem to be older than the restored ones, and be delivered to no reader.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,6 +30,8 @@ from jobstatus_grpc.stores.interface import Change, ChangeBatch, Key, Position
 from jobstatus_grpc.stores.postgres.database import Connection, Database
 from jobstatus_grpc.stores.postgres.statements import JOB, columns_of
 from jobstatus_grpc.stores.sql.rows import JobCache, read_final
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 """Poll interval in seconds: the longest delay of a change whose notification was lost."""
@@ -101,6 +107,15 @@ _CHANGES = f"""
             ORDER BY xid, number LIMIT {MAX_BATCH_CHANGES}
         ) AS c
     ) AS r
+"""
+
+_LOCK_CHANGES = "LOCK TABLE jobstatus.changes IN ACCESS EXCLUSIVE MODE"
+
+# Not the id of this transaction: a position with an older one that is still running would count as forgotten.
+_BEGIN_ANEW = """
+    TRUNCATE jobstatus.changes;
+    UPDATE jobstatus.store SET forgotten_xid =
+        (pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)::text::xid8;
 """
 
 _JOBS = f"""
@@ -225,6 +240,9 @@ class PostgresFeed:
         for _ in range(POSITION_TRIES):
             async with self._database.connection() as connection:
                 incarnation, *head = _whole(await connection.fetchrow(_HEAD))
+                if _is_ahead(*head):
+                    await _begin_anew(connection)
+                    continue
                 snapshot = _durable(*head)
                 short = await self._shorten(connection, snapshot)
             if short.end == snapshot.end:
@@ -277,6 +295,8 @@ class PostgresFeed:
             found = [_ChangeRow(*row) for row in zip(*columns, strict=True)] if columns[0] else []
             is_full = len(found) == MAX_BATCH_CHANGES
             if seen is None:
+                if _is_ahead(*head):
+                    raise StoreChangedError
                 seen = await self._shorten(connection, _durable(*head))
                 if found and int(found[-1].xid) >= seen.end:
                     found = [row for row in found if int(row.xid) < seen.end]
@@ -366,6 +386,24 @@ def _durable(snapshot: str, newest: str, changed_at: int) -> Snapshot:
     end = int(newest) + 1
     running = (int(xid) for xid in snapshot.rpartition(":")[2].split(",") if xid)
     return Snapshot(end, tuple(xid for xid in running if xid < end), changed_at)
+
+
+def _is_ahead(snapshot: str, newest: str, _: int) -> bool:
+    """Return whether the newest change has an id that no transaction of this cluster has had."""
+    return int(newest) >= int(snapshot.split(":")[1])
+
+
+async def _begin_anew(connection: Connection) -> None:
+    """Drop all changes, which no valid position is before."""
+    async with connection.transaction():
+        await connection.execute(_LOCK_CHANGES)
+        _, *head = _whole(await connection.fetchrow(_HEAD))
+        if _is_ahead(*head):  # no other process was faster
+            await connection.execute(_BEGIN_ANEW)
+            logger.warning(
+                "the jobs were restored from another PostgreSQL cluster, whose transaction ids are ahead: the feed of "
+                "changes begins anew, and so do watches"
+            )
 
 
 def _whole(row: Any) -> tuple[Any, ...]:

@@ -155,6 +155,61 @@ def test_positions_from_after_a_copy_of_the_files_are_refused_once_it_was_copied
     assert [change.id for change in asyncio.run(read(before)).changes] == ["a"]
 
 
+@pytest.fixture
+def dump(postgres_shared, new_postgres):
+    """A dump with the jobs `a` and `b`, of a cluster that has used more transaction ids than `new_postgres`."""
+    cluster = postgres_shared(new_postgres.version)
+    cluster.execute("DO $$ BEGIN FOR n IN 1..9999 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
+    database = cluster.create_database()
+
+    async def write():
+        store = await PostgresStore.open(cluster.url(database))
+        await done(store, Create(id="a"), Create(id="b"))
+        await store.close()
+
+    asyncio.run(write())
+    yield cluster.back_up(database)
+    cluster.drop_database(database)
+
+
+def test_changes_after_a_restore_from_a_cluster_with_higher_ids_are_published(dump, new_postgres, caplog):
+    database = new_postgres.create_database()
+    new_postgres.restore(database, dump)
+
+    async def scenario():
+        elsewhere = await asyncpg.connect(new_postgres.url("postgres"))
+        await elsewhere.execute("BEGIN; SELECT pg_current_xact_id()")
+        stores = [await PostgresStore.open(new_postgres.url(database)) for _ in range(2)]
+        first, second = await asyncio.gather(*(store.position() for store in stores))
+        assert first == second
+        await update(stores[0])
+        for store in stores:
+            assert [change.id for change in await following(store, first)] == ["a"]
+            await store.close()
+        await elsewhere.close()
+
+    asyncio.run(scenario())
+    assert [message[:46] for message in caplog.messages] == ["the jobs were restored from another PostgreSQL"]
+
+
+def test_a_dump_with_higher_ids_may_be_restored_under_a_server(dump, new_postgres):
+    database = new_postgres.create_database()
+
+    async def scenario():
+        store = await PostgresStore.open(new_postgres.url(database))
+        await done(store, Create(id="c"))
+        position = await store.position()
+        await asyncio.to_thread(new_postgres.restore, database, dump)
+        with pytest.raises(errors.StoreChangedError):
+            await store.changes(position)
+        position = await store.position()
+        await update(store, "b")
+        assert [change.id for change in await following(store, position)] == ["b"]
+        await store.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_position_is_valid_though_its_newest_change_is_old_and_was_replaced(postgres_url):
     async def scenario():
         clock = StandingClock()
