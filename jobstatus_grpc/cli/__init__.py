@@ -34,6 +34,7 @@ COMMANDS = {
     "run": "run.command:run",
     "health": "commands.health:health",
     "token": "commands.token:token",
+    "verify": "commands.verify:verify",
     "migrate": "commands.migrate:migrate",
     "backup": "commands.backup:backup",
     "restore": "commands.backup:restore",

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -36,10 +36,19 @@ class ServerProcess:
     """
 
     def __init__(
-        self, *flags: str, store: str = "memory:", listen: str = "127.0.0.1:0", log: Path | None = None
+        self,
+        *flags: str,
+        store: str = "memory:",
+        listen: str = "127.0.0.1:0",
+        log: Path | None = None,
+        program: Sequence[str] = ("-m", "jobstatus_grpc"),
     ) -> None:
-        """`flags` are those of `jobstatus serve`; without `log`, warnings and errors go to this process's stderr."""
+        """`flags` are those of `jobstatus serve`; without `log`, warnings and errors go to this process's stderr.
+
+        `program` are the arguments of Python that run `jobstatus`.
+        """
         self._flags = flags
+        self._program = program
         self._store = store
         self._listen = listen
         self._log = log
@@ -62,7 +71,7 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command = [sys.executable, "-m", "jobstatus_grpc", "serve", "--listen", self._listen, "--store", self._store]
+        command = [sys.executable, *self._program, "serve", "--listen", self._listen, "--store", self._store]
         command += ["--transport", TRANSPORT]
         if self._log is None:
             # Lines of the server must not come between those of a command that a test captures in this process.

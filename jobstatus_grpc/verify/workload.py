@@ -1,0 +1,306 @@
+"""A random load that is meant to break promises: races, repeats, cut watches.
+
+Each write to a job has a reason of its own, by which the checker recognises it in the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf import duration_pb2
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc.verify.history import Entry
+from jobstatus_grpc.verify.recorder import Recorder, Stream
+
+RECENT_JOBS = 50
+"""Jobs that readers and watchers choose from: few, so that they meet the writers."""
+
+GROUPS = 8
+"""Values of the label `group`: filters by it match some of the jobs."""
+
+STALLED_WATCHES = 2
+"""Watches that are not read: they must not delay others."""
+
+STALLING_UPDATES, STALLING_CHARACTERS = 120, 60_000
+"""Updates with a large result: they fill the buffers of the watches that are not read, about 4 MiB each."""
+
+REPEAT_SECONDS = 30.0
+"""Time for which a write with a request_id is repeated while the server does not answer."""
+
+_ENDS = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_ABORTED, pb.JOB_STATE_CANCELLED)
+
+
+class Workload:
+    """Workers, readers and watchers on the servers of a recorder."""
+
+    def __init__(self, recorder: Recorder, *, labels: Mapping[str, str], seed: int, clients: int) -> None:
+        """`labels` are set on each job; `clients` is the number of workers, with half as many readers and watchers."""
+        self.made: list[str] = []
+        """The ids of the jobs."""
+        self._recorder = recorder
+        self._labels = dict(labels)
+        self._seed = seed
+        self._clients = clients
+        self._recent: deque[str] = deque(maxlen=RECENT_JOBS)
+        self._run = uuid.uuid4().hex[:8]  # ids of an earlier run with this seed are in use
+        self._ends_at = 0.0
+
+    async def run(self, seconds: float, *, patience_seconds: float) -> None:
+        """Load the servers for `seconds`, then wait until watchers must have all changes."""
+        self._ends_at = time.monotonic() + seconds
+        half = max(1, self._clients // 2)
+        kinds: list[Callable[[random.Random], Coroutine[Any, Any, None]]] = [self._work] * self._clients
+        kinds += [self._read] * half + [self._watch] * half
+        clients = [asyncio.create_task(self._repeat(kind, number)) for number, kind in enumerate(kinds)]
+        # In the end these hold all jobs, each by another filter.
+        chances = [self._chance(f"follower {number}") for number in range(half + 2)]
+        followers = [asyncio.create_task(self._follow(chance, patience_seconds)) for chance in chances]
+        everything = pb.WatchJobsRequest(filter=pb.JobFilter(labels=self._labels), min_update_interval=_duration(0))
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(STALLED_WATCHES):
+                server = number % self._recorder.size
+                await stack.enter_async_context(self._recorder.stalled("WatchJobs", everything, server=server))
+            await self._stall()
+            try:
+                await asyncio.gather(*clients, *followers)
+            finally:
+                for task in (*clients, *followers):
+                    task.cancel()
+                await asyncio.gather(*clients, *followers, return_exceptions=True)
+
+    async def _stall(self) -> None:
+        job = pb.JobStatus(id=f"verify-{self._run}-long", labels=self._labels, state=pb.JOB_STATE_IN_PROGRESS)
+        self.made.append(job.id)
+        await self._recorder.call("CreateJob", pb.CreateJobRequest(job=job))
+        for number in range(STALLING_UPDATES):
+            update = pb.UpdateJobRequest(job=pb.JobStatus(id=job.id))
+            update.job.result["padding"] = f"{number:<{STALLING_CHARACTERS}}"
+            await self._recorder.call("UpdateJob", update)
+
+    def _chance(self, name: str) -> random.Random:
+        return random.Random(f"{self._seed} {name}")
+
+    async def _repeat(self, kind: Callable[[random.Random], Coroutine[Any, Any, None]], number: int) -> None:
+        chance = self._chance(f"client {number}")
+        while time.monotonic() < self._ends_at:
+            await kind(chance)
+
+    def _server(self, chance: random.Random) -> int:
+        return chance.randrange(self._recorder.size)
+
+    async def _work(self, chance: random.Random) -> None:
+        """Run a job from its creation to its end, and sometimes delete it."""
+        job_id = f"verify-{self._run}-{len(self.made)}"
+        self.made.append(job_id)
+        life = _Life(self._recorder, chance, job_id, {**self._labels, "group": str(chance.randrange(GROUPS))})
+        self._recent.append(job_id)
+        if not await life.create():
+            return
+        rival = chance.random() < 0.3
+        claims = [life.claim(), *([life.claim()] if rival else [])]
+        await asyncio.gather(*claims)
+        for _ in range(chance.randrange(6)):
+            if time.monotonic() > self._ends_at:
+                break
+            await life.report()
+        await life.end()
+        if chance.random() < 0.3:
+            await life.delete()
+
+    async def _read(self, chance: random.Random) -> None:
+        """Read a job, its history, a list, or a job that does not exist."""
+        server = self._server(chance)
+        job_id = chance.choice(self._recent) if self._recent else "unknown"
+        match chance.randrange(8):
+            case 0:
+                await self._recorder.call(
+                    "GetJob", pb.GetJobRequest(id=f"never-{chance.getrandbits(64)}"), server=server
+                )
+            case 1:
+                request = pb.ListJobTransitionsRequest(id=job_id, page_size=1000)
+                await self._recorder.call("ListJobTransitions", request, server=server)
+            case 2:
+                wanted = self._filter(chance)
+                await self._list(wanted, chance)
+            case _:
+                await self._recorder.call("GetJob", pb.GetJobRequest(id=job_id), server=server)
+        await asyncio.sleep(0.001)
+
+    async def _list(self, wanted: pb.JobFilter, chance: random.Random) -> Entry | None:
+        """Read a list page by page, each from another server; return the last page, None if one failed."""
+        request = pb.ListJobsRequest(filter=wanted, page_size=chance.choice([3, 20, 1000]))
+        while True:
+            entry = await self._recorder.call("ListJobs", request, server=self._server(chance))
+            if entry.response is None:
+                return None
+            request.page_token = entry.response.next_page_token
+            if not request.page_token:
+                return entry
+
+    def _filter(self, chance: random.Random) -> pb.JobFilter:
+        wanted = pb.JobFilter(labels=self._labels)
+        kind = chance.randrange(4)
+        if kind == 1:
+            wanted.labels["group"] = str(chance.randrange(GROUPS))
+        elif kind == 2:
+            wanted.states.extend([pb.JOB_STATE_IN_PROGRESS, pb.JOB_STATE_RETRYING])
+        elif kind == 3:
+            wanted.done = False
+        return wanted
+
+    async def _watch(self, chance: random.Random) -> None:
+        """Watch a job to its end, or leave before."""
+        if not self._recent:
+            await asyncio.sleep(0.01)
+            return
+        request = pb.WatchJobRequest(
+            id=chance.choice(self._recent), min_update_interval=_duration(chance.choice([0, 0.1]))
+        )
+        seconds = chance.choice([0.0, 0.02, 0.3, 2.0, 10.0])
+        async with self._recorder.watch("WatchJob", request, server=self._server(chance)) as stream:
+            await _ended(stream, min(seconds, max(0.0, self._ends_at - time.monotonic())))
+
+    async def _follow(self, chance: random.Random, patience_seconds: float) -> None:
+        """Follow all jobs of a filter, with cuts after which the watch resumes from one of the last tokens."""
+        wanted = self._filter(chance)
+        tokens: deque[str] = deque([""], maxlen=4)
+        while True:
+            left_seconds = self._ends_at - time.monotonic()
+            is_last = left_seconds <= 0
+            request = pb.WatchJobsRequest(
+                filter=wanted,
+                resume_token=chance.choice(tokens),
+                min_update_interval=_duration(chance.choice([0, 0.1])),
+            )
+            if chance.random() < 0.2 and (page := await self._list(wanted, chance)) is not None:
+                request.resume_token = page.response.resume_token
+            async with self._recorder.watch("WatchJobs", request, server=self._server(chance)) as stream:
+                # The last one stays long enough for the checker to demand each change.
+                await _ended(stream, 2 * patience_seconds if is_last else min(left_seconds, chance.uniform(0, 3)))
+            if is_last:
+                return
+            tokens.extend(message.resume_token for _, message in stream.entry.responses[-4:] if message.resume_token)
+            if stream.entry.code:
+                await asyncio.sleep(0.1)
+
+
+class _Life:
+    """One job, and the writes to it."""
+
+    def __init__(self, recorder: Recorder, chance: random.Random, job_id: str, labels: Mapping[str, str]) -> None:
+        self.job_id = job_id
+        self._recorder = recorder
+        self._chance = chance
+        self._labels = labels
+        self._attempt = 0
+        self._progress = 0.0
+        self._writes = 0
+        self._revision = 0
+
+    async def create(self) -> bool:
+        """Create the job; return whether it exists."""
+        job = pb.JobStatus(id=self.job_id, name="verify", labels=self._labels, reason=self._reason())
+        if self._chance.random() < 0.2:
+            update = pb.UpdateJobRequest(job=job, allow_missing=True)
+            return await self._send("UpdateJob", update) is not None
+        return await self._send("CreateJob", pb.CreateJobRequest(job=job)) is not None
+
+    async def claim(self) -> None:
+        """Claim the next attempt; another worker may be first."""
+        attempt = self._attempt + 1
+        job = pb.JobStatus(id=self.job_id, state=pb.JOB_STATE_IN_PROGRESS, reason=self._reason())
+        if await self._send("UpdateJob", pb.UpdateJobRequest(job=job, attempt=attempt)) is not None:
+            self._attempt = attempt
+
+    async def report(self) -> None:
+        """Report progress in one of several ways."""
+        match self._chance.randrange(8):
+            case 0:
+                heartbeat = pb.UpdateJobRequest(job=pb.JobStatus(id=self.job_id), attempt=self._attempt)
+                heartbeat.update_mask.SetInParent()
+                await self._send("UpdateJob", heartbeat)
+            case 1:
+                stale = pb.UpdateJobRequest(job=self._job(), attempt=max(1, self._attempt - 1))
+                await self._send("UpdateJob", stale)
+            case 2:
+                # Two writers expect one revision.
+                updates = [pb.UpdateJobRequest(job=self._job(), expected_revision=self._revision) for _ in range(2)]
+                await asyncio.gather(*(self._send("UpdateJob", update) for update in updates))
+            case 3:
+                updates = [pb.UpdateJobRequest(job=self._job(), attempt=self._attempt) for _ in range(3)]
+                for number, update in enumerate(updates):
+                    update.request_id = f"{self.job_id}-batch-{self._writes}-{number}"
+                await self._send("BatchUpdateJobs", pb.BatchUpdateJobsRequest(updates=updates))
+            case 4:
+                retry = pb.JobStatus(id=self.job_id, state=pb.JOB_STATE_RETRYING, reason=self._reason())
+                await self._send("UpdateJob", pb.UpdateJobRequest(job=retry, attempt=self._attempt))
+                await self.claim()
+            case _:
+                await self._send("UpdateJob", pb.UpdateJobRequest(job=self._job(), attempt=self._attempt))
+
+    async def end(self) -> None:
+        """Try to end the job, by a final state or a cancel, then to change it."""
+        if self._chance.random() < 0.1:
+            await self._send("CancelJob", pb.CancelJobRequest(id=self.job_id, reason="no longer needed"))
+        job = pb.JobStatus(id=self.job_id, state=self._chance.choice(_ENDS), reason=self._reason())
+        if job.state == pb.JOB_STATE_FAILED:
+            job.error.message = "broken"
+        await self._send("UpdateJob", pb.UpdateJobRequest(job=job, attempt=self._attempt))
+        if self._chance.random() < 0.3:
+            await self._send("UpdateJob", pb.UpdateJobRequest(job=self._job()))
+
+    async def delete(self) -> None:
+        """Delete the job, and read it."""
+        request = pb.DeleteJobRequest(id=self.job_id)
+        await self._recorder.call("DeleteJob", request, server=self._server())
+        await self._recorder.call("GetJob", pb.GetJobRequest(id=self.job_id), server=self._server())
+
+    def _job(self) -> pb.JobStatus:
+        self._progress = min(99.0, self._progress + self._chance.uniform(-5, 20))
+        return pb.JobStatus(id=self.job_id, progress=max(0.0, self._progress), reason=self._reason())
+
+    def _reason(self) -> str:
+        self._writes += 1
+        return f"write {self._writes}"
+
+    def _server(self) -> int:
+        return self._chance.randrange(self._recorder.size)
+
+    async def _send(self, method: str, request: Any) -> Any:
+        """Send a write, most with a request_id, until it is answered; some again after that. Return the job or None."""
+        is_repeatable = self._chance.random() < 0.8
+        if is_repeatable and method != "BatchUpdateJobs":
+            request.request_id = f"{self.job_id}-{self._writes}-{self._chance.getrandbits(32)}"
+        until = time.monotonic() + REPEAT_SECONDS
+        entry = await self._recorder.call(method, request, server=self._server())
+        while is_repeatable and entry.response is None and not entry.is_refused and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+            entry = await self._recorder.call(method, request, server=self._server())
+        if is_repeatable and entry.response is not None and self._chance.random() < 0.1:
+            await self._recorder.call(method, request, server=self._server())
+        if entry.response is None:
+            return None
+        job = entry.response.job if method != "BatchUpdateJobs" else entry.response.results[-1].job
+        if job.revision:
+            self._revision, self._attempt = job.revision, job.attempt
+        return job
+
+
+async def _ended(stream: Stream, seconds: float) -> None:
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(stream.ended.wait(), seconds)
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration

@@ -1,0 +1,65 @@
+"""`jobstatus verify` on each store and transport."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from jobstatus_grpc import JobStatusClient
+from jobstatus_grpc.verify import history
+from tests.support.servers import ServerProcess
+from tests.verify.test_checker import Recording
+
+QUICK = ("--duration", "1s", "--patience", "1s", "--clients", "4")
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_a_server_is_verified(cli, tmp_path, transport):
+    with ServerProcess("--transport", transport, store=f"sqlite:///{tmp_path}/jobs.db") as server:
+        done = cli("verify", "--address", server.address, *QUICK)
+    assert done.returncode == 0, done.stdout
+    assert "checks, 0 failed" in done.stdout
+    assert "0 violations" in done.stdout
+
+
+def test_replicas_are_verified(cli, postgres_url):
+    with ServerProcess(store=postgres_url) as one, ServerProcess(store=postgres_url) as two:
+        done = cli("verify", "--address", one.address, "--replica", two.address, *QUICK, "--timeout", "10s")
+    assert done.returncode == 0, done.stdout
+
+
+def test_its_jobs_are_deleted_and_others_left(cli):
+    with ServerProcess() as server, JobStatusClient(server.address) as client:
+        client.create("mine", id="mine")
+        assert cli("verify", "--address", server.address, *QUICK, "--label", "team=core").returncode == 0
+        assert [job.id for job in client.list().jobs] == ["mine"]
+
+
+def test_results_are_written_for_programs(cli, tmp_path):
+    files = ("--junit", str(tmp_path / "junit.xml"), "--save", str(tmp_path / "history.jsonl"))
+    found = json.loads(cli("verify", *QUICK, "--json", "--seed", "7", *files).stdout)
+    assert (found["passed"], found["seed"], found["violations"]) == (True, 7, [])
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert (suite.get("failures"), len(suite)) == ("0", int(suite.get("tests", 0)))
+    assert len(history.read(tmp_path / "history.jsonl")) == sum(found["calls"].values())
+
+
+def test_a_recorded_history_is_judged_again(cli, tmp_path):
+    history.write(Recording().create().update(3, reason="b").entries, tmp_path / "history.jsonl")
+    done = cli("verify", "--history", str(tmp_path / "history.jsonl"))
+    assert done.returncode == 1
+    assert "FAIL  revisions-are-contiguous" in done.stdout
+
+
+def test_a_file_that_is_no_history_is_one_line(cli, tmp_path):
+    (tmp_path / "history.jsonl").write_text("no json\n")
+    done = cli("verify", "--history", str(tmp_path / "history.jsonl"))
+    assert done.returncode == 2
+    assert "line 1: not an entry of a history" in done.stderr
+
+
+def test_an_unreachable_server_is_exit_4(cli):
+    done = cli("verify", "--address", "127.0.0.1:1", "--timeout", "200ms")
+    assert (done.returncode, done.stdout) == (4, "")
