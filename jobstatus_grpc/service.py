@@ -9,8 +9,21 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, NoReturn
 
 from jobstatus_grpc.commit_queue import CommitQueue
-from jobstatus_grpc.errors import InvalidTokenError, JobStatusError
-from jobstatus_grpc.job import Cancel, Command, Create, Delete, Job, JobFilter, Outcome, Transition, Update
+from jobstatus_grpc.errors import InvalidTokenError, JobExpiredError, JobStatusError
+from jobstatus_grpc.job import (
+    Cancel,
+    Command,
+    Create,
+    Delete,
+    Found,
+    Job,
+    JobFilter,
+    Outcome,
+    Transition,
+    Update,
+    require_job,
+    visible,
+)
 from jobstatus_grpc.job.ids import derived_job_id, new_job_id
 from jobstatus_grpc.stores.interface import Clock, JobStore, Page, Position
 from jobstatus_grpc.watch.filter_watch import FilterHub, FilterStream
@@ -29,6 +42,9 @@ class JobService:
     """Creates, reads, lists, changes and watches jobs.
 
     Callers check the values of commands (job/validation.py). Every method raises errors of jobstatus_grpc.errors.
+
+    A caller that may see only some jobs passes their filter as `only`, in commands as their field. Other jobs are
+    JobNotFoundError then, exactly as an id that was never used.
     """
 
     def __init__(
@@ -45,13 +61,21 @@ class JobService:
         """Create a job and return it as stored. Without an id it gets one, derived from the request_id if any."""
         if not command.id:
             request = command.request
-            made = derived_job_id(command.tenant, request.value) if request else new_job_id(self._clock())
+            if request is None:
+                made = new_job_id(self._clock())
+            else:
+                made = derived_job_id(command.tenant, request.value, command.only)
             command = dataclasses.replace(command, id=made)
         return await self._commit(command)
 
-    async def get(self, tenant: str, job_id: str) -> Job:
+    async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
         """Return a job as of the latest committed write."""
-        return await self._store.get(tenant, job_id)
+        if only is None:
+            return await self._store.get(tenant, job_id)
+        found: Found = None
+        with contextlib.suppress(JobExpiredError):
+            found = await self._store.get(tenant, job_id)
+        return require_job(visible(found, only), job_id)
 
     async def update(self, command: Update) -> Job:
         """Update a job and return it as stored."""
@@ -80,6 +104,8 @@ class JobService:
     ) -> tuple[Position, Page]:
         """Return a page of the jobs that match, and the feed's position before the first page was read.
 
+        A caller that may see only some jobs passes a filter that no other job matches.
+
         Pass both, the page's next_cursor and the position, to get the next page.
         """
         # Every change that the hub has published is in the pages that are read from now on; a newer one may not be.
@@ -87,13 +113,22 @@ class JobService:
         return position, await self._store.page(tenant, job_filter, limit=limit, cursor=cursor)
 
     async def transitions(
-        self, tenant: str, job_id: str, *, after: HistoryPlace | None, limit: int
+        self, tenant: str, job_id: str, *, after: HistoryPlace | None, limit: int, only: JobFilter | None = None
     ) -> Sequence[Transition]:
         """Return a job's history after an entry (None: from the beginning), oldest first, at most `limit` entries.
 
         Raises:
             InvalidTokenError: the history has another entry in its place: the store was set back to a backup.
         """
+        if only is None:
+            return await self._transitions(tenant, job_id, after, limit)
+        job = await self.get(tenant, job_id, only=only)
+        entries = await self._transitions(tenant, job_id, after, limit)
+        return [entry for entry in entries if entry.revision <= job.revision]  # `only` may exclude the job since
+
+    async def _transitions(
+        self, tenant: str, job_id: str, after: HistoryPlace | None, limit: int
+    ) -> Sequence[Transition]:
         if after is None:
             return await self._store.transitions(tenant, job_id, limit=limit)
         found = await self._store.transitions(tenant, job_id, after_revision=after.revision - 1, limit=limit + 1)
@@ -116,6 +151,7 @@ class JobService:
         heartbeat_interval: timedelta,
         min_update_interval: timedelta,
         try_send: TrySend | None = None,
+        only: JobFilter | None = None,
     ) -> AsyncIterator[JobWatcher]:
         """Watch a job during the block: call the watcher's `next` until it returns None.
 
@@ -128,9 +164,10 @@ class JobService:
             heartbeat_seconds=heartbeat_interval.total_seconds(),
             min_update_seconds=min_update_interval.total_seconds(),
             try_send=try_send,
+            only=only,
         ) as watcher:
             # The watcher is registered before the job is read: a change in between arrives through the feed.
-            watcher.start(await self._store.get(tenant, job_id))
+            watcher.start(await self.get(tenant, job_id, only=only))
             yield watcher
 
     async def watch_jobs(
@@ -142,10 +179,12 @@ class JobService:
         heartbeat_interval: timedelta,
         min_update_interval: timedelta,
         send: Send,
+        only: JobFilter | None = None,
     ) -> NoReturn:
         """Send the events of all jobs that match until the watch ends with an error.
 
         Args:
+            job_filter: matches no job that `only` excludes.
             after: the feed's position from which to resume; None: begin with a snapshot.
         """
         with self._filter_hub.watcher(
@@ -153,6 +192,7 @@ class JobService:
             job_filter,
             heartbeat_seconds=heartbeat_interval.total_seconds(),
             min_update_seconds=min_update_interval.total_seconds(),
+            only=only,
         ) as watcher:
             await FilterStream(self._store, self._filter_hub, watcher, send).run(after)
 

@@ -1,27 +1,29 @@
 """What a job is and may do: plain Python without I/O."""
 
-from jobstatus_grpc.job.filter import JobFilter
-from jobstatus_grpc.job.model import (
+from jobstatus_grpc.job.commands import (
     CREATION_FIELDS,
-    CREATION_STATES,
-    DEFAULT_TENANT,
-    JOB_FIELDS,
-    REPORT_FIELDS,
-    URGENT_FIELDS,
     WRITABLE_FIELDS,
     Cancel,
     Command,
     Create,
     Delete,
     Expire,
+    Stall,
+    Update,
+)
+from jobstatus_grpc.job.filter import JobFilter
+from jobstatus_grpc.job.model import (
+    CREATION_STATES,
+    DEFAULT_TENANT,
+    JOB_FIELDS,
+    REPORT_FIELDS,
+    URGENT_FIELDS,
     Job,
     JobError,
     JobState,
     RequestId,
-    Stall,
     Tombstone,
     Transition,
-    Update,
     evolve,
     is_large,
     is_report,
@@ -30,7 +32,7 @@ from jobstatus_grpc.job.model import (
     to_state,
     urgent_mark,
 )
-from jobstatus_grpc.job.rules import Found, Outcome, apply, has_heartbeats, require_job, with_heartbeat
+from jobstatus_grpc.job.rules import Found, Outcome, apply, has_heartbeats, require_job, visible, with_heartbeat
 
 __all__ = [
     "CREATION_FIELDS",
@@ -66,5 +68,6 @@ __all__ = [
     "require_job",
     "to_state",
     "urgent_mark",
+    "visible",
     "with_heartbeat",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from jobstatus_grpc.job.model import TERMINAL_STATES, Job, JobState, to_state
 
@@ -56,6 +57,30 @@ class JobFilter:
             possible &= TERMINAL_STATES if self.done else _ALL_STATES - TERMINAL_STATES
         return possible & {JobState.IN_PROGRESS} if self.stalled else possible
 
+    def __and__(self, other: JobFilter) -> JobFilter:
+        """Return the filter of the jobs that match both; NOTHING where two values exclude each other."""
+        both: dict[str, Any] = {"labels": {**self.labels, **other.labels}}
+        for name in ("ids", "states", "names"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            both[name] = ours & theirs if ours and theirs else ours or theirs
+            if ours and not both[name]:
+                return NOTHING
+        for name in ("parent_id", "done", "stalled"):
+            given = [value for value in (getattr(self, name), getattr(other, name)) if value not in ("", None)]
+            if len(set(given)) > 1:
+                return NOTHING
+            if given:
+                both[name] = given[0]
+        shorter, longer = sorted((self.name_prefix, other.name_prefix), key=len)
+        if both["labels"] != {**other.labels, **self.labels} or not longer.startswith(shorter):
+            return NOTHING
+        return JobFilter(
+            **both,
+            name_prefix=longer,
+            created_after=max(filter(None, (self.created_after, other.created_after)), default=None),
+            created_before=min(filter(None, (self.created_before, other.created_before)), default=None),
+        )
+
     def may_match(self, job: Job) -> bool:
         """Return whether the constant fields of `job` match: if they do not, it will never match."""
         return (
@@ -76,6 +101,10 @@ class JobFilter:
             and (self.stalled is None or job.stalled is self.stalled)
             and all(job.labels.get(key) == value for key, value in self.labels.items())
         )
+
+
+NOTHING = JobFilter(states={JobState.PENDING}, done=True)
+"""No job matches it."""
 
 
 def _to_state(value: object) -> JobState:

@@ -12,25 +12,28 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.errors import FieldViolation
-from jobstatus_grpc.job.limits import CLOCK_TOLERANCE, DEADLINE_EXCEEDED_CODE, REQUEST_IDS_KEPT, UNKNOWN_CODE
-from jobstatus_grpc.job.model import (
+from jobstatus_grpc.job.commands import (
     CREATION_FIELDS,
-    ERROR_STATES,
-    TERMINAL_STATES,
-    TRANSITIONS,
     Cancel,
     Command,
     Create,
     Delete,
     Expire,
+    Stall,
+    Update,
+)
+from jobstatus_grpc.job.filter import JobFilter
+from jobstatus_grpc.job.limits import CLOCK_TOLERANCE, DEADLINE_EXCEEDED_CODE, REQUEST_IDS_KEPT, UNKNOWN_CODE
+from jobstatus_grpc.job.model import (
+    ERROR_STATES,
+    TERMINAL_STATES,
+    TRANSITIONS,
     Job,
     JobError,
     JobState,
     RequestId,
-    Stall,
     Tombstone,
     Transition,
-    Update,
     evolve,
 )
 
@@ -61,6 +64,18 @@ def apply(found: Found, command: Command, *, now: datetime, retention: timedelta
     Raises:
         errors.JobStatusError: the command is refused; nothing is to be written.
     """
+    only = command.only
+    if only is None:
+        return _apply(found, command, now, retention)
+    seen = visible(found, only)
+    applied = _apply(seen, command, now, retention)
+    _check_within(only, applied.job)
+    if seen is not found:  # the command creates a job under the id of one that the caller does not see
+        raise _already_exists(command.id)
+    return applied
+
+
+def _apply(found: Found, command: Command, now: datetime, retention: timedelta) -> Applied:
     clock_now = now
     if isinstance(found, Job) and now < found.updated_at:
         now = found.updated_at
@@ -83,7 +98,7 @@ def _create(found: Found, command: Create, now: datetime) -> Applied:
     if isinstance(found, Job) and _is_replay(found, command.request):
         return Applied(found)
     if found is not None:
-        raise errors.JobAlreadyExistsError(f"job {command.id!r} exists, or did within the last 24 hours", id=command.id)
+        raise _already_exists(command.id)
     started = command.state is JobState.IN_PROGRESS
     fields: dict[str, Any] = {name: getattr(command, name) for name in CREATION_FIELDS}
     if command.progress is not None:
@@ -202,6 +217,32 @@ def with_heartbeat(job: Job, at: datetime | None) -> Job:
     if job.last_heartbeat_at is not None and at <= job.last_heartbeat_at:
         return job
     return evolve(job, {"last_heartbeat_at": at})
+
+
+def visible(found: Found, only: JobFilter | None) -> Found:
+    """Return what a caller limited to `only` sees of what was found: a job that matches, or nothing.
+
+    A tombstone does not say what the job was.
+    """
+    return found if only is None or (isinstance(found, Job) and only.matches(found)) else None
+
+
+def _check_within(only: JobFilter, job: Job) -> None:
+    """Raise PermissionDeniedError, which names what is missing, unless `job` matches."""
+    if only.matches(job):
+        return
+    missing = [f"the label {key}={value}" for key, value in only.labels.items() if job.labels.get(key) != value]
+    if not job.name.startswith(only.name_prefix):
+        missing.append(f"a name that begins with {only.name_prefix!r}")
+    raise errors.PermissionDeniedError(
+        f"your identity is limited to some jobs; to be one of them, job {job.id!r} needs "
+        f"{' and '.join(missing) or 'other values'}",
+        id=job.id,
+    )
+
+
+def _already_exists(job_id: str) -> errors.JobAlreadyExistsError:
+    return errors.JobAlreadyExistsError(f"job {job_id!r} exists, or did within the last 24 hours", id=job_id)
 
 
 def require_job(found: Found, job_id: str) -> Job:

@@ -15,16 +15,18 @@ from typing import Any, TypeAlias
 
 from jobstatus_grpc.errors import FieldViolation
 from jobstatus_grpc.job import limits
-from jobstatus_grpc.job.model import (
-    CREATION_STATES,
-    ERROR_STATES,
+from jobstatus_grpc.job.commands import (
     WRITABLE_FIELDS,
     Cancel,
     Create,
     Delete,
+    Update,
+)
+from jobstatus_grpc.job.model import (
+    CREATION_STATES,
+    ERROR_STATES,
     JobError,
     JobState,
-    Update,
 )
 
 Violations: TypeAlias = list[FieldViolation]

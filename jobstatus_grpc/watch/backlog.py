@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from jobstatus_grpc.job import Job, JobFilter, urgent_mark
+from jobstatus_grpc.job import Job, JobFilter, urgent_mark, visible
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.interface import Change, Position
 from jobstatus_grpc.watch.watcher import CLOCK_RESOLUTION_SECONDS, EventType, RenderJobsEvent
@@ -111,14 +111,23 @@ class Backlog(Generic[Owner]):
 
     __slots__ = (
         "_all_held", "_held", "_interval_ends_at", "_last_number", "_min_update_seconds", "_owner", "_queue", "_unsent",
-        "filter", "is_incomplete", "tenant",
+        "filter", "is_incomplete", "only", "tenant",
     )  # fmt: skip
 
     def __init__(
-        self, owner: Owner, tenant: str, job_filter: JobFilter, held: HeldJobs[Owner], *, min_update_seconds: float
+        self,
+        owner: Owner,
+        tenant: str,
+        job_filter: JobFilter,
+        held: HeldJobs[Owner],
+        *,
+        min_update_seconds: float,
+        only: JobFilter | None = None,
     ) -> None:
         self.tenant = tenant
         self.filter = job_filter
+        self.only = only
+        """The jobs that the client may see; None: all. Of another one, which it has, it gets the bare removal."""
         self.is_incomplete = False
         """Whether the client may have jobs that are not held here: then every change that may concern it is sent."""
         self._owner = owner
@@ -203,6 +212,8 @@ class Backlog(Generic[Owner]):
             held.observe(job)
             if held.urgent_revision <= sent_revision:
                 due_at = max(now, self._interval_ends_at.get(change.id, now))
+        if self.only is not None and visible(change.known_job, self.only) is None:
+            news, end_matches = News(Change(change.tenant, change.id, change.revision, None), news.before), None
         is_in_place = unsent is not None and unsent.due_at == due_at
         number = unsent.number if unsent is not None and is_in_place else self._enqueue(change.id, due_at)
         self._unsent[change.id] = _Unsent(news, matches, end_matches, due_at, number)

@@ -88,9 +88,18 @@ class FilterHub:
 
     @contextlib.contextmanager
     def watcher(
-        self, tenant: str, job_filter: JobFilter, *, heartbeat_seconds: float, min_update_seconds: float
+        self,
+        tenant: str,
+        job_filter: JobFilter,
+        *,
+        heartbeat_seconds: float,
+        min_update_seconds: float,
+        only: JobFilter | None = None,
     ) -> Iterator[FilterWatcher]:
         """Register a watcher for the block. It gets no changes before `buffer` or `subscribe`.
+
+        Args:
+            only: the jobs that the caller may see; `job_filter` matches no others. None: all.
 
         Raises:
             DrainingError: the hub is closed.
@@ -104,6 +113,7 @@ class FilterHub:
             heartbeat_seconds=heartbeat_seconds,
             min_update_seconds=min_update_seconds,
             max_age_seconds=self._max_age_seconds,
+            only=only,
         )
         self._keys[watcher] = ()
         try:
@@ -230,9 +240,10 @@ class FilterWatcher(TimedWatcher):
         heartbeat_seconds: float,
         min_update_seconds: float,
         max_age_seconds: float | None,
+        only: JobFilter | None,
     ) -> None:
         super().__init__(hub.wake_queue, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
-        self.backlog = Backlog(self, tenant, job_filter, hub.held, min_update_seconds=min_update_seconds)
+        self.backlog = Backlog(self, tenant, job_filter, hub.held, min_update_seconds=min_update_seconds, only=only)
         self.buffered: dict[str, News] | None = None
         """The newest change of each job since `FilterHub.buffer`; None: changes go to the backlog."""
         self._hub = hub
@@ -376,6 +387,11 @@ class FilterStream:
             DrainingError, StreamAgeError, StoreUnavailableError: the watch ends here; the client resumes elsewhere.
         """
         has_just_restarted = False
+        if after is not None and self._backlog.only is not None:
+            # A resume sends the removal of each changed job that the client may have had, also of those that were
+            # never among the jobs that it may see.
+            after = None
+            await self._reset()
         try:
             while True:
                 try:

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator
 
 from jobstatus_grpc.errors import JobExpiredError, JobStatusError, StreamAgeError
-from jobstatus_grpc.job import Job, is_urgent
+from jobstatus_grpc.job import Job, JobFilter, is_urgent, require_job, visible
 from jobstatus_grpc.stores.interface import Change
 from jobstatus_grpc.watch.watcher import (
     CLOCK_RESOLUTION_SECONDS,
@@ -63,11 +63,13 @@ class JobHub:
         heartbeat_seconds: float,
         min_update_seconds: float,
         try_send: TrySend | None = None,
+        only: JobFilter | None = None,
     ) -> Iterator[JobWatcher]:
         """Register a watcher for the block. Read the job after that, and call the watcher's `start` with it.
 
         Args:
             try_send: sends to the client while the watcher's `next` waits; None: the transport cannot.
+            only: the watch ends with JobNotFoundError when the job does not match.
 
         Raises:
             DrainingError: the hub is closed.
@@ -85,6 +87,7 @@ class JobHub:
             min_update_seconds=min_update_seconds,
             max_age_seconds=self._max_age_seconds,
             try_send=try_send,
+            only=only,
         )
         topic.watchers[watcher] = None
         try:
@@ -213,7 +216,9 @@ class Topic:
 class JobWatcher(TimedWatcher):
     """Yields the events of one job to one stream. For one task at a time."""
 
-    __slots__ = ("_min_update_seconds", "_read", "_sent", "_topic", "_try_send", "_updated_at", "_waiting", "error")
+    __slots__ = (
+        "_min_update_seconds", "_only", "_read", "_sent", "_topic", "_try_send", "_updated_at", "_waiting", "error",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -224,12 +229,14 @@ class JobWatcher(TimedWatcher):
         min_update_seconds: float,
         max_age_seconds: float | None,
         try_send: TrySend | None,
+        only: JobFilter | None,
     ) -> None:
         super().__init__(wake_queue, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
         self.error: type[JobStatusError] | None = None
         """Set by the hub to end the watch with it."""
         self._topic = topic
         self._min_update_seconds = min_update_seconds
+        self._only = only
         self._read: Job | None = None
         self._sent: Job | None = None
         self._updated_at = float("-inf")
@@ -250,6 +257,7 @@ class JobWatcher(TimedWatcher):
         Raises:
             DrainingError, StoreChangedError, StreamAgeError: the watch ends here; the client resumes elsewhere.
             JobExpiredError: the job was removed, and its terminal state was not sent.
+            JobNotFoundError: the job is not one of those that the caller may see any more.
         """
         sent, newest = self._sent, self._topic.newest
         assert newest is not None
@@ -322,6 +330,7 @@ class JobWatcher(TimedWatcher):
 
     def _snapshot(self, newest: Job) -> bytes:
         """Return the SNAPSHOT of the newest state, with the heartbeats since that the read job has."""
+        self._require_visible(newest)
         read, self._read = self._read, None
         self._sent, self._sent_at = newest, self._loop.time()
         if read is None or read.revision != newest.revision or read.last_heartbeat_at == newest.last_heartbeat_at:
@@ -329,6 +338,11 @@ class JobWatcher(TimedWatcher):
         return self._topic.message(EventType.SNAPSHOT, read)
 
     def _message(self, event_type: EventType, job: Job, now: float) -> bytes:
+        self._require_visible(job)
         self._sent = job
         self._sent_at = now
         return self._topic.message(event_type, job)
+
+    def _require_visible(self, job: Job) -> None:
+        if self._only is not None:
+            require_job(visible(job, self._only), job.id)

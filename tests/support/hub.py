@@ -70,13 +70,14 @@ class Hub:
         return job
 
     @contextlib.asynccontextmanager
-    async def watcher(self, job_id="a", *, heartbeat_seconds=30.0, min_update_seconds=0.0, try_send=None):
+    async def watcher(self, job_id="a", *, heartbeat_seconds=30.0, min_update_seconds=0.0, try_send=None, only=None):
         with self.hub.watcher(
             TENANT,
             job_id,
             heartbeat_seconds=heartbeat_seconds,
             min_update_seconds=min_update_seconds,
             try_send=try_send,
+            only=only,
         ) as watcher:
             watcher.start(await self.store.get(TENANT, job_id))
             yield watcher

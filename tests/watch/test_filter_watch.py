@@ -8,7 +8,7 @@ import gc
 import pytest
 
 from jobstatus_grpc.errors import DrainingError, StoreChangedError
-from jobstatus_grpc.job import JobFilter, JobState, evolve
+from jobstatus_grpc.job import Create, JobFilter, JobState, evolve
 from jobstatus_grpc.stores.interface import Change
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch.backlog import Backlog, HeldJob, News
@@ -47,11 +47,12 @@ def render(event_type, change):
     if change is None:
         return event_type.name.encode()
     rendered.append((event_type.name, change.revision))
-    return f"{event_type.name} {change.id} {change.revision}".encode()
+    with_job = " whole" if event_type.name == "REMOVED" and change.job is not None else ""
+    return f"{event_type.name} {change.id} {change.revision}{with_job}".encode()
 
 
-def watching(hub, job_filter=FILTERS["all"], *, tenant=TENANT, min_update_seconds=0.0):
-    return hub.watcher(tenant, job_filter, heartbeat_seconds=30, min_update_seconds=min_update_seconds)
+def watching(hub, job_filter=FILTERS["all"], *, tenant=TENANT, min_update_seconds=0.0, only=None):
+    return hub.watcher(tenant, job_filter, heartbeat_seconds=30, min_update_seconds=min_update_seconds, only=only)
 
 
 def subscribed(hub, watcher):
@@ -106,7 +107,7 @@ def test_what_a_reader_holds_is_found_whatever_it_is_like_now_and_released_once_
 ENDS = {
     "a filter that the end matches": (JobFilter(labels={"k": "v"}), ["UPDATED a 7", "REMOVED a 8"]),
     "ends only": (JobFilter(done=True), ["UPDATED a 7", "REMOVED a 8"]),
-    "open jobs only": (JobFilter(done=False), ["REMOVED a 7"]),
+    "open jobs only": (JobFilter(done=False), ["REMOVED a 7 whole"]),
     "another job": (JobFilter(ids=["b"]), []),
 }
 
@@ -127,6 +128,66 @@ def test_the_end_is_sent_of_a_job_that_is_removed_before_it_was_published(name, 
             assert hub.held == {}
 
     run(scenario)
+
+
+CORE = JobFilter(labels={"k": "v"})
+LEAVES = {
+    "leaves": (change_of(6, labels={}, result={"secret": 1}), ["REMOVED a 6"]),
+    "leaves and ends": (change_of(6, labels={}, state=JobState.FAILED), ["REMOVED a 6"]),
+    "leaves and is removed": (
+        Change(TENANT, "a", 8, None, evolve(JOB, {"labels": {}, "revision": 7})),
+        ["REMOVED a 8"],
+    ),
+    "is removed": (Change(TENANT, "a", 8, None, evolve(JOB, {"revision": 7})), ["UPDATED a 7", "REMOVED a 8"]),
+    "is removed, and its end is not known": (Change(TENANT, "a", 8, None), ["REMOVED a 8"]),
+    "ends": (change_of(6, state=JobState.FAILED), ["REMOVED a 6 whole"]),
+}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_caller_that_may_not_see_a_job_any_more_gets_its_id_and_no_more(name):
+    change, expected = LEAVES[name]
+
+    async def scenario(hub):
+        wanted = CORE & JobFilter(done=False) if name == "ends" else CORE
+        with watching(hub, wanted, only=CORE) as watcher:
+            subscribed(hub, watcher).backlog.hold(JOB)
+            await publish(hub, change)
+            assert sent(watcher) == expected
+            assert hub.held == {}
+
+    run(scenario)
+
+
+def test_a_job_that_comes_back_before_its_removal_was_sent_is_updated():
+    async def scenario(hub):
+        with watching(hub, CORE, only=CORE) as watcher:
+            subscribed(hub, watcher).backlog.hold(JOB)
+            await publish(hub, change_of(6, labels={}))
+            await publish(hub, change_of(7))
+            assert sent(watcher) == ["UPDATED a 7"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("changed", [{}, {"labels": {}}], ids=["seen", "never seen"])
+def test_a_limited_caller_does_not_resume_since_removals_would_name_jobs_that_it_never_saw(changed):
+    async def scenario(hub):
+        store, messages = MemoryStore(), []
+        position = await store.position()
+        await store.commit([Create(id="a", **{"labels": {"k": "v"}, **changed})])
+        hub.begin(await store.position())
+
+        async def send(message, position):
+            messages.append(message.decode())
+            if "SYNCED" in messages:
+                watcher.end(DrainingError)
+
+        with watching(hub, CORE, only=CORE) as watcher, pytest.raises(DrainingError):
+            await FilterStream(store, hub, watcher, send).run(position)
+        return messages
+
+    assert run(scenario) == ["RESET", *(["SNAPSHOT a 1"] if not changed else []), "SYNCED"]
 
 
 def test_an_end_that_was_sent_is_not_sent_again_with_the_removal():

@@ -9,8 +9,8 @@ from datetime import timedelta
 
 import pytest
 
-from jobstatus_grpc.errors import DrainingError, JobExpiredError, StoreChangedError, StreamAgeError
-from jobstatus_grpc.job import Delete, Expire, JobState, Update, evolve
+from jobstatus_grpc.errors import DrainingError, JobExpiredError, JobNotFoundError, StoreChangedError, StreamAgeError
+from jobstatus_grpc.job import Delete, Expire, JobFilter, JobState, Update, evolve
 from jobstatus_grpc.stores.interface import Change
 from jobstatus_grpc.watch.job_watch import JobWatcher
 from tests.support.hub import TENANT, Turns, registered, run, turns
@@ -216,6 +216,39 @@ def test_a_watch_of_a_job_that_was_removed_says_so():
         hub.hub.publish(Change(TENANT, "a", 2, None))
         with pytest.raises(JobExpiredError):
             await watch
+
+    run(scenario)
+
+
+LEFT = {
+    "alone": [{"labels": {"team": "web"}}],
+    "with its end": [{"labels": {"team": "web"}}, {"state": JobState.SUCCEEDED}],
+}
+
+
+@pytest.mark.parametrize("changes", LEFT.values(), ids=LEFT)
+@pytest.mark.parametrize("try_send", [None, lambda message: True], ids=["by the task", "without the task"])
+def test_a_watch_ends_when_its_caller_may_not_see_the_job_any_more_as_if_it_were_not_there(changes, try_send):
+    async def scenario(hub):
+        await hub.update(labels={"team": "core"})
+        async with hub.watcher(only=JobFilter(labels={"team": "core"}), try_send=try_send) as watcher:
+            assert await watcher.next() == b"SNAPSHOT 2"
+            for change in changes:
+                await hub.update(**change)
+            with pytest.raises(JobNotFoundError, match="no job has the id 'a'"):
+                await watcher.next()
+        return dict(hub.rendered)
+
+    assert run(scenario) == {("SNAPSHOT", "a", 2): 1}
+
+
+def test_nothing_is_sent_of_a_job_that_left_between_the_reading_and_the_first_message():
+    async def scenario(hub):
+        job = await hub.update(labels={"team": "core"})
+        async with hub.watcher(only=JobFilter(labels={"team": "core"})) as watcher:
+            hub.hub.publish(Change(TENANT, "a", 3, evolve(job, {"labels": {}, "revision": 3})))
+            with pytest.raises(JobNotFoundError):
+                await watcher.next()
 
     run(scenario)
 

@@ -43,10 +43,13 @@ results = st.none() | st.dictionaries(texts, st.recursive(st.none() | st.boolean
 timeouts = st.none() | st.timedeltas(timedelta(seconds=1), timedelta(days=7))
 instants = st.none() | st.datetimes(timezones=st.just(StandingClock().now.tzinfo))
 
+onlies = st.sampled_from([*[None] * 4, JobFilter(labels={"k": "v"}), JobFilter(name_prefix="n")])
+
 creations = st.builds(
     Create,
     id=ids,
     tenant=tenants,
+    only=onlies,
     state=st.sampled_from([JobState.PENDING, JobState.IN_PROGRESS]),
     name=names,
     reason=texts,
@@ -78,6 +81,7 @@ updates = st.builds(
     Update,
     id=ids,
     tenant=tenants,
+    only=onlies,
     changes=changes,
     attempt=st.integers(0, 2),
     expected_revision=st.integers(0, 3),
@@ -87,8 +91,8 @@ updates = st.builds(
     labels_if_missing=labels,
     actor=texts,
 )
-cancels = st.builds(Cancel, id=ids, tenant=tenants, reason=texts, request=requests, actor=texts)
-deletions = st.builds(Delete, id=ids, tenant=tenants, expected_revision=st.integers(0, 3))
+cancels = st.builds(Cancel, id=ids, tenant=tenants, only=onlies, reason=texts, request=requests, actor=texts)
+deletions = st.builds(Delete, id=ids, tenant=tenants, only=onlies, expected_revision=st.integers(0, 3))
 moves = st.builds(
     lambda job_id, tenant, state: Update(id=job_id, tenant=tenant, changes={"state": state}), ids, tenants, states
 )
