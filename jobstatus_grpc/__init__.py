@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.errors import (
     BadIdentityError,
     DeadlineExceededError,
@@ -82,6 +83,7 @@ __all__ = [
     "DrainingError",
     "FailedPreconditionError",
     "FieldViolation",
+    "Identity",
     "IdentityExpiredError",
     "IllegalTransitionError",
     "InternalError",
@@ -111,6 +113,7 @@ __all__ = [
     "ResourceExhaustedError",
     "RetryableError",
     "RevisionMismatchError",
+    "Role",
     "StaleAttemptError",
     "StoreChangedError",
     "StoreFullError",

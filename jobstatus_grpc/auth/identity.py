@@ -36,6 +36,8 @@ class Identity:
     """Labels and a name prefix: the caller sees and writes only jobs that match. None: all jobs of the tenant."""
     expires_at: datetime | None = None
     """None: never. Later calls are UNAUTHENTICATED, and open watches end so."""
+    authenticated: bool = True
+    """Whether it was proved. False: the server runs without authentication."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

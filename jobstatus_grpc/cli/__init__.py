@@ -32,6 +32,7 @@ COMMANDS = {
     "wait": "commands.watch:wait",
     "history": "commands.history:history",
     "run": "run.command:run",
+    "whoami": "commands.whoami:whoami",
     "health": "commands.health:health",
     "token": "commands.token:token",
     "verify": "commands.verify:verify",

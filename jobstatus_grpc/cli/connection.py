@@ -28,6 +28,7 @@ class Connection:
 
     address: str
     token: str | None = None
+    tenant: str | None = None
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
@@ -45,6 +46,7 @@ class Connection:
             return JobStatusClient(
                 self.address,
                 token=self.token,
+                tenant=self.tenant,
                 tls=self.tls(),
                 insecure=self.insecure,
                 timeout_seconds=self.timeout_seconds,
@@ -55,7 +57,7 @@ class Connection:
         from jobstatus_grpc.client.endpoint import endpoint
 
         with _usage_errors():
-            return endpoint(self.address, token=self.token, tls=self.tls(), insecure=self.insecure)
+            return endpoint(self.address, token=self.token, tenant=self.tenant, tls=self.tls(), insecure=self.insecure)
 
     def tls(self) -> Tls | None:
         """Return what a client takes as `tls`; None: TLS if the address says so."""
@@ -92,6 +94,7 @@ _TIMEOUT = duration_flag(
 
 _CREDENTIALS = (
     flag("--token TEXT", "The bearer token; safer as JOBSTATUS_TOKEN, which other users cannot read."),
+    flag("--tenant TEXT", "Work in this tenant; needs the role admin."),
     flag("--ca FILE", "Use TLS and trust this CA (PEM).", to="ca_file", type=_PEM),
     flag("--cert FILE", "The client's certificate (PEM); with --key.", to="cert_file", type=_PEM),
     flag("--key FILE", "The client's private key (PEM); with --cert.", to="key_file", type=_PEM),
@@ -99,7 +102,7 @@ _CREDENTIALS = (
     flag("--insecure", "Allow to send the token to another machine without TLS."),
 )
 
-_NAMES = ("address", "token", "ca_file", "cert_file", "key_file", "server_name", "insecure")
+_NAMES = ("address", "token", "tenant", "ca_file", "cert_file", "key_file", "server_name", "insecure")
 
 
 def connected(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,8 +2,8 @@
 
 The JSON is protobuf's canonical JSON of JobStatus, as grpcurl and Connect print it: lowerCamelCase names, enums by
 name, int64 as strings, times in RFC 3339. It is one line per job, in the order of the field numbers, with every field
-except unset messages and an unset `progress`: a script may rely on `.done`, `.attempt` and `.reason`. Transitions are
-printed in the same way.
+except unset messages and an unset `progress`: a script may rely on `.done`, `.attempt` and `.reason`. Transitions and
+identities are printed in the same way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jobstatus_grpc.cli.text import one_line
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from jobstatus_grpc.auth import Identity
     from jobstatus_grpc.job import Job, JobError, Transition
 
 
@@ -49,6 +50,13 @@ def transition_to_json(transition: Transition) -> str:
     from jobstatus_grpc.wire import convert
 
     return in_json(_to_object(convert.transition_to_wire(transition)))
+
+
+def identity_to_json(identity: Identity) -> str:
+    """Return the identity of a caller as one line of JSON."""
+    from jobstatus_grpc.wire import convert
+
+    return in_json(_to_object(convert.identity_to_wire(identity)))
 
 
 def in_json(value: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.client import requests, values
 from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, AsyncConnection
 from jobstatus_grpc.client.endpoint import Tls
@@ -57,6 +58,7 @@ class AsyncJobStatusClient:
         address: str | None = None,
         *,
         token: str | None = None,
+        tenant: str | None = None,
         tls: Tls | bool | None = None,
         insecure: bool = False,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
@@ -65,9 +67,11 @@ class AsyncJobStatusClient:
 
         Args:
             address: `host:port`, `grpcs://host:port` (TLS), `dns:///host:port` or `unix:/path`. None:
-                JOBSTATUS_ADDRESS, or 127.0.0.1:50051; then JOBSTATUS_TOKEN, JOBSTATUS_CA, JOBSTATUS_CERT,
-                JOBSTATUS_KEY, JOBSTATUS_SERVER_NAME and JOBSTATUS_INSECURE stand for arguments left out.
+                JOBSTATUS_ADDRESS, or 127.0.0.1:50051; then JOBSTATUS_TOKEN, JOBSTATUS_TENANT, JOBSTATUS_CA,
+                JOBSTATUS_CERT, JOBSTATUS_KEY, JOBSTATUS_SERVER_NAME and JOBSTATUS_INSECURE stand for arguments left
+                out.
             token: sent with each call, as a bearer token.
+            tenant: the tenant in which to make the calls, for the role admin. None: the caller's own.
             tls: True: use TLS and trust public CAs; a Tls: a CA of your own, a client certificate. None: TLS if the
                 address begins with grpcs://.
             insecure: allow to send the token to another machine without TLS.
@@ -79,7 +83,7 @@ class AsyncJobStatusClient:
             OSError: a file cannot be read.
         """
         values.check_timeout(timeout_seconds, "timeout_seconds")
-        server = find_server(address, token=token, tls=tls, insecure=insecure)
+        server = find_server(address, token=token, tenant=tenant, tls=tls, insecure=insecure)
         self._connection = AsyncConnection(server.endpoint, timeout_seconds)
         self._job_id = server.job_id
         self._finishing = AsyncFinishing()
@@ -555,6 +559,15 @@ class AsyncJobStatusClient:
             call_timeout_seconds=self._connection.timeout_seconds,
         )
         return AsyncReporter(state, self._connection.send_once, self._finishing)
+
+    async def whoami(self, *, timeout_seconds: float | None = None) -> Identity:
+        """Return the identity as which the server makes this client's calls: principal, tenant, role, limits, expiry.
+
+        Raises:
+            UnauthenticatedError: the server does not accept the credentials; its subclass says why.
+        """
+        response = await self._connection.call("GetCallerIdentity", pb.GetCallerIdentityRequest(), timeout_seconds)
+        return requests.identity_in(response)
 
     async def close(self) -> None:
         """Close the connection. Calls and watches that are open end with UnavailableError, and so do later ones.

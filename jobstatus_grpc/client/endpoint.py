@@ -215,7 +215,12 @@ class Endpoint:
 
 
 def endpoint(
-    address: str, *, token: str | None = None, tls: Tls | bool | None = None, insecure: bool = False
+    address: str,
+    *,
+    token: str | None = None,
+    tenant: str | None = None,
+    tls: Tls | bool | None = None,
+    insecure: bool = False,
 ) -> Endpoint:
     """Return the endpoint that a client's arguments name.
 
@@ -228,17 +233,24 @@ def endpoint(
         raise ValueError(f"{address!r} says {'TLS' if scheme == 'grpcs' else 'no TLS'}, and tls={tls!r} the opposite")
     if scheme == "grpcs" or tls is True:
         tls = tls if isinstance(tls, Tls) else Tls()
-    metadata = None
+    metadata = []
     if token is not None:
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise ValueError("the token must be printable ASCII without spaces")
+        metadata.append(("authorization", f"Bearer {_word(token, 'token')}"))
         if not tls and not insecure and not _is_on_this_machine(target):
             raise ValueError(
                 f"the token would be sent to {address} without encryption; use TLS (grpcs://HOST:PORT, or a CA), or if "
                 "the network is trusted insecure=True (--insecure, JOBSTATUS_INSECURE=1)"
             )
-        metadata = (("authorization", f"Bearer {token}"),)
-    return Endpoint(target, TlsFiles(tls) if tls else None, metadata)
+    if tenant is not None:
+        metadata.append(("x-jobstatus-tenant", _word(tenant, "tenant")))
+    return Endpoint(target, TlsFiles(tls) if tls else None, tuple(metadata) or None)
+
+
+def _word(text: str, name: str) -> str:
+    """Return a value of metadata; raise ValueError if gRPC cannot send it."""
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(f"the {name} must be printable ASCII without spaces")
+    return text
 
 
 _URL = re.compile(r"(grpcs?)://(\[[^][/@]+\]|[^][:/@]+)(?::(\d+))?/?", re.ASCII)

@@ -17,7 +17,9 @@ class Found(NamedTuple):
     """The job on that server that `jobstatus run` made for this program; "": none."""
 
 
-def find_server(address: str | None, *, token: str | None, tls: Tls | bool | None, insecure: bool) -> Found:
+def find_server(
+    address: str | None, *, token: str | None, tenant: str | None, tls: Tls | bool | None, insecure: bool
+) -> Found:
     """Return the server that a client's arguments name, without an address completed by the variables.
 
     With an address the variables do not count: the token must not be sent to another server than it is for.
@@ -36,10 +38,11 @@ def find_server(address: str | None, *, token: str | None, tls: Tls | bool | Non
     if address is None:
         address = own_address or f"127.0.0.1:{DEFAULT_PORT}"
         token = token or _variable("TOKEN")
+        tenant = tenant or _variable("TENANT")
         if tls is None:
             tls = tls_of(*(_variable(name) for name in ("CA", "CERT", "KEY", "SERVER_NAME")))
         insecure = insecure or (_variable("INSECURE") or "").lower() in _TRUE
-    return Found(endpoint(address, token=token, tls=tls, insecure=insecure), job_id)
+    return Found(endpoint(address, token=token, tenant=tenant, tls=tls, insecure=insecure), job_id)
 
 
 _TRUE = ("1", "true", "t", "yes", "y", "on")

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 from google.protobuf.message import Message
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.client import values
 from jobstatus_grpc.errors import FieldViolation, InternalError, InvalidFieldError, JobStatusError
 from jobstatus_grpc.job import Job, JobError, JobFilter, JobState, Transition, limits, to_state
@@ -406,6 +407,15 @@ def job_in(response: HasJob | None) -> Job:
         InternalError: it holds no valid job.
     """
     return _read(response, lambda response: convert.job_from_wire(response.job))
+
+
+def identity_in(response: pb.GetCallerIdentityResponse | None) -> Identity:
+    """Return the identity in a response.
+
+    Raises:
+        InternalError: it holds no valid identity.
+    """
+    return _read(response, lambda response: convert.identity_from_wire(response.identity))
 
 
 def jobs_in(response: pb.ListJobsResponse | None) -> JobPage:

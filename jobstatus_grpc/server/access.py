@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 
 from jobstatus_grpc.auth import Authenticator, Credentials, Identity, Role
 from jobstatus_grpc.auth.tokens import bearer_of, read_tokens
 from jobstatus_grpc.errors import (
     BadIdentityError,
+    FieldViolation,
     IdentityExpiredError,
+    InvalidFieldError,
     JobStatusError,
     NoIdentityError,
     PermissionDeniedError,
 )
+from jobstatus_grpc.job.validation import Violations, check_id
 from jobstatus_grpc.server.auth_file import AuthFile
-from jobstatus_grpc.server.transports.interface import CallContext
+from jobstatus_grpc.server.transports.interface import CallContext, Metadata
 from jobstatus_grpc.toml_file import Reader
+
+TENANT_KEY = "x-jobstatus-tenant"
+"""Of the metadata with which an admin selects a tenant."""
 
 LEAST_ROLES: Mapping[str, Role] = {
     "GetJob": Role.WATCHER,
@@ -31,6 +38,7 @@ LEAST_ROLES: Mapping[str, Role] = {
     "BatchUpdateJobs": Role.WORKER,
     "CancelJob": Role.OPERATOR,
     "DeleteJob": Role.OPERATOR,
+    "GetCallerIdentity": Role.WATCHER,
 }
 """By the name of the RPC; one without a row is refused to all."""
 
@@ -61,7 +69,7 @@ class Access:
     def known(self, context: CallContext) -> Identity | None:
         """Return the caller's identity; None: call `identify`. Most calls need no more than this, and do not wait."""
         if self.file is None:
-            return Identity(context.peer())
+            return Identity(context.peer(), authenticated=False)
         key = _key_of(context)
         if key is None or (entry := self._known.get(key)) is None:
             return None
@@ -124,8 +132,35 @@ async def identity_of(credentials: Credentials, authenticators: Iterable[Authent
     raise BadIdentityError
 
 
-def authorize(method: str, caller: Identity) -> None:
-    """Raise PermissionDeniedError if the caller's role does not allow the RPC `method`."""
+def authorize(method: str, caller: Identity, metadata: Metadata | None) -> Identity:
+    """Return the caller in the tenant that the call's metadata selects; without it, in the caller's own.
+
+    Raises:
+        PermissionDeniedError: its role does not allow the RPC `method`, or another tenant.
+        InvalidFieldError: an admin has selected what is no tenant's name.
+    """
     least = LEAST_ROLES.get(method)
-    if least is None or caller.role < least:
-        raise PermissionDeniedError
+    if least is None:
+        raise PermissionDeniedError(f"no role may call {method}")
+    if caller.role < least:
+        raise PermissionDeniedError(
+            f"{method} needs the role {least.name.lower()} or a higher one; yours is {caller.role.name.lower()}"
+        )
+    wanted = {str(value) for key, value in metadata or () if key == TENANT_KEY}
+    return caller if wanted <= {caller.tenant} else _in_tenant(caller, wanted)
+
+
+def _in_tenant(caller: Identity, wanted: Collection[str]) -> Identity:
+    if caller.role is not Role.ADMIN:
+        raise PermissionDeniedError(
+            f"{TENANT_KEY} selects a tenant for the role admin; yours is {caller.role.name.lower()}, in your own tenant"
+        )
+    violations: Violations = []
+    if len(wanted) > 1:
+        violations.append(FieldViolation(TENANT_KEY, "names more than one tenant"))
+    for tenant in wanted:
+        check_id(tenant, TENANT_KEY, violations)
+        caller = replace(caller, tenant=tenant)
+    if violations:
+        raise InvalidFieldError(violations=violations)
+    return caller

@@ -166,7 +166,7 @@ class CallMiddleware:
                     raise DrainingError
                 caller = access.known(context) or await access.identify(context)
                 principal = caller.principal
-                authorize(name, caller)
+                caller = authorize(name, caller, context.invocation_metadata())
                 admit(context)
                 try:
                     reply = await handler(data, caller, context)

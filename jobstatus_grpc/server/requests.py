@@ -100,6 +100,7 @@ def to_create(request: pb.CreateJobRequest, caller: Identity) -> Create:
         request=_request_id(request.request_id, request),
         tenant=caller.tenant,
         actor=caller.principal,
+        only=caller.only,
     )
     validation.check_create(command, violations)
     if request.job.HasField("error"):
@@ -131,6 +132,7 @@ def to_update(request: pb.UpdateJobRequest, caller: Identity) -> Update:
         request=_request_id(request_id, request) if request_id else None,
         tenant=caller.tenant,
         actor=caller.principal,
+        only=caller.only,
     )
     if request.allow_missing:
         labels = changes.get("labels") or _labels(job, violations)
@@ -309,6 +311,7 @@ def to_cancel(request: pb.CancelJobRequest, caller: Identity) -> Cancel:
         request=_request_id(request.request_id, request),
         tenant=caller.tenant,
         actor=caller.principal,
+        only=caller.only,
     )
     validation.check_cancel(command, violations)
     _raise_if_any(violations)
@@ -319,7 +322,11 @@ def to_delete(request: pb.DeleteJobRequest, caller: Identity) -> Delete:
     """Return the command."""
     violations: Violations = []
     command = Delete(
-        id=request.id, expected_revision=request.expected_revision, tenant=caller.tenant, actor=caller.principal
+        id=request.id,
+        expected_revision=request.expected_revision,
+        tenant=caller.tenant,
+        actor=caller.principal,
+        only=caller.only,
     )
     validation.check_delete(command, violations)
     _raise_if_any(violations)
@@ -345,6 +352,8 @@ def to_jobs_query(request: pb.ListJobsRequest, caller: Identity) -> JobsQuery:
     job_filter = filter_from_wire(request.filter, violations)
     limit = _limit(request.page_size, violations)
     _raise_if_any(violations)
+    if caller.only is not None:
+        job_filter &= caller.only
     scope = filter_scope(caller.tenant, job_filter)
     cursor, position = _read_page_token(scope, request.page_token) if request.page_token else ("", "")
     return JobsQuery(filter=job_filter, limit=limit, cursor=cursor, position=position, scope=scope)
@@ -437,6 +446,8 @@ def to_jobs_watch(request: pb.WatchJobsRequest, caller: Identity) -> JobsWatchRe
     job_filter = filter_from_wire(request.filter, violations)
     heartbeat, min_update = _intervals(request, violations)
     _raise_if_any(violations)
+    if caller.only is not None:
+        job_filter &= caller.only
     scope = filter_scope(caller.tenant, job_filter)
     token = request.resume_token
     return JobsWatchRequest(

@@ -15,6 +15,7 @@ from typing import Any
 
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.job import Job, Outcome, Transition, evolve, lasting_values_of, limits
 from jobstatus_grpc.server.requests import HistoryQuery, JobsQuery, JobsWatchRequest, write_history_token
@@ -109,6 +110,11 @@ def history_reply(query: HistoryQuery, transitions: Sequence[Transition]) -> byt
     if sent < len(transitions):
         response.next_page_token = write_history_token(query.scope, transitions[sent - 1])
     return response.SerializeToString()
+
+
+def identity_reply(caller: Identity) -> bytes:
+    """Return a GetCallerIdentityResponse."""
+    return pb.GetCallerIdentityResponse(identity=convert.identity_to_wire(caller)).SerializeToString()
 
 
 def render_job_event(event_type: int, job: Job) -> bytes:

@@ -33,7 +33,7 @@ class JobStatusServicer:
     async def GetJob(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Return a job."""
         job_id = requests.to_job_id(parse(pb.GetJobRequest, data))
-        return responses.job_reply(await self._service.get(caller.tenant, job_id))
+        return responses.job_reply(await self._service.get(caller.tenant, job_id, only=caller.only))
 
     async def UpdateJob(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Update a job."""
@@ -66,7 +66,9 @@ class JobStatusServicer:
     async def ListJobTransitions(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Return a page of a job's history."""
         query = requests.to_history_query(parse(pb.ListJobTransitionsRequest, data), caller)
-        transitions = await self._service.transitions(caller.tenant, query.id, after=query.after, limit=query.limit + 1)
+        transitions = await self._service.transitions(
+            caller.tenant, query.id, after=query.after, limit=query.limit + 1, only=caller.only
+        )
         return responses.history_reply(query, transitions)
 
     async def WatchJob(self, data: bytes, caller: Identity, context: StreamContext) -> None:
@@ -78,6 +80,7 @@ class JobStatusServicer:
             heartbeat_interval=watch.heartbeat_interval,
             min_update_interval=watch.min_update_interval,
             try_send=context.try_send,
+            only=caller.only,
         ) as watcher:
             while (message := await watcher.next()) is not None:
                 await context.write(message)
@@ -92,7 +95,13 @@ class JobStatusServicer:
             heartbeat_interval=watch.heartbeat_interval,
             min_update_interval=watch.min_update_interval,
             send=responses.with_token(context.write, watch),
+            only=caller.only,
         )
+
+    async def GetCallerIdentity(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
+        """Return the caller's identity."""
+        parse(pb.GetCallerIdentityRequest, data)
+        return responses.identity_reply(caller)
 
 
 def rpcs(servicer: JobStatusServicer) -> list[Rpc]:

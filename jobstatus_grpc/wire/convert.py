@@ -1,4 +1,4 @@
-"""Jobs, filters and history entries to protobuf and back, for the server and the clients."""
+"""Jobs, filters, history entries and identities to protobuf and back, for the server and the clients."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.errors import FieldViolation
 from jobstatus_grpc.job import Job, JobError, JobFilter, JobState, Transition, limits, validation
 from jobstatus_grpc.job.validation import Violations
@@ -22,6 +23,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _LAST_MICROSECOND = datetime.max.replace(tzinfo=timezone.utc)
 
 _STATES = {int(state): state for state in JobState}
+_ROLES = {int(role): role for role in Role}
 
 
 def to_state(number: int) -> JobState | int:
@@ -216,6 +218,32 @@ def _plain(value: struct_pb2.Value) -> Any:
     if kind == "list_value":
         return [_plain(item) for item in value.list_value.values]
     return None if kind in ("null_value", None) else getattr(value, kind)
+
+
+def identity_to_wire(identity: Identity) -> pb.CallerIdentity:
+    """Return `identity` as a message."""
+    message = pb.CallerIdentity(
+        principal=identity.principal,
+        tenant=identity.tenant,
+        role=identity.role,  # type: ignore[arg-type]  # the numbers are the enum's
+        only=None if identity.only is None else filter_to_wire(identity.only),
+        authenticated=identity.authenticated,
+    )
+    if identity.expires_at is not None:
+        instant_to_wire(identity.expires_at, message.expires_at)
+    return message
+
+
+def identity_from_wire(message: pb.CallerIdentity) -> Identity:
+    """Return the identity that a server sent; a role that this version does not know is read as WATCHER."""
+    return Identity(
+        principal=message.principal,
+        tenant=message.tenant,
+        role=_ROLES.get(message.role, Role.WATCHER),
+        only=filter_from_wire(message.only, []) if message.HasField("only") else None,
+        expires_at=instant_from_wire(message.expires_at) if message.HasField("expires_at") else None,
+        authenticated=message.authenticated,
+    )
 
 
 def filter_from_wire(message: pb.JobFilter, violations: Violations) -> JobFilter:

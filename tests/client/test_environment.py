@@ -9,8 +9,8 @@ from jobstatus_grpc.client.environment import find_server
 from jobstatus_grpc.errors import JobStatusError
 
 
-def found(address=None, *, token=None, tls=None, insecure=False):
-    return find_server(address, token=token, tls=tls, insecure=insecure)
+def found(address=None, *, token=None, tenant=None, tls=None, insecure=False):
+    return find_server(address, token=token, tenant=tenant, tls=tls, insecure=insecure)
 
 
 @pytest.fixture(autouse=True)

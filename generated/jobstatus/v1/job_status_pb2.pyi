@@ -91,15 +91,18 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     JOB_EVENT_TYPE_UPDATED: _JobEventType.ValueType  # 2
     """The job after a change."""
     JOB_EVENT_TYPE_REMOVED: _JobEventType.ValueType  # 3
-    """The job no longer matches the filter (the whole job is set), or it was deleted or has expired (only id and revision
-    are set). If the job ended just before, UPDATED with its final state is sent first.
+    """The job no longer matches the filter (the whole job is set), or it was deleted, has expired, or is not one of those
+    to which the caller is limited any more (only id and revision are set). If the job ended just before it was
+    removed, UPDATED with its final state is sent first.
     """
     JOB_EVENT_TYPE_SYNCED: _JobEventType.ValueType  # 4
     """All existing jobs, or all changes since the resume_token, have been sent. Later events are new changes."""
     JOB_EVENT_TYPE_HEARTBEAT: _JobEventType.ValueType  # 5
     """Nothing has changed; the stream is alive. In WatchJob it repeats the job that was sent last."""
     JOB_EVENT_TYPE_RESET: _JobEventType.ValueType  # 6
-    """The resume_token is too old, or the store was replaced: discard all known jobs; snapshots follow."""
+    """The resume_token is too old, the store was replaced, or the caller is limited to some jobs, for which watches do not
+    resume: discard all known jobs; snapshots follow.
+    """
 
 class JobEventType(_JobEventType, metaclass=_JobEventTypeEnumTypeWrapper):
     """The type of a watch event."""
@@ -111,16 +114,51 @@ JOB_EVENT_TYPE_SNAPSHOT: JobEventType.ValueType  # 1
 JOB_EVENT_TYPE_UPDATED: JobEventType.ValueType  # 2
 """The job after a change."""
 JOB_EVENT_TYPE_REMOVED: JobEventType.ValueType  # 3
-"""The job no longer matches the filter (the whole job is set), or it was deleted or has expired (only id and revision
-are set). If the job ended just before, UPDATED with its final state is sent first.
+"""The job no longer matches the filter (the whole job is set), or it was deleted, has expired, or is not one of those
+to which the caller is limited any more (only id and revision are set). If the job ended just before it was
+removed, UPDATED with its final state is sent first.
 """
 JOB_EVENT_TYPE_SYNCED: JobEventType.ValueType  # 4
 """All existing jobs, or all changes since the resume_token, have been sent. Later events are new changes."""
 JOB_EVENT_TYPE_HEARTBEAT: JobEventType.ValueType  # 5
 """Nothing has changed; the stream is alive. In WatchJob it repeats the job that was sent last."""
 JOB_EVENT_TYPE_RESET: JobEventType.ValueType  # 6
-"""The resume_token is too old, or the store was replaced: discard all known jobs; snapshots follow."""
+"""The resume_token is too old, the store was replaced, or the caller is limited to some jobs, for which watches do not
+resume: discard all known jobs; snapshots follow.
+"""
 Global___JobEventType: _TypeAlias = JobEventType  # noqa: Y015
+
+class _Role:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLE_UNSPECIFIED: _Role.ValueType  # 0
+    """Never sent."""
+    ROLE_WATCHER: _Role.ValueType  # 1
+    """Get, list, watch, read the history."""
+    ROLE_WORKER: _Role.ValueType  # 2
+    """Also create and update."""
+    ROLE_OPERATOR: _Role.ValueType  # 3
+    """Also cancel and delete."""
+    ROLE_ADMIN: _Role.ValueType  # 4
+    """The same in every tenant: the metadata x-jobstatus-tenant of a call selects it."""
+
+class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+    """What a caller may do. Each role may also do what those before it may; the comment of an RPC names the least one."""
+
+ROLE_UNSPECIFIED: Role.ValueType  # 0
+"""Never sent."""
+ROLE_WATCHER: Role.ValueType  # 1
+"""Get, list, watch, read the history."""
+ROLE_WORKER: Role.ValueType  # 2
+"""Also create and update."""
+ROLE_OPERATOR: Role.ValueType  # 3
+"""Also cancel and delete."""
+ROLE_ADMIN: Role.ValueType  # 4
+"""The same in every tenant: the metadata x-jobstatus-tenant of a call selects it."""
+Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
 class JobStatus(_message.Message):
@@ -503,6 +541,56 @@ class JobTransition(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobTransition: _TypeAlias = JobTransition  # noqa: Y015
+
+@_typing.final
+class CallerIdentity(_message.Message):
+    """The identity of a caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ONLY_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    AUTHENTICATED_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """The actor in the history: the name in the server's auth file, in the token or in the certificate; without
+    authentication the address of the peer.
+    """
+    tenant: _builtins.str
+    """The tenant in which this call was made."""
+    role: Global___Role.ValueType
+    """What the caller may do."""
+    authenticated: _builtins.bool
+    """Whether the caller proved its identity. False: the server runs without authentication, and each caller is an
+    operator of the tenant "default".
+    """
+    @_builtins.property
+    def only(self) -> Global___JobFilter:
+        """The jobs to which the caller is limited; unset: all jobs of the tenant."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the credentials expire; unset: never."""
+
+    def __init__(
+        self,
+        *,
+        principal: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        role: Global___Role.ValueType = ...,
+        only: Global___JobFilter | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        authenticated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "only", b"only"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authenticated", b"authenticated", "expires_at", b"expires_at", "only", b"only", "principal", b"principal", "role", b"role", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallerIdentity: _TypeAlias = CallerIdentity  # noqa: Y015
 
 @_typing.final
 class CreateJobRequest(_message.Message):
@@ -1135,3 +1223,44 @@ class WatchJobsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchJobsResponse: _TypeAlias = WatchJobsResponse  # noqa: Y015
+
+@_typing.final
+class GetCallerIdentityRequest(_message.Message):
+    """Request of GetCallerIdentity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCallerIdentityRequest: _TypeAlias = GetCallerIdentityRequest  # noqa: Y015
+
+@_typing.final
+class GetCallerIdentityResponse(_message.Message):
+    """Response of GetCallerIdentity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def identity(self) -> Global___CallerIdentity:
+        """The caller of this call."""
+
+    def __init__(
+        self,
+        *,
+        identity: Global___CallerIdentity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCallerIdentityResponse: _TypeAlias = GetCallerIdentityResponse  # noqa: Y015

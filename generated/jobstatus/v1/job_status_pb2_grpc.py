@@ -33,6 +33,15 @@ class JobStatusServiceStub(object):
     Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
     (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
     reason; its message has an id that is also in the server's log.
+
+    With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
+    are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
+    the least role of the RPC, or if the metadata x-jobstatus-tenant names another tenant and the caller is no admin. An
+    open watch ends with these errors when its caller loses what it needs.
+
+    A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
+    limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
+    changes must stay within its limits, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
     """
 
     def __init__(self, channel):
@@ -91,6 +100,11 @@ class JobStatusServiceStub(object):
                 request_serializer=jobstatus_dot_v1_dot_job__status__pb2.WatchJobsRequest.SerializeToString,
                 response_deserializer=jobstatus_dot_v1_dot_job__status__pb2.WatchJobsResponse.FromString,
                 _registered_method=True)
+        self.GetCallerIdentity = channel.unary_unary(
+                '/jobstatus.v1.JobStatusService/GetCallerIdentity',
+                request_serializer=jobstatus_dot_v1_dot_job__status__pb2.GetCallerIdentityRequest.SerializeToString,
+                response_deserializer=jobstatus_dot_v1_dot_job__status__pb2.GetCallerIdentityResponse.FromString,
+                _registered_method=True)
 
 
 class JobStatusServiceServicer(object):
@@ -101,13 +115,25 @@ class JobStatusServiceServicer(object):
     Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
     (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
     reason; its message has an id that is also in the server's log.
+
+    With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
+    are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
+    the least role of the RPC, or if the metadata x-jobstatus-tenant names another tenant and the caller is no admin. An
+    open watch ends with these errors when its caller loses what it needs.
+
+    A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
+    limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
+    changes must stay within its limits, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
     """
 
     def CreateJob(self, request, context):
         """Creates a job in state PENDING (the default) or IN_PROGRESS (which starts attempt 1).
 
         Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
-        within the last 24 hours; INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+        within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
+        (INVALID_FIELD, REQUEST_ID_REUSED).
+
+        Least role: worker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +144,8 @@ class JobStatusServiceServicer(object):
 
         Errors: NOT_FOUND with JOB_NOT_FOUND, or with JOB_EXPIRED if the job was deleted or expired within the last 24
         hours; INVALID_ARGUMENT (INVALID_FIELD).
+
+        Least role: watcher.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,7 +162,11 @@ class JobStatusServiceServicer(object):
         any) equal the stored ones, the call returns OK and changes nothing.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED); NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED);
-        FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH).
+        FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
+        (NOT_ALLOWED) if the caller is limited to other jobs than this would become; with allow_missing ALREADY_EXISTS
+        (JOB_ALREADY_EXISTS) if such a caller does not see the job that has the id.
+
+        Least role: worker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,6 +177,8 @@ class JobStatusServiceServicer(object):
 
         The error of an update is in its result. The call itself fails with INVALID_ARGUMENT (INVALID_FIELD) if it has more
         than 500 updates.
+
+        Least role: worker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,6 +190,8 @@ class JobStatusServiceServicer(object):
         requested before, the call returns OK and changes nothing.
 
         Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+
+        Least role: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +202,8 @@ class JobStatusServiceServicer(object):
 
         Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); FAILED_PRECONDITION (JOB_NOT_DONE); ABORTED (REVISION_MISMATCH);
         INVALID_ARGUMENT (INVALID_FIELD).
+
+        Least role: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,6 +213,8 @@ class JobStatusServiceServicer(object):
         """Lists jobs in pages, newest created first. Pages are stable while jobs are added.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
+
+        Least role: watcher.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,6 +225,8 @@ class JobStatusServiceServicer(object):
         a job are kept.
 
         Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
+
+        Least role: watcher.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,7 +240,10 @@ class JobStatusServiceServicer(object):
         The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
         server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
         also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with RetryInfo, or
-        INVALID_ARGUMENT (INVALID_FIELD).
+        INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND (JOB_NOT_FOUND)
+        when the job is not one of them any more.
+
+        Least role: watcher.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,11 +252,22 @@ class JobStatusServiceServicer(object):
     def WatchJobs(self, request, context):
         """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
         changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-        old, or the store was replaced: RESET, then the same as without a token. Delivery is at least once; discard
-        duplicates by revision.
+        old, the store was replaced, or the caller is limited to some jobs: RESET, then the same as without a token.
+        Delivery is at least once; discard duplicates by revision.
 
         The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
         token is malformed or belongs to another tenant or filter.
+
+        Least role: watcher.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCallerIdentity(self, request, context):
+        """Returns the identity as which the service makes this caller's calls.
+
+        Least role: watcher. No errors of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,6 +326,11 @@ def add_JobStatusServiceServicer_to_server(servicer, server):
                     request_deserializer=jobstatus_dot_v1_dot_job__status__pb2.WatchJobsRequest.FromString,
                     response_serializer=jobstatus_dot_v1_dot_job__status__pb2.WatchJobsResponse.SerializeToString,
             ),
+            'GetCallerIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCallerIdentity,
+                    request_deserializer=jobstatus_dot_v1_dot_job__status__pb2.GetCallerIdentityRequest.FromString,
+                    response_serializer=jobstatus_dot_v1_dot_job__status__pb2.GetCallerIdentityResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'jobstatus.v1.JobStatusService', rpc_method_handlers)
@@ -286,6 +347,15 @@ class JobStatusService(object):
     Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
     (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
     reason; its message has an id that is also in the server's log.
+
+    With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
+    are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
+    the least role of the RPC, or if the metadata x-jobstatus-tenant names another tenant and the caller is no admin. An
+    open watch ends with these errors when its caller loses what it needs.
+
+    A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
+    limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
+    changes must stay within its limits, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
     """
 
     @staticmethod
@@ -548,6 +618,33 @@ class JobStatusService(object):
             '/jobstatus.v1.JobStatusService/WatchJobs',
             jobstatus_dot_v1_dot_job__status__pb2.WatchJobsRequest.SerializeToString,
             jobstatus_dot_v1_dot_job__status__pb2.WatchJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCallerIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/jobstatus.v1.JobStatusService/GetCallerIdentity',
+            jobstatus_dot_v1_dot_job__status__pb2.GetCallerIdentityRequest.SerializeToString,
+            jobstatus_dot_v1_dot_job__status__pb2.GetCallerIdentityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,15 @@ class JobStatusServiceStub:
     Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
     (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
     reason; its message has an id that is also in the server's log.
+
+    With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
+    are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
+    the least role of the RPC, or if the metadata x-jobstatus-tenant names another tenant and the caller is no admin. An
+    open watch ends with these errors when its caller loses what it needs.
+
+    A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
+    limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
+    changes must stay within its limits, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
     """
 
     @_typing.overload
@@ -49,13 +58,18 @@ class JobStatusServiceStub:
     """Creates a job in state PENDING (the default) or IN_PROGRESS (which starts attempt 1).
 
     Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
-    within the last 24 hours; INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+    within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
+    (INVALID_FIELD, REQUEST_ID_REUSED).
+
+    Least role: worker.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_status_pb2.GetJobRequest, _job_status_pb2.GetJobResponse]
     """Returns a job as of the latest committed write.
 
     Errors: NOT_FOUND with JOB_NOT_FOUND, or with JOB_EXPIRED if the job was deleted or expired within the last 24
     hours; INVALID_ARGUMENT (INVALID_FIELD).
+
+    Least role: watcher.
     """
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_status_pb2.UpdateJobRequest, _job_status_pb2.UpdateJobResponse]
     """Reports on a job. This is the one call that a worker needs: it claims a job, changes its state, reports progress,
@@ -68,13 +82,19 @@ class JobStatusServiceStub:
     any) equal the stored ones, the call returns OK and changes nothing.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED); NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED);
-    FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH).
+    FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
+    (NOT_ALLOWED) if the caller is limited to other jobs than this would become; with allow_missing ALREADY_EXISTS
+    (JOB_ALREADY_EXISTS) if such a caller does not see the job that has the id.
+
+    Least role: worker.
     """
     BatchUpdateJobs: _grpc.UnaryUnaryMultiCallable[_job_status_pb2.BatchUpdateJobsRequest, _job_status_pb2.BatchUpdateJobsResponse]
     """Applies up to 500 updates in order. Each succeeds or fails independently of the others.
 
     The error of an update is in its result. The call itself fails with INVALID_ARGUMENT (INVALID_FIELD) if it has more
     than 500 updates.
+
+    Least role: worker.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_status_pb2.CancelJobRequest, _job_status_pb2.CancelJobResponse]
     """Cancels a job cooperatively. A PENDING or RETRYING job becomes CANCELLED at once. A job that is IN_PROGRESS gets
@@ -82,23 +102,31 @@ class JobStatusServiceStub:
     requested before, the call returns OK and changes nothing.
 
     Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+
+    Least role: operator.
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_status_pb2.DeleteJobRequest, _job_status_pb2.DeleteJobResponse]
     """Deletes a done job and its history. The id cannot be used again for 24 hours.
 
     Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); FAILED_PRECONDITION (JOB_NOT_DONE); ABORTED (REVISION_MISMATCH);
     INVALID_ARGUMENT (INVALID_FIELD).
+
+    Least role: operator.
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_status_pb2.ListJobsRequest, _job_status_pb2.ListJobsResponse]
     """Lists jobs in pages, newest created first. Pages are stable while jobs are added.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
+
+    Least role: watcher.
     """
     ListJobTransitions: _grpc.UnaryUnaryMultiCallable[_job_status_pb2.ListJobTransitionsRequest, _job_status_pb2.ListJobTransitionsResponse]
     """Lists the history of a job: each transition with its actor and time, oldest first. The newest 1,000 transitions of
     a job are kept.
 
     Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
+
+    Least role: watcher.
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_status_pb2.WatchJobRequest, _job_status_pb2.WatchJobResponse]
     """Follows one job to its end: a SNAPSHOT at once, UPDATED with the newest state after each change, and HEARTBEAT if
@@ -108,16 +136,26 @@ class JobStatusServiceStub:
     The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
     server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
     also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with RetryInfo, or
-    INVALID_ARGUMENT (INVALID_FIELD).
+    INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND (JOB_NOT_FOUND)
+    when the job is not one of them any more.
+
+    Least role: watcher.
     """
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_status_pb2.WatchJobsRequest, _job_status_pb2.WatchJobsResponse]
     """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
     changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-    old, or the store was replaced: RESET, then the same as without a token. Delivery is at least once; discard
-    duplicates by revision.
+    old, the store was replaced, or the caller is limited to some jobs: RESET, then the same as without a token.
+    Delivery is at least once; discard duplicates by revision.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
     token is malformed or belongs to another tenant or filter.
+
+    Least role: watcher.
+    """
+    GetCallerIdentity: _grpc.UnaryUnaryMultiCallable[_job_status_pb2.GetCallerIdentityRequest, _job_status_pb2.GetCallerIdentityResponse]
+    """Returns the identity as which the service makes this caller's calls.
+
+    Least role: watcher. No errors of its own.
     """
 
 @_typing.type_check_only
@@ -129,6 +167,15 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
     (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
     reason; its message has an id that is also in the server's log.
+
+    With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
+    are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
+    the least role of the RPC, or if the metadata x-jobstatus-tenant names another tenant and the caller is no admin. An
+    open watch ends with these errors when its caller loses what it needs.
+
+    A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
+    limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
+    changes must stay within its limits, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -136,13 +183,18 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     """Creates a job in state PENDING (the default) or IN_PROGRESS (which starts attempt 1).
 
     Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
-    within the last 24 hours; INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+    within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
+    (INVALID_FIELD, REQUEST_ID_REUSED).
+
+    Least role: worker.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_status_pb2.GetJobRequest, _job_status_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns a job as of the latest committed write.
 
     Errors: NOT_FOUND with JOB_NOT_FOUND, or with JOB_EXPIRED if the job was deleted or expired within the last 24
     hours; INVALID_ARGUMENT (INVALID_FIELD).
+
+    Least role: watcher.
     """
     UpdateJob: _aio.UnaryUnaryMultiCallable[_job_status_pb2.UpdateJobRequest, _job_status_pb2.UpdateJobResponse]  # type: ignore[assignment]
     """Reports on a job. This is the one call that a worker needs: it claims a job, changes its state, reports progress,
@@ -155,13 +207,19 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     any) equal the stored ones, the call returns OK and changes nothing.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED); NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED);
-    FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH).
+    FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
+    (NOT_ALLOWED) if the caller is limited to other jobs than this would become; with allow_missing ALREADY_EXISTS
+    (JOB_ALREADY_EXISTS) if such a caller does not see the job that has the id.
+
+    Least role: worker.
     """
     BatchUpdateJobs: _aio.UnaryUnaryMultiCallable[_job_status_pb2.BatchUpdateJobsRequest, _job_status_pb2.BatchUpdateJobsResponse]  # type: ignore[assignment]
     """Applies up to 500 updates in order. Each succeeds or fails independently of the others.
 
     The error of an update is in its result. The call itself fails with INVALID_ARGUMENT (INVALID_FIELD) if it has more
     than 500 updates.
+
+    Least role: worker.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_status_pb2.CancelJobRequest, _job_status_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Cancels a job cooperatively. A PENDING or RETRYING job becomes CANCELLED at once. A job that is IN_PROGRESS gets
@@ -169,23 +227,31 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     requested before, the call returns OK and changes nothing.
 
     Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+
+    Least role: operator.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_status_pb2.DeleteJobRequest, _job_status_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Deletes a done job and its history. The id cannot be used again for 24 hours.
 
     Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); FAILED_PRECONDITION (JOB_NOT_DONE); ABORTED (REVISION_MISMATCH);
     INVALID_ARGUMENT (INVALID_FIELD).
+
+    Least role: operator.
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_status_pb2.ListJobsRequest, _job_status_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs in pages, newest created first. Pages are stable while jobs are added.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
+
+    Least role: watcher.
     """
     ListJobTransitions: _aio.UnaryUnaryMultiCallable[_job_status_pb2.ListJobTransitionsRequest, _job_status_pb2.ListJobTransitionsResponse]  # type: ignore[assignment]
     """Lists the history of a job: each transition with its actor and time, oldest first. The newest 1,000 transitions of
     a job are kept.
 
     Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
+
+    Least role: watcher.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_status_pb2.WatchJobRequest, _job_status_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Follows one job to its end: a SNAPSHOT at once, UPDATED with the newest state after each change, and HEARTBEAT if
@@ -195,16 +261,26 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
     server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
     also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with RetryInfo, or
-    INVALID_ARGUMENT (INVALID_FIELD).
+    INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND (JOB_NOT_FOUND)
+    when the job is not one of them any more.
+
+    Least role: watcher.
     """
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_status_pb2.WatchJobsRequest, _job_status_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
     changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-    old, or the store was replaced: RESET, then the same as without a token. Delivery is at least once; discard
-    duplicates by revision.
+    old, the store was replaced, or the caller is limited to some jobs: RESET, then the same as without a token.
+    Delivery is at least once; discard duplicates by revision.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
     token is malformed or belongs to another tenant or filter.
+
+    Least role: watcher.
+    """
+    GetCallerIdentity: _aio.UnaryUnaryMultiCallable[_job_status_pb2.GetCallerIdentityRequest, _job_status_pb2.GetCallerIdentityResponse]  # type: ignore[assignment]
+    """Returns the identity as which the service makes this caller's calls.
+
+    Least role: watcher. No errors of its own.
     """
 
 class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -215,6 +291,15 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
     Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
     (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
     reason; its message has an id that is also in the server's log.
+
+    With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
+    are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
+    the least role of the RPC, or if the metadata x-jobstatus-tenant names another tenant and the caller is no admin. An
+    open watch ends with these errors when its caller loses what it needs.
+
+    A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
+    limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
+    changes must stay within its limits, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
     """
 
     @_abc_1.abstractmethod
@@ -226,7 +311,10 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a job in state PENDING (the default) or IN_PROGRESS (which starts attempt 1).
 
         Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
-        within the last 24 hours; INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+        within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
+        (INVALID_FIELD, REQUEST_ID_REUSED).
+
+        Least role: worker.
         """
 
     @_abc_1.abstractmethod
@@ -239,6 +327,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND with JOB_NOT_FOUND, or with JOB_EXPIRED if the job was deleted or expired within the last 24
         hours; INVALID_ARGUMENT (INVALID_FIELD).
+
+        Least role: watcher.
         """
 
     @_abc_1.abstractmethod
@@ -257,7 +347,11 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         any) equal the stored ones, the call returns OK and changes nothing.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED); NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED);
-        FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH).
+        FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
+        (NOT_ALLOWED) if the caller is limited to other jobs than this would become; with allow_missing ALREADY_EXISTS
+        (JOB_ALREADY_EXISTS) if such a caller does not see the job that has the id.
+
+        Least role: worker.
         """
 
     @_abc_1.abstractmethod
@@ -270,6 +364,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The error of an update is in its result. The call itself fails with INVALID_ARGUMENT (INVALID_FIELD) if it has more
         than 500 updates.
+
+        Least role: worker.
         """
 
     @_abc_1.abstractmethod
@@ -283,6 +379,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         requested before, the call returns OK and changes nothing.
 
         Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+
+        Least role: operator.
         """
 
     @_abc_1.abstractmethod
@@ -295,6 +393,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); FAILED_PRECONDITION (JOB_NOT_DONE); ABORTED (REVISION_MISMATCH);
         INVALID_ARGUMENT (INVALID_FIELD).
+
+        Least role: operator.
         """
 
     @_abc_1.abstractmethod
@@ -306,6 +406,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists jobs in pages, newest created first. Pages are stable while jobs are added.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
+
+        Least role: watcher.
         """
 
     @_abc_1.abstractmethod
@@ -318,6 +420,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         a job are kept.
 
         Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, INVALID_TOKEN).
+
+        Least role: watcher.
         """
 
     @_abc_1.abstractmethod
@@ -333,7 +437,10 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
         server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
         also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with RetryInfo, or
-        INVALID_ARGUMENT (INVALID_FIELD).
+        INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND (JOB_NOT_FOUND)
+        when the job is not one of them any more.
+
+        Least role: watcher.
         """
 
     @_abc_1.abstractmethod
@@ -344,11 +451,24 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_status_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_status_pb2.WatchJobsResponse]]:
         """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
         changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-        old, or the store was replaced: RESET, then the same as without a token. Delivery is at least once; discard
-        duplicates by revision.
+        old, the store was replaced, or the caller is limited to some jobs: RESET, then the same as without a token.
+        Delivery is at least once; discard duplicates by revision.
 
         The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
         token is malformed or belongs to another tenant or filter.
+
+        Least role: watcher.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCallerIdentity(
+        self,
+        request: _job_status_pb2.GetCallerIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_status_pb2.GetCallerIdentityResponse, _abc.Awaitable[_job_status_pb2.GetCallerIdentityResponse]]:
+        """Returns the identity as which the service makes this caller's calls.
+
+        Least role: watcher. No errors of its own.
         """
 
 def add_JobStatusServiceServicer_to_server(servicer: JobStatusServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -182,6 +182,7 @@ def _environment(connection: Connection, tracked: TrackedJob) -> dict[str, str]:
     own = {
         "ADDRESS": connection.address,
         "TOKEN": connection.token,
+        "TENANT": connection.tenant,
         "CA": connection.ca_file and os.path.abspath(connection.ca_file),
         "CERT": connection.cert_file and os.path.abspath(connection.cert_file),
         "KEY": connection.key_file and os.path.abspath(connection.key_file),
