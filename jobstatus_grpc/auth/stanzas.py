@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 from jobstatus_grpc.auth.identity import Role
 from jobstatus_grpc.job import DEFAULT_TENANT, JobFilter, limits
+from jobstatus_grpc.job.validation import Violations, check_id
 from jobstatus_grpc.toml_file import Value
 
 ROLES = {role.name.lower(): role for role in Role}
 """By the words of the file and of the command line."""
-
-MAX_TENANT_BYTES = 128
 
 MAX_PRINCIPAL_BYTES = 256
 """It is in each entry of a job's history."""
@@ -24,7 +23,19 @@ def read_role(value: Value) -> Role:
 
 def read_tenant(stanza: Mapping[str, Value]) -> str:
     """Return the stanza's `tenant`, or the default one."""
-    return stanza["tenant"].text(max_bytes=MAX_TENANT_BYTES) if "tenant" in stanza else DEFAULT_TENANT
+    if "tenant" not in stanza:
+        return DEFAULT_TENANT
+    tenant = stanza["tenant"].text()
+    for violation in tenant_violations(tenant):
+        stanza["tenant"].refuse(violation.description)
+    return tenant
+
+
+def tenant_violations(tenant: str) -> Violations:
+    """Return what is wrong with a tenant's name, which an admin sends as metadata."""
+    violations: Violations = []
+    check_id(tenant, "tenant", violations)
+    return violations
 
 
 def read_only(stanza: Mapping[str, Value]) -> JobFilter | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from jobstatus_grpc.auth.identity import Credentials, Identity, Role
-from jobstatus_grpc.auth.stanzas import MAX_PRINCIPAL_BYTES, MAX_TENANT_BYTES, read_only, read_role, read_tenant
+from jobstatus_grpc.auth.stanzas import MAX_PRINCIPAL_BYTES, read_only, read_role, read_tenant, tenant_violations
 from jobstatus_grpc.errors import BadIdentityError, IdentityExpiredError
 from jobstatus_grpc.toml_file import Value
 
@@ -133,9 +133,10 @@ def stanza_of(token: str, name: str, role: Role, *, tenant: str, expires_at: dat
     Raises:
         ValueError: a server would refuse the name or the tenant.
     """
-    for what, text, max_bytes in (("name", name, MAX_PRINCIPAL_BYTES), ("tenant", tenant, MAX_TENANT_BYTES)):
-        if not text or not text.isprintable() or len(text.encode()) > max_bytes:
-            raise ValueError(f"a {what} has 1 to {max_bytes} bytes and no control characters")
+    if not name or not name.isprintable() or len(name.encode()) > MAX_PRINCIPAL_BYTES:
+        raise ValueError(f"a name has 1 to {MAX_PRINCIPAL_BYTES} bytes and no control characters")
+    for violation in tenant_violations(tenant):
+        raise ValueError(f"a tenant {violation.description}")
     lines = [
         "[[tokens]]",
         f"name = {_quoted(name)}",

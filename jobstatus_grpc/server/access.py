@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 
 from jobstatus_grpc.auth import Authenticator, Credentials, Identity, Role
+from jobstatus_grpc.auth.stanzas import tenant_violations
 from jobstatus_grpc.auth.tokens import bearer_of, read_tokens
 from jobstatus_grpc.errors import (
     BadIdentityError,
@@ -19,7 +20,6 @@ from jobstatus_grpc.errors import (
     NoIdentityError,
     PermissionDeniedError,
 )
-from jobstatus_grpc.job.validation import Violations, check_id
 from jobstatus_grpc.server.auth_file import AuthFile
 from jobstatus_grpc.server.transports.interface import CallContext, Metadata
 from jobstatus_grpc.toml_file import Reader
@@ -150,17 +150,15 @@ def authorize(method: str, caller: Identity, metadata: Metadata | None) -> Ident
     return caller if wanted <= {caller.tenant} else _in_tenant(caller, wanted)
 
 
-def _in_tenant(caller: Identity, wanted: Collection[str]) -> Identity:
+def _in_tenant(caller: Identity, wanted: set[str]) -> Identity:
     if caller.role is not Role.ADMIN:
         raise PermissionDeniedError(
             f"{TENANT_KEY} selects a tenant for the role admin; yours is {caller.role.name.lower()}, in your own tenant"
         )
-    violations: Violations = []
-    if len(wanted) > 1:
-        violations.append(FieldViolation(TENANT_KEY, "names more than one tenant"))
-    for tenant in wanted:
-        check_id(tenant, TENANT_KEY, violations)
-        caller = replace(caller, tenant=tenant)
+    tenant = wanted.pop()
+    violations = [FieldViolation(TENANT_KEY, each.description) for each in tenant_violations(tenant)]
+    if wanted:
+        violations.append(FieldViolation(TENANT_KEY, "must be one tenant, not several"))
     if violations:
         raise InvalidFieldError(violations=violations)
-    return caller
+    return replace(caller, tenant=tenant)

@@ -120,6 +120,7 @@ def test_the_scheme_is_of_any_case(ask, scheme):
         (stanza() + "only = {}", "line 6: tokens.only: names no labels and no name_prefix"),
         (stanza() + "only = { labels = { a = 1 } }", "tokens.only.labels.a: must be a text"),
         (stanza() + 'only = { ids = ["a"] }', "tokens.only.ids: there is no such setting"),
+        (stanza(tenant="core").replace("core", "c o r e"), "line 5: tokens.tenant: must be 1 to 128 characters of A-Z"),
         (stanza(name="x" * 256).replace("xx", "xxx"), "line 2: tokens.name: must be at most 256 bytes"),
     ],
 )

@@ -41,7 +41,7 @@ def test_json_has_all_in_one_object(offline_cli):
         (["ci", "--role", "king"], "'king' is not one of"),
         (["", "--role", "worker"], "a name has 1 to 256 bytes"),
         (["a\nb", "--role", "worker"], "no control characters"),
-        (["ci", "--role", "worker", "--tenant", "x" * 129], "a tenant has 1 to 128 bytes"),
+        (["ci", "--role", "worker", "--tenant", "x" * 129], "a tenant must be 1 to 128 characters of"),
         (["ci", "--role", "worker", "--expires", "soon"], "'soon' is not a duration"),
     ],
 )

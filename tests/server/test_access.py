@@ -60,5 +60,5 @@ def test_what_is_no_name_of_a_tenant_is_refused(tenant):
 
 
 def test_a_call_names_one_tenant():
-    with pytest.raises(InvalidFieldError, match="more than one"):
+    with pytest.raises(InvalidFieldError, match="must be one tenant, not several"):
         authorize("GetJob", Identity("me", role=Role.ADMIN), [(TENANT_KEY, "a"), (TENANT_KEY, "b")])

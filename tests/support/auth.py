@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from jobstatus_grpc.auth import Role
 from jobstatus_grpc.auth.tokens import make_token, stanza_of
 from jobstatus_grpc.job import DEFAULT_TENANT
+from tests.support.service import Refusal, Service
 
 TRANSPORTS = ("grpcio", "native")
 
@@ -55,3 +57,35 @@ class AuthText:
         new = self.path.with_suffix(".new")
         new.write_text("\n".join(self._stanzas.values()))
         new.replace(self.path)
+
+
+class Callers:
+    """The callers of one server, each with a connection of its own."""
+
+    def __init__(self, service: Service, auth: AuthText) -> None:
+        self._service = service
+        self._auth = auth
+        self._opened: dict[tuple[str, ...], Service] = {}
+
+    def __getitem__(self, name: str) -> Service:
+        """Return the service as this caller uses it."""
+        return self.in_tenant(name)
+
+    def in_tenant(self, name: str, *tenants: str) -> Service:
+        """Return the service as this caller uses it, with a tenant in the metadata."""
+        key = (name, *tenants)
+        if key not in self._opened:
+            metadata = (*bearer(self._auth.tokens[name]), *(("x-jobstatus-tenant", tenant) for tenant in tenants))
+            self._opened[key] = Service(self._service.address, self._service.process, metadata)
+        return self._opened[key]
+
+    def close(self) -> None:
+        """Close the connections."""
+        for service in self._opened.values():
+            service.close()
+
+
+def as_unknown(refusal: Refusal, job_id: str) -> Refusal:
+    """Return a refusal with `?` in place of the job's id, to compare those of two jobs."""
+    metadata = {name: value.replace(job_id, "?") for name, value in refusal.metadata.items()}
+    return replace(refusal, message=refusal.message.replace(job_id, "?"), metadata=metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +57,14 @@ def read_refusal(error: Any) -> Refusal:
 class Service:
     """The raw stub of one server, and short forms of common calls."""
 
-    def __init__(self, address: str, process: ServerProcess | None = None) -> None:
+    def __init__(
+        self, address: str, process: ServerProcess | None = None, metadata: Sequence[tuple[str, str]] = ()
+    ) -> None:
         self.address = address
         self.process = process
         # A connection of its own, which is closed with the channel.
         self.channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
-        self.stub = JobStatusServiceStub(self.channel)
+        self.stub = JobStatusServiceStub(grpc.intercept_channel(self.channel, _Metadata(metadata)))
 
     def close(self) -> None:
         self.channel.close()
@@ -107,6 +110,18 @@ class Service:
             "/jobstatus.v1.JobStatusService/WatchJob"
         )
         return list(call(body, timeout=DEADLINE_SECONDS))
+
+
+class _Metadata(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Adds metadata to each call."""
+
+    def __init__(self, metadata: Sequence[tuple[str, str]]) -> None:
+        self._metadata = metadata
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(client_call_details._replace(metadata=self._metadata), request)
+
+    intercept_unary_stream = intercept_unary_unary
 
 
 def update_of(job_id: str, *, mask: list[str] | None = None, **fields: Any) -> pb.UpdateJobRequest:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Command, Create, Delete, Expire, Job, JobState, RequestId, Transition, Update
+from jobstatus_grpc.job import Command, Create, Delete, Expire, Job, JobFilter, JobState, RequestId, Transition, Update
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.interface import Change, CommitResult, JobStore
 from tests.stores.contract.stored_jobs import REQUESTS, STORED
@@ -116,6 +116,18 @@ class CoreContract:
         probe, job = (await store.commit(commands)).outcomes
         assert (job.attempt == 1) is isinstance(probe, Job)
         assert await store.get("default", "a") == job
+
+    @on_store
+    async def test_a_command_sees_the_limits_of_its_caller_in_the_same_transaction(self, store):
+        core = JobFilter(labels={"team": "core"})
+        await done(store, Create(id="a", labels={"team": "core"}))
+        late, away = Update(id="a", only=core), Update(id="a", changes={"labels": {}})
+        before, moved, after, created = (await store.commit([late, away, late, Create(id="b", only=core)])).outcomes
+        assert (before.revision, moved.revision) == (1, 2)
+        assert (type(after), after.message) == (errors.JobNotFoundError, "no job has the id 'a'")
+        assert isinstance(created, errors.PermissionDeniedError)
+        with pytest.raises(errors.JobNotFoundError):
+            await store.get("default", "b")
 
     # get
 
