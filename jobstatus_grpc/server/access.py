@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 
@@ -132,12 +132,17 @@ async def identity_of(credentials: Credentials, authenticators: Iterable[Authent
     raise BadIdentityError
 
 
-def authorize(method: str, caller: Identity, metadata: Metadata | None) -> Identity:
-    """Return the caller in the tenant that the call's metadata selects; without it, in the caller's own.
+def tenants_of(metadata: Metadata | None) -> set[str]:
+    """Return the tenants that a call's metadata selects."""
+    return {str(value) for key, value in metadata or () if key == TENANT_KEY}
+
+
+def authorize(method: str, caller: Identity, tenants: Collection[str]) -> Identity:
+    """Return the caller in the tenant that its call selects; if it selects none, in the caller's own.
 
     Raises:
         PermissionDeniedError: its role does not allow the RPC `method`, or another tenant.
-        InvalidFieldError: an admin has selected what is no tenant's name.
+        InvalidFieldError: an admin has selected several, or what is no tenant's name.
     """
     least = LEAST_ROLES.get(method)
     if least is None:
@@ -146,18 +151,15 @@ def authorize(method: str, caller: Identity, metadata: Metadata | None) -> Ident
         raise PermissionDeniedError(
             f"{method} needs the role {least.name.lower()} or a higher one; yours is {caller.role.name.lower()}"
         )
-    wanted = {str(value) for key, value in metadata or () if key == TENANT_KEY}
-    return caller if wanted <= {caller.tenant} else _in_tenant(caller, wanted)
-
-
-def _in_tenant(caller: Identity, wanted: set[str]) -> Identity:
+    if all(tenant == caller.tenant for tenant in tenants):
+        return caller
     if caller.role is not Role.ADMIN:
         raise PermissionDeniedError(
             f"{TENANT_KEY} selects a tenant for the role admin; yours is {caller.role.name.lower()}, in your own tenant"
         )
-    tenant = wanted.pop()
+    tenant, *others = tenants
     violations = [FieldViolation(TENANT_KEY, each.description) for each in tenant_violations(tenant)]
-    if wanted:
+    if others:
         violations.append(FieldViolation(TENANT_KEY, "must be one tenant, not several"))
     if violations:
         raise InvalidFieldError(violations=violations)

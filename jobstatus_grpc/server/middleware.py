@@ -21,7 +21,7 @@ from jobstatus_grpc.errors import (
     TooManyRequestsError,
     TooManyWatchersError,
 )
-from jobstatus_grpc.server.access import Access, authorize
+from jobstatus_grpc.server.access import Access, authorize, tenants_of
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.requests import subject_of
 from jobstatus_grpc.server.transports.interface import CallContext, Metadata, Method, StreamContext
@@ -166,7 +166,7 @@ class CallMiddleware:
                     raise DrainingError
                 caller = access.known(context) or await access.identify(context)
                 principal = caller.principal
-                caller = authorize(name, caller, context.invocation_metadata())
+                caller = authorize(name, caller, tenants_of(context.invocation_metadata()))
                 admit(context)
                 try:
                     reply = await handler(data, caller, context)
