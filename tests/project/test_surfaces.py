@@ -16,7 +16,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import AsyncJobStatusClient, JobStatusClient, JobUpdate
-from jobstatus_grpc.auth import Identity
+from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.cli import COMMANDS, jobstatus
 from jobstatus_grpc.cli.options import FILTER_ARGUMENTS
 from jobstatus_grpc.errors import InvalidFieldError
@@ -30,6 +30,7 @@ from jobstatus_grpc.job import (
     apply,
 )
 from jobstatus_grpc.job.validation import Violations
+from jobstatus_grpc.server.access import LEAST_ROLES
 from jobstatus_grpc.server.requests import to_create
 from jobstatus_grpc.server.servicer import SERVICE, JobStatusServicer
 from jobstatus_grpc.server.tokens import filter_scope
@@ -220,6 +221,13 @@ def test_every_rpc_is_in_the_readme(root):
     table = (root / "README.md").read_text().partition("## The calls")[2].partition("\n## ")[0]
     rows = set(re.findall(r"^\| (\w+) \|", table, re.MULTILINE)) - {"RPC"}
     assert rows == set(RPCS), f"the table of calls in README.md and protos/ differ in {rows ^ set(RPCS)}"
+
+
+def test_the_roles_in_the_documentation_are_those_of_the_server(root):
+    section = (root / "docs" / "security.md").read_text().partition("### Roles")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| (\w+(?:, \w+)*) \|(.*)\|$", section, re.MULTILINE)[1:]
+    documented = {rpc: Role(len(Role) + 1 - marks.count("✓")) for rpcs, marks in rows for rpc in rpcs.split(", ")}
+    assert documented == LEAST_ROLES
 
 
 def test_every_command_is_in_the_readme(root):
