@@ -10,8 +10,8 @@ from google.protobuf import json_format
 from jobstatus.v1 import job_status_pb2 as pb
 
 ALL_COMMANDS = (
-    "serve", "create", "get", "list", "update", "cancel", "delete", "watch", "wait", "history", "run", "health",
-    "token", "verify", "migrate", "backup", "restore", "completion",
+    "serve", "create", "get", "list", "update", "cancel", "delete", "watch", "wait", "history", "run", "whoami",
+    "health", "token", "verify", "migrate", "backup", "restore", "completion",
 )  # fmt: skip
 
 

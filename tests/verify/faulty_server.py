@@ -129,10 +129,10 @@ def stale_replica_read() -> None:
     get = JobService.get
     known: dict[str, tuple[float, Any]] = {}
 
-    async def get_soon(self: JobService, tenant: str, job_id: str) -> Any:
+    async def get_soon(self: JobService, tenant: str, job_id: str, *, only: Any = None) -> Any:
         at, job = known.get(job_id, (0.0, None))
         if time.monotonic() - at > 0.2:
-            job = await get(self, tenant, job_id)
+            job = await get(self, tenant, job_id, only=only)
             known[job_id] = time.monotonic(), job
         return job
 
