@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import sys
+import termios
 from typing import TYPE_CHECKING
 
 from jobstatus_grpc import errors
@@ -92,7 +93,17 @@ def say_error(message: str) -> None:
 def say(message: str) -> None:
     """Print `message` as one line on stderr; no error if stderr is closed."""
     with contextlib.suppress(OSError, ValueError):
-        print(one_line(message), file=sys.stderr, flush=True)
+        print(one_line(message), file=sys.stderr, end=_line_end(), flush=True)
+
+
+def _line_end() -> str:
+    """Return the end of a line for stderr: a terminal in raw mode, in which `run` passes a command's output on, needs
+    the carriage return."""
+    try:
+        modes = termios.tcgetattr(sys.stderr.fileno())
+    except (termios.error, OSError, ValueError):
+        return "\n"
+    return "\n" if modes[1] & termios.OPOST else "\r\n"
 
 
 class _StderrHandler(logging.Handler):

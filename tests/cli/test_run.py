@@ -299,7 +299,9 @@ def test_it_ends_with_its_command_however_the_end_of_a_child_is_hidden(cli, how)
     assert subprocess.run(hiding, env=cli.environment, timeout=30, check=False).returncode == 3
 
 
-@pytest.mark.parametrize("number", ["USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "PWR", "ABRT", "RTMIN+3"])
+@pytest.mark.parametrize(
+    "number", ["USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "PWR", "ABRT", "RTMIN+3", "SEGV", "BUS", "ILL", "FPE"]
+)
 def test_a_signal_that_would_end_us_alone_is_passed_on(start, service, new_id, number):
     job_id = service.create(id=new_id()).id
     script = f"trap 'echo got it' {number}; echo ready; until read line; do :; done; exit 1"

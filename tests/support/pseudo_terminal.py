@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 # In a session of its own, with this terminal as the controlling one: what a terminal emulator does for a shell.
@@ -30,7 +31,8 @@ class PseudoTerminal:
 
     def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], columns: int = 100) -> None:
         self._ours, theirs = os.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        self._name = os.ttyname(theirs)
+        self.resize(24, columns)
         self._raw = b""
         self._seen = ""
         self._read_to = 0
@@ -56,7 +58,25 @@ class PseudoTerminal:
         """Kill the program and close the terminal."""
         with self.process:
             self.process.kill()
-        os.close(self._ours)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the terminal, as its window is closed."""
+        if self._ours >= 0:
+            os.close(self._ours)
+            self._ours = -1
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of the terminal."""
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the terminal's output, as Ctrl-S does."""
+        with open(os.open(self._name, os.O_RDWR | os.O_NOCTTY), "wb") as terminal:
+            termios.tcflow(terminal, termios.TCOOFF)
+            yield
+            termios.tcflow(terminal, termios.TCOON)
 
     def type(self, text: str) -> None:
         """Type text; control characters are the keys with Ctrl."""

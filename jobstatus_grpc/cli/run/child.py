@@ -1,4 +1,7 @@
-"""The command that `jobstatus run` runs: started in its own process group, sent our signals, stopped, waited for."""
+"""The command that `jobstatus run` runs: started in its own process group, sent our signals, stopped, waited for.
+
+In a terminal it gets a TerminalSession. If standard input or output is something else it is a plain Process.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +12,32 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import TypeAlias
 
-from jobstatus_grpc.cli.run.streams import Reader, Stream
-
-STDOUT, STDERR = 1, 2
+from jobstatus_grpc.cli.run.leader import RESET
+from jobstatus_grpc.cli.run.process import FAULTS, STDERR, STDOUT, Process
+from jobstatus_grpc.cli.run.streams import Reader, ready_of
+from jobstatus_grpc.cli.run.terminal_session import TerminalSession
 
 _INTERRUPTS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 """Forwarded signals that ask the command to end: if it ends with a failure after one, it was interrupted."""
 
-_RESET = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that Python ignores; a command expects their default action."""
-
 _NOT_FORWARDED = frozenset(
     {
-        *(signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP),  # are acted on
+        *(signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP, signal.SIGWINCH),  # are acted on
         *(signal.SIGKILL, signal.SIGSTOP),  # cannot be caught
-        *(signal.SIGTTIN, signal.SIGTTOU, signal.SIGURG, signal.SIGWINCH),  # do not end us
-        *(signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE),  # a fault of ours would repeat for ever
-        *_RESET,
+        *(signal.SIGTTIN, signal.SIGTTOU, signal.SIGURG),  # do not end us
+        *FAULTS,  # are forwarded by another way, see `faults_blocked`
+        *RESET,
     }
 )
 
 _FORWARDED = frozenset(signal.valid_signals()) - _NOT_FORWARDED
 """All signals that would end us alone by their default action."""
 
-_CAUGHT = (*_FORWARDED, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD)
+_CAUGHT = (*_FORWARDED, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH, signal.SIGCHLD)
 
 _POLL_SECONDS = 0.02
 """How often to check whether a stopped process group has ended: no signal announces processes that are not ours."""
@@ -45,6 +46,22 @@ _KILL_WAIT_SECONDS = 2.0
 """How long to wait for the process group after SIGKILL: a process in uninterruptible sleep may not end at all."""
 
 _Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
+
+
+@contextlib.contextmanager
+def faults_blocked() -> Iterator[None]:
+    """Block the signals of FAULTS, in this thread and those that it starts, so that a Child in it can forward them.
+
+    A handler would be called again and again after a real fault. If the signal is blocked, a real fault still ends the
+    process at once, and only a signal that another process sent stays pending.
+    """
+    # None: a handler that is not Python's, such as faulthandler's, which shall have them.
+    faults = {each for each in FAULTS if signal.getsignal(each) is not None}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, faults)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Child:
@@ -57,6 +74,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         stdout: Sequence[Reader] = (),
         stderr: Sequence[Reader] = (),
+        terminal: Sequence[Reader] = (),
         kill_after_seconds: float = 10.0,
     ) -> None:
         """Prepare to run `command`.
@@ -65,11 +83,13 @@ class Child:
             command: the program and its arguments.
             environment: its variables. None: ours.
             stdout, stderr: functions that get a copy of each output.
+            terminal: functions that get a copy of the output if both are one terminal.
             kill_after_seconds: time between SIGTERM and SIGKILL in `stop`.
         """
         self._command = list(command)
         self._environment = os.environ if environment is None else environment
         self._readers = {STDOUT: stdout, STDERR: stderr}
+        self._terminal_readers = terminal
         self._kill_after_seconds = kill_after_seconds
         # Held while `stop` sends SIGTERM and while the command is reaped: after that its id may be another process's.
         self._lock = threading.Lock()
@@ -84,32 +104,39 @@ class Child:
         Raises:
             OSError: it cannot be started.
         """
-        self._terminal = Terminal()
         self._catch_signals()
         try:
-            self._start()
+            self._process = TerminalSession.open(self._readers, self._terminal_readers) or Process(self._readers)
+            try:
+                self._start()
+            except OSError:
+                self._process.close()
+                for stream in self._process.streams:
+                    stream.close()
+                raise
         except OSError:
-            self._restore_signals_and_terminal()
+            self._restore_signals()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore_signals_and_terminal()
+        self._process.close()
+        self._restore_signals()
 
     def wait(self) -> int:
         """Wait until the command has ended and all its output is passed on; if `stop` was called, for its whole process
         group. Return the exit code, negative if a signal ended it."""
-        while True:
-            for number in os.read(self._wakeup_read_fd, 256):
-                code = self._on_signal(number)
-                if code is not None:
-                    if self.was_stopped:
-                        self._wait_for_group()
-                    for stream in self._streams:
-                        stream.finish()
-                    return code
+        code = self._reap()
+        while code is None:
+            for number in self._wait_for_event():
+                self._on_signal(number)
+            code = self._reap()
+        if self.was_stopped:
+            self._wait_for_group()
+        self._drain()
+        return code
 
     def stop(self) -> None:
         """Send SIGTERM to the command's process group, and SIGKILL after `kill_after_seconds`."""
@@ -135,46 +162,30 @@ class Child:
     def lost_output(self) -> str:
         """Why some output could not be passed on: `stdout: No space left on device`; empty if all was."""
         names = {STDOUT: "stdout", STDERR: "stderr"}
-        errors = [f"{names[each.target]}: {each.error.strerror}" for each in self._streams if each.error]
+        errors = [f"{names[each.target]}: {each.error.strerror}" for each in self._process.streams if each.error]
         return ", ".join(errors)
 
     def interrupted_by(self, code: int) -> int | None:
-        """Return the forwarded signal that it ended by or after, or SIGINT if Ctrl-C ended it; `code` is what `wait`
+        """Return the signal that it ended by or after, if we forwarded it or a key sent it; `code` is what `wait`
         returned."""
         number = -code if code < 0 else code - 128
-        # While the command has the terminal, Ctrl-C signals its process group and not ours.
-        by_key = self._terminal.was_lent and number == signal.SIGINT
-        return self._interrupted_by or (number if by_key or number in self._forwarded else None)
+        # While the command has the terminal, keys signal its process group and not ours.
+        by_key = self._process.was_lent and number in (signal.SIGINT, signal.SIGQUIT)
+        ended_by = number if by_key or number in self._forwarded else None
+        return self._interrupted_by or self._process.interrupt_key or ended_by
 
     def _start(self) -> None:
-        self._streams = [
-            Stream(target, readers=readers, on_resize=lambda: self._send(signal.SIGWINCH))
-            for target, readers in self._readers.items()
-        ]
         try:
-            self._group = self._spawn(self._command)
+            self._process.start(self._command, self._environment)
         except OSError as error:
             program = shutil.which(self._command[0]) if error.errno == errno.ENOEXEC else None
             if program is None:
                 raise
             # A script without `#!`, as execvp(3) does; posix_spawnp(3) does not.
-            self._group = self._spawn(["/bin/sh", program, *self._command[1:]])
-        for stream in self._streams:
+            self._process.start(["/bin/sh", program, *self._command[1:]], self._environment)
+        self._group = self._process.group
+        for stream in self._process.streams:
             stream.start()
-
-    def _spawn(self, command: list[str]) -> int:
-        # Not subprocess: gRPC's threads do not survive its fork.
-        return os.posix_spawnp(
-            command[0],
-            command,
-            self._environment,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, stream.for_command, target)
-                for stream, target in zip(self._streams, self._readers, strict=True)
-            ],
-            setpgroup=0,
-            setsigdef=_RESET,
-        )
 
     def _catch_signals(self) -> None:
         """Wake `wait` on every signal. A signal that is ignored now (nohup) stays ignored, also in the command."""
@@ -188,33 +199,73 @@ class Child:
                 self._handlers[number] = signal.signal(number, lambda number, frame: None)
         # Ignored or blocked SIGCHLD is inherited too, for example from a daemon, and would hide the command's end.
         self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        self._fault_waiter: threading.Thread | None = None
+        if self._mask >= FAULTS:
+            self._fault_waiter = threading.Thread(target=self._wait_for_faults, name="fault signals", daemon=True)
+            self._fault_waiter.start()
 
-    def _restore_signals_and_terminal(self) -> None:
+    def _wait_for_faults(self) -> None:
+        """Report signals of FAULTS from other processes, until `_restore_signals` sends one to this thread."""
+        while True:
+            number = signal.sigwait(FAULTS)
+            if self._fault_waiter is None:
+                return
+            os.write(self._wakeup_write_fd, bytes([number]))
+
+    def _restore_signals(self) -> None:
+        waiter, self._fault_waiter = self._fault_waiter, None
+        if waiter is not None and waiter.ident is not None:
+            signal.pthread_kill(waiter.ident, signal.SIGSEGV)
+            waiter.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._wakeup_fd_before)
         os.close(self._wakeup_write_fd)
         os.close(self._wakeup_read_fd)
-        self._terminal.close()
 
-    def _on_signal(self, number: int) -> int | None:
-        """Act on a signal that we got; return the command's exit code if it has ended."""
+    def _wait_for_event(self) -> bytes:
+        """Wait for signals, and return them; serve the terminal, and close streams that have ended, as they need it."""
+        process = self._process
+        streams = {each.ended: each for each in process.streams if each.is_open}
+        ready = ready_of([self._wakeup_read_fd, *process.fds_to_read, *streams], process.fds_to_write)
+        process.serve(ready)
+        for fd in ready & streams.keys():
+            streams[fd].close()
+        return os.read(self._wakeup_read_fd, 256) if self._wakeup_read_fd in ready else b""
+
+    def _drain(self) -> None:
+        """Wait until all output is passed on, unless a signal asks to end: our own output may be stopped for long."""
+        for stream in self._process.streams:
+            if stream.is_open:
+                stream.end()
+        while any(stream.is_open for stream in self._process.streams):
+            for number in self._wait_for_event():
+                if number in _INTERRUPTS:
+                    return
+                self._on_signal(number)
+
+    def _on_signal(self, number: int) -> None:
+        """Act on a signal that we got."""
         if number == signal.SIGCHLD:
-            return self._reap()
-        if number == signal.SIGTSTP:
+            pass
+        elif number == signal.SIGTSTP:
+            self._process.take_back()
             self._send(number)
             _suspend_ourselves()
             self._continue()
         elif number == signal.SIGCONT:
             self._continue()
+        elif number == signal.SIGWINCH:
+            for stream in self._process.streams:
+                if stream.is_open:
+                    stream.copy_size()
         else:
             self._forwarded.add(number)
             self._send(number)
             if number in _INTERRUPTS:
                 self._interrupted_by = number
                 self._send(signal.SIGCONT)
-        return None
 
     def _reap(self) -> int | None:
         """Return the exit code if the command has ended. If it was suspended, lend it the terminal or suspend too."""
@@ -222,9 +273,8 @@ class Child:
             self._reap_orphans()
         while True:
             with self._lock:
-                assert self._group is not None
-                changed, status = os.waitpid(self._group, os.WNOHANG | os.WUNTRACED)
-                if not changed:
+                status = self._process.poll()
+                if status is None:
                     return None
                 if not os.WIFSTOPPED(status):
                     if not self.was_stopped:
@@ -236,24 +286,23 @@ class Child:
         """Reap the processes that we inherited as process 1, as the init of a container does."""
         while True:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None or ended.si_pid == self._group:
+            if ended is None or ended.si_pid == self._process.child_pid:
                 return
             os.waitpid(ended.si_pid, 0)
 
     def _on_suspended(self, number: int) -> None:
-        assert self._group is not None
         wants_terminal = number in (signal.SIGTTIN, signal.SIGTTOU)
-        if wants_terminal and self._terminal.lend(self._group):
+        if wants_terminal and self._process.lend():
             self._send(signal.SIGCONT)
-        elif wants_terminal or self._terminal.was_lent:
-            self._terminal.take_back()
+        elif wants_terminal or self._process.was_lent:
+            self._process.take_back()
             _suspend_our_group()
             self._continue()
 
     def _continue(self) -> None:
         """Continue the command as we were continued, with the terminal if it had it and we have it to lend."""
-        if self._terminal.was_lent and self._group is not None:
-            self._terminal.lend(self._group)
+        if self._process.was_lent:
+            self._process.lend()
         self._send(signal.SIGCONT)
 
     def _wait_for_group(self) -> None:
@@ -272,59 +321,12 @@ class Child:
 
     def _send(self, number: int) -> bool:
         """Send a signal to the command's process group; return whether the group exists."""
-        group = self._group
         try:
-            if group is not None:
-                os.killpg(group, number)
-        except (ProcessLookupError, PermissionError):
-            return False
-        return group is not None
-
-
-class Terminal:
-    """Our controlling terminal, if there is one: lent to the command when it reads from it. For the main thread."""
-
-    def __init__(self) -> None:
-        self._fd: int | None = None
-        self._borrower: int | None = None
-        with contextlib.suppress(OSError):
-            self._fd = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-
-    @property
-    def was_lent(self) -> bool:
-        """Whether it was ever lent; while all of us are suspended it is taken back."""
-        return self._borrower is not None
-
-    def lend(self, group: int) -> bool:
-        """Make `group` the terminal's foreground process group; return False if that is not ours to do."""
-        if self._fd is None or self._foreground() != os.getpgrp():
-            return False
-        os.tcsetpgrp(self._fd, group)
-        self._borrower = group
-        return True
-
-    def take_back(self) -> None:
-        """Make our process group the foreground one again, if the borrower still is."""
-        if self._fd is None or self._borrower is None or self._foreground() != self._borrower:
-            return
-        # tcsetpgrp from a background process group sends SIGTTOU, which suspends us unless it is ignored.
-        before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        with contextlib.suppress(OSError):
-            os.tcsetpgrp(self._fd, os.getpgrp())
-        signal.signal(signal.SIGTTOU, before)
-
-    def close(self) -> None:
-        """Take the terminal back and close it."""
-        self.take_back()
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def _foreground(self) -> int | None:
-        try:
-            return None if self._fd is None else os.tcgetpgrp(self._fd)
+            if self._group is not None:
+                self._process.send(number)
         except OSError:
-            return None
+            return False
+        return self._group is not None
 
 
 def _suspend_ourselves() -> None:

@@ -22,7 +22,7 @@ from jobstatus_grpc import errors
 from jobstatus_grpc.cli import exits, options, parsers
 from jobstatus_grpc.cli.connection import Connection, connected
 from jobstatus_grpc.cli.options import duration_flag, flag
-from jobstatus_grpc.cli.run.child import Child
+from jobstatus_grpc.cli.run.child import Child, faults_blocked
 from jobstatus_grpc.cli.run.progress import LastLine, PercentReader, Phases
 from jobstatus_grpc.cli.text import one_line
 from jobstatus_grpc.job import JobState
@@ -98,10 +98,10 @@ def run(
 ) -> None:
     """Run a command as a job, and exit with its exit code.
 
-    Standard input and output are passed through. Exit code 0 means SUCCEEDED; any other means FAILED, with the last
-    line of stderr as the error. NN% in the output is reported as progress. If the job is cancelled, the command and
-    all its child processes get SIGTERM. Signals are forwarded; a command that they end is ABORTED. If the server
-    cannot be reached, the command runs anyway.
+    Standard input and output are passed through; in a terminal the command gets one of its own. Exit code 0 means
+    SUCCEEDED; any other means FAILED, with the last line of stderr (in a terminal: of all output) as the error. NN% in
+    the output is reported as progress. If the job is cancelled, the command and all its child processes get SIGTERM.
+    Signals are forwarded; a command that they end is ABORTED. If the server cannot be reached, the command runs anyway.
 
     \b
     Exit codes:
@@ -120,7 +120,7 @@ def run(
         if tracked.attempt:
             exits.say(f"jobstatus: {problem}")
 
-    with connection.open() as client:
+    with faults_blocked(), connection.open() as client:
         tracked = client.track(
             name or _name_of(command[0]),
             id=id or None,
@@ -211,12 +211,13 @@ def _run_to_end(
         OSError: the command cannot be started.
     """
     last_line = LastLine()
-    stdout, stderr = ([_progress_reader(tracked, new_reader())] if new_reader else [] for _ in range(2))
+    stdout, stderr, terminal = ([_progress_reader(tracked, new_reader())] if new_reader else [] for _ in range(3))
     child = Child(
         command,
         environment=environment,
         stdout=stdout,
         stderr=[last_line.feed, *stderr],
+        terminal=[last_line.feed, *terminal],
         kill_after_seconds=kill_after_seconds,
     )
     with child:
