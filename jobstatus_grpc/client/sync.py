@@ -415,8 +415,9 @@ class JobStatusClient:
 
         The watch survives interruptions as `watch` does, and returns the missed changes and another SYNCED after them.
         RESET means: discard all jobs, snapshots of those that exist follow. It is returned if the service no longer has
-        the missed changes, and if a watch is cut before SYNCED: without resume_token, since jobs may have been removed
-        in between, and with one if it is cut twice. After two cuts the jobs are listed in pages.
+        the missed changes, or if far more jobs have changed than match; and if a watch is cut before SYNCED: without
+        resume_token, since jobs may have been removed in between, and with one if it is cut twice. After two cuts the
+        jobs are listed in pages.
 
         The iterator has a `resume_token`, with which another watch resumes where this one stopped. It keeps the id and
         the version of each job that matches.
@@ -424,8 +425,8 @@ class JobStatusClient:
         Args:
             filter: which jobs; None: all.
             resume_token: of an earlier watch or a `list` with the same filter: begin with the changes since, without
-                snapshots; jobs that do not match are REMOVED then, whether or not they were returned before. "": begin
-                with snapshots.
+                snapshots; jobs that may have matched are REMOVED then, whether or not they were returned before. "":
+                begin with snapshots.
             heartbeat_interval_seconds: as in `watch`.
             min_update_interval_seconds: as in `watch`, for each job.
             give_up_seconds: as in `watch`.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from jobstatus_grpc.job.model import TERMINAL_STATES, Job, JobState, to_state
+from jobstatus_grpc.job.model import STATES_UNTIL, TERMINAL_STATES, Job, JobState, to_state
 
 _ALL_STATES = frozenset(JobState)
 
@@ -91,6 +91,10 @@ class JobFilter:
             and (self.created_after is None or job.created_at >= self.created_after)
             and (self.created_before is None or job.created_at < self.created_before)
         )
+
+    def may_have_matched(self, job: Job) -> bool:
+        """Return whether `job` may have matched up to now: with any labels, and in any state that it may have had."""
+        return self.may_match(job) and not self.possible_states.isdisjoint(STATES_UNTIL[job.state])
 
     def matches(self, job: Job) -> bool:
         """Return whether `job` matches; its tenant is not compared."""

@@ -80,6 +80,17 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
 keep its state or move to a terminal one, nothing else."""
 
 
+def _states_until(state: JobState) -> frozenset[JobState]:
+    found = {state}
+    while new := {earlier for earlier, later in TRANSITIONS.items() if later & found} - found:
+        found |= new
+    return frozenset(found)
+
+
+STATES_UNTIL: Mapping[JobState, frozenset[JobState]] = {state: _states_until(state) for state in JobState}
+"""The states that a job may have had by the time that it is in a state, which is one of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobError:
     """The error of a job: a google.rpc.Code (1 to 16), a text for people, a word for machines."""

@@ -15,10 +15,7 @@ from typing import NamedTuple
 
 from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
 from jobstatus_grpc.job import Command, Create, Job, JobState, Outcome, Update, is_large, with_heartbeat
-from jobstatus_grpc.stores.interface import Change, ChangeBatch, Key, Page, Position, Silence
-
-MAX_BATCH_CHANGES = 1000
-"""The number of changes in a ChangeBatch."""
+from jobstatus_grpc.stores.interface import MAX_BATCH_CHANGES, Change, ChangeBatch, Key, Page, Position, Silence
 
 MAX_LARGE_CHANGES = 100
 """The number of changes of jobs with a large result that a feed with `max_jobs` keeps: up to 64 KiB each."""
@@ -141,14 +138,17 @@ class Feed:
             return None
         end = self.sequence if up_to is None else max(up_to, sequence)
         newer: list[tuple[int, Change]] = []
-        for entry in reversed(self._newest.values()):
+        beyond: list[Key] = []
+        for key, entry in reversed(self._newest.items()):
             if entry[0] <= sequence:
                 break
             if entry[0] <= end:
                 newer.append(entry)
+            else:
+                beyond.append(key)
         newer.reverse()
         last = end if len(newer) <= MAX_BATCH_CHANGES else newer[MAX_BATCH_CHANGES - 1][0]
-        return ChangeBatch(self.position(last), [change for _, change in newer[:MAX_BATCH_CHANGES]])
+        return ChangeBatch(self.position(last), [change for _, change in newer[:MAX_BATCH_CHANGES]], beyond)
 
     def forget(self, key: Key) -> None:
         """Drop the newest change of a removed job: readers at earlier positions get StoreChangedError."""

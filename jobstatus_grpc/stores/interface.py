@@ -7,7 +7,7 @@ and writes the result. Every key and every query includes the tenant.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import NamedTuple, Protocol, TypeAlias
@@ -31,6 +31,9 @@ A store that was set back to an earlier state continues in another history: late
 
 MAX_POSITION_CHARACTERS = 320
 """The length of a position: with a page's cursor it fits in a token, see server/tokens.py."""
+
+MAX_BATCH_CHANGES = 1000
+"""The number of changes in a ChangeBatch, also of those that are left out because a newer one follows."""
 
 Clock: TypeAlias = Callable[[], datetime]
 """Returns the time as an aware UTC datetime. All instants in a job come from its store's clock."""
@@ -96,6 +99,8 @@ class ChangeBatch:
 
     position: Position
     changes: Sequence[Change]
+    superseded: Collection[Key] = ()
+    """The jobs that changed before `position`, or may have, and again after it: in a later batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +190,9 @@ class JobStore(Protocol):
     async def changes(self, after: Position, *, up_to: Position | None = None) -> ChangeBatch:
         """Wait until something has changed since `after`, and return all changes, or as many as fit in a batch.
 
-        The newest change of each job is in exactly one place of the feed; older ones may be left out. Cancelling the
-        call loses nothing.
+        The newest change of each job is in exactly one place of the feed; older ones may be left out. With `up_to`, the
+        batches that lead there name each job whose change is left out because a newer one follows beyond. Cancelling
+        the call loses nothing.
 
         Args:
             up_to: an earlier or the current position: return the changes before it, without waiting. The batch that

@@ -110,8 +110,8 @@ class Backlog(Generic[Owner]):
     """
 
     __slots__ = (
-        "_all_held", "_held", "_interval_ends_at", "_last_number", "_min_update_seconds", "_owner", "_queue", "_unsent",
-        "filter", "is_incomplete", "only", "tenant",
+        "_all_held", "_held", "_interval_ends_at", "_last_number", "_min_update_seconds", "_owner", "_queue",
+        "_removed", "_unsent", "filter", "guesses", "is_incomplete", "only", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -130,10 +130,14 @@ class Backlog(Generic[Owner]):
         """The jobs that the client may see; None: all. Of another one, which it has, it gets the bare removal."""
         self.is_incomplete = False
         """Whether the client may have jobs that are not held here: then every change that may concern it is sent."""
+        self.guesses = 0
+        """The number of jobs sent as REMOVED for that reason alone: most of them may never have matched."""
         self._owner = owner
         self._all_held = held
         self._min_update_seconds = min_update_seconds
         self._held: dict[str, HeldJob[Owner]] = {}
+        self._removed: dict[str, int] = {}
+        """The revisions of jobs that were removed while `is_incomplete`, since `forget_removed`."""
         self._unsent: OrderedDict[str, _Unsent] = OrderedDict()
         """In the feed's order. Each of these jobs is in `_held` too."""
         self._queue: list[tuple[float, int, str]] = []
@@ -171,11 +175,20 @@ class Backlog(Generic[Owner]):
         """Return whether the client is known to have a job."""
         return job_id in self._held
 
+    def hold_unless_removed(self, job_id: str) -> None:
+        """Record that the client may have a job, in a state that may not match: its next change is sent."""
+        if job_id not in self._held and job_id not in self._removed:
+            self._hold(job_id, UNKNOWN_REVISION)
+
+    def forget_removed(self) -> None:
+        """Free memory: the hub has published all changes that were added so far, and no older one follows."""
+        self._removed.clear()
+
     def may_concern(self, change: Change) -> bool:
-        """Return whether the job matches, or may have matched."""
+        """Return whether the job matches, or may have matched before."""
         job = change.known_job
         if job is not None:
-            return self.filter.may_match(job)
+            return self.filter.may_have_matched(job)
         return not self.filter.ids or change.id in self.filter.ids
 
     def add(self, news: News, now: float) -> float | None:
@@ -187,15 +200,17 @@ class Backlog(Generic[Owner]):
         change, job = news.change, news.change.job
         held, unsent = self._held.get(change.id), self._unsent.get(change.id)
         sent_revision = NEVER_SENT if held is None else held.revisions[self._owner]
-        if change.revision <= (sent_revision if unsent is None else unsent.news.change.revision):
+        known_revision = sent_revision if held is not None else self._removed.get(change.id, NEVER_SENT)
+        if change.revision <= (known_revision if unsent is None else unsent.news.change.revision):
             return None
         matches = job is not None and self.filter.matches(job)
         end_matches: bool | None = None
-        if change.final is not None and change.final.revision > sent_revision:
+        if change.final is not None and change.final.revision > known_revision:
             end_matches = self.filter.matches(change.final)
         if held is None:
-            if self.is_incomplete and self.may_concern(change):
+            if self.is_incomplete and known_revision == NEVER_SENT and self.may_concern(change):
                 sent_revision = UNKNOWN_REVISION
+                self.guesses += not matches and not end_matches
             elif not matches and not end_matches:
                 return None
             # From now on, the hub must find this backlog when the job stops matching.
@@ -242,7 +257,9 @@ class Backlog(Generic[Owner]):
         for job_id in list(self._held):
             self._release(job_id)
         self._queue.clear()
+        self._removed.clear()
         self.is_incomplete = False
+        self.guesses = 0
 
     def _enqueue(self, job_id: str, due_at: float) -> int:
         if len(self._queue) > 2 * len(self._unsent) + MAX_EVENTS:  # most places are obsolete
@@ -264,6 +281,8 @@ class Backlog(Generic[Owner]):
         change = unsent.news.change
         if not unsent.matches:
             self._release(change.id)
+            if self.is_incomplete:
+                self._removed[change.id] = change.revision
             return
         assert change.job is not None
         del self._unsent[change.id]

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
-from jobstatus_grpc.errors import JobStatusError, StoreChangedError, StreamAgeError, UnavailableError
+from jobstatus_grpc.errors import JobStatusError, StoreChangedError, StreamAgeError
 from jobstatus_grpc.job import Job, JobFilter, JobState
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
-from jobstatus_grpc.stores.interface import Change, ChangeBatch, JobStore, Page, Position
+from jobstatus_grpc.stores.interface import MAX_BATCH_CHANGES, Change, ChangeBatch, JobStore, Key, Page, Position
 from jobstatus_grpc.watch.backlog import MAX_EVENTS, UNKNOWN_REVISION, Backlog, HeldJobs, News
 from jobstatus_grpc.watch.watcher import (
     CLOCK_RESOLUTION_SECONDS,
     LOOK,
+    NOWHERE,
     WAKE,
     EventType,
     RenderJobsEvent,
@@ -44,8 +45,17 @@ LISTED_JOBS = 1000
 RETRY_SECONDS = 0.2
 """The pause before a stream begins again, where it has to twice in a row: the hub does not know the new store yet."""
 
-UNSURE_SECONDS = 1.0
-"""How often a resumed stream checks that the hub has published all that was committed; a commit needs far less."""
+MAX_GUESSES = MAX_EVENTS
+"""Jobs that a resume removes though they may never have matched: at most these, and as many as match.
+
+With more, RESET and snapshots cost the client less.
+"""
+
+MAX_BATCHES = 8
+"""Batches of changes that a resume reads: at most these, and as many as the matching jobs fill.
+
+With more, RESET and snapshots cost the server less.
+"""
 
 _Key: TypeAlias = tuple[object, ...]
 
@@ -126,7 +136,7 @@ class FilterHub:
     def buffer(self, watcher: FilterWatcher) -> Position:
         """Make `watcher` keep every change after the position that is returned, to process them when it subscribes."""
         self._set_keys(watcher, [_all_of(watcher.backlog.tenant)])
-        watcher.buffered = {}
+        watcher.buffered, watcher.is_subscribed = {}, True
         return self.reached
 
     def subscribe(self, watcher: FilterWatcher) -> None:
@@ -134,15 +144,12 @@ class FilterHub:
         buffered, watcher.buffered = watcher.buffered or {}, None
         for news in buffered.values():
             watcher.receive(news)
-        backlog = watcher.backlog
-        is_narrow = not backlog.is_incomplete
-        keys = _keys_of_filter(backlog.tenant, backlog.filter) if is_narrow else [_all_of(backlog.tenant)]
-        self._set_keys(watcher, keys)
+        self._set_keys(watcher, _keys_of_filter(watcher.backlog.tenant, watcher.backlog.filter))
 
     def unsubscribe(self, watcher: FilterWatcher) -> None:
         """Pass no more changes to `watcher`, and drop the buffered ones."""
         self._set_keys(watcher, ())
-        watcher.buffered = None
+        watcher.buffered, watcher.is_subscribed = None, False
 
     def begin(self, position: Position) -> None:
         """Count everything up to `position` as published."""
@@ -229,7 +236,7 @@ def _keys_of_change(change: Change) -> list[_Key]:
 class FilterWatcher(TimedWatcher):
     """Waits for one stream: for events of its backlog, its heartbeat, its end. For one task at a time."""
 
-    __slots__ = ("_error", "_hub", "_wants_iteration", "_woken", "backlog", "buffered")
+    __slots__ = ("_error", "_hub", "_wants_iteration", "_woken", "backlog", "buffered", "is_subscribed")
 
     def __init__(
         self,
@@ -246,6 +253,8 @@ class FilterWatcher(TimedWatcher):
         self.backlog = Backlog(self, tenant, job_filter, hub.held, min_update_seconds=min_update_seconds, only=only)
         self.buffered: dict[str, News] | None = None
         """The newest change of each job since `FilterHub.buffer`; None: changes go to the backlog."""
+        self.is_subscribed = False
+        """Whether the hub's changes are taken. Before, those of the jobs that are held come from the feed as well."""
         self._hub = hub
         self._error: type[JobStatusError] | None = None
         self._woken: asyncio.Future[None] | None = None
@@ -253,6 +262,8 @@ class FilterWatcher(TimedWatcher):
 
     def receive(self, news: News) -> None:
         """Add a change to the buffer or the backlog, and wake up when it is due."""
+        if not self.is_subscribed:
+            return
         if self.buffered is None:
             due_at = self.backlog.add(news, self._loop.time())
             if due_at is not None:
@@ -364,11 +375,19 @@ class FilterWatcher(TimedWatcher):
             self._wake_at(due_at)
 
 
+class _ReplayTooLargeError(Exception):
+    """Snapshots of the jobs that match cost less than the changes since the client's position."""
+
+
 class FilterStream:
     """Sends the events of one WatchJobs stream. For one task.
 
     Without a position to resume from: SNAPSHOTs, SYNCED, changes since the snapshot began. With one: changes since that
     position, SYNCED. Then, in both cases, changes as the hub publishes them.
+
+    The client that resumes has any job that matched at the position or later, as of any of its states since. The server
+    does not know which, and the feed has only the newest change of each job. So a job that has changed and does not
+    match is sent as REMOVED, if it may have matched: a guess. The jobs that match and have not changed are listed.
     """
 
     def __init__(self, store: JobStore, hub: FilterHub, watcher: FilterWatcher, send: Send) -> None:
@@ -378,7 +397,10 @@ class FilterStream:
         self._send_message = send
         self._backlog = watcher.backlog
         self._is_synced = False
-        self._completing: asyncio.Task[None] | None = None
+        self._matching: int | None = None
+        """The number of matching jobs; None: they are not listed yet."""
+        self._superseded: set[Key] = set()
+        """Jobs that changed after the position of the resume, by changes that the feed has left out so far."""
 
     async def run(self, after: Position | None) -> NoReturn:
         """Send events until the watch ends with an error; `after` is the position to resume from, None: a snapshot.
@@ -392,26 +414,24 @@ class FilterStream:
             # never among the jobs that it may see.
             after = None
             await self._reset()
-        try:
-            while True:
-                try:
-                    await (self._snapshot() if after is None else self._resume(after))
-                    has_just_restarted = False
-                    while True:
-                        await self._send(*await self._watcher.next())
-                except StoreChangedError:
-                    if has_just_restarted:
-                        await asyncio.sleep(RETRY_SECONDS)
-                    has_just_restarted, after = True, None
-                    await self._reset()
-        finally:
-            self._stop_completing()
+        while True:
+            try:
+                await (self._snapshot() if after is None else self._resume(after))
+                has_just_restarted = False
+                while True:
+                    await self._send(*await self._watcher.next())
+            except (StoreChangedError, _ReplayTooLargeError):
+                if has_just_restarted:
+                    await asyncio.sleep(RETRY_SECONDS)
+                has_just_restarted, after = True, None
+                await self._reset()
 
     async def _reset(self) -> None:
-        self._stop_completing()
         self._watcher.reset()
+        self._superseded.clear()
+        self._matching = None
         self._is_synced = False
-        await self._send([self._hub.render(EventType.RESET, None)], None)
+        await self._send([self._hub.render(EventType.RESET, None)], NOWHERE)
 
     async def _snapshot(self) -> None:
         position = self._hub.reached
@@ -423,36 +443,84 @@ class FilterStream:
             await self._send_snapshots(page.jobs)
             cursor = page.next_cursor or None
         await self._send_synced(position)
-        await self._replay(position, is_last=True)
+        await self._join(position)
 
     async def _resume(self, after: Position) -> None:
-        self._backlog.is_incomplete = True
-        position = await self._replay(after, is_last=False)
-        cursor: str | None = ""
-        while cursor is not None:  # jobs that the client has, unless they have changed since
-            page = await self._page(LISTED_JOBS, cursor)
-            for job in page.jobs:
-                if not self._backlog.holds(job.id):
-                    self._backlog.hold(job, revision=UNKNOWN_REVISION)
-            cursor = page.next_cursor or None
-        position = await self._replay(position, is_last=True)
-        await self._send_synced(self._backlog.before or position)
-        self._completing = asyncio.ensure_future(self._complete())
+        backlog = self._backlog
+        backlog.is_incomplete = True
+        position = await self._replay(after, self._hub_position)
+        backlog.forget_removed()
+        await self._list()
+        # What changed before the list ended is before the store's position; the hub may not have published it yet.
+        position = await self._replay(position, self._store.position)
+        for tenant, job_id in self._superseded:
+            if tenant == backlog.tenant:
+                backlog.hold_unless_removed(job_id)
+        self._superseded.clear()
+        backlog.is_incomplete = False
+        position = await self._join(position)
+        await self._send_synced(backlog.before or position)
 
-    async def _replay(self, position: Position, *, is_last: bool) -> Position:
-        """Send the feed's changes from `position` up to the hub's, and return that; `is_last`: subscribe there."""
+    async def _list(self) -> int:
+        """Hold the jobs that match, unless that is done, and return their number.
+
+        The client has those that have not changed since its position.
+        """
+        if self._matching is None:
+            self._matching = 0
+            cursor: str | None = ""
+            while cursor is not None:
+                page = await self._page(LISTED_JOBS, cursor)
+                for job in page.jobs:
+                    if not self._backlog.holds(job.id):
+                        self._backlog.hold(job, revision=UNKNOWN_REVISION)
+                self._matching += len(page.jobs)
+                cursor = page.next_cursor or None
+        return self._matching
+
+    async def _replay(self, position: Position, newest: Callable[[], Coroutine[Any, Any, Position]]) -> Position:
+        """Send the feed's changes from `position` up to what `newest` returns, and return that.
+
+        Raises:
+            _ReplayTooLargeError: they are too many for the number of matching jobs.
+        """
+        batches = 0
         is_there = False
         while not is_there:
             await self._watcher.next_iteration()
-            up_to = self._hub.buffer(self._watcher) if is_last else self._hub.reached
+            up_to = await self._read(newest())
             batch = await self._changes(position, up_to)
+            self._superseded.update(batch.superseded)
+            self._superseded.difference_update((change.tenant, change.id) for change in batch.changes)
             await self._add_to_backlog(batch.changes, position)
             is_there = batch.position in (position, up_to)  # a token of another server may be ahead of this hub
             position = batch.position
-            if not is_there:
-                self._hub.unsubscribe(self._watcher)
-            elif is_last:
+            batches += 1
+            guesses = self._backlog.guesses
+            if guesses > MAX_GUESSES or batches > MAX_BATCHES:
+                matching = await self._list()
+                if guesses > MAX_GUESSES + matching or batches > MAX_BATCHES + matching // MAX_BATCH_CHANGES:
+                    raise _ReplayTooLargeError
+            await self._send_due(position)
+        return position
+
+    async def _hub_position(self) -> Position:
+        return self._hub.reached
+
+    async def _join(self, position: Position) -> Position:
+        """Send the feed's changes from `position` up to the hub's, subscribe there, and return that position."""
+        is_there = False
+        while not is_there:
+            await self._watcher.next_iteration()
+            up_to = self._hub.buffer(self._watcher)
+            batch = await self._changes(position, up_to)
+            await self._add_to_backlog(batch.changes, position)
+            is_there = batch.position in (position, up_to)  # the store, or another server, may be ahead of this hub
+            position = batch.position
+            if is_there:
                 self._hub.subscribe(self._watcher)
+            else:
+                self._hub.unsubscribe(self._watcher)
             await self._send_due(position)
         return position
 
@@ -463,23 +531,6 @@ class FilterStream:
                 self._backlog.add(News(change, before), now)
             if number % LOOKED_AT_PER_TURN == 0:
                 await self._watcher.next_iteration()
-
-    async def _complete(self) -> None:
-        """Narrow the subscription to the filter once the hub has published all that was committed during the resume.
-
-        A job that left the filter and then changed again, after the feed was read, was neither replayed nor listed. The
-        client may have it, so until then every change that may concern the client is sent.
-        """
-        while self._backlog.is_incomplete:
-            await asyncio.sleep(UNSURE_SECONDS)
-            with contextlib.suppress(UnavailableError):
-                self._backlog.is_incomplete = await self._store.position() != self._hub.position
-        self._hub.subscribe(self._watcher)
-
-    def _stop_completing(self) -> None:
-        if self._completing is not None:
-            self._completing.cancel()
-            self._completing = None
 
     async def _page(self, limit: int, cursor: str) -> Page:
         await self._watcher.next_iteration()

@@ -48,6 +48,10 @@ TrySend: TypeAlias = Callable[[bytes], bool]
 Send: TypeAlias = Callable[[bytes, Position | None], Awaitable[None]]
 """Sends a message, with the feed's position up to which the client then has everything; None: the position before."""
 
+NOWHERE: Position = ""
+"""The position of a client that has discarded its jobs, and lacks some that match: no store knows it, so that a stream
+which begins there begins with RESET."""
+
 
 LOOK, SEND, WAKE = 1, 8, 64
 """The cost of one run of a queued item, in about microseconds: nothing to do, a message sent, a task woken."""

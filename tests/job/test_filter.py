@@ -1,4 +1,4 @@
-"""Filters that are joined: a job matches both, or none does."""
+"""JobFilter: which jobs may have matched before; filters that are joined."""
 
 from __future__ import annotations
 
@@ -76,3 +76,20 @@ def test_each_field_is_joined(field):
     job_filter = JobFilter()
     object.__setattr__(job_filter, field.name, VALUES[field.name])
     assert JobFilter() & job_filter == job_filter & JobFilter() == job_filter != JobFilter()
+
+
+CASES = [
+    (JobFilter(done=True), {S.SUCCEEDED, S.ABORTED, S.FAILED, S.CANCELLED}),
+    (JobFilter(done=False), set(S)),
+    (JobFilter(states=[S.FAILED]), {S.FAILED}),
+    (JobFilter(states=[S.PENDING]), set(S)),
+    (JobFilter(states=[S.RETRYING, S.FAILED]), set(S) - {S.PENDING}),
+    (JobFilter(stalled=True), set(S) - {S.PENDING}),
+    (JobFilter(labels={"color": "red"}), set(S)),
+    (JobFilter(names=["another"]), set()),
+]
+
+
+@pytest.mark.parametrize(("job_filter", "expected"), CASES)
+def test_a_job_may_have_matched_in_the_states_that_lead_to_its_own(job_filter, expected):
+    assert {state for state in S if job_filter.may_have_matched(job_in(state, name="one"))} == expected

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timezone
 
 import grpc
@@ -15,8 +17,20 @@ from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
+from jobstatus_grpc.watch import filter_watch
 from tests.support.timing import admitted_within_a_second
-from tests.support.watch_jobs import HEARTBEAT, MIB, REMOVED, SNAPSHOT, SYNCED, UPDATED, Reader, events_of, pauses
+from tests.support.watch_jobs import (
+    HEARTBEAT,
+    MIB,
+    REMOVED,
+    RESET,
+    SNAPSHOT,
+    SYNCED,
+    UPDATED,
+    Reader,
+    events_of,
+    pauses,
+)
 
 SECOND = duration_pb2.Duration(seconds=1)
 LONG = duration_pb2.Duration(seconds=3600)
@@ -330,6 +344,85 @@ def test_a_token_is_good_for_many_more_changes_than_fit_a_batch(any_service, wat
     _, events, _ = watch_to_synced(token)
     assert [event.job.id for event in events] == ids
     assert {event.type for event in events} == {UPDATED}
+
+
+def change_foreign_jobs(service, update_of, new_id, count):
+    for _ in range(count // 500):
+        service.batch(*(update_of(new_id(), allow_missing=True, labels={"other": "x"}) for _ in range(500)))
+
+
+def test_a_resume_beside_many_foreign_changes_is_a_reset_and_the_jobs_that_match(
+    any_service, make, watch_to_synced, update_of, new_id, group
+):
+    job = make()
+    _, _, token = watch_to_synced()
+    change_foreign_jobs(any_service, update_of, new_id, 3000)
+    changed = any_service.update(job.id, progress=1)
+    request = pb.WatchJobsRequest(filter=pb.JobFilter(labels=group), resume_token=token)
+    messages = list(until_synced(any_service.stub.WatchJobs(request, timeout=30)))
+    events = [event for message in messages for event in message.events]
+    at = [event.type for event in events].index(RESET)
+    assert at <= filter_watch.MAX_GUESSES + 2
+    assert events[at + 1 :] == [pb.JobEvent(type=SNAPSHOT, job=changed), pb.JobEvent(type=SYNCED)]
+    _, again, _ = watch_to_synced(messages[-2].resume_token)
+    assert again == events[at:-1], "a stream that was cut before SYNCED"
+    assert watch_to_synced(messages[-1].resume_token)[1] == []
+
+
+def each_event(stream):
+    return (event for message in stream for event in events_of(message))
+
+
+def until_synced(stream):
+    for message in stream:
+        yield message
+        if message.events[-1].type == SYNCED:
+            break
+
+
+def test_a_resume_is_free_of_jobs_that_cannot_have_matched(any_service, make, watch_to_synced, update_of, new_id):
+    job = make("FAILED")
+    _, _, token = watch_to_synced(states=[pb.JOB_STATE_FAILED])
+    change_foreign_jobs(any_service, update_of, new_id, 500)
+    any_service.stub.DeleteJob(pb.DeleteJobRequest(id=job.id))
+    _, events, _ = watch_to_synced(token, states=[pb.JOB_STATE_FAILED])
+    assert {event.job.id for event in events} == {job.id}
+
+
+def test_a_resume_of_more_jobs_than_have_changed_elsewhere_is_no_reset(
+    any_service, watch_to_synced, update_of, new_id, group
+):
+    any_service.batch(*(update_of(new_id(), allow_missing=True, labels=group) for _ in range(500)))
+    _, _, token = watch_to_synced()
+    change_foreign_jobs(any_service, update_of, new_id, 500)
+    _, events, _ = watch_to_synced(token)
+    assert {event.type for event in events} == {REMOVED}
+    assert len(events) <= 500
+
+
+def test_a_foreign_job_that_keeps_changing_is_removed_once_at_most(
+    any_service, make, watch_to_synced, update_of, new_id
+):
+    job, foreign = make(), new_id()
+    _, _, token = watch_to_synced()
+    is_over, changes = threading.Event(), threading.Semaphore(0)
+
+    def change():
+        for number in itertools.takewhile(lambda _: not is_over.is_set(), itertools.count()):
+            any_service.batch(update_of(foreign, allow_missing=True, progress=number % 100, labels={"n": str(number)}))
+            changes.release()
+
+    with ThreadPoolExecutor() as threads:
+        changing = threads.submit(change)
+        try:
+            stream, _, _ = watch_to_synced(token)
+            assert all(changes.acquire(timeout=10) for _ in range(30))
+            any_service.update(job.id, progress=1)
+            later = list(itertools.takewhile(lambda event: event != (UPDATED, job.id), each_event(stream)))
+            assert later in ([], [(REMOVED, foreign)])
+        finally:
+            is_over.set()
+    changing.result()
 
 
 def test_the_order_of_a_filters_values_does_not_matter(any_service, make, watch_to_synced):

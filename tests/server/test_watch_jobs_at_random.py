@@ -1,4 +1,4 @@
-"""WatchJobs with random filters, on a store with random delays: the reader ends with the jobs that are listed."""
+"""WatchJobs with random filters and delays, and changes at random moments: readers end up with what is listed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.errors import JobNotFoundError
+from jobstatus_grpc.job import Create, Delete, JobState, Update
 from jobstatus_grpc.stores.memory import MemoryStore
+from jobstatus_grpc.stores.postgres.store import PostgresStore
+from jobstatus_grpc.stores.sqlite.store import SqliteStore
 from jobstatus_grpc.watch import filter_watch
 from tests.support.servers import serving
 from tests.support.watch_jobs import Reader, Writer, listed
 
 READERS, CUTS, WRITERS = 12, 12, 3
+HOT_JOBS, RESUMES = 5, 60
 
 
 class LeisurelyStore(MemoryStore):
@@ -80,11 +85,8 @@ async def read_on(stream, reader):
         reader.take(await stream.read())
 
 
-@pytest.mark.parametrize("unsure_seconds", [0, 1])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_readers_end_up_with_what_is_listed(seed, unsure_seconds, monkeypatch):
-    monkeypatch.setattr(filter_watch, "UNSURE_SECONDS", unsure_seconds)
-
+def test_readers_end_up_with_what_is_listed(seed):
     async def scenario():
         chance = random.Random(seed)
         is_over = asyncio.Event()
@@ -98,5 +100,117 @@ def test_readers_end_up_with_what_is_listed(seed, unsure_seconds, monkeypatch):
             await asyncio.gather(*writing, return_exceptions=True)
             is_over.set()
             await asyncio.gather(*reading)
+
+    asyncio.run(asyncio.wait_for(scenario(), 40))
+
+
+class RestlessStore:
+    """Changes a few jobs of a store before and after each read of a stream, as long as it `is_restless`."""
+
+    def __init__(self, store, chance):
+        self.is_restless = False
+        self._turn = asyncio.Lock()
+        self._store = store
+        self._chance = chance
+        self._ids = [f"hot-{number}" for number in range(HOT_JOBS)]
+        self._created = 0
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    async def rest(self):
+        async with self._turn:
+            self.is_restless = False
+
+    async def _change_some(self):
+        async with self._turn:
+            if self.is_restless:
+                await self._store.commit([await self._change() for _ in range(self._chance.randrange(4))])
+        for _ in range(self._chance.choice([0, 1, 5])):
+            await asyncio.sleep(0)
+
+    async def _change(self):
+        job_id = self._chance.choice(self._ids)
+        try:
+            job = await self._store.get("default", job_id)
+        except JobNotFoundError:
+            return Create(id=job_id, state=JobState.IN_PROGRESS, name=self._chance.choice(["odd", "even"]))
+        if job.done:
+            self._created += 1
+            self._ids[self._ids.index(job_id)] = f"new-{self._created}"
+            return Delete(id=job_id)
+        values = {"labels": {"color": self._chance.choice(["red", "green"])}, "reason": str(self._chance.random())}
+        name = self._chance.choice(list(values))
+        is_end = self._chance.random() < 0.1
+        return Update(id=job_id, changes={"state": JobState.SUCCEEDED} if is_end else {name: values[name]})
+
+    async def position(self):
+        position = await self._store.position()
+        await self._change_some()
+        return position
+
+    async def page(self, tenant, job_filter, *, limit, cursor=""):
+        await self._change_some()
+        page = await self._store.page(tenant, job_filter, limit=min(limit, 2), cursor=cursor)
+        await self._change_some()
+        return page
+
+    async def changes(self, after, *, up_to=None):
+        if up_to is not None:
+            await self._change_some()
+        batch = await self._store.changes(after, up_to=up_to)
+        await self._change_some()
+        return batch
+
+
+async def resume_often(store, chance, job_filter, resumes):
+    """Resume while jobs change, and require each time that the reader ends up with the jobs that are listed."""
+    restless, reader = RestlessStore(store, chance), Reader()
+    async with serving(restless) as stub:
+        for _ in range(resumes):
+            restless.is_restless = True
+            stream = stub.WatchJobs(reader.begin(filter=job_filter, min_update_interval={}), timeout=10)
+            while not reader.is_synced:
+                reader.take(await stream.read())
+            await restless.rest()
+            expected = await listed(stub, job_filter)
+            while reader.revisions != expected:
+                reader.take(await stream.read())
+            stream.cancel()
+    await store.close()
+
+
+FILTERS = [{"labels": {"color": "red"}}, {"done": False}, {"states": [2], "names": ["odd"]}]
+
+
+@pytest.mark.parametrize("max_guesses", [0, 256])
+@pytest.mark.parametrize("values", FILTERS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_jobs_that_change_at_each_read_of_a_resume_end_up_as_listed(seed, values, max_guesses, monkeypatch):
+    monkeypatch.setattr(filter_watch, "MAX_GUESSES", max_guesses)
+
+    async def scenario():
+        await resume_often(MemoryStore(), random.Random(seed), pb.JobFilter(**values), RESUMES)
+
+    asyncio.run(asyncio.wait_for(scenario(), 40))
+
+
+@pytest.mark.parametrize("values", FILTERS)
+@pytest.mark.parametrize("cached_changes", [2, 20_000])
+def test_so_do_those_of_a_file(values, cached_changes, tmp_path, monkeypatch):
+    monkeypatch.setattr("jobstatus_grpc.stores.sqlite.store.CACHED_CHANGES", cached_changes)
+
+    async def scenario():
+        store = await SqliteStore.open(str(tmp_path / "jobs.db"))
+        await resume_often(store, random.Random(3), pb.JobFilter(**values), RESUMES)
+
+    asyncio.run(asyncio.wait_for(scenario(), 40))
+
+
+@pytest.mark.parametrize("values", FILTERS)
+def test_so_do_those_of_postgresql(values, postgres_url):
+    async def scenario():
+        store = await PostgresStore.open(postgres_url)
+        await resume_often(store, random.Random(4), pb.JobFilter(**values), RESUMES // 3)
 
     asyncio.run(asyncio.wait_for(scenario(), 40))

@@ -12,6 +12,7 @@ import pytest
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.job import Create
 from jobstatus_grpc.stores.embedded import Feed, new_epoch
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch import filter_watch
@@ -57,7 +58,7 @@ async def is_right(stub, stream, reader):
     """Read until the newest job arrives, and require that the reader's jobs equal the matching ones."""
     await read_until(stream, reader, lambda: reader.is_synced)
     await create(stub, "last")
-    await read_until(stream, reader, lambda: "last" in reader.jobs)
+    await read_until(stream, reader, lambda: "last" in reader.jobs and reader.is_synced)
     assert reader.revisions == await listed(stub, OPEN)
 
 
@@ -125,9 +126,7 @@ def test_what_changes_while_a_reader_resumes_is_sent(moment, change, again):
 @pytest.mark.parametrize("with_token", [False, True])
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changes_while_the_hub_takes_over_is_sent(change, moment, with_token, monkeypatch):
-    monkeypatch.setattr(filter_watch, "UNSURE_SECONDS", 0)
-
+def test_what_changes_while_the_hub_takes_over_is_sent(change, moment, with_token):
     async def scenario():
         store = PausedStore()
         async with serving(store) as stub:
@@ -147,9 +146,7 @@ def test_what_changes_while_the_hub_takes_over_is_sent(change, moment, with_toke
     run(scenario)
 
 
-def test_a_job_that_left_the_filter_and_changes_again_before_the_hub_reads_it_is_removed(monkeypatch):
-    monkeypatch.setattr(filter_watch, "UNSURE_SECONDS", 0.01)
-
+def test_a_job_that_left_the_filter_and_changes_again_before_the_hub_reads_it_is_removed():
     async def scenario():
         store = PausedStore()
         async with serving(store) as stub:
@@ -167,9 +164,46 @@ def test_a_job_that_left_the_filter_and_changes_again_before_the_hub_reads_it_is
     run(scenario)
 
 
-def test_a_resumed_reader_gets_changes_of_the_jobs_that_it_holds_and_no_others(monkeypatch):
-    monkeypatch.setattr(filter_watch, "UNSURE_SECONDS", 0)
+def test_an_older_change_that_the_hub_publishes_after_a_resume_is_not_sent():
+    async def scenario():
+        store = PausedStore()
+        async with serving(store) as stub:
+            await prepare(stub)
+            reader = Reader()
+            stop, next_stop = store.stop_at("feed", 1, "after"), store.stop_at("feed", 2)
+            first = lambda stub: update(stub, "job-1", progress=2)  # noqa: E731
+            changes = [first, CHANGES["changes"], lambda _: stop.reached.wait(), CHANGES["stops matching"]]
+            stream = await resumed(stub, reader, *changes)
+            await read_until(stream, reader, lambda: reader.is_synced)
+            assert "job-2" not in reader.jobs
+            stop.go_on.set()
+            await next_stop.reached.wait()
+            await listed(stub, OPEN)
+            next_stop.go_on.set()
+            await is_right(stub, stream, reader)
 
+    run(scenario)
+
+
+@pytest.mark.parametrize(("max_batches", "resets"), [(1, 1), (3, 0)])
+def test_a_resume_reads_a_bounded_number_of_batches_of_foreign_changes(max_batches, resets, monkeypatch):
+    monkeypatch.setattr(filter_watch, "MAX_BATCHES", max_batches)
+
+    async def scenario():
+        store = MemoryStore()
+        async with serving(store) as stub:
+            reader = Reader()
+            for _ in range(2):
+                stream = stub.WatchJobs(reader.begin(filter=pb.JobFilter(names=["mine"])), timeout=15)
+                await read_until(stream, reader, lambda: reader.is_synced)
+                stream.cancel()
+                await store.commit([Create(id=f"{number}", name="foreign") for number in range(3000)])
+            assert (reader.resets, reader.jobs) == (resets, {})
+
+    run(scenario)
+
+
+def test_a_resumed_reader_gets_changes_of_the_jobs_that_it_holds_and_no_others():
     async def scenario():
         async with serving(PausedStore()) as stub:
             await prepare(stub)

@@ -47,10 +47,10 @@ class Reader:
         assert message.HasField("server_time")
         assert 1 <= len(message.events) <= 256
         assert len(message.events) == 1 or message.ByteSize() < MIB + 1000
-        was_synced = self.is_synced
+        was_synced, resets = self.is_synced, self.resets
         for event in message.events:
             self._take(event)
-        if not was_synced and not self.is_synced:
+        if not was_synced and not self.is_synced and self.resets == resets:
             assert message.resume_token == self.token
         self.token = message.resume_token or self.token
 
@@ -65,7 +65,8 @@ class Reader:
             assert not self.is_synced
             self.is_synced = True
         elif event.type == REMOVED:
-            assert job.revision > self._sent.pop(job.id, 0)
+            assert job.revision >= self._sent.get(job.id, 0)
+            self._sent[job.id] = job.revision
             self.jobs.pop(job.id, None)
         elif event.type in (SNAPSHOT, UPDATED):
             assert event.type == UPDATED or not self.is_synced

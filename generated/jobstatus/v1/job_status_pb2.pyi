@@ -100,8 +100,8 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     JOB_EVENT_TYPE_HEARTBEAT: _JobEventType.ValueType  # 5
     """Nothing has changed; the stream is alive. In WatchJob it repeats the job that was sent last."""
     JOB_EVENT_TYPE_RESET: _JobEventType.ValueType  # 6
-    """The resume_token is too old, the store was replaced, or the caller is limited to some jobs, for which watches do not
-    resume: discard all known jobs; snapshots follow.
+    """The resume_token is too old, the store was replaced, far more jobs have changed than match, or the caller is limited
+    to some jobs, for which watches do not resume: discard all known jobs; snapshots follow.
     """
 
 class JobEventType(_JobEventType, metaclass=_JobEventTypeEnumTypeWrapper):
@@ -123,8 +123,8 @@ JOB_EVENT_TYPE_SYNCED: JobEventType.ValueType  # 4
 JOB_EVENT_TYPE_HEARTBEAT: JobEventType.ValueType  # 5
 """Nothing has changed; the stream is alive. In WatchJob it repeats the job that was sent last."""
 JOB_EVENT_TYPE_RESET: JobEventType.ValueType  # 6
-"""The resume_token is too old, the store was replaced, or the caller is limited to some jobs, for which watches do not
-resume: discard all known jobs; snapshots follow.
+"""The resume_token is too old, the store was replaced, far more jobs have changed than match, or the caller is limited
+to some jobs, for which watches do not resume: discard all known jobs; snapshots follow.
 """
 Global___JobEventType: _TypeAlias = JobEventType  # noqa: Y015
 
@@ -1200,7 +1200,9 @@ class WatchJobsResponse(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     SERVER_TIME_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Everything up to this token has been sent. Until SYNCED it is empty, or the token of the request."""
+    """Everything up to this token has been sent. Until SYNCED it is empty, or the token of the request, or after RESET one
+    that leads to RESET again.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobEvent]:
         """At most 256 events and 1 MiB."""

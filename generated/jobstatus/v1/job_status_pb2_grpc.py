@@ -251,9 +251,10 @@ class JobStatusServiceServicer(object):
 
     def WatchJobs(self, request, context):
         """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
-        changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-        old, the store was replaced, or the caller is limited to some jobs: RESET, then the same as without a token.
-        Delivery is at least once; discard duplicates by revision.
+        changes. With a resume_token: the changes since that token, then SYNCED, then further changes; among them, REMOVED
+        for jobs that may have matched before. If the token is too old, the store was replaced, far more jobs have changed
+        than match, or the caller is limited to some jobs: RESET, then the same as without a token. Delivery is at least
+        once; discard duplicates by revision.
 
         The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
         token is malformed or belongs to another tenant or filter.

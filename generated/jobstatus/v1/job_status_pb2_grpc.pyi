@@ -143,9 +143,10 @@ class JobStatusServiceStub:
     """
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_status_pb2.WatchJobsRequest, _job_status_pb2.WatchJobsResponse]
     """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
-    changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-    old, the store was replaced, or the caller is limited to some jobs: RESET, then the same as without a token.
-    Delivery is at least once; discard duplicates by revision.
+    changes. With a resume_token: the changes since that token, then SYNCED, then further changes; among them, REMOVED
+    for jobs that may have matched before. If the token is too old, the store was replaced, far more jobs have changed
+    than match, or the caller is limited to some jobs: RESET, then the same as without a token. Delivery is at least
+    once; discard duplicates by revision.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
     token is malformed or belongs to another tenant or filter.
@@ -268,9 +269,10 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     """
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_status_pb2.WatchJobsRequest, _job_status_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
-    changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-    old, the store was replaced, or the caller is limited to some jobs: RESET, then the same as without a token.
-    Delivery is at least once; discard duplicates by revision.
+    changes. With a resume_token: the changes since that token, then SYNCED, then further changes; among them, REMOVED
+    for jobs that may have matched before. If the token is too old, the store was replaced, far more jobs have changed
+    than match, or the caller is limited to some jobs: RESET, then the same as without a token. Delivery is at least
+    once; discard duplicates by revision.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
     token is malformed or belongs to another tenant or filter.
@@ -450,9 +452,10 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_status_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_status_pb2.WatchJobsResponse]]:
         """Follows all jobs that match a filter. Without a resume_token: SNAPSHOT for every matching job, one SYNCED, then
-        changes. With a resume_token: the changes since that token, then SYNCED, then further changes. If the token is too
-        old, the store was replaced, or the caller is limited to some jobs: RESET, then the same as without a token.
-        Delivery is at least once; discard duplicates by revision.
+        changes. With a resume_token: the changes since that token, then SYNCED, then further changes; among them, REMOVED
+        for jobs that may have matched before. If the token is too old, the store was replaced, far more jobs have changed
+        than match, or the caller is limited to some jobs: RESET, then the same as without a token. Delivery is at least
+        once; discard duplicates by revision.
 
         The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
         token is malformed or belongs to another tenant or filter.

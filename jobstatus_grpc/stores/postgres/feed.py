@@ -25,8 +25,8 @@ import asyncpg
 
 from jobstatus_grpc.errors import StoreChangedError, StoreUnavailableError
 from jobstatus_grpc.job import Job
-from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD
-from jobstatus_grpc.stores.interface import Change, ChangeBatch, Key, Position
+from jobstatus_grpc.stores.embedded import TOO_OLD
+from jobstatus_grpc.stores.interface import MAX_BATCH_CHANGES, Change, ChangeBatch, Key, Position
 from jobstatus_grpc.stores.postgres.database import Connection, Database
 from jobstatus_grpc.stores.postgres.statements import JOB, columns_of
 from jobstatus_grpc.stores.sql.rows import JobCache, read_final
@@ -301,12 +301,12 @@ class PostgresFeed:
                 if found and int(found[-1].xid) >= seen.end:
                     found = [row for row in found if int(row.xid) < seen.end]
                     is_full = False
-            changes = await self._newest(connection, found)
+            changes, superseded = await self._newest(connection, found)
         if is_full:
             after = place._replace(next_snapshot=seen, xid=found[-1].xid, number=str(found[-1].number))
         else:
             after = Place(incarnation, seen)
-        return ChangeBatch(after.write(), changes), not columns[0]
+        return ChangeBatch(after.write(), changes, superseded), not columns[0]
 
     async def _fetch(self, connection: Connection, place: Place, seen: Snapshot | None) -> Sequence[Any]:
         snapshot = place.snapshot
@@ -347,8 +347,8 @@ class PostgresFeed:
             short = Snapshot(end, tuple(xid for xid in running if xid < end), changed_at)
         return short
 
-    async def _newest(self, connection: Connection, rows: Sequence[_ChangeRow]) -> list[Change]:
-        """Return the newest change of each job in `rows`; none where a change that follows `rows` supersedes it."""
+    async def _newest(self, connection: Connection, rows: Sequence[_ChangeRow]) -> tuple[list[Change], list[Key]]:
+        """Return the newest change of each job in `rows`, and the jobs of which it follows `rows`."""
         rows_of: dict[Key, list[_ChangeRow]] = {}
         for row in rows:
             key = (row.tenant, row.id)
@@ -361,8 +361,9 @@ class PostgresFeed:
             for row in await connection.fetch(_JOBS, *columns_of(missing)):
                 job = self._cache.read(row).job
                 jobs[job.tenant, job.id] = job
-        newest = (_newest_of(key, changes, jobs.get(key)) for key, changes in rows_of.items())
-        return [change for change in newest if change is not None]
+        newest = {key: _newest_of(key, changes, jobs.get(key)) for key, changes in rows_of.items()}
+        changes = [change for change in newest.values() if change is not None]
+        return changes, [key for key, change in newest.items() if change is None]
 
     def _cached_job(self, key: Key, changes: Sequence[_ChangeRow]) -> Job | None:
         """Return the job as the newest of its changes left it, if the cache has it."""

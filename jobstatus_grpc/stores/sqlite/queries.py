@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from jobstatus_grpc.errors import StoreChangedError
 from jobstatus_grpc.job import Job, JobFilter, Tombstone, Transition, require_job
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
-from jobstatus_grpc.stores.embedded import MAX_BATCH_CHANGES, TOO_OLD, Epoch
-from jobstatus_grpc.stores.interface import Change, Key, Page
+from jobstatus_grpc.stores.embedded import TOO_OLD, Epoch
+from jobstatus_grpc.stores.interface import MAX_BATCH_CHANGES, Change, Key, Page
 from jobstatus_grpc.stores.sql.criteria import Criterion, Dialect, choose, counts_of, criteria_of, parameters_of
 from jobstatus_grpc.stores.sql.rows import (
     STORED_COLUMNS,
@@ -139,11 +139,11 @@ def read_transitions(
     return [read_transition(row) for row in rows]
 
 
-def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple[int, list[Change]]:
+def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple[int, list[Change], set[Key]]:
     """Return the changes with numbers above `after` and up to `last`, or as many as fit in a batch.
 
     Returns:
-        The number up to which the changes are complete, and the changes.
+        The number up to which the changes are complete, the changes, and the jobs whose newest change follows later.
 
     Raises:
         StoreChangedError: some of the changes have been dropped.
@@ -152,12 +152,14 @@ def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple
     if after < connection.execute("SELECT forgotten_sequence FROM store").fetchone()[0]:
         raise StoreChangedError(TOO_OLD)
     changes: dict[Key, Change] = {}
+    superseded = {(tenant, job_id) for _, tenant, job_id, *_ in rows}
     for _, tenant, job_id, revision, removed, final, *columns in rows:
         if removed or columns[0] is not None:
             job = None if removed else read_job(columns).job
             changes.pop((tenant, job_id), None)
             changes[tenant, job_id] = Change(tenant, job_id, revision, job, read_final(final))
-    return (rows[-1][0] if len(rows) == MAX_BATCH_CHANGES else last), list(changes.values())
+    superseded.difference_update(changes)
+    return (rows[-1][0] if len(rows) == MAX_BATCH_CHANGES else last), list(changes.values()), superseded
 
 
 DIALECT = Dialect(

@@ -247,9 +247,10 @@ class SqliteStore:
             if batch is not None:
                 return batch
             # Not beyond the feed's sequence: a later change in the file is not published yet.
-            sequence, changes = await self._read(read_changes, sequence, self._feed.sequence if end is None else end)
-            if changes or sequence == end:
-                return ChangeBatch(self._feed.position(sequence), changes)
+            last = self._feed.sequence if end is None else end
+            sequence, changes, superseded = await self._read(read_changes, sequence, last)
+            if changes or end is not None:
+                return ChangeBatch(self._feed.position(sequence), changes, superseded)
 
     async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
         """See JobStore. Returns nothing while writes fail, as the workers cannot report either."""

@@ -330,6 +330,7 @@ class TimeContract:
         await done(store, claim("a"), Create(id="c"))
         batch = await store.changes(start_position, up_to=middle)
         assert ([change.id for change in batch.changes], batch.position) == (["b"], middle)
+        assert ("default", "a") in batch.superseded, "its newest change follows"
         batch = await store.changes(middle, up_to=middle)
         assert (list(batch.changes), batch.position) == ([], middle)
 

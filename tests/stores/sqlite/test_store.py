@@ -125,6 +125,21 @@ def test_a_reader_that_is_behind_what_memory_keeps_misses_nothing(tmp_path, monk
     on_file(tmp_path / "jobs.db", use)
 
 
+@pytest.mark.parametrize("is_reopened", [True, False])
+def test_a_batch_names_the_jobs_whose_newest_change_follows_it(tmp_path, is_reopened):
+    async def write(store):
+        start = await store.position()
+        await done(store, Create(id="a"), Create(id="b"), Create(id="other", tenant="t"))
+        middle = await store.position()
+        await done(store, claim("a"))
+        return start, middle, None if is_reopened else await store.changes(start, up_to=middle)
+
+    ((start, middle, batch),) = on_file(tmp_path / "jobs.db", write)
+    if batch is None:
+        (batch,) = on_file(tmp_path / "jobs.db", lambda store: store.changes(start, up_to=middle))
+    assert ([change.id for change in batch.changes], list(batch.superseded)) == (["b", "other"], [("default", "a")])
+
+
 def test_a_position_from_before_the_forgotten_changes_is_refused(tmp_path):
     async def write(store):
         await done(store, Create(id="a"), Create(id="b"))
