@@ -186,8 +186,8 @@ def _check_size(request: pb.CreateJobRequest | pb.UpdateJobRequest, violations: 
         field.name: _size_of(message, field.name)
         for message in (request, request.job)
         for field, _ in message.ListFields()
+        if field.name != "job"
     }
-    del sizes["job"]
     largest = max(sizes, key=sizes.__getitem__)
     what = f"is too large: {sizes[largest]} bytes, and a call may have {MAX_CALL_BYTES}; put large data behind a URL"
     violations.append(FieldViolation(largest, what))
@@ -506,7 +506,7 @@ class Batch:
                 self._errors.append(error)
                 continue
             self._errors.append(None)
-            if not room.take(request) or not self.requests:
+            if not self.requests or not room.take(request):
                 room = BatchRoom()
                 room.take(request)
                 self.requests.append(pb.BatchUpdateJobsRequest())

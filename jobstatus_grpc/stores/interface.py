@@ -259,8 +259,8 @@ class StoreType:
     """A kind of store, as an entry point of the group `jobstatus_grpc.stores` names it under its URL scheme."""
 
     open: Callable[..., Awaitable[JobStore]]
-    """`open(url, *, clock, retention)` returns the open store. Raises CannotStartError; its message never holds the
-    URL, which may hold a password."""
+    """`open(url, *, clock, retention)` returns the open store. Raises CannotStartError, or StoreUnreachableError if it
+    may open later; the message never holds the URL, which may hold a password."""
     name: Callable[[str], str] | None = None
     """`name(url)` returns what log lines call the store: with an absolute path or its hosts, without user and password.
     None: the URL's scheme."""

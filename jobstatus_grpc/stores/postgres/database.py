@@ -282,6 +282,8 @@ def _advice(error: BaseException) -> str:
         )
     if isinstance(error, _SCHEMA_ERRORS):
         return "wait for pg_restore to end, or restore a backup; jobstatus migrate would create an empty schema"
+    if isinstance(error, asyncpg.TooManyConnectionsError):
+        return "raise max_connections of the server, or the limit of the role or the database"
     if isinstance(error, _STARTING_ERRORS):
         return "name every host, with target_session_attrs=read-write, and check that one of them accepts writes"
     if isinstance(error, asyncpg.PostgresError) or not isinstance(error, (OSError, asyncio.TimeoutError)):

@@ -12,24 +12,33 @@ from jobstatus_grpc.job import Create
 from jobstatus_grpc.stores.postgres.store import PostgresStore
 
 OUTAGES = {
-    "ALTER DATABASE {0} CONNECTION LIMIT 0": ("too many connections for", "ALTER DATABASE {0} CONNECTION LIMIT -1"),
+    "ALTER DATABASE {0} CONNECTION LIMIT 0": (
+        "too many connections for",
+        "raise max_connections",
+        "ALTER DATABASE {0} CONNECTION LIMIT -1",
+    ),
     "ALTER DATABASE {0} SET default_transaction_read_only = on": (
         "it accepts no writes",
+        "name every host",
         "ALTER DATABASE {0} RESET default_transaction_read_only",
     ),
     "REVOKE CONNECT ON DATABASE {0} FROM jobstatus, PUBLIC": (
         "permission denied for database",
+        "have its owner",
         "GRANT CONNECT ON DATABASE {0} TO jobstatus",
     ),
     "ALTER DATABASE {0} ALLOW_CONNECTIONS false": (
         "is not currently accepting connections",
+        "check --store",
         "ALTER DATABASE {0} ALLOW_CONNECTIONS true",
     ),
     "ALTER DATABASE {0} RENAME TO {0}_away": (
         'database ".*" does not exist',
+        "create it",
         "ALTER DATABASE {0}_away RENAME TO {0}",
     ),
 }
+"""What ends the use of a database: the error, the advice, and the statement that takes it back."""
 
 
 async def refused(store: PostgresStore, says: str) -> None:
@@ -44,7 +53,7 @@ async def refused(store: PostgresStore, says: str) -> None:
 
 @pytest.mark.parametrize("begin", OUTAGES)
 def test_a_lost_database_is_one_line_and_comes_back(postgres, postgres_url, begin, caplog):
-    says, end = OUTAGES[begin]
+    says, advice, end = OUTAGES[begin]
     name = postgres_url.rpartition("/")[2]
     sessions = f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"
 
@@ -64,7 +73,7 @@ def test_a_lost_database_is_one_line_and_comes_back(postgres, postgres_url, begi
 
     asyncio.run(main())
     begun, over = caplog.messages
-    assert re.search(f"the database on .* is unavailable, retrying: .*{says}.*; calls fail", begun)
+    assert re.search(f"the database on .* is unavailable, retrying: .*{says}.*; calls fail .*; {advice}", begun)
     assert over.endswith("has recovered")
     assert not any(record.exc_info for record in caplog.records)
 
