@@ -32,7 +32,16 @@ from jobstatus_grpc.job.model import (
     to_state,
     urgent_mark,
 )
-from jobstatus_grpc.job.rules import Found, Outcome, apply, has_heartbeats, require_job, visible, with_heartbeat
+from jobstatus_grpc.job.rules import (
+    Found,
+    Outcome,
+    apply,
+    has_heartbeats,
+    projection_of,
+    require_job,
+    visible,
+    with_heartbeat,
+)
 
 __all__ = [
     "CREATION_FIELDS",
@@ -65,6 +74,7 @@ __all__ = [
     "is_report",
     "is_urgent",
     "lasting_values_of",
+    "projection_of",
     "require_job",
     "to_state",
     "urgent_mark",

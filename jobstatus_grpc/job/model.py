@@ -138,6 +138,12 @@ class Job:
     result: Mapping[str, Any] | None = field(default=None, hash=False)
     expires_at: datetime | None = None
     last_heartbeat_at: datetime | None = None
+    first_progress: float | None = field(default=None, repr=False)
+    """Where the attempt began, if not at 0 when it was started; never sent."""
+    first_progress_at: datetime | None = field(default=None, repr=False)
+    """When the attempt was at first_progress; never sent."""
+    projected_completion: datetime | None = None
+    """Of a job that a client received. The service derives it when it sends the job: see `projection_of`."""
     tenant: str = field(default=DEFAULT_TENANT, repr=False)
     creation_request: RequestId | None = field(default=None, repr=False)
     """The request that created the job. Kept as long as the job, never sent."""
@@ -149,15 +155,9 @@ class Job:
         """Whether the job has ended."""
         return self.state in TERMINAL_STATES
 
-    @property
-    def projected_completion(self) -> datetime | None:
-        """When the job ends at the pace of its current attempt; None unless IN_PROGRESS with 1 % or more."""
-        if self.state is not _IN_PROGRESS or self.progress is None or self.progress < 1 or self.started_at is None:
-            return None
-        return self.started_at + (self.updated_at - self.started_at) * (100 / self.progress)
 
-
-JOB_FIELDS = tuple(field.name for field in fields(Job))
+JOB_FIELDS = tuple(field.name for field in fields(Job) if field.name != "projected_completion")
+"""The fields that are stored."""
 
 REPORT_FIELDS = (
     "revision", "updated_at", "reports_progress", "progress", "reason", "estimated_completion",
@@ -167,7 +167,7 @@ REPORT_FIELDS = (
 
 URGENT_FIELDS = (
     "state", "error", "started_at", "finished_at", "attempt", "cancel_requested", "cancel_reason", "stalled",
-    "heartbeat_timeout", "labels", "result", "expires_at",
+    "heartbeat_timeout", "labels", "result", "expires_at", "first_progress", "first_progress_at",
 )  # fmt: skip
 """The fields of which watchers get each change at once, whatever their min_update_interval."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from jobstatus_grpc import errors
@@ -103,6 +104,8 @@ def _create(found: Found, command: Create, now: datetime) -> Applied:
     fields: dict[str, Any] = {name: getattr(command, name) for name in CREATION_FIELDS}
     if command.progress is not None:
         fields["reports_progress"] = True
+        if started:
+            fields |= {"first_progress": command.progress, "first_progress_at": now}
     job = Job(
         **fields,
         created_at=now,
@@ -217,6 +220,14 @@ def with_heartbeat(job: Job, at: datetime | None) -> Job:
     if job.last_heartbeat_at is not None and at <= job.last_heartbeat_at:
         return job
     return evolve(job, {"last_heartbeat_at": at})
+
+
+def projection_of(job: Job) -> datetime | None:
+    """Return when the job ends at the pace of its attempt; None unless that has made progress of 1 % or more."""
+    first, since = job.first_progress or 0.0, job.first_progress_at or job.started_at
+    if job.progress is None or job.progress < first + 1 or job.state is not JobState.IN_PROGRESS or since is None:
+        return None
+    return since + (job.updated_at - since) * ((100 - first) / (job.progress - first))
 
 
 def visible(found: Found, only: JobFilter | None) -> Found:
@@ -342,21 +353,31 @@ def _starts_attempt(job: Job, command: Update) -> bool:
     return state is JobState.IN_PROGRESS and (command.attempt > 0 or job.state is not JobState.IN_PROGRESS)
 
 
+_FRESH: Mapping[str, Any] = MappingProxyType(
+    dict.fromkeys(("progress", "error", "estimated_completion", "first_progress", "first_progress_at"))
+)
+"""The values of fields at the start of an attempt, unless its update sets them."""
+
+
 def changed_fields(job: Job, command: Update, now: datetime, retention: timedelta) -> dict[str, Any]:
     """Return the fields that the update changes, itself or by the rules; empty for a heartbeat."""
     changes = dict(command.changes)
-    progress_before = job.progress
-    if _starts_attempt(job, command):
-        progress_before = None
-        fresh = {"progress": None, "error": None, "estimated_completion": None}
-        changes = {**fresh, **changes, "attempt": job.attempt + 1, "started_at": now}
+    progress_before, first_at = job.progress, job.first_progress_at
+    starts = _starts_attempt(job, command)
+    if starts:
+        progress_before = first_at = None
+        changes = {**_FRESH, **changes, "attempt": job.attempt + 1, "started_at": now}
     progress = changes.get("progress")
     if progress is not None:
         changes["reports_progress"] = True
         if progress_before is not None and progress < progress_before:
             changes["progress"] = progress_before
+        elif progress_before is None and first_at is None and (starts or job.attempt > 1):
+            changes |= {"first_progress": progress, "first_progress_at": now}
     elif changes.get("reports_progress") is False:
         changes["progress"] = None
+    if progress_before is not None and changes.get("progress", progress_before) is None:
+        changes |= {"first_progress": 0.0, "first_progress_at": now}
     if job.stalled:
         changes["stalled"] = False
     state = changes.get("state")

@@ -17,7 +17,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import JobStatusError
-from jobstatus_grpc.job import Job, Outcome, Transition, evolve, lasting_values_of, limits
+from jobstatus_grpc.job import Job, Outcome, Transition, evolve, lasting_values_of, limits, projection_of
 from jobstatus_grpc.server.requests import HistoryQuery, JobsQuery, JobsWatchRequest, write_history_token
 from jobstatus_grpc.server.tokens import write_token
 from jobstatus_grpc.stores.interface import Change, Page, Position
@@ -220,6 +220,9 @@ def _lasting_fields(job: Job) -> bytes:
 def _report_fields(job: Job) -> bytes:
     message = pb.JobStatus()
     convert.report_to_wire(job, message)
+    projected = projection_of(job)
+    if projected is not None:
+        convert.instant_to_wire(projected, message.projected_completion)
     return message.SerializeToString()
 
 

@@ -38,7 +38,7 @@ def job_to_wire(job: Job, message: pb.JobStatus) -> None:
 
 
 def report_to_wire(job: Job, message: pb.JobStatus) -> None:
-    """Write REPORT_FIELDS, and projected_completion, which follows from them."""
+    """Write REPORT_FIELDS, and projected_completion of a job that a client received."""
     message.revision = job.revision
     instant_to_wire(job.updated_at, message.updated_at)
     if job.reason:
@@ -47,9 +47,8 @@ def report_to_wire(job: Job, message: pb.JobStatus) -> None:
         message.reports_progress = True
         if job.progress is not None:
             message.progress = job.progress
-            projected = job.projected_completion
-            if projected is not None:
-                instant_to_wire(projected, message.projected_completion)
+    if job.projected_completion is not None:
+        instant_to_wire(job.projected_completion, message.projected_completion)
     if job.estimated_completion is not None:
         instant_to_wire(job.estimated_completion, message.estimated_completion)
     if job.last_heartbeat_at is not None:
@@ -124,6 +123,7 @@ def job_from_wire(message: pb.JobStatus) -> Job:
         result=result_from_wire(message.result) if has("result") else None,
         expires_at=instant_from_wire(message.expires_at) if has("expires_at") else None,
         last_heartbeat_at=instant_from_wire(message.last_heartbeat_at) if has("last_heartbeat_at") else None,
+        projected_completion=instant_from_wire(message.projected_completion) if has("projected_completion") else None,
     )
 
 

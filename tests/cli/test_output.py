@@ -43,8 +43,7 @@ def test_an_error_names_its_code_even_if_that_is_unknown():
 
 def test_the_remaining_time_is_the_workers_estimate_before_our_own():
     assert output.remaining(job(estimated_completion=NOW - timedelta(hours=1))) == timedelta(0)
-    week_ago = NOW - timedelta(days=7)
-    left = output.remaining(job(progress=50.0, reports_progress=True, started_at=week_ago))
+    left = output.remaining(job(projected_completion=datetime.now(timezone.utc) + timedelta(days=7)))
     assert left is not None
     assert timedelta(days=6) < left <= timedelta(days=7)
 

@@ -26,6 +26,7 @@ from jobstatus_grpc.job import (
     apply,
     evolve,
     is_urgent,
+    projection_of,
 )
 from jobstatus_grpc.job.model import ERROR_STATES, TERMINAL_STATES, TRANSITIONS
 from tests.support.jobs import LATER, RETENTION, START, S, job_in, update
@@ -213,9 +214,32 @@ def test_a_job_expires_when_it_is_done_and_its_time_has_come(state: JobState) ->
 
 def test_the_projection_follows_the_pace_of_the_attempt() -> None:
     job = update(job_in(S.IN_PROGRESS), progress=25.0)
-    assert job.projected_completion == START + timedelta(seconds=40)
-    assert update(job_in(S.IN_PROGRESS), progress=0.5).projected_completion is None
-    assert update(job, state=S.FAILED).projected_completion is None
+    assert projection_of(job) == START + timedelta(seconds=40)
+    assert projection_of(update(job_in(S.IN_PROGRESS), progress=0.5)) is None
+    assert projection_of(update(job, state=S.FAILED)) is None
+
+
+@pytest.mark.parametrize("claimed_with", [{}, {"progress": 80.0}])
+def test_the_projection_of_a_resumed_attempt_follows_its_own_progress(claimed_with: dict[str, float]) -> None:
+    job = job_in(S.RETRYING, reports_progress=True, progress=80.0)
+    job = update(job, START, state=S.IN_PROGRESS, attempt=job.attempt + 1, **claimed_with)
+    resumed = update(job, START, progress=80.0)
+    assert (resumed.progress, projection_of(resumed)) == (80.0, None)
+    later = update(resumed, progress=85.0)
+    assert projection_of(later) == START + timedelta(seconds=40)
+    assert update(later, state=S.IN_PROGRESS, attempt=later.attempt + 1).first_progress_at is None
+
+
+@pytest.mark.parametrize("cleared", [{"progress": None}, {"reports_progress": False}])
+def test_the_projection_of_progress_that_was_cleared_begins_anew(cleared: dict[str, Any]) -> None:
+    job = update(job_in(S.IN_PROGRESS, progress=90.0, reports_progress=True), START, **cleared)
+    assert projection_of(update(job, progress=25.0)) == START + timedelta(seconds=40)
+
+
+def test_a_job_that_is_created_with_progress_is_projected_from_there() -> None:
+    created = apply(None, Create(id="a", state=S.IN_PROGRESS, progress=80.0), now=START, retention=RETENTION).job
+    assert projection_of(created) is None
+    assert projection_of(update(created, progress=90.0)) == START + timedelta(seconds=20)
 
 
 def test_only_progress_reason_and_estimates_can_wait() -> None:

@@ -9,7 +9,17 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Identity
-from jobstatus_grpc.job import JOB_FIELDS, REPORT_FIELDS, Job, JobError, JobState, evolve, is_report, is_urgent
+from jobstatus_grpc.job import (
+    JOB_FIELDS,
+    REPORT_FIELDS,
+    Job,
+    JobError,
+    JobState,
+    evolve,
+    is_report,
+    is_urgent,
+    projection_of,
+)
 from jobstatus_grpc.server import responses
 from jobstatus_grpc.server.requests import to_jobs_query
 from jobstatus_grpc.server.responses import JOBS_PER_TURN, MAX_KEPT_BYTES, job_event, jobs_reply, render_job
@@ -29,13 +39,14 @@ CHANGES = {
     "cancel_reason": "c",
     "stalled": True, "heartbeat_timeout": timedelta(seconds=5), "revision": 3, "labels": {}, "parent_id": "p",
     "result": {"x": 1.0}, "expires_at": START, "last_heartbeat_at": START,
+    "first_progress": 40.0, "first_progress_at": START + timedelta(seconds=1),
 }  # fmt: skip
 UNSENT = {"tenant", "creation_request", "requests"}
 
 
 def whole(job):
     message = pb.JobStatus()
-    convert.job_to_wire(job, message)
+    convert.job_to_wire(evolve(job, {"projected_completion": projection_of(job)}), message)
     return message
 
 

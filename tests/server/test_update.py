@@ -150,6 +150,17 @@ def test_the_projection_follows_the_pace_of_the_attempt(any_service, new_id):
     assert abs(job.projected_completion.ToNanoseconds() - (started + (updated - started) * 5)) <= 1000
 
 
+def test_a_resumed_attempt_is_projected_from_where_it_began(any_service, new_id):
+    job = any_service.job_in("RETRYING", id=new_id())
+    any_service.update(job.id, state="JOB_STATE_IN_PROGRESS", attempt=2)
+    first = any_service.update(job.id, progress=80)
+    job = any_service.update(job.id, progress=90)
+    since, updated = first.updated_at.ToNanoseconds(), job.updated_at.ToNanoseconds()
+    assert not first.HasField("projected_completion")
+    assert abs(job.projected_completion.ToNanoseconds() - (since + (updated - since) * 2)) <= 1000
+    assert any_service.get(job.id) == job
+
+
 def test_the_same_end_again_is_fine_and_changes_nothing(any_service, new_id):
     error = pb.JobError(code=8, message="m", reason="R")
     end = {"state": "JOB_STATE_FAILED", "reason": "why", "error": error, "result": {"rows": 1}}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.job import Job, JobError, JobState, evolve, limits
+from jobstatus_grpc.job import Job, JobError, JobState, evolve, limits, projection_of
 from jobstatus_grpc.job.model import TERMINAL_STATES
 from jobstatus_grpc.server.responses import field_1, render_job
 from jobstatus_grpc.wire import convert
@@ -76,16 +76,23 @@ def close(job):
 
 @given(jobs().map(close))
 def test_a_job_is_read_as_it_was_written(job):
-    assert convert.job_from_wire(to_wire(job)) == job
+    assert convert.job_from_wire(to_wire(job)) == evolve(job, {"projected_completion": projection_of(job)})
 
 
 @given(jobs().map(close))
 def test_what_is_derived_is_on_the_wire_too(job):
     message = to_wire(job)
     assert message.done == job.done
-    assert message.HasField("projected_completion") == (job.projected_completion is not None)
-    if job.projected_completion is not None:
-        assert convert.instant_from_wire(message.projected_completion) == job.projected_completion
+
+
+@pytest.mark.parametrize(("first", "projected"), [(80.0, START + timedelta(seconds=5)), (90.0, None)])
+def test_a_client_has_the_projection_of_the_server(first, projected):
+    since = START - timedelta(seconds=5)
+    job = Job(id="a", state=JobState.IN_PROGRESS, created_at=since, updated_at=START, started_at=since, progress=90.0)
+    received = convert.job_from_wire(to_wire(evolve(job, {"first_progress": first, "first_progress_at": since})))
+    shown = pb.JobStatus()
+    convert.job_to_wire(received, shown)
+    assert (received.projected_completion, shown.HasField("projected_completion")) == (projected, bool(projected))
 
 
 @pytest.mark.parametrize("size", [0, 1, 0x7F, 0x80, 0x3FFF, 0x4000, 0x1F_FFFF, 0x20_0000])

@@ -283,8 +283,10 @@ class JobStatus(_message.Message):
 
     @_builtins.property
     def projected_completion(self) -> _timestamp_pb2.Timestamp:
-        """Output only. Derived: started_at + (updated_at - started_at) * 100 / progress, for a job that is IN_PROGRESS with
-        progress of at least 1.
+        """Output only. When the job ends at the pace of its current attempt so far: started_at + (updated_at - started_at) *
+        100 / progress. An attempt after the first, or one that starts with progress, may resume what was done before: its
+        pace is that since its first progress. Progress that was cleared begins again at 0. Unset unless the job is
+        IN_PROGRESS and the attempt has made progress of at least 1.
         """
 
     @_builtins.property

@@ -137,3 +137,8 @@ UPDATE jobstatus.jobs SET last_heartbeat_at = NULL WHERE heartbeat_timeout IS NU
 
 -- `final` has the names of the columns now, so that later versions can read it.
 UPDATE jobstatus.changes SET final = NULL WHERE final IS NOT NULL;
+
+-- version 5
+
+ALTER TABLE jobstatus.jobs ADD COLUMN first_progress double precision;
+ALTER TABLE jobstatus.jobs ADD COLUMN first_progress_at bigint;

@@ -32,7 +32,10 @@ _TEXTS = {
 
 _SMALLINTS = {"state", "reports_progress", "cancel_requested", "stalled", "from_state", "to_state"}
 
-_OTHER_TYPES = {"progress": "double precision", "attempt": "integer", "number": "integer", "removed": "boolean"}
+_OTHER_TYPES = {
+    "progress": "double precision", "first_progress": "double precision",
+    "attempt": "integer", "number": "integer", "removed": "boolean",
+}  # fmt: skip
 
 
 def columns_of(rows: Sequence[Row]) -> list[tuple[Any, ...]]:

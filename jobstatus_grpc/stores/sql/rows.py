@@ -89,6 +89,7 @@ _CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
     "expires_at": _INSTANT,
     "estimated_completion": _INSTANT,
     "last_heartbeat_at": _INSTANT,
+    "first_progress_at": _INSTANT,
     "heartbeat_timeout": (
         _unless_none(lambda timeout: timeout // _MICROSECOND),
         _unless_none(to_duration),

@@ -153,3 +153,8 @@ ALTER TABLE jobs ADD COLUMN last_heartbeat_at INTEGER;
 
 -- `final` has the names of the columns now, so that later versions can read it.
 UPDATE changes SET final = NULL;
+
+-- version 6
+
+ALTER TABLE jobs ADD COLUMN first_progress REAL;
+ALTER TABLE jobs ADD COLUMN first_progress_at INTEGER;
