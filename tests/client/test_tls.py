@@ -8,7 +8,7 @@ import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import Tls, UnavailableError
+from jobstatus_grpc import DeadlineExceededError, Tls, UnavailableError
 from jobstatus_grpc.client.endpoint import CHECK_SECONDS, TlsFiles, endpoint
 from tests.support.certificates import EXPIRED, Authority, Mount, Pair
 from tests.support.scripted_server import ScriptedServer, a_job, reply
@@ -68,8 +68,7 @@ def test_a_ca_means_tls_and_public_cas_are_the_default(connect, ca):
     with served() as server:
         assert get(connect, server.address, tls=Tls(ca_file=ca), token="secret").id == "a"
         assert get(connect, f"grpcs://{server.address}", tls=Tls(ca_file=ca)).id == "a"
-        with pytest.raises(UnavailableError, match="certificate is not trusted"):
-            get(connect, server.address, tls=True, timeout_seconds=0.5)
+        assert "certificate is not trusted" in failure(connect, server.address, tls=True)
 
 
 def test_a_client_certificate_is_presented(connect, mount):
@@ -85,8 +84,9 @@ def test_a_server_name_is_expected_instead_of_the_host(connect, ca):
 
 def failure(connect, address, **settings):
     """Return the message of a call that TLS makes fail, which must be one line."""
-    with pytest.raises(UnavailableError) as caught:
-        get(connect, address, timeout_seconds=0.5, **settings)
+    # The error of the last try, or if that one was late the error of the one before.
+    with pytest.raises((UnavailableError, DeadlineExceededError)) as caught:
+        get(connect, address, timeout_seconds=2, **settings)
     assert "\n" not in caught.value.message
     assert "127.0.0.1" in caught.value.message
     return caught.value.message
