@@ -124,8 +124,8 @@ class ServerConfig:
             return
         if self.transport == "native":
             raise CannotStartError(
-                "--transport native has no TLS; leave out the --tls-… flags and let a proxy such as Envoy, with the "
-                "certificate, pass calls on to --listen unix:/path, or use --transport grpcio"
+                "--transport native has no TLS; use --transport grpcio, or leave out the --tls-… flags and let a proxy "
+                "terminate TLS and pass each connection on to --listen unix:/path, see docs/security.md"
             )
         self.open_certificates()
 
