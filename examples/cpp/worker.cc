@@ -5,9 +5,11 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <fstream>
 #include <functional>
 #include <future>
 #include <iostream>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <string>
@@ -106,13 +108,26 @@ std::string NewRequestId() {
   return id;
 }
 
+// Returns the contents of the file that a variable of the environment names, or nothing.
+std::string FileOf(const char* variable) {
+  const char* path = std::getenv(variable);
+  std::ifstream file(path ? path : "");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Returns TLS, with the CA and the client's certificate and key (PEM) that the environment names.
+std::shared_ptr<grpc::ChannelCredentials> Credentials() {
+  if (!std::getenv("JOBSTATUS_CA")) return grpc::InsecureChannelCredentials();
+  return grpc::SslCredentials({FileOf("JOBSTATUS_CA"), FileOf("JOBSTATUS_KEY"), FileOf("JOBSTATUS_CERT")});
+}
+
 int main(int argc, char** argv) {
   Check(argc > 1, "usage: worker HOST:PORT [SECONDS_PER_STEP]");
   grpc::ChannelArguments arguments;  // keepalive pings detect that the server's machine is down
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetServiceConfigJSON(kServiceConfig);
-  const auto channel = grpc::CreateCustomChannel(argv[1], grpc::InsecureChannelCredentials(), arguments);
+  const auto channel = grpc::CreateCustomChannel(argv[1], Credentials(), arguments);
   const auto stub = JobStatusService::NewStub(channel);
   const Seconds step_time(argc > 2 ? std::stod(argv[2]) : 0.1);
 

@@ -4,6 +4,8 @@ package main
 import (
 	"context"
 	cryptorand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -178,6 +181,23 @@ func check(ok bool, otherwise ...any) {
 	}
 }
 
+// security returns TLS, with the CA and the client's certificate and key (PEM) that the environment names.
+func security() grpc.DialOption {
+	ca, cert, key := os.Getenv("JOBSTATUS_CA"), os.Getenv("JOBSTATUS_CERT"), os.Getenv("JOBSTATUS_KEY")
+	if ca == "" {
+		return grpc.WithInsecure()
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	pem, err := os.ReadFile(ca)
+	check(err == nil && config.RootCAs.AppendCertsFromPEM(pem), "no certificate in ", ca)
+	if cert != "" {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		check(err == nil, err)
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return grpc.WithTransportCredentials(credentials.NewTLS(config))
+}
+
 func main() {
 	rand.Seed(time.Now().UnixNano())
 	stepTime := 100 * time.Millisecond
@@ -188,7 +208,7 @@ func main() {
 	}
 	// Keepalive pings detect that the server's machine is down.
 	pings := grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second})
-	channel, err := grpc.Dial(os.Args[1], grpc.WithInsecure(), pings, grpc.WithDefaultServiceConfig(serviceConfig))
+	channel, err := grpc.Dial(os.Args[1], security(), pings, grpc.WithDefaultServiceConfig(serviceConfig))
 	check(err == nil, err)
 	defer channel.Close()
 	work(pb.NewJobStatusServiceClient(channel), stepTime)

@@ -19,8 +19,15 @@ const loaded = protoLoader.loadSync(PROTOS, {
 });
 const { JobStatusService } = grpc.loadPackageDefinition(loaded).jobstatus.v1;
 
+// TLS, with the CA and the client's certificate and key (PEM) that the environment names.
+const { JOBSTATUS_CA: ca, JOBSTATUS_CERT: cert, JOBSTATUS_KEY: key } = process.env;
+const read = (file) => (file ? fs.readFileSync(file) : null);
+const credentials = ca
+  ? grpc.credentials.createSsl(read(ca), read(key), read(cert))
+  : grpc.credentials.createInsecure();
+
 const [address, secondsPerStep = '0.1'] = process.argv.slice(2);
-const client = new JobStatusService(address, grpc.credentials.createInsecure(), {
+const client = new JobStatusService(address, credentials, {
   'grpc.keepalive_time_ms': 20_000, // detects that the server's machine is down
   'grpc.service_config': fs.readFileSync(path.join(__dirname, '../service_config.json'), 'utf8'), // gRPC retries
 });

@@ -6,13 +6,14 @@ The client retries calls that are safe to retry, and resumes watches. If a worke
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-from jobstatus_grpc import JobNotFoundError, JobState, JobStatusClient, StaleAttemptError
+from jobstatus_grpc import JobNotFoundError, JobState, JobStatusClient, StaleAttemptError, Tls
 
 
 def say(line: str) -> None:
@@ -48,8 +49,14 @@ def work(client: JobStatusClient, job_id: str, attempt: int, seconds_per_step: f
     say(f"ended: JOB_STATE_{job.state.name}, progress {job.progress:g}")
 
 
+def security() -> Tls | None:
+    """Return TLS, with the CA and the client's certificate and key (PEM) that the environment names."""
+    ca, cert, key = (os.environ.get(f"JOBSTATUS_{name}") for name in ("CA", "CERT", "KEY"))
+    return Tls(ca_file=ca, cert_file=cert, key_file=key) if ca else None
+
+
 def main(address: str, seconds_per_step: float = 0.1) -> None:
-    with ThreadPoolExecutor() as threads, JobStatusClient(address) as client:
+    with ThreadPoolExecutor() as threads, JobStatusClient(address, tls=security()) as client:
         # The request_id makes a retry safe: the job is created once.
         request_id = str(uuid.uuid4())
         created = client.create("import customers", heartbeat_timeout_seconds=60, request_id=request_id)

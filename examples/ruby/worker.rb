@@ -107,6 +107,12 @@ def work(client, seconds_per_step)
   end
 end
 
+# TLS, with the CA and the client's certificate and key (PEM) that the environment names.
+def credentials
+  ca, key, cert = ENV.values_at('JOBSTATUS_CA', 'JOBSTATUS_KEY', 'JOBSTATUS_CERT').map { |file| file && File.read(file) }
+  ca ? GRPC::Core::ChannelCredentials.new(ca, key, cert) : :this_channel_is_insecure
+end
+
 address, seconds_per_step = ARGV
 settings = {
   'grpc.keepalive_time_ms' => 20_000, # pings detect that the server's machine is down
@@ -115,7 +121,7 @@ settings = {
 }
 client = V1::JobStatusService::Stub.new(
   address,
-  :this_channel_is_insecure,
+  credentials,
   channel_args: settings
 )
 work(client, Float(seconds_per_step || 0.1))

@@ -15,7 +15,9 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.scripted_server import ScriptedServer, fail
+from tests.support.servers import TRANSPORT, ServerProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LANGUAGES = [
@@ -127,6 +129,23 @@ def test_an_example_sees_a_job_through_to_its_end(run: Callable[..., Run], servi
     job = service.get(example.job_id)
     assert (job.name, job.heartbeat_timeout.seconds, job.attempt, job.revision) == ("import customers", 60, 1, 6)
     assert (job.state, job.done, job.progress, dict(job.result)) == (4, True, 100, {"steps": 3})
+
+
+@pytest.mark.skipif(TRANSPORT == "native", reason="the native transport has no TLS")
+def test_an_example_uses_tls_and_its_client_certificate(
+    run: Callable[..., Run], language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if language == "java":
+        pytest.skip("Debian's netty has no ALPN, so its grpc-java has no TLS")
+    authority = Authority()
+    ca, (cert, key) = authority.write(tmp_path), authority.issue().write(tmp_path, "server")
+    for name, path in zip(("CERT", "KEY"), authority.issue(name="client").write(tmp_path, "client"), strict=True):
+        monkeypatch.setenv(f"JOBSTATUS_{name}", path)
+    monkeypatch.setenv("JOBSTATUS_CA", ca)
+    flags = ["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ca, "--tls-require-client-cert"]
+    with ServerProcess(*flags) as server, run(server.address) as example:
+        assert example.finish()
+    assert example.worked == [*BEGINNING, *WELL, *END]
 
 
 def test_an_example_heeds_a_request_to_cancel(run: Callable[..., Run], service: Any) -> None:
