@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 
 import grpc
 import pytest
@@ -192,6 +193,12 @@ def test_changed_files_are_read_again(mount, clock):
     assert files.current().cert == SERVER.cert
     clock.pass_check()
     assert files.current() is files.current()
+
+
+def test_a_pickled_copy_looks_at_the_files_at_once(mount):
+    files = TlsFiles(Tls(ca_file=mount.ca, cert_file=mount.cert, key_file=mount.key))
+    mount.swap(SERVER, AUTHORITY.pem)
+    assert pickle.loads(pickle.dumps(files)).current().cert == SERVER.cert
 
 
 def test_bad_new_files_are_logged_once_and_those_before_stay_in_use(mount, clock, caplog):
