@@ -202,6 +202,19 @@ class StoreChangedError(UnavailableError):
     retry_after_seconds = 0.1
 
 
+class IdentityUnavailableError(UnavailableError):
+    """The credentials of the call cannot be checked now. Try again later."""
+
+    reason = "IDENTITY_UNAVAILABLE"
+
+
+class IdentityChangedError(UnavailableError):
+    """The tenant of the caller, or the jobs that it may see, have changed. Call again to continue."""
+
+    reason = "IDENTITY_CHANGED"
+    retry_after_seconds = 0.1
+
+
 # The rest
 
 

@@ -6,6 +6,7 @@ The sections of a file belong to the modules that use them. Each gives a functio
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -25,6 +26,9 @@ T = TypeVar("T")
 Keys: TypeAlias = "tuple[str | int, ...]"
 """The way to a value: names of tables, and places in arrays from 0."""
 
+Signatures: TypeAlias = "dict[str, object]"
+"""Of files, by their paths: see `signature_of`."""
+
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """Of a file of settings: 50,000 tokens. A larger one is the wrong file."""
 
@@ -36,20 +40,45 @@ class FileError(CannotStartError):
 
 
 class Document:
-    """The text of a file, and where its values are."""
+    """A file of settings: its values, and their lines."""
 
-    def __init__(self, path: str, text: str) -> None:
-        """Parse.
+    def __init__(self, path: str, seen: Signatures | None = None) -> None:
+        """Read and parse the file.
+
+        Args:
+            path: of the file.
+            seen: gets the signature of this file, and of each that `Value.read_file` reads, from before it was read.
 
         Raises:
-            FileError: it is not TOML.
+            FileError: it cannot be read, or is not TOML.
         """
         self.path = path
+        self._seen = {} if seen is None else seen
+        self._seen[path] = signature_of(path)
+        text = _text_of(path)
         self._lines = text.split("\n")
         try:
-            self.root = Value(self, (), tomllib.loads(text))
+            self._root = Value(self, (), tomllib.loads(text))
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise FileError(f"{path} is not TOML: {str(error) or 'it is nested too deeply'}") from None
+
+    def read(self, sections: Mapping[str, Reader]) -> dict[str, Any]:
+        """Return what each reader makes of its section, the top-level key of this name; absent ones are absent here.
+
+        Raises:
+            FileError: a section is unknown, or a reader refuses a value.
+        """
+        found = self._root.table(optional=sections)
+        return {name: sections[name](value) for name, value in found.items()}
+
+    def read_file(self, path: Path) -> bytes:
+        """Return the bytes of another file.
+
+        Raises:
+            OSError, ValueError: it cannot be read, or is too large.
+        """
+        self._seen[str(path)] = signature_of(str(path))
+        return _bytes_of(path)
 
     def line_of(self, keys: Keys) -> int:
         """Return the line, from 1, on which the value begins that `keys` lead to; only the parser knows TOML."""
@@ -120,6 +149,17 @@ class Value:
         if len(self._value.encode()) > max_bytes:
             self.refuse(f"must be at most {max_bytes} bytes")
         return self._value
+
+    def path(self) -> Path:
+        """Return the path that the text names; a relative one begins at the folder of the settings."""
+        return Path(self._document.path).parent / self.text()
+
+    def read_file(self) -> bytes:
+        """Return the bytes of the file at `path`, which belongs to the settings from then on."""
+        try:
+            return self._document.read_file(self.path())
+        except (OSError, ValueError) as error:
+            self.refuse(f"cannot be read: {getattr(error, 'strerror', None) or error}")
 
     def texts(self) -> tuple[str, ...]:
         """Return the texts of an array of at least one; a single text is an array of one."""
@@ -199,23 +239,40 @@ Reader: TypeAlias = Callable[[Value], Any]
 
 
 def read_toml(path: str, sections: Mapping[str, Reader]) -> dict[str, Any]:
-    """Return what each reader makes of its section, the top-level key of this name; sections that are absent are too.
+    """Return what each reader makes of its section of a file, as `Document.read`.
 
     Raises:
-        FileError: the file cannot be read, is not TOML, has an unknown section, or a reader refuses a value.
+        FileError: the file cannot be used.
     """
+    return Document(path).read(sections)
+
+
+def _text_of(path: str) -> str:
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        text = data.decode().replace("\r\n", "\n")
+        text = _bytes_of(Path(path)).decode()
     except UnicodeDecodeError:
         raise FileError(f"{path} is not UTF-8; save it as such") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return text.replace("\r\n", "\n")
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Return the contents; raise ValueError if they are too large, or the path has a NUL."""
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise FileError(f"{path} has more than {MAX_FILE_BYTES} bytes; it is not a file of settings")
-    found = Document(path, text).root.table(optional=sections)
-    return {name: sections[name](value) for name, value in found.items()}
+        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def signature_of(path: str) -> object:
+    """Return what changes with a file, also if a link on the way to it changes; None if it cannot be read."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _spell_key(key: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from jobstatus_grpc.errors import BadIdentityError
 from jobstatus_grpc.job import DEFAULT_TENANT, JobFilter
 
 
@@ -52,6 +53,10 @@ class Credentials:
     """The client's certificate (PEM), verified against the server's client CA. None: there is none."""
 
 
+class UnknownIdentityError(BadIdentityError):
+    """The credentials of the call are not known here. Check that they are whole, and meant for this server."""
+
+
 class Authenticator(Protocol):
     """Finds the identity behind credentials of one kind."""
 
@@ -60,7 +65,9 @@ class Authenticator(Protocol):
 
         Raises:
             BadIdentityError: the credentials are of this kind, and not valid. The call ends UNAUTHENTICATED.
+            UnknownIdentityError: the same, unless another authenticator knows them.
             IdentityExpiredError: they were valid once.
-            UnavailableError: they cannot be checked now. The call ends UNAVAILABLE; clients retry it.
+            PermissionDeniedError: they are valid, and give the caller no role here.
+            IdentityUnavailableError: they cannot be checked now. The call ends UNAVAILABLE; clients retry it.
         """
         ...

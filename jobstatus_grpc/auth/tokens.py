@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from jobstatus_grpc.auth.identity import Credentials, Identity, Role
+from jobstatus_grpc.auth.identity import Credentials, Identity, Role, UnknownIdentityError
 from jobstatus_grpc.auth.stanzas import MAX_PRINCIPAL_BYTES, read_only, read_role, read_tenant, tenant_violations
 from jobstatus_grpc.errors import BadIdentityError, IdentityExpiredError
 from jobstatus_grpc.toml_file import Value
@@ -46,7 +46,8 @@ def bearer_of(credentials: Credentials) -> str | None:
     """Return the token in the `authorization` metadata; None if the call has no such metadata.
 
     Raises:
-        BadIdentityError: it is not one bearer token.
+        UnknownIdentityError: it is of another scheme.
+        BadIdentityError: there are two, or it has no whole token.
     """
     headers = [value for key, value in credentials.metadata if key == "authorization"]
     if not headers:
@@ -55,7 +56,9 @@ def bearer_of(credentials: Credentials) -> str | None:
         raise BadIdentityError("the call has two authorization headers; send one: authorization: Bearer TOKEN")
     scheme, _, token = str(headers[0]).partition(" ")
     if scheme.lower() != "bearer":
-        raise BadIdentityError("the authorization header is not of the scheme Bearer; send authorization: Bearer TOKEN")
+        raise UnknownIdentityError(
+            "the authorization header is not of the scheme Bearer; send authorization: Bearer TOKEN"
+        )
     token = token.strip(" ")
     if not token or not token.isascii() or " " in token or not token.isprintable():
         raise BadIdentityError("the authorization header has no token, or one that is damaged; send it whole")
@@ -90,18 +93,16 @@ class TokenAuthenticator:
         # The time of the look-up depends on the digest, which a caller cannot choose.
         found = self._tokens.get(digest)
         if found is None or not hmac.compare_digest(found.sha256, digest):
-            raise UnknownTokenError
+            raise UnknownIdentityError(
+                "the token is not known here, or was revoked; check that it is whole, and meant for this server"
+            )
         expires_at = found.identity.expires_at
         if expires_at is not None and expires_at <= datetime.now(timezone.utc):
             raise IdentityExpiredError("the token has expired; get a new one from the operator of the server")
         return found.identity
 
 
-class UnknownTokenError(BadIdentityError):
-    """The token is not known here, or was revoked. Check that it is whole, and meant for this server."""
-
-
-def read_tokens(section: Value) -> TokenAuthenticator:
+def read_tokens(section: Value) -> list[TokenAuthenticator]:
     """Read the stanzas `[[tokens]]`."""
     tokens: dict[bytes, Token] = {}
     for stanza in section.stanzas(("name", "sha256", "role"), ("tenant", "expires_at", "only")):
@@ -109,7 +110,7 @@ def read_tokens(section: Value) -> TokenAuthenticator:
         if token.sha256 in tokens:
             stanza["sha256"].refuse(f"is that of {tokens[token.sha256].identity.principal} too; a token has one stanza")
         tokens[token.sha256] = token
-    return TokenAuthenticator(tokens)
+    return [TokenAuthenticator(tokens)]
 
 
 def _read_token(stanza: Mapping[str, Value]) -> Token:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from hashlib import sha256
+from hashlib import blake2b
+from typing import Any
 
-from jobstatus_grpc.auth import Authenticator, Credentials, Identity, Role
+from jobstatus_grpc.auth import Credentials, Identity, Role
+from jobstatus_grpc.auth.chain import Chain
 from jobstatus_grpc.auth.stanzas import tenant_violations
-from jobstatus_grpc.auth.tokens import bearer_of, read_tokens
 from jobstatus_grpc.errors import (
     BadIdentityError,
     FieldViolation,
     IdentityExpiredError,
+    IdentityUnavailableError,
     InvalidFieldError,
     JobStatusError,
     NoIdentityError,
     PermissionDeniedError,
 )
 from jobstatus_grpc.server.auth_file import AuthFile
+from jobstatus_grpc.server.open_watches import OpenWatches, Watch
 from jobstatus_grpc.server.transports.interface import CallContext, Metadata
-from jobstatus_grpc.toml_file import Reader
 
 TENANT_KEY = "x-jobstatus-tenant"
 """Of the metadata with which an admin selects a tenant."""
@@ -42,11 +45,10 @@ LEAST_ROLES: Mapping[str, Role] = {
 }
 """By the name of the RPC; one without a row is refused to all."""
 
+REFUSALS = (NoIdentityError, BadIdentityError, IdentityExpiredError, PermissionDeniedError, IdentityUnavailableError)
 
-AUTHENTICATORS: Mapping[str, Reader] = {"tokens": read_tokens}
-"""The sections of the auth file that admit callers, in the order in which they are asked."""
-
-REFUSALS = (NoIdentityError, BadIdentityError, IdentityExpiredError)
+MAX_CHECKS = 1_000
+"""Calls that wait for an answer of an issuer or an authenticator; they are not among --max-requests yet."""
 
 MAX_KNOWN = 10_000
 """Callers whose identity is remembered; each takes about 500 bytes."""
@@ -61,17 +63,23 @@ class Access:
         self._clock = clock
         self._known: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
         """By a digest of the credentials: the caller, and the time until which that holds."""
+        self._checks = 0
         self.refusals = Counter(dict.fromkeys((each.reason for each in REFUSALS), 0))
         """The calls that were refused for their credentials, by the reason of the error."""
+        self.watches: OpenWatches | None = None
+        """None: without an auth file, no watch ends because of its caller."""
         if file is not None:
-            file.on_change(self._known.clear)
+            self._chain = Chain(file.contents)
+            self.watches = OpenWatches(self._identify, authorize, clock=clock)
+            file.on_change(self._use_changed_file)
 
     def known(self, context: CallContext) -> Identity | None:
         """Return the caller's identity; None: call `identify`. Most calls need no more than this, and do not wait."""
         if self.file is None:
             return Identity(context.peer(), authenticated=False)
-        key = _key_of(context)
-        if key is None or (entry := self._known.get(key)) is None:
+        key = self._key_of(context)
+        entry = self._known.get(key)
+        if entry is None:
             return None
         caller, ends_at = entry
         if self._clock() >= ends_at:
@@ -85,51 +93,76 @@ class Access:
 
         Raises:
             UnauthenticatedError: it has none that is valid.
+            PermissionDeniedError: its credentials are valid, and give it no role.
             UnavailableError: its credentials cannot be checked now.
         """
-        assert self.file is not None
-        metadata = tuple(context.invocation_metadata() or ())
-        credentials = Credentials(metadata=metadata, peer=context.peer())
-        contents = self.file.contents
+        self._checks += 1
         try:
-            caller = await identity_of(credentials, [contents[name] for name in AUTHENTICATORS if name in contents])
+            if self._checks > MAX_CHECKS:
+                raise IdentityUnavailableError("too many callers are being identified; try again later")
+            caller, _ = await self._identify(self._key_of(context), self._credentials_of(context))
         except JobStatusError as error:
             self.refusals[error.reason] += 1
             raise
-        key = _key_of(context)
-        if key is not None and contents is self.file.contents:
-            ends_at = float("inf") if caller.expires_at is None else caller.expires_at.timestamp()
+        finally:
+            self._checks -= 1
+        return caller
+
+    def watch(self, method: str, caller: Identity, context: CallContext) -> AbstractContextManager[None]:
+        """Return a context for the task of a stream, which ends it once its caller would be refused."""
+        assert self.watches is not None
+        key = self._key_of(context)
+        _, ends_at = self._known.get(key, (None, 0.0))
+        watch = Watch(method, caller, frozenset(tenants_of(context.invocation_metadata())))
+        return self.watches.opened(watch, key, self._credentials_of(context), ends_at)
+
+    async def _identify(self, key: bytes, credentials: Credentials) -> tuple[Identity, float]:
+        """Return the caller, and the time until which that holds."""
+        chain = self._chain
+        caller, cache_seconds = await chain.identify(credentials)
+        ends_at = self._clock() + cache_seconds
+        if caller.expires_at is not None:
+            ends_at = min(ends_at, caller.expires_at.timestamp())
+        if chain is self._chain:  # else the file has changed since it was asked
             self._known[key] = caller, ends_at
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
-        return caller
+        return caller, ends_at
+
+    def _use_changed_file(self) -> None:
+        assert self.file is not None
+        assert self.watches is not None
+        self._known.clear()
+        self._chain = Chain(self.file.contents)
+        self.watches.check_all()
+
+    def _credentials_of(self, context: CallContext) -> Credentials:
+        chain = self._chain
+        return Credentials(
+            metadata=[each for each in context.invocation_metadata() or () if each[0] in chain.metadata_keys],
+            peer=context.peer(),
+            certificate=_certificate_of(context) if chain.reads_certificate else None,
+        )
+
+    def _key_of(self, context: CallContext) -> bytes:
+        """Return a digest of all that the caller is known by, so that no secret is kept here."""
+        chain = self._chain
+        keys = chain.metadata_keys
+        found: list[Any] = [each for each in context.invocation_metadata() or () if each[0] in keys]
+        if len(found) == 1 and chain.reads_metadata_only:
+            return blake2b(str(found[0][1]).encode("utf-8", "surrogateescape"), digest_size=32).digest()
+        parts: list[object] = [tuple(each) for each in found]
+        if chain.reads_certificate:
+            parts.append(_certificate_of(context))
+        if chain.reads_peer:
+            parts.append(context.peer().rpartition(":")[0])
+        return blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=32).digest()
 
 
-def _key_of(context: CallContext) -> bytes | None:
-    """Return a digest of the credentials, so that no secret is kept in memory; None: `identify` refuses them."""
-    found = None
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization":
-            if found is not None:
-                return None
-            found = value
-    return None if found is None else sha256(str(found).encode("utf-8", "surrogateescape")).digest()
-
-
-async def identity_of(credentials: Credentials, authenticators: Iterable[Authenticator]) -> Identity:
-    """Return the identity that the first authenticator finds for which the credentials are its own.
-
-    Raises:
-        UnauthenticatedError: there is none, or it is not valid.
-        UnavailableError: the credentials cannot be checked now.
-    """
-    for each in authenticators:
-        caller = await each.authenticate(credentials)
-        if caller is not None:
-            return caller
-    if bearer_of(credentials) is None:
-        raise NoIdentityError
-    raise BadIdentityError
+def _certificate_of(context: CallContext) -> bytes | None:
+    """Return the client's certificate (PEM), which TLS has verified."""
+    found = context.auth_context().get("x509_pem_cert")
+    return found[0] if found else None
 
 
 def tenants_of(metadata: Metadata | None) -> set[str]:

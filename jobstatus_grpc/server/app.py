@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
+from jobstatus_grpc.auth import chain
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError, StoreUnavailableError, StoreUnreachableError
 from jobstatus_grpc.server import health, reflection, responses, servicer
-from jobstatus_grpc.server.access import AUTHENTICATORS, Access
+from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.addresses import CannotListenError, held
 from jobstatus_grpc.server.auth_file import AuthFile
 from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerConfig, channel_options, stop_signals
@@ -145,8 +146,8 @@ class _Server:
             stamp=responses.each_millisecond(lambda: responses.stamp_jobs_message(utc_now())),
             max_age_seconds=max_age_seconds,
         )
-        self._auth_file = None if config.auth is None else AuthFile(config.auth, AUTHENTICATORS)
-        access = Access(self._auth_file)
+        self._auth_file = None if config.auth is None else AuthFile(config.auth, chain.readers())
+        access = self._access = Access(self._auth_file)
         self._certificates = config.open_certificates()
         metrics, endpoint = _metrics_of(config, store, server_log, access, self._certificates)
         self._endpoint = endpoint
@@ -192,6 +193,8 @@ class _Server:
             self._background.append(asyncio.create_task(self._auth_file.follow()))
         if self._certificates is not None:
             self._background.append(asyncio.create_task(self._certificates.follow()))
+        if self._access.watches is not None:
+            self._background.append(asyncio.create_task(self._access.watches.follow()))
         try:
             if self._endpoint is not None:
                 await self._endpoint.start()

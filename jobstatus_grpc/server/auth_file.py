@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from jobstatus_grpc.toml_file import FileError, Reader, read_toml
+from jobstatus_grpc.auth.chain import SECTIONS
+from jobstatus_grpc.toml_file import Document, FileError, Reader, Signatures, signature_of
 
 log = logging.getLogger("jobstatus_grpc.server")
 
 CHECK_SECONDS = 0.5
 """Interval at which the file is looked at. A change is used at the second look that finds the same, because a file that
 is being written may be whole and lack callers."""
-
-
-CALLERS = {"tokens"}
-"""The sections that admit callers. A file without any is an error: it is probably being written."""
 
 
 class AuthFile:
@@ -33,9 +29,11 @@ class AuthFile:
         """
         self.path = path
         self._sections = sections
-        self._seen = self._found = signature_of(path)
+        self._seen: Signatures = {}
+        """Of the file and those that were read for it, before they were read last."""
+        self._found: Signatures = {}
         self._listeners: list[Callable[[], None]] = []
-        self.contents = self._read()
+        self.contents = self._read(self._seen)
         """What each reader returned, by the name of its section; a section that is absent is absent here."""
         self.reloads = Counter({"success": 0, "failure": 0})
         """The changes of the file that were taken, and those that were refused."""
@@ -52,13 +50,13 @@ class AuthFile:
 
     async def check(self) -> None:
         """Read the file again if it has changed and is not being written; a bad one is logged, and changes nothing."""
-        found = await asyncio.to_thread(signature_of, self.path)  # the file may be on a network
+        found = await asyncio.to_thread(_signatures_of, tuple(self._seen))  # the files may be on a network
         is_settled, self._found = found == self._found, found
         if found == self._seen or not is_settled:
             return
-        self._seen = found
+        self._seen = {}
         try:
-            self.contents = await asyncio.to_thread(self._read)
+            self.contents = await asyncio.to_thread(self._read, self._seen)
         except Exception as error:
             self.reloads["failure"] += 1
             log.error(
@@ -73,17 +71,12 @@ class AuthFile:
             listener()
         log.info("the file of --auth has changed and is in use: %s", self.path)
 
-    def _read(self) -> Mapping[str, Any]:
-        contents = read_toml(self.path, self._sections)
-        if not contents.keys() & CALLERS:
+    def _read(self, seen: Signatures) -> Mapping[str, Any]:
+        contents = Document(self.path, seen).read(self._sections)
+        if not any(contents.get(name) for name in SECTIONS):
             raise FileError(f"{self.path} admits no caller; add a stanza [[tokens]]: jobstatus token new prints one")
         return contents
 
 
-def signature_of(path: str) -> object:
-    """Return what changes with a file, also if a link on the way to it changes; None if it cannot be read."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _signatures_of(paths: Iterable[str]) -> Signatures:
+    return {path: signature_of(path) for path in paths}

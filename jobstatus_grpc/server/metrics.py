@@ -241,6 +241,15 @@ def _of_access(access: Access) -> Iterator[Metric]:
     for reason, count in access.refusals.items():
         refusals.add_metric((reason,), count)
     yield refusals
+    if access.watches is not None:
+        ended = CounterMetricFamily(
+            "jobstatus_auth_ended_watches",
+            "Watches that were ended because of their caller, by the reason of the error.",
+            labels=("reason",),
+        )
+        for reason, count in access.watches.ended.items():
+            ended.add_metric((reason,), count)
+        yield ended
     if access.file is not None:
         reloads = CounterMetricFamily(
             "jobstatus_auth_reloads", "Changes of the file of --auth: used, or refused.", labels=("result",)

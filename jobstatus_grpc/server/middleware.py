@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -117,6 +117,8 @@ class CallMiddleware:
             return self._around(rpc, rpc.handler, self._admit_request, self._end_request)
         tally = self._tallies.get(rpc.name)
         handler = rpc.handler if tally is None else _counting(rpc.handler, tally)
+        if self._access.watches is not None:
+            handler = _ending_with_its_caller(handler, rpc.name, self._access)
         return self._around(rpc, handler, self._admit_watch, self._end_watch)
 
     def _admit_request(self, context: CallContext) -> None:
@@ -220,6 +222,9 @@ class _CountedStream:
     def invocation_metadata(self) -> Metadata | None:
         return self._stream.invocation_metadata()
 
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        return self._stream.auth_context()
+
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         await self._stream.abort(code, details, trailing_metadata)
 
@@ -238,6 +243,14 @@ class _CountedStream:
 
 def _counting(handler: Handler, tally: CallTally) -> Handler:
     return lambda data, caller, stream: handler(data, caller, _CountedStream(stream, tally))
+
+
+def _ending_with_its_caller(handler: Handler, name: str, access: Access) -> Handler:
+    async def guarded(data: bytes, caller: Identity, stream: StreamContext) -> bytes | None:
+        with access.watch(name, caller, stream):
+            return await handler(data, caller, stream)
+
+    return guarded
 
 
 def _masked(name: str, error: Exception) -> InternalError:

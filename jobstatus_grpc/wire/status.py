@@ -52,7 +52,8 @@ _CODE_OF_CLASS: Mapping[type[JobStatusError], grpc.StatusCode] = {
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
 
-_CLASS_OF_REASON = {cls.reason: cls for cls in errors.error_classes() if cls.reason}
+_CLASS_OF_REASON = {cls.reason: cls for cls in errors.error_classes() if vars(cls).get("reason")}
+"""A class without a reason of its own, such as one of an authenticator, is its base class to clients."""
 
 _CLASS_OF_CODE = {code: cls for cls, code in _CODE_OF_CLASS.items()}
 

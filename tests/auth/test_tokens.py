@@ -27,7 +27,7 @@ def ask(tmp_path):
     def ask(stanzas, metadata):
         path = tmp_path / "auth.toml"
         path.write_text(stanzas)
-        authenticator = read_toml(str(path), {"tokens": read_tokens})["tokens"]
+        (authenticator,) = read_toml(str(path), {"tokens": read_tokens})["tokens"]
         credentials = Credentials(metadata=metadata, peer="ipv4:127.0.0.1:1")
         return asyncio.run(authenticator.authenticate(credentials))
 

@@ -19,7 +19,7 @@ def test_it_prints_the_token_on_stdout_and_the_stanza_on_stderr(offline_cli, tmp
     done = offline_cli("token", "new", "ci", "--role", "worker", "--tenant", "acme", "--expires", "90d")
     token = done.stdout.removesuffix("\n")
     (tmp_path / "auth.toml").write_text(done.stderr.partition("\n")[2])
-    tokens = read_toml(str(tmp_path / "auth.toml"), {"tokens": read_tokens})["tokens"]
+    (tokens,) = read_toml(str(tmp_path / "auth.toml"), {"tokens": read_tokens})["tokens"]
     caller = asyncio.run(tokens.authenticate(Credentials(metadata=bearer(token), peer="")))
     in_90_days = datetime.now(timezone.utc) + timedelta(days=90)
     assert (done.returncode, caller.principal, caller.role, caller.tenant) == (0, "ci", Role.WORKER, "acme")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import re
@@ -16,14 +17,17 @@ import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc import AsyncJobStatusClient, BadIdentityError, JobStatusClient
 from jobstatus_grpc.auth import Role
+from jobstatus_grpc.server import auth_file
+from jobstatus_grpc.server.access import LEAST_ROLES
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.support.auth import TRANSPORTS, AuthText, bearer
 from tests.support.servers import serving
 from tests.support.service import read_refusal
 
-LONGEST_SECONDS = 5.0
+LONGEST_SECONDS = 10.0
 
 
 @pytest.fixture
@@ -80,6 +84,25 @@ async def until_answered(make_call):
     return await asyncio.wait_for(repeat(), LONGEST_SECONDS)
 
 
+@contextlib.asynccontextmanager
+async def watching(stub, token, job_id="a"):
+    """Open a watch of a job, read its snapshot, and yield it."""
+    watch = stub.WatchJob(pb.WatchJobRequest(id=job_id), metadata=bearer(token))
+    await asyncio.wait_for(watch.read(), LONGEST_SECONDS)
+    yield watch
+    watch.cancel()
+
+
+async def end_of(watch):
+    """Return how a watch ends, which must come soon."""
+
+    async def read():
+        while await watch.read() is not grpc.aio.EOF:
+            pass
+
+    return (await refusal_of(asyncio.wait_for(read(), LONGEST_SECONDS))).kind
+
+
 def test_the_principal_is_the_actor_and_in_the_log_and_the_token_is_not(auth, run):
     token, stream = auth.admit("ci"), io.StringIO()
 
@@ -133,7 +156,7 @@ def test_a_token_that_is_removed_is_refused_soon_and_one_that_is_added_is_accept
 
 
 def test_a_token_is_refused_from_the_second_of_its_expiry(auth, run):
-    token = auth.admit("ci", expires_at=datetime.now(timezone.utc) + timedelta(seconds=2))
+    token = auth.admit("ci", expires_at=datetime.now(timezone.utc) + timedelta(seconds=3))
 
     async def scenario(stub):
         await create(stub, token)
@@ -231,3 +254,154 @@ def test_a_bad_file_at_the_start_is_one_line_and_exit_2(tmp_path, text, says):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert f"{path}" in done.stderr
     assert says in done.stderr
+
+
+def test_a_watch_ends_when_its_caller_is_removed_and_others_go_on(auth, run):
+    ops, token = auth.admit("ops"), auth.admit("ci")
+
+    async def scenario(stub):
+        await create(stub, ops, id="a")
+        async with watching(stub, ops) as other, watching(stub, token) as watch:
+            auth.remove("ci")
+            end = await end_of(watch)
+            await stub.CancelJob(pb.CancelJobRequest(id="a"), metadata=bearer(ops))
+            return end, (await other.read()).event.job.done
+
+    assert run(scenario) == (("UNAUTHENTICATED", "BAD_IDENTITY"), True)
+
+
+def test_a_watch_ends_when_its_caller_expires(auth, run):
+    token = auth.admit("ci", expires_at=datetime.now(timezone.utc) + timedelta(seconds=3))
+
+    async def scenario(stub):
+        await create(stub, token, id="a")
+        async with watching(stub, token) as watch:
+            return await end_of(watch)
+
+    assert run(scenario) == ("UNAUTHENTICATED", "IDENTITY_EXPIRED")
+
+
+def test_a_watch_goes_on_when_its_caller_is_renewed(auth, run):
+    soon = datetime.now(timezone.utc) + timedelta(seconds=3)
+    token = auth.admit("ci", expires_at=soon)
+
+    async def scenario(stub):
+        await create(stub, token, id="a")
+        async with watching(stub, token) as watch:
+            auth.admit("ci", expires_at=soon + timedelta(days=1))
+            await asyncio.sleep((soon - datetime.now(timezone.utc)).total_seconds() + 1.5)
+            await stub.CancelJob(pb.CancelJobRequest(id="a"), metadata=bearer(token))
+            return (await watch.read()).event.job.done
+
+    assert run(scenario) is True
+
+
+def test_a_watch_ends_when_its_callers_role_no_longer_allows_it(auth, run, monkeypatch):
+    monkeypatch.setitem(LEAST_ROLES, "WatchJob", Role.WORKER)
+    ops, token = auth.admit("ops"), auth.admit("ci", Role.WORKER)
+
+    async def scenario(stub):
+        await create(stub, ops, id="a")
+        async with watching(stub, ops) as other, watching(stub, token) as watch:
+            auth.admit("ci", Role.WATCHER)
+            end = await end_of(watch)
+            await stub.CancelJob(pb.CancelJobRequest(id="a"), metadata=bearer(ops))
+            return end, (await other.read()).event.job.done
+
+    assert run(scenario) == (("PERMISSION_DENIED", "NOT_ALLOWED"), True)
+
+
+@pytest.mark.parametrize("change", [{"tenant": "other"}, {"more": 'only = { name_prefix = "x" }'}])
+def test_a_watch_is_to_be_called_again_when_its_caller_sees_other_jobs(auth, run, change):
+    token = auth.admit("ci")
+
+    async def scenario(stub):
+        await create(stub, token, id="a")
+        async with watching(stub, token) as watch:
+            auth.admit("ci", **change)
+            return await end_of(watch)
+
+    assert run(scenario) == ("UNAVAILABLE", "IDENTITY_CHANGED")
+
+
+@pytest.mark.parametrize("method", ["WatchJob", "WatchJobs"])
+def test_the_end_of_a_watch_frees_its_place_and_is_counted(auth, run, method):
+    auth.admit("ops")
+    token = auth.admit("ci")
+    request = {"WatchJob": pb.WatchJobRequest(id="a"), "WatchJobs": pb.WatchJobsRequest()}[method]
+
+    async def scenario(stub):
+        await create(stub, token, id="a")
+        watches = [getattr(stub, method)(request, metadata=bearer(token)) for _ in range(3)]
+        for watch in watches:
+            await watch.read()
+        auth.remove("ci")
+        ends = [await end_of(watch) for watch in watches]
+        again = getattr(stub, method)(request, metadata=bearer(auth.tokens["ops"]))
+        assert await again.read()
+        return set(ends)
+
+    assert run(scenario, max_watchers=3) == {("UNAUTHENTICATED", "BAD_IDENTITY")}
+
+
+def test_a_slow_reader_ends_too(auth, run):
+    auth.admit("ops")
+    token = auth.admit("ci")
+
+    async def scenario(stub):
+        await create(stub, token, id="a", result={"text": "x" * 60_000})
+        watch = stub.WatchJobs(pb.WatchJobsRequest(), metadata=bearer(token))
+        for number in range(100):
+            await create(stub, token, id=f"b{number}", result={"text": "x" * 60_000})
+        await asyncio.sleep(0.2)
+        auth.remove("ci")
+        return await end_of(watch)
+
+    assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
+
+
+def test_a_hundred_changes_of_the_file_fail_no_call_and_end_no_watch(auth, run, monkeypatch):
+    monkeypatch.setattr(auth_file, "CHECK_SECONDS", 0.01)
+    token = auth.admit("ci")
+
+    async def call_until(stub, is_over):
+        while not is_over.is_set():
+            await stub.GetJob(pb.GetJobRequest(id="a"), metadata=bearer(token))
+
+    async def scenario(stub):
+        await create(stub, token, id="a")
+        is_over = asyncio.Event()
+        async with watching(stub, token) as watch:
+            callers = [asyncio.ensure_future(call_until(stub, is_over)) for _ in range(4)]
+            for number in range(100):
+                added = auth.admit("other", expires_at=datetime(2100 + number, 1, 1, tzinfo=timezone.utc))
+                auth.tokens.pop("other")
+                await until_answered(lambda added=added: create(stub, added))
+            is_over.set()
+            await asyncio.gather(*callers)
+            await stub.CancelJob(pb.CancelJobRequest(id="a"), metadata=bearer(token))
+            return (await watch.read()).event.job.done
+
+    assert run(scenario) is True
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_a_clients_watch_raises_at_once_when_its_caller_is_removed(auth, serve, kind):
+    ops, token = auth.admit("ops"), auth.admit("ci")
+    service = serve("--auth", str(auth.path))
+    service.stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(id="a")), metadata=bearer(ops))
+
+    def watch():
+        with JobStatusClient(service.address, token=token) as client:
+            for _ in client.watch("a"):
+                auth.remove("ci")
+
+    async def watch_async():
+        async with AsyncJobStatusClient(service.address, token=token) as client:
+            async for _ in client.watch("a"):
+                auth.remove("ci")
+
+    started = time.monotonic()
+    with pytest.raises(BadIdentityError, match="the token is not known here, or was revoked"):
+        watch() if kind == "sync" else asyncio.run(watch_async())
+    assert time.monotonic() - started < LONGEST_SECONDS

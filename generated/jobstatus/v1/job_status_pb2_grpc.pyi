@@ -36,9 +36,9 @@ class JobStatusServiceStub:
 
     A failed call has written nothing. The response to a write is sent after the write is durable.
 
-    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
-    (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
-    reason; its message has an id that is also in the server's log.
+    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), a unary call with
+    RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo.
+    INTERNAL has no reason; its message has an id that is also in the server's log.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -134,10 +134,10 @@ class JobStatusServiceStub:
     state are always sent, even if the job is deleted or expires immediately after its end.
 
     The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
-    server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
-    also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with RetryInfo, or
-    INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND (JOB_NOT_FOUND)
-    when the job is not one of them any more.
+    server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED, IDENTITY_CHANGED) and RetryInfo. Opening
+    a stream can also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with
+    RetryInfo, or INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND
+    (JOB_NOT_FOUND) when the job is not one of them any more.
 
     Least role: watcher.
     """
@@ -165,9 +165,9 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
 
     A failed call has written nothing. The response to a write is sent after the write is durable.
 
-    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
-    (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
-    reason; its message has an id that is also in the server's log.
+    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), a unary call with
+    RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo.
+    INTERNAL has no reason; its message has an id that is also in the server's log.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -260,10 +260,10 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     state are always sent, even if the job is deleted or expires immediately after its end.
 
     The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
-    server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
-    also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with RetryInfo, or
-    INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND (JOB_NOT_FOUND)
-    when the job is not one of them any more.
+    server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED, IDENTITY_CHANGED) and RetryInfo. Opening
+    a stream can also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with
+    RetryInfo, or INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND
+    (JOB_NOT_FOUND) when the job is not one of them any more.
 
     Least role: watcher.
     """
@@ -290,9 +290,9 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A failed call has written nothing. The response to a write is sent after the write is durable.
 
-    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE), a unary call with RESOURCE_EXHAUSTED
-    (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
-    reason; its message has an id that is also in the server's log.
+    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), a unary call with
+    RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo.
+    INTERNAL has no reason; its message has an id that is also in the server's log.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -437,10 +437,10 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         state are always sent, even if the job is deleted or expires immediately after its end.
 
         The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
-        server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED) and RetryInfo. Opening a stream can
-        also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with RetryInfo, or
-        INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND (JOB_NOT_FOUND)
-        when the job is not one of them any more.
+        server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED, IDENTITY_CHANGED) and RetryInfo. Opening
+        a stream can also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with
+        RetryInfo, or INVALID_ARGUMENT (INVALID_FIELD). For a caller that is limited to some jobs, it ends with NOT_FOUND
+        (JOB_NOT_FOUND) when the job is not one of them any more.
 
         Least role: watcher.
         """

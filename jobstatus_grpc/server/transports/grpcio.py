@@ -91,6 +91,7 @@ class _Stream:
         self._context = context
         self.peer = context.peer
         self.invocation_metadata = context.invocation_metadata
+        self.auth_context = context.auth_context
         self.abort = context.abort
 
     async def write(self, message: bytes) -> None:

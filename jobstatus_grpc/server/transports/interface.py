@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeAlias
 
@@ -23,6 +23,10 @@ class CallContext(Protocol):
 
     def invocation_metadata(self) -> Metadata | None:
         """Return the metadata that the client sent."""
+        ...
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """Return what TLS knows of the client, in the keys of gRPC: `x509_pem_cert` is its certificate."""
         ...
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
@@ -57,6 +57,9 @@ class NativeCall:
 
     def peer(self) -> str:
         return self._details[1]
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        return {}  # pygrpc-native has no TLS
 
     def fail(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> None:
         """End the call with a status; without effect where it has ended."""

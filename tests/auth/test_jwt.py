@@ -1,0 +1,260 @@
+"""JSON web tokens: what is accepted, what is refused and why, and what the claims give."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import re
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import RSAAlgorithm
+
+from jobstatus_grpc.auth import Credentials, Identity, Role, UnknownIdentityError
+from jobstatus_grpc.auth.jwt import LEEWAY_SECONDS, JwtReader
+from jobstatus_grpc.auth.key_sets import ALGORITHMS, parse_jwks
+from jobstatus_grpc.errors import BadIdentityError, IdentityExpiredError, PermissionDeniedError
+from jobstatus_grpc.toml_file import FileError, read_toml
+from tests.support.auth import bearer
+from tests.support.issuer import AUDIENCE, ISSUER, KIND_OF, jwk_of, jwks_of, private_key, sign
+
+STANZA = f"""
+[[jwt]]
+issuer = "{ISSUER}"
+audience = "{AUDIENCE}"
+jwks = "keys.json"
+"""
+
+KEYS = jwks_of(*(jwk_of(kind, "1") for kind in set(KIND_OF.values())))
+
+
+def base64url(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def forged(header, claims, signature=b""):
+    parts = [base64url(json.dumps(part).encode()) for part in (header, claims)]
+    return ".".join([*parts, base64url(signature)])
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text=STANZA + 'role = "worker"', keys=KEYS):
+        (tmp_path / "keys.json").write_text(keys)
+        path = tmp_path / "auth.toml"
+        path.write_text(text)
+        return read_toml(str(path), {"jwt": JwtReader()})["jwt"][0]
+
+    return read
+
+
+@pytest.fixture
+def ask(read):
+    """Read stanzas, and return the identity that they give a token."""
+
+    def ask(token, *text, **settings):
+        credentials = Credentials(metadata=bearer(token), peer="ipv4:127.0.0.1:1")
+        return asyncio.run(read(*text, **settings).authenticate(credentials))
+
+    return ask
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_each_algorithm_is_accepted(ask, algorithm):
+    exp = int(time.time()) + 100
+    expires_at = datetime.fromtimestamp(exp + LEEWAY_SECONDS, timezone.utc)
+    assert ask(sign(algorithm, exp=exp)) == Identity("robot", role=Role.WORKER, expires_at=expires_at)
+
+
+@pytest.mark.parametrize("seconds", [-50, 0])
+def test_clocks_may_differ_by_a_minute(ask, seconds):
+    now = int(time.time())
+    assert ask(sign(exp=now + seconds, nbf=now - seconds, iat=now - seconds)).principal == "robot"
+
+
+def test_without_a_kid_each_key_is_tried(ask):
+    keys = jwks_of(jwk_of("rsa", None, "other"), jwk_of("rsa", "2"))
+    assert ask(sign(kid=None), keys=keys).principal == "robot"
+
+
+BAD = {
+    "expired": (lambda now: sign(exp=now - 61), IdentityExpiredError, "has expired; get a new one from its issuer"),
+    "not yet valid": (lambda now: sign(nbf=now + 100), BadIdentityError, "not valid yet; compare the clocks"),
+    "of the future": (lambda now: sign(iat=now + 100), BadIdentityError, "not valid yet"),
+    "wrong issuer": (lambda now: sign(iss="https://x.example"), UnknownIdentityError, "an issuer that this server"),
+    "no issuer": (lambda now: sign(iss=None), UnknownIdentityError, "an issuer that this server does not admit"),
+    "wrong audience": (lambda now: sign(aud="other"), BadIdentityError, "another audience; request one for jobstatus"),
+    "wrong audiences": (lambda now: sign(aud=["a", "b"]), BadIdentityError, "another audience"),
+    "no audience": (lambda now: sign(aud=None), BadIdentityError, "has no claim aud"),
+    "no expiry": (lambda now: sign(exp=None), BadIdentityError, "has no claim exp"),
+    "unknown key": (lambda now: sign(kid="2"), BadIdentityError, "signed with a key that its issuer does not publish"),
+    "wrong key": (
+        lambda now: sign(key=private_key("rsa", "x")),
+        BadIdentityError,
+        "the signature of the token is wrong",
+    ),
+    "extension": (lambda now: sign(headers={"crit": ["b64"], "b64": True}), BadIdentityError, "the token"),
+    "cut": (lambda now: sign()[:-4], BadIdentityError, "the token"),
+    "nonsense": (lambda now: "a.b.c", BadIdentityError, "the token is not a valid JWT; send it whole"),
+    "empty": (lambda now: "..", BadIdentityError, "the token is not a valid JWT"),
+    "no principal": (lambda now: sign(sub=None), BadIdentityError, "the token's claim sub must be one text"),
+    "long principal": (lambda now: sign(sub="x" * 257), BadIdentityError, "of 1 to 256 bytes"),
+    "principal of two lines": (lambda now: sign(sub="a\nb"), BadIdentityError, "claim sub"),
+    "two principals": (lambda now: sign(sub=["a", "b"]), BadIdentityError, "claim sub"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_token_says_what_is_wrong(ask, kind):
+    make, error, says = BAD[kind]
+    token = make(int(time.time()))
+    with pytest.raises(error, match=re.escape(says)) as caught:
+        ask(token)
+    assert type(caught.value) is error
+    assert token not in str(caught.value) or len(token) < 10
+
+
+GOOD = {"iss": ISSUER, "aud": AUDIENCE, "sub": "robot", "exp": 4_000_000_000}
+
+
+@pytest.mark.parametrize("algorithm", ["none", "NONE", "nOnE", "", None, ["RS256"], "HS256", "ES512", "x"])
+def test_none_and_unknown_algorithms_are_refused(ask, algorithm):
+    with pytest.raises(BadIdentityError):
+        ask(forged({"alg": algorithm, "kid": "1"}, GOOD))
+
+
+@pytest.mark.parametrize("encoding", ["pem", "jwk"])
+def test_hmac_with_the_public_key_is_refused(ask, encoding):
+    public = private_key("rsa").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    secret = public if encoding == "pem" else json.dumps(jwk_of("rsa", "1")).encode()
+    unsigned = forged({"alg": "HS256", "kid": "1"}, GOOD).rpartition(".")[0]
+    token = f"{unsigned}.{base64url(hmac.digest(secret, unsigned.encode(), hashlib.sha256))}"
+    with pytest.raises(BadIdentityError, match="must be signed with"):
+        ask(token)
+
+
+def test_a_secret_key_in_the_jwks_is_never_used(ask):
+    secret = b"0123456789abcdef0123456789abcdef"
+    oct_key = {"kty": "oct", "kid": "1", "k": base64url(secret), "alg": "HS256"}
+    unsigned = forged({"alg": "HS256", "kid": "1"}, GOOD).rpartition(".")[0]
+    token = f"{unsigned}.{base64url(hmac.digest(secret, unsigned.encode(), hashlib.sha256))}"
+    with pytest.raises(BadIdentityError, match="must be signed with"):
+        ask(token, keys=jwks_of(oct_key, jwk_of("rsa", "2")))
+
+
+@pytest.mark.parametrize("claims", [{"exp": 1e400}, {"exp": "x"}, {"exp": [1]}, {"exp": None}, {"aud": 1}, {"nbf": {}}])
+def test_claims_of_a_wrong_kind_are_a_damaged_token(ask, claims):
+    header = {"alg": "RS256", "kid": "1"}
+    unsigned = forged(header, {**GOOD, **claims}).rpartition(".")[0]
+    signature = private_key("rsa").sign(unsigned.encode(), PKCS1v15(), SHA256())
+    with pytest.raises(BadIdentityError):
+        ask(f"{unsigned}.{base64url(signature)}")
+
+
+def test_a_stanza_may_allow_fewer_algorithms(ask):
+    text = STANZA + 'role = "worker"\nalgorithms = ["ES256"]'
+    assert ask(sign("ES256"), text).principal == "robot"
+    with pytest.raises(BadIdentityError, match="must be signed with ES256"):
+        ask(sign("RS256"), text)
+
+
+def test_claims_give_principal_tenant_and_the_highest_role(ask):
+    text = (
+        STANZA
+        + """
+claims = { principal = "name", tenant = ["org.example", "unit"], role = "groups" }
+roles = { "job-readers" = "watcher", "team:*" = "operator", "staff" = "worker" }
+"""
+    )
+    claims: dict[str, Any] = {"name": "Ada", "org.example": {"unit": "acme"}, "groups": ["job-readers", "team:a", "x"]}
+    found = ask(sign(**claims), text)
+    assert (found.principal, found.tenant, found.role) == ("Ada", "acme", Role.OPERATOR)
+    with pytest.raises(PermissionDeniedError, match="its claim groups gives it no role here"):
+        ask(sign(**{**claims, "groups": "team:a:b"}), text)
+    assert ask(sign(**{**claims, "groups": []}), text + 'role = "watcher"').role == Role.WATCHER
+
+
+def test_a_stanza_may_require_claims(ask):
+    text = (
+        STANZA + 'role = "worker"\nrequire = { repository = ["acme/*", "me/tools"], "k8s.io" = { namespace = "ci" } }'
+    )
+    good: dict[str, Any] = {"repository": "acme/web", "k8s.io": {"namespace": "ci"}}
+    assert ask(sign(**good), text).principal == "robot"
+    bads: list[dict[str, Any]] = [
+        {"repository": "evil/web"},
+        {"repository": "acme/a/b"},
+        {"k8s.io": "ci"},
+        {"k8s.io": {}},
+    ]
+    for bad in bads:
+        with pytest.raises(PermissionDeniedError, match="is not one that this server admits"):
+            ask(sign(**{**good, **bad}), text)
+
+
+def test_two_stanzas_of_an_issuer_differ_by_audience(ask):
+    text = STANZA + 'role = "worker"\n' + STANZA.replace(AUDIENCE, "admin") + 'role = "admin"'
+    assert ask(sign(), text).role == Role.WORKER
+    assert ask(sign(aud=["x", "admin"]), text).role == Role.ADMIN
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (STANZA, 'line 3: jwt.issuer: the stanza gives no role; add role = "worker"'),
+        (STANZA + 'role = "worker"' + STANZA + 'role = "worker"', "another stanza has this issuer and audience"),
+        (STANZA + 'role = "worker"\nalgorithms = ["HS256"]', "line 7: jwt.algorithms: 'HS256' is not known"),
+        (STANZA + 'role = "worker"\nalgorithms = ["none"]', "'none' is not known"),
+        (STANZA + 'role = "worker"\nalgorithms = []', "must not be empty"),
+        (STANZA + 'claims = { role = "x" }', "need each other"),
+        (STANZA + 'roles = { x = "worker" }', "need each other"),
+        (STANZA + 'roles = { x = "king" }\nclaims = { role = "x" }', "jwt.roles.x: 'king' is not known"),
+        (STANZA + 'role = "worker"\ntenant = "a"\nclaims = { tenant = "x" }', "in a claim already"),
+        (STANZA + 'role = "worker"\nclaims = { tennant = "x" }', "did you mean tenant?"),
+        (STANZA + 'role = "worker"\njwks_ca = "x"', "is for a URL in jwks only"),
+        (STANZA.replace("keys.json", "no.json") + 'role = "worker"', "line 5: jwt.jwks: cannot be read: No such file"),
+        (STANZA.replace("keys.json", "http://a.example/x") + 'role = "worker"', "must be a file, or a URL with https"),
+        (STANZA.replace("keys.json", "ftp://a.example/x") + 'role = "worker"', "must be a file, or a URL with https"),
+        (STANZA.replace("keys.json", "https://a/x") + 'role = "worker"\njwks_ca = "x"', "there is no such file"),
+    ],
+)
+def test_a_bad_stanza_is_an_error_with_its_line(read, text, says):
+    with pytest.raises(FileError, match=re.escape(says)):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("", 'is not a JWKS: JSON with "keys"'),
+        ("[]", "is not a JWKS"),
+        ('{"keys": [1]}', "is not a JWKS"),
+        ('{"keys": []}', "has no public key for RS256"),
+        (jwks_of({"kty": "oct", "k": "AAAA"}), "has no public key"),
+        (jwks_of(jwk_of("rsa1024", "1")), "has no public key"),
+        (jwks_of(jwk_of("rsa", "1", use="enc")), "has no public key"),
+        (jwks_of(jwk_of("rsa", "1", alg="RSA-OAEP")), "has no public key"),
+        (jwks_of({**jwk_of("p256", "1"), "x": "AAAA"}), "has no public key"),
+    ],
+)
+def test_a_jwks_without_a_key_to_verify_with_is_an_error(read, keys, says):
+    with pytest.raises(FileError, match=re.escape(says)):
+        read(keys=keys)
+
+
+def test_a_key_that_names_an_algorithm_is_used_for_no_other(ask):
+    with pytest.raises(BadIdentityError, match="does not publish"):
+        ask(sign("RS256"), keys=jwks_of(jwk_of("rsa", "1", alg="PS256")))
+
+
+def test_a_private_key_in_a_jwks_verifies_as_its_public_one():
+    entry = RSAAlgorithm.to_jwk(private_key("rsa"), as_dict=True)
+    (key,) = parse_jwks(json.dumps({"keys": [{**entry, "key_ops": ["verify"]}]}).encode())
+    assert key.public == private_key("rsa").public_key()
