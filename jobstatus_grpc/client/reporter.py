@@ -20,7 +20,14 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.client import requests, values
 from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.requests import UNSET, JobUpdate
-from jobstatus_grpc.client.retry import LONGEST_FINAL_PAUSE_SECONDS, Backoff, ClientClosedError, is_transient, pause
+from jobstatus_grpc.client.retry import (
+    LONGEST_FINAL_PAUSE_SECONDS,
+    Backoff,
+    ClientClosedError,
+    Pace,
+    is_transient,
+    pause,
+)
 from jobstatus_grpc.client.sender import AsyncFinishing, AsyncSender, Call, Finishing, Sender, set_from_any_thread
 from jobstatus_grpc.errors import (
     DeadlineExceededError,
@@ -30,6 +37,7 @@ from jobstatus_grpc.errors import (
     JobStatusError,
     ResourceExhaustedError,
     RetryableError,
+    TooManyRequestsError,
     UnavailableError,
 )
 from jobstatus_grpc.job import Job, limits
@@ -232,6 +240,7 @@ class ReporterState:
         self._server_errors = 0
         self._flushes: dict[object, tuple[int, Callable[[], None]]] = {}
         self._backoff = Backoff()
+        self._pace = Pace()
         self._not_before = 0.0
         self._finish_at: float | None = None
         self._is_over = False
@@ -409,16 +418,21 @@ class ReporterState:
 
     def _note(self, error: JobStatusError | None) -> None:
         """Take the transient error of a call, None: it succeeded; log the first of a row and the end of one."""
-        if error is not None:
-            if self._error is None:
-                log.warning("updates cannot be sent, retrying: %s", error)
-            self._not_before = self._now() + self._backoff.pause_seconds(error)
-        else:
-            if self._error is not None:
+        now, was_logged = self._now(), self._error is not None and not isinstance(self._error, TooManyRequestsError)
+        self._error = error
+        if error is None:
+            if was_logged:
                 log.warning("updates are sent again")
             self._backoff.reset()
-            self._not_before = 0.0
-        self._error = error
+            self._pace.speed_up()
+            self._not_before = 0.0 if self._finish_at is not None else now + self._pace.seconds
+            return
+        if isinstance(error, TooManyRequestsError):
+            if self._pace.slow_down(now):
+                log.warning("updates are sent more slowly: %s", error)
+        elif not was_logged:
+            log.warning("updates cannot be sent, retrying: %s", error)
+        self._not_before = now + self._backoff.pause_seconds(error)
 
     def _end(self, error: JobStatusError) -> None:
         """Send nothing more; updates that are not answered are refused with `error`."""

@@ -31,6 +31,14 @@ LONGEST_PAUSE_SECONDS = 10.0
 LONGEST_FINAL_PAUSE_SECONDS = 1.0
 """Limit of the pauses at the end of a tracked job or reporter, which waits a few seconds only."""
 
+SHORTEST_PACE_SECONDS, LONGEST_PACE_SECONDS = 0.05, 5.0
+"""Limits of the pause that senders of reports add while their rate is limited."""
+
+PACE_DECREASE = 0.9
+"""Factor of that pause after each success: about one call in seven is refused once the pause is right."""
+
+PACE_LOG_SECONDS = 60.0
+
 MAX_RETRY_AFTER_SECONDS = 60.0
 """Limit of the pause that a server may ask for."""
 
@@ -78,6 +86,29 @@ class Backoff:
     def reset(self) -> None:
         """Begin with short pauses again."""
         self._next = FIRST_PAUSE_SECONDS
+
+
+class Pace:
+    """The pause that a sender of reports adds between two calls while the service limits their rate.
+
+    Otherwise every second call would be refused. What is reported in the pause is merged into the next call.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._logged_at = float("-inf")
+
+    def slow_down(self, now: float) -> bool:
+        """Take a TOO_MANY_REQUESTS; return whether to log it: not more often than once a minute."""
+        self.seconds = min(max(2 * self.seconds, SHORTEST_PACE_SECONDS), LONGEST_PACE_SECONDS)
+        is_logged = now - self._logged_at >= PACE_LOG_SECONDS
+        if is_logged:
+            self._logged_at = now
+        return is_logged
+
+    def speed_up(self) -> None:
+        """Take a success."""
+        self.seconds = self.seconds * PACE_DECREASE if self.seconds > SHORTEST_PACE_SECONDS / 2 else 0.0
 
 
 def retry_after_seconds(error: Exception | None) -> float:

@@ -21,7 +21,14 @@ from jobstatus_grpc.client import requests, values
 from jobstatus_grpc.client.connection import AsyncConnection, Connection
 from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.requests import UNSET, HasJob, JobUpdate
-from jobstatus_grpc.client.retry import LONGEST_FINAL_PAUSE_SECONDS, Backoff, ClientClosedError, is_transient, pause
+from jobstatus_grpc.client.retry import (
+    LONGEST_FINAL_PAUSE_SECONDS,
+    Backoff,
+    ClientClosedError,
+    Pace,
+    is_transient,
+    pause,
+)
 from jobstatus_grpc.client.sender import AsyncFinishing, AsyncSender, Call, Finishing, Sender
 from jobstatus_grpc.client.watch import WAIT_UPDATE_INTERVAL_SECONDS, AsyncWatch, JobWatchState, Watch
 from jobstatus_grpc.errors import (
@@ -517,6 +524,7 @@ class TrackState:
         self._lock = threading.Lock()
         self._is_inherited = False
         self._backoff = Backoff(min(self._heartbeat_seconds, LONGEST_RETRY_PAUSE_SECONDS))
+        self._pace = Pace()
         self._not_before = 0.0
         self._reported_at = self._changes_sent_at = float("-inf")
         self._call_begun_at = self._job_known_at = float("-inf")
@@ -640,7 +648,7 @@ class TrackState:
         else:
             due_at = self._reported_at + self._heartbeat_seconds
             if self._is_report_wanted:
-                due_at = min(due_at, self._changes_sent_at + SHORTEST_PAUSE_SECONDS)
+                due_at = min(due_at, self._changes_sent_at + SHORTEST_PAUSE_SECONDS + self._pace.seconds)
             due_at = max(due_at, self._not_before)
         return min(due_at, self._finish_at)
 
@@ -720,8 +728,9 @@ class TrackState:
             self.failed(call, error)
             return
         with self._lock:
-            if self.error is not None:
+            if self.error is not None and not isinstance(self.error, TooManyRequestsError):
                 log.info("job %s: reports succeed again", self.claim.id)
+            self._pace.speed_up()
             self.error = None
             self._set_job(job, self._call_begun_at)
             self._backoff.reset()
@@ -763,7 +772,10 @@ class TrackState:
         elif is_transient(error):
             self._put_back(call)
             self._not_before = self._now() + self._backoff.pause_seconds(error)
-            if self.error is None:
+            if isinstance(error, TooManyRequestsError):
+                if self._pace.slow_down(self._now()):
+                    self._note_problem(logging.WARNING, "is reported more slowly", error)
+            elif self.error is None or isinstance(self.error, TooManyRequestsError):
                 self._note_problem(logging.WARNING, "cannot be reported, retrying", error)
             self.error = error
         elif not self.is_open and self.claim.is_saved_from(error):

@@ -30,6 +30,7 @@ from jobstatus_grpc.errors import (
     InternalError,
     InvalidTokenError,
     JobStatusError,
+    TooManyRequestsError,
     UnavailableError,
 )
 from jobstatus_grpc.job import Job, JobFilter
@@ -211,6 +212,8 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         code = error.code()
         if code in _SURVIVED_CODES or (self._was_opened and code is grpc.StatusCode.RESOURCE_EXHAUSTED):
             return True
+        if isinstance(_meaning_of(error), TooManyRequestsError):
+            return True  # of all calls, and soon there is room; TOO_MANY_WATCHERS may last until another watch ends
         return self._proxy_refusals.is_outage(error)
 
     @property
