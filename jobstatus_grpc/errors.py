@@ -150,16 +150,29 @@ class ResourceExhaustedError(RetryableError):
 
 
 class TooManyWatchersError(ResourceExhaustedError):
-    """The server has reached its limit of open watches. Try again later."""
+    """The server has reached its limit of open watches. Try again later.
+
+    The same reason as for a limit of the caller or of its tenant: the metadata has limit, scope and value.
+    """
 
     reason = "TOO_MANY_WATCHERS"
 
 
 class TooManyRequestsError(ResourceExhaustedError):
-    """The server has reached its limit of calls in flight. Try again later."""
+    """The server has reached its limit of calls in flight. Try again later.
+
+    The same reason as for a limit of the caller or of its tenant: the metadata has limit, scope and value.
+    """
 
     reason = "TOO_MANY_REQUESTS"
     retry_after_seconds = 0.1
+
+
+class TooManyJobsError(ResourceExhaustedError):
+    """The tenant has as many jobs as it may. Delete some, or wait until some expire."""
+
+    reason = "TOO_MANY_JOBS"
+    retry_after_seconds = 5.0
 
 
 class StoreFullError(ResourceExhaustedError):

@@ -25,6 +25,7 @@ from jobstatus_grpc.job import (
     visible,
 )
 from jobstatus_grpc.job.ids import derived_job_id, new_job_id
+from jobstatus_grpc.job_quota import JobQuota
 from jobstatus_grpc.stores.interface import Clock, JobStore, Page, Position
 from jobstatus_grpc.watch.filter_watch import FilterHub, FilterStream
 from jobstatus_grpc.watch.job_watch import JobHub, JobWatcher
@@ -48,9 +49,17 @@ class JobService:
     """
 
     def __init__(
-        self, *, store: JobStore, queue: CommitQueue, job_hub: JobHub, filter_hub: FilterHub, clock: Clock
+        self,
+        *,
+        store: JobStore,
+        queue: CommitQueue,
+        job_hub: JobHub,
+        filter_hub: FilterHub,
+        clock: Clock,
+        quota: JobQuota | None = None,
     ) -> None:
         """`clock` gives the time that new ids contain; a job's instants come from the store's clock."""
+        self._quota = quota
         self._store = store
         self._queue = queue
         self._job_hub = job_hub
@@ -66,6 +75,8 @@ class JobService:
             else:
                 made = derived_job_id(command.tenant, request.value, command.only)
             command = dataclasses.replace(command, id=made)
+        if self._quota is not None:
+            await self._quota.require_room(command.tenant, command.id)
         return await self._commit(command)
 
     async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:

@@ -21,11 +21,13 @@ import grpc
 from jobstatus_grpc.auth import chain
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError, StoreUnavailableError, StoreUnreachableError
-from jobstatus_grpc.server import health, reflection, responses, servicer
+from jobstatus_grpc.job_quota import JobQuota
+from jobstatus_grpc.server import health, limits, reflection, responses, servicer
 from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.addresses import CannotListenError, held
 from jobstatus_grpc.server.auth_file import AuthFile
 from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerConfig, channel_options, stop_signals
+from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import ServerLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
 from jobstatus_grpc.server.servicer import JobStatusServicer
@@ -146,10 +148,15 @@ class _Server:
             stamp=responses.each_millisecond(lambda: responses.stamp_jobs_message(utc_now())),
             max_age_seconds=max_age_seconds,
         )
-        self._auth_file = None if config.auth is None else AuthFile(config.auth, chain.readers())
+        self._auth_file = (
+            None
+            if config.auth is None
+            else AuthFile(config.auth, {**chain.readers(), limits.SECTION: limits.read_limits})
+        )
         access = self._access = Access(self._auth_file)
+        caller_limits = None if self._auth_file is None else CallerLimits.following(self._auth_file)
         self._certificates = config.open_certificates()
-        metrics, endpoint = _metrics_of(config, store, server_log, access, self._certificates)
+        metrics, endpoint = _metrics_of(config, store, server_log, access, caller_limits, self._certificates)
         self._endpoint = endpoint
         self._publisher = Publisher(
             store, self._job_hub, self._filter_hub, observe_batch=metrics.observe_batch if metrics else None
@@ -160,13 +167,21 @@ class _Server:
             store, around_commit=pause, observe_commit=metrics.observe_commit if metrics else None
         )
         service = JobService(
-            store=store, queue=self._queue, job_hub=self._job_hub, filter_hub=self._filter_hub, clock=utc_now
+            store=store,
+            queue=self._queue,
+            job_hub=self._job_hub,
+            filter_hub=self._filter_hub,
+            clock=utc_now,
+            quota=None
+            if caller_limits is None
+            else JobQuota(store, caller_limits.max_jobs, on_refusal=caller_limits.note_job_refusal),
         )
         self._calls = CallMiddleware(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
             access,
             server_log.calls,
             metrics.calls if metrics else None,
+            caller_limits,
         )
         self._sweeper = Sweeper(store=store, queue=self._queue, fail_stalled_after=config.fail_stalled_after)
         self._health = health.HealthServicer([health.SERVICE, health.WRITE])
@@ -324,7 +339,12 @@ def _open_transport(
 
 
 def _metrics_of(
-    config: ServerConfig, store: JobStore, server_log: ServerLog, access: Access, certificates: Certificates | None
+    config: ServerConfig,
+    store: JobStore,
+    server_log: ServerLog,
+    access: Access,
+    caller_limits: CallerLimits | None,
+    certificates: Certificates | None,
 ) -> tuple[Metrics, MetricsEndpoint] | tuple[None, None]:
     if config.metrics is None:
         return None, None
@@ -336,6 +356,7 @@ def _metrics_of(
         clock=utc_now,
         log_lines_dropped=server_log.lines_dropped,
         access=access,
+        caller_limits=caller_limits,
         certificates=certificates,
     )
     endpoint = MetricsEndpoint(

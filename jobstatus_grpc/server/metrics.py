@@ -33,6 +33,7 @@ from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.job import JobState
 from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.config import host_and_port
+from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.stores.interface import ChangeBatch, Clock, JobStore
 
 if TYPE_CHECKING:
@@ -135,8 +136,10 @@ class Metrics(Collector):
         log_lines_dropped: Callable[[], int] = int,
         access: Access | None = None,
         certificates: Certificates | None = None,
+        caller_limits: CallerLimits | None = None,
     ) -> None:
         """Take the store, a clock in step with that of the store, a count of the log, and what else counts, if used."""
+        self._caller_limits = caller_limits
         self._store = store
         self._access = access
         self._clock = clock
@@ -193,6 +196,8 @@ class Metrics(Collector):
         )
         if self._access is not None:
             yield from _of_access(self._access)
+        if self._caller_limits is not None:
+            yield _of_limits(self._caller_limits)
         yield from self._process.collect()
         yield self._build_info
 
@@ -230,6 +235,17 @@ class Metrics(Collector):
         watchers.add_metric(("job",), self.calls["WatchJob"].open)
         watchers.add_metric(("jobs",), self.calls["WatchJobs"].open)
         return watchers
+
+
+def _of_limits(caller_limits: CallerLimits) -> Metric:
+    refusals = CounterMetricFamily(
+        "jobstatus_limit_refusals",
+        "Calls refused by [limits], by the limit, and by its scope: a principal's own, or that of its tenant.",
+        labels=("limit", "scope"),
+    )
+    for labels, count in caller_limits.refusals.items():
+        refusals.add_metric(labels, count)
+    return refusals
 
 
 def _of_access(access: Access) -> Iterator[Metric]:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -22,8 +21,9 @@ from jobstatus_grpc.errors import (
     TooManyWatchersError,
 )
 from jobstatus_grpc.server.access import Access, authorize, tenants_of
+from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import RequestLog
-from jobstatus_grpc.server.requests import subject_of
+from jobstatus_grpc.server.requests import subject_of, updates_in
 from jobstatus_grpc.server.transports.interface import CallContext, Metadata, Method, StreamContext
 from jobstatus_grpc.wire import status
 
@@ -39,7 +39,14 @@ MAX_LOGGED_CHARACTERS = 128
 QUIET_SECONDS = 0.05
 """Time without a new call after which a drain is over."""
 
-Gate: TypeAlias = Callable[[CallContext], None]
+MAX_SHARE = 8
+"""The number of calls that one caller may have in flight, as a multiple of the free places."""
+
+Admit: TypeAlias = Callable[[Identity], str]
+"""Counts a call that begins, and returns what it is counted by; raises the error if there is no place for it."""
+
+End: TypeAlias = Callable[[Identity, str], None]
+"""Counts it no more."""
 
 Handler: TypeAlias = Callable[[bytes, Identity, Any], Awaitable["bytes | None"]]
 """From a request's bytes, its caller and a CallContext to the response, or from a StreamContext to None at the end."""
@@ -81,15 +88,18 @@ class CallMiddleware:
         access: Access,
         request_log: RequestLog | None = None,
         tallies: Mapping[str, CallTally] | None = None,
+        caller_limits: CallerLimits | None = None,
     ) -> None:
-        """Take the log of calls, and the counters by the method's name; None: not logged, not counted."""
+        """Take the log of calls, the counters by the method's name, and the limits of callers; None: without."""
         self._limits = limits
         self._access = access
+        self._caller_limits = caller_limits
         self._log = request_log
         self._tallies = tallies or {}
         self._requests = 0
+        self._requests_of: dict[str, int] = {}
         self._watches = 0
-        self._watches_of: Counter[str] = Counter()
+        self._watches_of: dict[str, int] = {}
         self._is_draining = False
         self._refused = 0
         self._idle = asyncio.Event()
@@ -101,6 +111,8 @@ class CallMiddleware:
         Calls that grpcio's core has received and not yet passed on would be CANCELLED when the server stops.
         """
         self._is_draining = True
+        if self._caller_limits is not None:
+            self._caller_limits.release()
         ends_at = time.monotonic() + at_most_seconds
         seen = -1
         while seen != self._refused and time.monotonic() < ends_at:
@@ -121,41 +133,59 @@ class CallMiddleware:
             handler = _ending_with_its_caller(handler, rpc.name, self._access)
         return self._around(rpc, handler, self._admit_watch, self._end_watch)
 
-    def _admit_request(self, context: CallContext) -> None:
-        if self._requests >= self._limits.max_requests:
+    def _admit_request(self, caller: Identity) -> str:
+        share = self._share_of(caller)
+        free = self._limits.max_requests - self._requests
+        # One caller gets at most 8 of 9 places, and less the more are taken, so that others always find some.
+        in_flight = self._requests_of.get(share, 0)
+        if free <= 0 or in_flight >= MAX_SHARE * free:
             raise TooManyRequestsError
         self._requests += 1
+        self._requests_of[share] = in_flight + 1
         self._idle.clear()
+        return share
 
-    def _end_request(self, context: CallContext) -> None:
+    def _end_request(self, caller: Identity, share: str) -> None:
         self._requests -= 1
+        _uncount(self._requests_of, share)
         self._note_end()
 
-    def _admit_watch(self, context: CallContext) -> None:
+    def _admit_watch(self, caller: Identity) -> str:
         if self._watches >= self._limits.max_watchers:
             raise TooManyWatchersError
-        host = _host_of(context)
+        share = self._share_of(caller)
         of_caller = self._limits.max_watchers_per_caller
-        if of_caller is not None and self._watches_of[host] >= of_caller:
-            raise TooManyWatchersError("your host has reached its limit of open watches; end some, or try again later")
+        if of_caller is not None and self._watches_of.get(share, 0) >= of_caller:
+            raise TooManyWatchersError(
+                "you have reached the limit of open watches of one caller; end some, or try again later"
+            )
+        if self._caller_limits is not None:
+            self._caller_limits.begin_watch(caller)
         self._watches += 1
-        self._watches_of[host] += 1
+        self._watches_of[share] = self._watches_of.get(share, 0) + 1
         self._idle.clear()
+        return share
 
-    def _end_watch(self, context: CallContext) -> None:
-        host = _host_of(context)
+    def _end_watch(self, caller: Identity, share: str) -> None:
+        if self._caller_limits is not None:
+            self._caller_limits.end_watch(caller)
         self._watches -= 1
-        self._watches_of[host] -= 1
-        if not self._watches_of[host]:
-            del self._watches_of[host]
+        _uncount(self._watches_of, share)
         self._note_end()
+
+    def _share_of(self, caller: Identity) -> str:
+        """Return what calls are counted by: without authentication a caller is a host."""
+        return (
+            caller.principal.rpartition(":")[0] if self._access.file is None else f"{caller.tenant} {caller.principal}"
+        )
 
     def _note_end(self) -> None:
         if not self._requests and not self._watches:
             self._idle.set()
 
-    def _around(self, rpc: Rpc, handler: Handler, admit: Gate, end: Gate) -> Method:
+    def _around(self, rpc: Rpc, handler: Handler, admit: Admit, end: End) -> Method:
         name, tally, access = rpc.name, self._tallies.get(rpc.name), self._access
+        caller_limits = self._caller_limits
 
         async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()
@@ -169,12 +199,17 @@ class CallMiddleware:
                 caller = access.known(context) or await access.identify(context)
                 principal = caller.principal
                 caller = authorize(name, caller, tenants_of(context.invocation_metadata()))
-                admit(context)
+                if caller_limits is not None:
+                    refusal = caller_limits.admit(caller, lambda: updates_in(name, data))
+                    if refusal is not None:
+                        await caller_limits.hold(refusal)
+                        raise refusal.error
+                share = admit(caller)
                 try:
                     reply = await handler(data, caller, context)
                     return reply
                 finally:
-                    end(context)
+                    end(caller, share)
             except JobStatusError as error:
                 code, reason = status.code_of(error).name, error.reason
                 await context.abort(*status.status_of(error))
@@ -260,8 +295,10 @@ def _masked(name: str, error: Exception) -> InternalError:
     return InternalError(f"the server failed; its log has the details under the id {error_id}", error_id=error_id)
 
 
-def _host_of(context: CallContext) -> str:
-    return context.peer().rpartition(":")[0]
+def _uncount(counts: dict[str, int], key: str) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
 
 
 def _request_id(context: CallContext) -> str:

@@ -18,7 +18,7 @@ from google.protobuf import duration_pb2, struct_pb2
 from google.protobuf.message import DecodeError, Message
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.auth import Identity
+from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, InvalidTokenError, JobStatusError
 from jobstatus_grpc.job import (
     CREATION_FIELDS,
@@ -36,6 +36,7 @@ from jobstatus_grpc.job import (
     validation,
 )
 from jobstatus_grpc.job.validation import Violations
+from jobstatus_grpc.server.access import LEAST_ROLES
 from jobstatus_grpc.server.tokens import Scope, filter_scope, job_scope, read_token, write_token
 from jobstatus_grpc.service import HistoryPlace
 from jobstatus_grpc.stores.interface import Position
@@ -283,6 +284,16 @@ def _bodies(data: bytes) -> Sequence[bytes] | None:
         bodies.append(data[position : position + size])
         position += size
     return bodies
+
+
+def updates_in(method: str, data: bytes) -> int:
+    """Return the number of changes that a request of an RPC asks for."""
+    if method != "BatchUpdateJobs":
+        return int(LEAST_ROLES[method] > Role.WATCHER)
+    try:
+        return min(len(_parse_batch(data)), limits.MAX_BATCH_UPDATES)
+    except InvalidFieldError:
+        return 1
 
 
 _UPDATES_TAG = 1 << 3 | 2

@@ -7,6 +7,7 @@ richer error model of https://grpc.io/docs/guides/error/.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,6 +75,22 @@ def code_number(error: JobStatusError) -> int:
 
 def status_of(error: JobStatusError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """Return `error` as the arguments of a context's `abort`: code, message, trailing metadata."""
+    if isinstance(error, errors.ResourceExhaustedError):
+        cls: Any = type(error)  # mypy takes the __hash__ of its instances for its own
+        return _status_of_refusal(cls, error.message, tuple(error.metadata.items()), error.retry_after_seconds)
+    return code_of(error), short_message(error), trailers_of(error)
+
+
+@functools.lru_cache(maxsize=1024)
+def _status_of_refusal(
+    cls: type[errors.ResourceExhaustedError],
+    message: str,
+    metadata: tuple[tuple[str, str], ...],
+    retry_after_seconds: float,
+) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+    """Return the status of an error that a busy server sends often: to render it takes as long as to answer a call."""
+    error = cls(message, **dict(metadata))
+    error.retry_after_seconds = retry_after_seconds
     return code_of(error), short_message(error), trailers_of(error)
 
 

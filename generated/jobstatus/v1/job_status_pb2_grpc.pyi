@@ -36,9 +36,13 @@ class JobStatusServiceStub:
 
     A failed call has written nothing. The response to a write is sent after the write is durable.
 
-    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), a unary call with
-    RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo.
-    INTERNAL has no reason; its message has an id that is also in the server's log.
+    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), with RESOURCE_EXHAUSTED
+    (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
+    reason; its message has an id that is also in the server's log.
+
+    TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
+    allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
+    RetryInfo is over gets its refusals late, up to 5 seconds after the call.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -59,7 +63,8 @@ class JobStatusServiceStub:
 
     Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
     within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
-    (INVALID_FIELD, REQUEST_ID_REUSED).
+    (INVALID_FIELD, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (TOO_MANY_JOBS) with RetryInfo if the tenant has as many jobs
+    as the server allows it.
 
     Least role: worker.
     """
@@ -165,9 +170,13 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
 
     A failed call has written nothing. The response to a write is sent after the write is durable.
 
-    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), a unary call with
-    RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo.
-    INTERNAL has no reason; its message has an id that is also in the server's log.
+    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), with RESOURCE_EXHAUSTED
+    (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
+    reason; its message has an id that is also in the server's log.
+
+    TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
+    allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
+    RetryInfo is over gets its refusals late, up to 5 seconds after the call.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -185,7 +194,8 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
 
     Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
     within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
-    (INVALID_FIELD, REQUEST_ID_REUSED).
+    (INVALID_FIELD, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (TOO_MANY_JOBS) with RetryInfo if the tenant has as many jobs
+    as the server allows it.
 
     Least role: worker.
     """
@@ -290,9 +300,13 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A failed call has written nothing. The response to a write is sent after the write is durable.
 
-    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), a unary call with
-    RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo.
-    INTERNAL has no reason; its message has an id that is also in the server's log.
+    Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), with RESOURCE_EXHAUSTED
+    (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
+    reason; its message has an id that is also in the server's log.
+
+    TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
+    allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
+    RetryInfo is over gets its refusals late, up to 5 seconds after the call.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -314,7 +328,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
         within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
-        (INVALID_FIELD, REQUEST_ID_REUSED).
+        (INVALID_FIELD, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (TOO_MANY_JOBS) with RetryInfo if the tenant has as many jobs
+        as the server allows it.
 
         Least role: worker.
         """
