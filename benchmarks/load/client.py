@@ -28,9 +28,11 @@ class Client(ExitStack):
     All methods raise CallFailedError.
     """
 
-    def __init__(self, address: str, *, tls: ssl.SSLContext | None = None, connections: int = 1) -> None:
+    def __init__(
+        self, address: str, *, tls: ssl.SSLContext | None = None, connections: int = 1, token: str = ""
+    ) -> None:
         super().__init__()
-        self.connections = [Connection(address, tls) for _ in range(connections)]
+        self.connections = [Connection(address, tls, token) for _ in range(connections)]
         self._selector = self.enter_context(selectors.DefaultSelector())
         for connection in self.connections:
             self.enter_context(connection.socket)
@@ -73,9 +75,9 @@ class Client(ExitStack):
         return [answer.message for answer in answers]
 
     @contextmanager
-    def load(self, path: str, lanes: Sequence[NextRequest]) -> Iterator[Load]:
+    def load(self, path: str, lanes: Sequence[NextRequest], *, may_fail: bool = False) -> Iterator[Load]:
         """Load the server within the block, with one call in flight in each lane; then wait for the calls' ends."""
-        load = Load(self, path, lanes)
+        load = Load(self, path, lanes, may_fail=may_fail)
         yield load
         load.is_running = False
         self.run_until(lambda: all(lane.is_over for lane in load.lanes))
@@ -106,15 +108,18 @@ class Answer:
 class Load:
     """A steady load of one method: a lane calls again as soon as its call has ended."""
 
-    def __init__(self, client: Client, path: str, lanes: Sequence[NextRequest]) -> None:
+    def __init__(self, client: Client, path: str, lanes: Sequence[NextRequest], *, may_fail: bool) -> None:
         self.latencies: list[float] = []
+        self.may_fail = may_fail
+        self.failures = 0
+        """The number of calls that failed since `measure` began."""
         self.is_running = True
         self._client, connections = client, client.connections
         self.lanes = [Lane(self, path, connections[i % len(connections)], each) for i, each in enumerate(lanes)]
 
     def measure(self, seconds: float) -> list[float]:
         """Return the latency, in seconds, of each call that ends within the next `seconds`."""
-        self.latencies = []
+        self.latencies, self.failures = [], 0
         self._client.run_for(seconds)
         return self.latencies
 
@@ -136,7 +141,10 @@ class Lane(Answer):
         self._connection.call(self._path, self._next_request(), self)
 
     def on_end(self, is_ok: bool) -> None:
-        super().on_end(is_ok)
-        self._load.latencies.append(time.perf_counter() - self._started_at)
+        super().on_end(is_ok or self._load.may_fail)
+        if is_ok:
+            self._load.latencies.append(time.perf_counter() - self._started_at)
+        else:
+            self._load.failures += 1
         if self._load.is_running:
             self._call()

@@ -40,13 +40,15 @@ class Reply(Protocol):
 class Connection:
     """One connection. `call` queues a call, `flush` sends what is queued, `receive` passes on what came back."""
 
-    def __init__(self, address: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, address: str, tls: ssl.SSLContext | None = None, token: str = "") -> None:
+        """`token` is sent with each call, unless it is empty."""
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname=host)
         self._authority = address.encode()
+        self._authorization = f"Bearer {token}".encode() if token else b""
         self._indexed: list[tuple[bytes, bytes]] = []
         self._header_blocks: dict[str, bytes] = {}
         self._replies: dict[int, Reply] = {}
@@ -110,7 +112,8 @@ class Connection:
         """Return the headers of a POST in HPACK: literal the first time, indexed from then on, as in usual clients."""
         known, block = len(self._indexed), b"\x83\x86"
         fields = (b"\x44", path.encode()), (b"\x41", self._authority), (b"\x5f", b"application/grpc")
-        for name, value in (*fields, (b"\x40\x02te", b"trailers")):
+        authorization = ((b"\x57", self._authorization),) if self._authorization else ()
+        for name, value in (*fields, *authorization, (b"\x40\x02te", b"trailers")):
             if (name, value) in self._indexed:
                 block += bytes([0x80 | (61 + len(self._indexed) - self._indexed.index((name, value)))])
             else:

@@ -537,7 +537,8 @@ class AsyncJobStatusClient:
         """Report on many jobs in the background: a context manager for workers.
 
         Its `update` returns at once. Updates are sent in batches of up to 500, in their order, and retried while the
-        service cannot be reached, without taking effect twice. Reporting never breaks the work: nothing is raised.
+        service cannot be reached, without taking effect twice. While it limits the rate of calls or updates, they are
+        sent less often, with the newest state of each job. Reporting never breaks the work: nothing is raised.
         Leaving the block sends the pending updates. `track` is for one job, and also claims it and sends heartbeats.
 
         The two functions are called where batches are sent, and delay them; for an update that cannot be queued,

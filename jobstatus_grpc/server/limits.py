@@ -247,6 +247,10 @@ class _Usage:
         self.calls = _changed(self.calls, limits.calls, now)
         self.updates = _changed(self.updates, limits.updates, now)
 
+    def bucket(self, limit: str) -> TokenBucket | None:
+        """Return the bucket of CALLS or UPDATES; None: there is no limit."""
+        return self.calls if limit == CALLS else self.updates
+
     def is_idle(self, now: float) -> bool:
         """Return whether nothing is lost if this is forgotten."""
         return not self.watches and all(b is None or b.is_full(now) for b in (self.calls, self.updates))
@@ -305,13 +309,17 @@ class CallerLimits:
             return None
         now = self._now()
         usages = self._usages_of(caller, now)
-        taken = [(CALLS, usage, usage.calls, 1) for usage in usages if usage.calls is not None]
-        if any(usage.updates is not None for usage in usages) and (updates := count_updates()):
-            taken += [(UPDATES, usage, usage.updates, updates) for usage in usages if usage.updates is not None]
-        for limit, usage, bucket, count in taken:
-            if bucket.seconds_until_room(now) > 0:
-                return self._refuse_rate(limit, usage, bucket, count, now)
-        for _, _, bucket, count in taken:
+        taken: list[tuple[TokenBucket, int]] = []
+        # Updates last: to count those of a batch takes time.
+        for limit, count_of in ((CALLS, _one), (UPDATES, count_updates)):
+            buckets = [(usage, bucket) for usage in usages if (bucket := usage.bucket(limit)) is not None]
+            if not buckets or not (count := count_of()):
+                continue
+            for usage, bucket in buckets:
+                if bucket.seconds_until_room(now) > 0:
+                    return self._refuse_rate(limit, usage, bucket, count, now)
+                taken.append((bucket, count))
+        for bucket, count in taken:
             bucket.take(count)
         return None
 
@@ -328,8 +336,7 @@ class CallerLimits:
         )
         usage.note_refusal(what, now)
         error = TooManyRequestsError(f"{what}. Try again later", limit=limit, scope=usage.scope, value=per_second)
-        # In steps, so that few different errors are rendered.
-        error.retry_after_seconds = max(math.ceil((seconds - hold_seconds) * 100), 1) / 100
+        error.retry_after_seconds = _in_steps(seconds - hold_seconds)
         return Refusal(error, hold_seconds, usage)
 
     async def hold(self, refusal: Refusal) -> None:
@@ -407,6 +414,16 @@ class CallerLimits:
             self._sweep_at = max(2 * len(self._usages), MAX_USAGES)
         self._usages[key] = usage
         return usage
+
+
+def _one() -> int:
+    return 1
+
+
+def _in_steps(seconds: float) -> float:
+    """Round up, so that few different errors are rendered."""
+    per_second = 100 if seconds < 1 else 10
+    return max(math.ceil(seconds * per_second), 1) / per_second
 
 
 def _resolve(held: asyncio.Future[None]) -> None:

@@ -22,6 +22,7 @@ from jobstatus_grpc.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
     StoreUnavailableError,
+    TooManyRequestsError,
     UnavailableError,
 )
 from jobstatus_grpc.wire import status
@@ -380,3 +381,49 @@ def test_the_log_says_of_drops_that_there_are_and_how_many_there_were(caplog):
     worker.send()
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
     assert "99 updates were dropped" in caplog.records[1].getMessage()
+
+
+def limited(seconds: float) -> TooManyRequestsError:
+    error = TooManyRequestsError()
+    error.retry_after_seconds = seconds
+    return error
+
+
+def test_while_its_rate_is_limited_a_reporter_waits_as_asked_and_then_sends_less_often(caplog):
+    worker = Worker()
+    for number in range(100):
+        worker.give("a", progress=number)
+        call, asked_at = worker.next_due(), worker.now
+        if number % 2:
+            worker.state.failed(call, limited(2))
+            call = worker.next_due()
+            assert worker.now - asked_at >= 2
+        worker.state.succeeded(call, pb.BatchUpdateJobsResponse(results=[pb.BatchUpdateJobsResult(job=a_job(id="a"))]))
+    began_at = worker.now
+    worker.give("a", progress=100).next_due()
+    assert worker.now - began_at > 1
+    assert worker.refused == []
+    assert {record.getMessage()[:28] for record in caplog.records} == {"updates are sent more slowly"}
+    assert len(caplog.records) <= 1 + (worker.now - 1000) / 60
+
+
+def test_a_reporter_that_is_no_longer_limited_is_as_quick_as_before():
+    worker = Worker().give("a", progress=1)
+    worker.state.failed(worker.next_due(), limited(0.1))
+    worker.send()
+    for number in range(100):
+        worker.give("a", progress=number).send()
+    began_at = worker.now
+    worker.give("a", progress=1).send()
+    assert worker.now - began_at == pytest.approx(0.05)
+
+
+def test_the_end_of_a_reporter_does_not_wait_for_its_pace():
+    worker = Worker().give("a", progress=1)
+    for _ in range(10):
+        worker.state.failed(worker.next_due(), limited(0.1))
+    worker.send()
+    began_at = worker.now
+    worker.give("a", progress=2).state.finish()
+    worker.send()
+    assert worker.now == began_at

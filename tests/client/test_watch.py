@@ -26,6 +26,7 @@ from jobstatus_grpc import (
     JobNotFoundError,
     JobState,
     JobStatusClient,
+    TooManyRequestsError,
     TooManyWatchersError,
     UnavailableError,
 )
@@ -354,8 +355,8 @@ def test_a_watch_goes_on_after_a_signal_handler_that_raises(memory_address):
         assert {next(changes).revision, next(changes).revision} >= {done.revision}
 
 
-FULL = TooManyWatchersError()
-FULL.retry_after_seconds = 0.05
+FULL, BUSY = TooManyWatchersError(), TooManyRequestsError()
+FULL.retry_after_seconds = BUSY.retry_after_seconds = 0.05
 CODES_OF_PROXIES = [
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -379,6 +380,7 @@ OPENINGS = {
     "UNKNOWN": fail(grpc.StatusCode.UNKNOWN),
     "CANCELLED": fail(grpc.StatusCode.CANCELLED),
     "OK without anything": a_stream(),
+    "TOO_MANY_REQUESTS": refuse(BUSY),
 }
 RAISED = [
     code
