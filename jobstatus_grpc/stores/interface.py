@@ -172,6 +172,14 @@ class JobStore(Protocol):
         """
         ...
 
+    async def count(self, tenant: str, *, at_most: int) -> int:
+        """Return the number of the tenant's jobs, as of a moment ago; counting ends at `at_most`.
+
+        Raises:
+            StoreUnavailableError: retry later.
+        """
+        ...
+
     def stalled_jobs(self) -> int:
         """Return the number of stalled jobs, as `jobs_by_state`."""
         ...

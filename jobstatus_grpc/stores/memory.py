@@ -70,6 +70,7 @@ class MemoryStore:
         self._jobs: dict[Key, Job] = {}
         self._order = CreationOrder()
         self._counts: Counter[int] = Counter()
+        self._jobs_of: Counter[str] = Counter()
         self._expiring: OrderedDict[Key, None] = OrderedDict()
         self._tombstones: OrderedDict[Key, tuple[Tombstone, datetime]] = OrderedDict()
         self._transitions: dict[Key, deque[Transition]] = defaultdict(_new_history)
@@ -96,6 +97,7 @@ class MemoryStore:
         for key, job in batch.jobs.items():
             if key not in self._jobs:
                 self._order.add(key, job)
+                self._jobs_of[key[0]] += 1
             if job.finished_at is not None:
                 self._expiring[key] = None
                 self._expiring.move_to_end(key)
@@ -106,6 +108,7 @@ class MemoryStore:
         for key, tombstone in batch.removed.items():
             if self._jobs.pop(key, None) is not None:
                 self._order.remove(key)
+                self._jobs_of[key[0]] -= 1
             self._expiring.pop(key, None)
             self._transitions.pop(key, None)
             self._tombstones.pop(key, None)
@@ -131,6 +134,11 @@ class MemoryStore:
         self._check_open()
         page = self._order.page(self._jobs, tenant, job_filter, limit=limit, cursor=cursor)
         return self._stall_clocks.shown_on(page)
+
+    async def count(self, tenant: str, *, at_most: int) -> int:
+        """See JobStore."""
+        self._check_open()
+        return min(self._jobs_of[tenant], at_most)
 
     def stalled_jobs(self) -> int:
         """See JobStore."""

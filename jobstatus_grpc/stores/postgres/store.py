@@ -57,6 +57,8 @@ _GET = f"""
     LEFT JOIN jobstatus.heard AS h ON h.tenant = w.tenant AND h.id = w.id
 """
 
+_COUNT = "SELECT count(*) FROM (SELECT 1 FROM jobstatus.jobs WHERE tenant = $1 LIMIT $2) AS found"
+
 _TRANSITIONS = f"""
     SELECT {", ".join(TRANSITION_COLUMNS)} FROM jobstatus.transitions
     WHERE tenant = $1 AND id = $2 AND revision > $3 ORDER BY revision LIMIT $4
@@ -191,6 +193,11 @@ class PostgresStore:
             return jobs
         at = {key: to_instant(heard_at) for key, heard_at in heartbeats.items()}
         return [with_heartbeat(job, at.get((job.tenant, job.id))) for job in jobs]
+
+    async def count(self, tenant: str, *, at_most: int) -> int:
+        """See JobStore."""
+        async with self._database.connection() as connection:
+            return int(await connection.fetchval(_COUNT, tenant, at_most))
 
     def stalled_jobs(self) -> int:
         """See JobStore."""

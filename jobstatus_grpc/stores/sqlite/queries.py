@@ -123,6 +123,13 @@ def read_found(
     return jobs, read_tombstones(connection, missing, now) if missing else {}
 
 
+def count_jobs(connection: sqlite3.Connection, tenant: str, at_most: int) -> int:
+    """Return the number of the tenant's jobs; counting ends at `at_most`. It reads an index only."""
+    query = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE tenant = ? LIMIT ?)"
+    (count,) = connection.execute(query, (tenant, at_most)).fetchone()
+    return int(count)
+
+
 def read_transitions(
     connection: sqlite3.Connection, key: Key, now: datetime, after_revision: int, limit: int
 ) -> list[Transition]:

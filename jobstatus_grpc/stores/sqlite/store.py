@@ -30,7 +30,7 @@ from jobstatus_grpc.stores.sql.rows import CACHED_JOBS, JobCache, StoredJob
 from jobstatus_grpc.stores.sqlite.backup import back_up, restore
 from jobstatus_grpc.stores.sqlite.database import path_of
 from jobstatus_grpc.stores.sqlite.maintenance import Trimmer, read_expired, read_silent
-from jobstatus_grpc.stores.sqlite.queries import read_changes, read_found, read_page, read_transitions
+from jobstatus_grpc.stores.sqlite.queries import count_jobs, read_changes, read_found, read_page, read_transitions
 from jobstatus_grpc.stores.sqlite.readers import JobLoader, ReaderPool
 from jobstatus_grpc.stores.sqlite.writer import Health, WorkerThread, Writer, resolve
 
@@ -221,6 +221,10 @@ class SqliteStore:
         """See JobStore."""
         page = await self._read(read_page, tenant, job_filter, limit=limit, cursor=cursor)
         return self._stall_clocks.shown_on(page)
+
+    async def count(self, tenant: str, *, at_most: int) -> int:
+        """See JobStore."""
+        return await self._read(count_jobs, tenant, at_most)
 
     def stalled_jobs(self) -> int:
         """See JobStore."""

@@ -248,6 +248,15 @@ class ListsContract:
         assert store.jobs_by_state() == dict(zip(S, [3, 2, 1, 1, 1, 1, 1], strict=True))
 
     @on_store
+    async def test_the_jobs_of_a_tenant_are_counted_up_to_a_number(self, store, clock):
+        await farm(store, clock)
+        await done(store, Create(id="a", tenant="other"), Create(id="b", tenant="other"))
+        await done(store, Update(id="b", tenant="other", changes={"state": S.SUCCEEDED}))
+        counts = [await store.count(tenant, at_most=100) for tenant in ("default", "other", "nobody")]
+        assert [*counts, await store.count("default", at_most=3)] == [8, 2, 0, 3]
+        await done(store, Delete(id="b", tenant="other"))
+        assert await store.count("other", at_most=100) == 1
+
     async def test_jobs_that_are_gone_and_commands_that_were_refused_do_not_count(self, store):
         await done(store, Create(id="a"), end("a"), Create(id="b"), end("b"), Delete(id="b"))
         await store.commit([Delete(id="a"), Create(id="a"), claim("nobody"), Create(id="c")])
