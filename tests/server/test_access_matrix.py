@@ -1,13 +1,17 @@
 """Each RPC with each identity, on each store and transport: one code, one reason, and nothing written by a refusal.
 
 RPCs and their requests come from the descriptors, so that a new RPC is in the matrix. A new kind of credentials is a
-row in IDENTITIES, or a function beside `_tokens` that returns rows and adds its stanzas to the file of --auth.
+function beside `_tokens` that returns rows and adds its stanzas to the file of --auth.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
+import json
 import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,15 +21,20 @@ from typing import Any, TypeAlias
 import asyncpg
 import grpc
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from google.protobuf.message import Message
 from google.rpc import code_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Role
+from jobstatus_grpc.auth.jwt import LEEWAY_SECONDS
 from jobstatus_grpc.auth.tokens import make_token
 from jobstatus_grpc.server.servicer import SERVICE
-from tests.support.auth import TRANSPORTS, AuthText, bearer
+from tests.support.auth import TRANSPORTS, AuthText, Callers, bearer
+from tests.support.certificates import EXPIRED as EXPIRED_CERTIFICATE
+from tests.support.certificates import Authority, Pair
 from tests.support.comments import comments_of_rpcs
+from tests.support.issuer import AUDIENCE, ISSUER, jwk_of, jwks_of, private_key, sign
 from tests.support.postgres import VERSIONS
 from tests.support.service import Service, read_refusal
 from tests.support.watch_jobs import SYNCED
@@ -59,6 +68,8 @@ class Identity:
     metadata: Metadata
     expected: Callable[[str], Outcome]
     """From an RPC to how it ends."""
+    credentials: grpc.ChannelCredentials | None = None
+    """None: without TLS."""
 
 
 def always(outcome: Outcome) -> Callable[[str], Outcome]:
@@ -93,7 +104,7 @@ def request_for(rpc: str, job_id: str) -> Message:
 
 def identities(auth: AuthText) -> dict[str, Identity]:
     """Return the rows, and write the file that admits their callers."""
-    rows = _tokens(auth) | _callers(auth)
+    rows = _tokens(auth) | _jwts(auth) | _callers(auth)
     auth.admit("root", Role.OPERATOR)
     return rows
 
@@ -109,13 +120,62 @@ def _tokens(auth: AuthText) -> dict[str, Identity]:
         "a token that is cut": f"Bearer {good[:-1]}",
         "a token and more": f"Bearer {good} x",
         "an unknown token": f"Bearer {make_token()}",
-        "a JWT where none is accepted": "Bearer e30.e30.e30",
+        "a damaged JWT": "Bearer e30.e30.e30",
     }
     rows = {name: Identity((("authorization", header),), always(BAD_IDENTITY)) for name, header in headers.items()}
     rows["no identity"] = Identity((), always(NO_IDENTITY))
     rows["two tokens"] = Identity(bearer(good) * 2, always(BAD_IDENTITY))
     rows["an expired token"] = Identity(bearer(expired), always(EXPIRED))
     return rows
+
+
+JWT = f"""
+[[jwt]]
+issuer = "{ISSUER}"
+audience = "{AUDIENCE}"
+jwks = "keys.json"
+claims = {{ tenant = "unit", role = "groups" }}
+roles = {{ workers = "worker" }}
+"""
+
+
+def _jwts(auth: AuthText) -> dict[str, Identity]:
+    auth.path.with_name("keys.json").write_text(jwks_of(jwk_of("rsa", "1")))
+    auth.add("jwt", JWT)
+    now = int(time.time())
+    good: dict[str, Any] = {"unit": "default", "groups": ["workers"]}
+    bad: dict[str, dict[str, Any]] = {
+        "that is not valid yet": {"nbf": now + LEEWAY_SECONDS + 60},
+        "of another issuer": {"iss": "https://evil.example"},
+        "for another audience": {"aud": "another service"},
+        "signed with another key": {"key": private_key("rsa", "another")},
+        "of an unknown kid": {"kid": "2"},
+        "in what is no tenant": {"unit": "no tenant"},
+    }
+    forged = {"with the algorithm none": "none", "with the public key as an HMAC secret": "HS256"}
+    tokens = {name: sign(**{**good, **how}) for name, how in bad.items()}
+    tokens |= {name: _forged(sign(**good), algorithm) for name, algorithm in forged.items()}
+    rows = {f"a JWT {name}": Identity(bearer(token), always(BAD_IDENTITY)) for name, token in tokens.items()}
+    ends = now - LEEWAY_SECONDS - 1
+    rows["an expired JWT"] = Identity(bearer(sign(**good, exp=ends)), always(EXPIRED))
+    rows["a JWT"] = Identity(bearer(sign(**good)), by_role(Role.WORKER))
+    rows["a JWT without a role"] = Identity(bearer(sign(**good | {"groups": []})), always(NOT_ALLOWED))
+    other = {rpc: NOT_ALLOWED if LEAST[rpc] > Role.WORKER else unseen(OK)(rpc) for rpc in RPCS}
+    rows["a JWT of another tenant"] = Identity(bearer(sign(**good | {"unit": "third"})), other.__getitem__)
+    return rows
+
+
+def _forged(token: str, algorithm: str) -> str:
+    """Return the claims of a token, without a signature or with one made from the public key."""
+    header, claims = json.dumps({"alg": algorithm, "kid": "1"}).encode(), token.split(".")[1]
+    unsigned = f"{_base64url(header)}.{claims}"
+    key = private_key("rsa").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    signature = b"" if algorithm == "none" else hmac.digest(key, unsigned.encode(), "sha256")
+    return f"{unsigned}.{_base64url(signature)}"
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _callers(auth: AuthText) -> dict[str, Identity]:
@@ -183,7 +243,7 @@ def outcome_of(service: Service, rpc: str, job_id: str) -> tuple[Outcome, list[s
         raise AssertionError(f"{rpc} ended")
     except grpc.RpcError as error:
         refusal = read_refusal(error)
-        assert refusal.domain == "jobstatus.v1"
+        assert refusal.domain == ("jobstatus.v1" if refusal.reason else "")
         return refusal.kind, []
 
 
@@ -208,25 +268,122 @@ def test_each_rpc_ends_as_it_should_for_each_identity_and_a_refusal_writes_nothi
     auth = AuthText(tmp_path / "auth.toml")
     rows = identities(auth)
     server = serve("--auth", str(auth.path), "--transport", transport, store=url)
+    assert not wrong_ends(rows, server.address, bearer(auth.tokens["root"]), url)
+
+
+def wrong_ends(
+    rows: Mapping[str, Identity],
+    address: str,
+    root: Metadata,
+    url: str,
+    credentials: grpc.ChannelCredentials | None = None,
+) -> dict[tuple[str, str], Any]:
+    """Return how calls ended that should end otherwise, and what they showed of others' jobs, by identity and RPC."""
     wrong: dict[tuple[str, str], Any] = {}
-    with closing(Service(server.address, metadata=bearer(auth.tokens["root"]))) as root:
+    with closing(Service(address, metadata=root, credentials=credentials)) as others:
+        unseen_jobs = victims_of(others, "unseen")
         for number, (name, row) in enumerate(rows.items()):
-            victims = {rpc: victim_of(root, rpc, f"{number}-{rpc}") for rpc in RPCS}
-            with closing(Service(server.address, metadata=row.metadata)) as caller:
+            sees = row.expected("GetJob") == OK
+            victims = victims_of(others, f"{number}") if sees else {**unseen_jobs, "CreateJob": f"{number}-CreateJob"}
+            with closing(Service(address, metadata=row.metadata, credentials=row.credentials)) as caller:
                 refused = [rpc for rpc in RPCS if row.expected(rpc) != OK]
                 before = content(url)
                 outcomes = {rpc: outcome_of(caller, rpc, victims[rpc]) for rpc in refused}
                 assert content(url) == before, f"a refused call of {name} has written"
                 outcomes |= {rpc: outcome_of(caller, rpc, victims[rpc]) for rpc in RPCS if rpc not in refused}
             for rpc, (outcome, ids) in outcomes.items():
-                shown = set() if row.expected("GetJob") == OK else {*ids} - {victims["CreateJob"]}
+                shown = set() if sees else {*ids} - {victims["CreateJob"]}
                 if outcome != row.expected(rpc) or shown:
                     wrong[name, rpc] = outcome, shown
-    assert not wrong
+    return wrong
 
 
-def victim_of(root: Service, rpc: str, job_id: str) -> str:
-    """Return the id of a new job on which the RPC takes effect; of none for CreateJob."""
-    if rpc != "CreateJob" and names_a_job(rpc):
-        root.job_in("SUCCEEDED" if rpc == "DeleteJob" else "IN_PROGRESS", id=job_id)
-    return job_id
+def victims_of(root: Service, prefix: str) -> dict[str, str]:
+    """Return for each RPC the id of a new job on which it takes effect; of none for CreateJob."""
+    ids = {rpc: f"{prefix}-{rpc}" for rpc in RPCS}
+    for rpc, job_id in ids.items():
+        if rpc != "CreateJob" and names_a_job(rpc):
+            root.job_in("SUCCEEDED" if rpc == "DeleteJob" else "IN_PROGRESS", id=job_id)
+    return ids
+
+
+WORKER, NO_CALLER = "spiffe://acme.example/worker", "spiffe://acme.example/stranger"
+CERTIFICATES = f"""
+[[certificates]]
+uri = "{WORKER}"
+role = "worker"
+"""
+NO_CONNECTION = ("UNAVAILABLE", "")
+"""The handshake fails: the call does not reach the service, so that there is no reason."""
+
+
+def test_each_rpc_ends_as_it_should_for_each_certificate(url, serve, tmp_path):
+    ours, theirs = Authority(), Authority("another CA")
+    cert, key = ours.issue().write(tmp_path, "server")
+    auth = AuthText(tmp_path / "auth.toml")
+    auth.add("certificates", CERTIFICATES)
+    root = bearer(auth.admit("root"))
+
+    def credentials(pair: Pair | None) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(ours.pem, *((pair.key, pair.cert) if pair else ()))
+
+    worker, stranger = (credentials(ours.issue(uris=[uri])) for uri in (WORKER, NO_CALLER))
+    rows = {
+        "a certificate": Identity((), by_role(Role.WORKER), worker),
+        "a certificate of no caller": Identity((), always(BAD_IDENTITY), stranger),
+        "a certificate of no caller and a token": Identity(root, by_role(Role.OPERATOR), stranger),
+        "a certificate and a bad token": Identity(bearer("jst_x"), always(BAD_IDENTITY), worker),
+        "no certificate": Identity(root, always(NO_CONNECTION), credentials(None)),
+        "an expired certificate": Identity(
+            root, always(NO_CONNECTION), credentials(ours.issue(uris=[WORKER], ends=EXPIRED_CERTIFICATE))
+        ),
+        "a certificate of another CA": Identity(root, always(NO_CONNECTION), credentials(theirs.issue(uris=[WORKER]))),
+    }
+    flags = ("--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ours.write(tmp_path), "--tls-require-client-cert")
+    server = serve("--auth", str(auth.path), "--transport", "grpcio", *flags, store=url)
+    assert not wrong_ends(rows, server.address, root, url, stranger)
+
+
+CHANGED = ("UNAVAILABLE", "IDENTITY_CHANGED")
+CHANGES: dict[str, tuple[Callable[[AuthText, str], object], Outcome]] = {
+    "revoked": (lambda auth, name: auth.remove(name), BAD_IDENTITY),
+    "expired": (lambda auth, name: auth.admit(name, expires_at=datetime.now(timezone.utc)), EXPIRED),
+    "no longer an admin": (lambda auth, name: auth.admit(name, Role.OPERATOR), NOT_ALLOWED),
+    "limited": (lambda auth, name: auth.admit(name, more='only = { name_prefix = "x" }'), CHANGED),
+    "in another tenant": (lambda auth, name: auth.admit(name, tenant="other"), CHANGED),
+    "renewed": (lambda auth, name: auth.admit(name, expires_at=datetime(2199, 1, 1, tzinfo=timezone.utc)), OK),
+}
+"""What becomes of a caller while its watches are open, and how these end; OK: they go on."""
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_each_open_watch_ends_as_it_should_when_its_caller_changes(url, transport, serve, tmp_path):
+    auth = AuthText(tmp_path / "auth.toml")
+    for name in ("root", *CHANGES):
+        auth.admit(name, Role.ADMIN if name in ("root", "no longer an admin") else Role.OPERATOR)
+    callers = Callers(serve("--auth", str(auth.path), "--transport", transport, store=url), auth)
+    opened = {}
+    for name in CHANGES:
+        tenants = ("elsewhere",) if name == "no longer an admin" else ()
+        callers.in_tenant("root", *tenants).create(id=name.replace(" ", "-"))
+        for rpc in (rpc for rpc, method in RPCS.items() if method.server_streaming):
+            stub = callers.in_tenant(name, *tenants).stub
+            opened[name, rpc] = getattr(stub, rpc)(request_for(rpc, name.replace(" ", "-")), timeout=20)
+            next(opened[name, rpc])
+    before = content(url)
+    for name, (change, _) in CHANGES.items():
+        change(auth, name)
+    ends = {key: end_of(stream) for key, stream in opened.items() if CHANGES[key[0]][1] != OK}
+    assert ends == {key: CHANGES[key[0]][1] for key in ends}
+    assert content(url) == before
+    callers["root"].cancel("renewed")
+    for (name, _), stream in opened.items():
+        assert CHANGES[name][1] != OK or next(stream)
+        stream.cancel()
+    callers.close()
+
+
+def end_of(stream: Any) -> Outcome:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stream)
+    return read_refusal(caught.value).kind

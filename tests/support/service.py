@@ -58,12 +58,20 @@ class Service:
     """The raw stub of one server, and short forms of common calls."""
 
     def __init__(
-        self, address: str, process: ServerProcess | None = None, metadata: Sequence[tuple[str, str]] = ()
+        self,
+        address: str,
+        process: ServerProcess | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.address = address
         self.process = process
         # A connection of its own, which is closed with the channel.
-        self.channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if credentials is None:
+            self.channel = grpc.insecure_channel(address, options)
+        else:
+            self.channel = grpc.secure_channel(address, credentials, options)
         self.stub = JobStatusServiceStub(grpc.intercept_channel(self.channel, _Metadata(metadata)))
 
     def close(self) -> None:
