@@ -49,6 +49,9 @@ MAX_HOLD_SECONDS = 5.0
 MAX_HELD = 10_000
 """Calls that are held, of all callers; beyond that they are refused at once. Each takes about 20 kB with grpcio."""
 
+MAX_HELD_REQUEST_BYTES = 16 * 1024
+"""Of the request of a call that is held: the server keeps it until then."""
+
 LOG_AGAIN_SECONDS = 60.0
 """Between two log lines about the same caller or tenant, at least."""
 
@@ -339,9 +342,10 @@ class CallerLimits:
         error.retry_after_seconds = _in_steps(seconds - hold_seconds)
         return Refusal(error, hold_seconds, usage)
 
-    async def hold(self, refusal: Refusal) -> None:
+    async def hold(self, refusal: Refusal, *, request_bytes: int) -> None:
         """Wait before the error of a refused call is sent, unless `release` is called."""
-        if not refusal.hold_seconds or self._is_released or len(self._held) >= MAX_HELD:
+        has_room = request_bytes <= MAX_HELD_REQUEST_BYTES and len(self._held) < MAX_HELD
+        if not refusal.hold_seconds or self._is_released or not has_room:
             return
         held = asyncio.get_running_loop().create_future()
         timer = asyncio.get_running_loop().call_later(refusal.hold_seconds, _resolve, held)

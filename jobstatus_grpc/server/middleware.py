@@ -190,6 +190,7 @@ class CallMiddleware:
         async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()
             code, reason, reply, principal = "OK", "", None, ""
+            ended_with = None
             if tally is not None:
                 tally.started += 1
             try:
@@ -202,23 +203,22 @@ class CallMiddleware:
                 if caller_limits is not None:
                     refusal = caller_limits.admit(caller, lambda: updates_in(name, data))
                     if refusal is not None:
-                        await caller_limits.hold(refusal)
+                        await caller_limits.hold(refusal, request_bytes=len(data))
                         raise refusal.error
                 share = admit(caller)
                 try:
                     reply = await handler(data, caller, context)
-                    return reply
                 finally:
                     end(caller, share)
             except JobStatusError as error:
                 code, reason = status.code_of(error).name, error.reason
-                await context.abort(*status.status_of(error))
+                ended_with = status.status_of(error)
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
             except Exception as error:
                 code = "INTERNAL"
-                await context.abort(*status.status_of(_masked(name, error)))
+                ended_with = status.status_of(_masked(name, error))
             finally:
                 seconds = time.perf_counter() - started
                 try:
@@ -238,6 +238,14 @@ class CallMiddleware:
                 except Exception:
                     # The call may have been stored, and is answered: nothing here may change that.
                     log.exception("a call of %s cannot be counted or logged; the call itself is not affected", name)
+            if ended_with is None:
+                return reply
+            # grpcio keeps the exception of an abort in a cycle, until the garbage is collected: nothing that the call
+            # holds may be in the frames of its traceback.
+            abort = [context.abort(*ended_with)]
+            data = b""
+            del context, ended_with
+            return await abort.pop()
 
         return Method(rpc.path, answered, rpc.is_stream)
 

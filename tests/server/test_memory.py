@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grpc
 import psutil
+import pytest
 from google.protobuf import struct_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
@@ -23,3 +25,17 @@ def test_a_server_does_not_grow_by_the_results_that_it_stores(serve, update_of, 
     # 86 MiB of results were received.
     assert process.memory_info().rss - before < 64 * MIB
     assert service.get("job-0-0").result == result
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_a_refused_request_is_not_kept(serve, update_of, transport):
+    service = serve("--transport", transport)
+    process = psutil.Process(service.process.pid)
+    too_long = {"reason": "x" * MIB}
+    before = 0
+    for number in range(40):
+        with pytest.raises(grpc.RpcError, match="at most 4096 bytes"):
+            service.update("a", **too_long)
+        if number == 9:
+            before = process.memory_info().rss
+    assert process.memory_info().rss - before < 15 * MIB
