@@ -179,12 +179,12 @@ def test_calls_are_held_longer_the_more_of_them_there_are_and_until_they_are_rel
     async def scenario():
         counted = Counted(each_principal=calls(10, 1))
         refusals = [counted.call() for _ in range(2001)]
-        tasks = [asyncio.ensure_future(counted.limits.hold(refusal)) for refusal in refusals[1000:]]
+        tasks = [asyncio.ensure_future(counted.limits.hold(refusal, request_bytes=10)) for refusal in refusals[1000:]]
         await asyncio.sleep(0)
         assert counted.call().hold_seconds >= 2 * limits.HOLD_SECONDS
         counted.limits.release()
         await asyncio.gather(*tasks)
-        await counted.limits.hold(counted.call())
+        await counted.limits.hold(counted.call(), request_bytes=10)
 
     run(scenario)
 

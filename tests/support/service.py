@@ -127,7 +127,8 @@ class _Metadata(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercep
         self._metadata = metadata
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return continuation(client_call_details._replace(metadata=self._metadata), request)
+        metadata = [*(client_call_details.metadata or ()), *self._metadata]
+        return continuation(client_call_details._replace(metadata=metadata), request)
 
     intercept_unary_stream = intercept_unary_unary
 
