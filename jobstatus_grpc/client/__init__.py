@@ -5,6 +5,7 @@ from jobstatus_grpc.client.endpoint import Tls
 from jobstatus_grpc.client.reporter import AsyncReporter, Reporter
 from jobstatus_grpc.client.requests import UNSET, JobChange, JobChangeType, JobPage, JobUpdate, TransitionPage, Unset
 from jobstatus_grpc.client.sync import JobStatusClient
+from jobstatus_grpc.client.token import TokenCommand
 from jobstatus_grpc.client.track import AsyncTrackedJob, TrackedJob
 from jobstatus_grpc.client.watch import AsyncJobsWatch, AsyncWatch, JobsWatch, Watch
 
@@ -23,6 +24,7 @@ __all__ = [
     "JobsWatch",
     "Reporter",
     "Tls",
+    "TokenCommand",
     "TrackedJob",
     "TransitionPage",
     "Unset",

@@ -24,6 +24,7 @@ from jobstatus_grpc.client.reporter import (
 from jobstatus_grpc.client.requests import UNSET, BatchResults, JobPage, JobUpdate, TransitionPage, Unset
 from jobstatus_grpc.client.retry import ClientClosedError
 from jobstatus_grpc.client.sender import AsyncFinishing
+from jobstatus_grpc.client.token import Token
 from jobstatus_grpc.client.track import (
     DEFAULT_FINISH_TIMEOUT_SECONDS,
     DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
@@ -57,7 +58,7 @@ class AsyncJobStatusClient:
         self,
         address: str | None = None,
         *,
-        token: str | None = None,
+        token: Token | None = None,
         tenant: str | None = None,
         tls: Tls | bool | None = None,
         insecure: bool = False,
@@ -67,10 +68,13 @@ class AsyncJobStatusClient:
 
         Args:
             address: `host:port`, `grpcs://host:port` (TLS), `dns:///host:port` or `unix:/path`. None:
-                JOBSTATUS_ADDRESS, or 127.0.0.1:50051; then JOBSTATUS_TOKEN, JOBSTATUS_TENANT, JOBSTATUS_CA,
-                JOBSTATUS_CERT, JOBSTATUS_KEY, JOBSTATUS_SERVER_NAME and JOBSTATUS_INSECURE stand for arguments left
-                out.
-            token: sent with each call, as a bearer token.
+                JOBSTATUS_ADDRESS, or 127.0.0.1:50051; then JOBSTATUS_TOKEN, JOBSTATUS_TOKEN_FILE or
+                JOBSTATUS_TOKEN_COMMAND, JOBSTATUS_TENANT, JOBSTATUS_CA, JOBSTATUS_CERT, JOBSTATUS_KEY,
+                JOBSTATUS_SERVER_NAME and JOBSTATUS_INSECURE stand for arguments left out. Profiles are of the command
+                line only.
+            token: sent with each call, as a bearer token. A Path: the token in this file, which is read again when it
+                changes. A TokenCommand: what it prints, run again once a minute while calls are made. If a new token
+                cannot be had, that is logged, and the one before stays in use.
             tenant: the tenant in which to make the calls, for the role admin. None: the caller's own.
             tls: True: use TLS and trust public CAs; a Tls: a CA of your own, a client certificate. None: TLS if the
                 address begins with grpcs://.
@@ -79,7 +83,7 @@ class AsyncJobStatusClient:
 
         Raises:
             TypeError: an argument has the wrong type.
-            ValueError: an argument is not valid, or they do not fit together.
+            ValueError: an argument is not valid, or they do not fit together; or the token's command failed.
             OSError: a file cannot be read.
         """
         values.check_timeout(timeout_seconds, "timeout_seconds")

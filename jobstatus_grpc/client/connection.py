@@ -80,7 +80,6 @@ class AsyncConnection:
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self._endpoint = endpoint
-        self._metadata = endpoint.metadata
         self._lines: dict[asyncio.AbstractEventLoop, AsyncLine] = {}
         self._dead_lines: dict[AsyncLine, asyncio.AbstractEventLoop] = {}
         self._closes: set[asyncio.Task[None]] = set()
@@ -166,7 +165,9 @@ class AsyncConnection:
         call, liveness = object(), line.liveness
         liveness.begin(call)
         try:
-            response = await getattr(line.stub, method)(request, timeout=timeout_seconds, metadata=self._metadata)
+            response = await getattr(line.stub, method)(
+                request, timeout=timeout_seconds, metadata=self._endpoint.metadata
+            )
             liveness.received()
             return response
         except grpc.RpcError as error:
@@ -180,12 +181,14 @@ class AsyncConnection:
 
     def watch(self, state: JobWatchState) -> AsyncWatch:
         """Return a watch that opens its streams on this connection."""
+        state.renew_token = self._endpoint.renew_token
         watch = AsyncWatch(state, lambda: self._open_stream(state))
         self._watches.add(watch)
         return watch
 
     def watch_jobs(self, state: JobsWatchState) -> AsyncJobsWatch:
         """Return a watch of many jobs that opens its streams on this connection."""
+        state.renew_token = self._endpoint.renew_token
         watch = AsyncJobsWatch(state, lambda: self._open_stream(state))
         self._watches.add(watch)
         return watch
@@ -194,10 +197,10 @@ class AsyncConnection:
         line = self._line()
         page = state.list_request if isinstance(state, JobsWatchState) else None
         if page is not None:
-            call = line.stub.ListJobs(page, timeout=state.begin(), metadata=self._metadata)
+            call = line.stub.ListJobs(page, timeout=state.begin(), metadata=self._endpoint.metadata)
             return AsyncPage(call), line.liveness
         method = getattr(line.stub, state.METHOD)
-        return method(state.request, timeout=state.begin(), metadata=self._metadata), line.liveness
+        return method(state.request, timeout=state.begin(), metadata=self._endpoint.metadata), line.liveness
 
     async def close(self) -> None:
         """End all calls and watches with ClientClosedError, and refuse new ones."""
@@ -237,7 +240,6 @@ class Connection:
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self._endpoint = endpoint
-        self._metadata = endpoint.metadata
         self._current: Line | None = None
         self._dead_lines: list[Line] = []
         self._closing = threading.Event()
@@ -310,7 +312,7 @@ class Connection:
         call, liveness = object(), line.liveness
         liveness.begin(call)
         try:
-            response = getattr(line.stub, method)(request, timeout_seconds, self._metadata)
+            response = getattr(line.stub, method)(request, timeout_seconds, self._endpoint.metadata)
             liveness.received()
             return response
         except grpc.RpcError as error:
@@ -321,6 +323,7 @@ class Connection:
 
     def watch(self, state: JobWatchState) -> Watch:
         """As of AsyncConnection."""
+        state.renew_token = self._endpoint.renew_token
         watch = Watch(state, lambda: self._open_stream(state), self._watchdog)
         with self._lock:
             self._watches.add(watch)
@@ -328,6 +331,7 @@ class Connection:
 
     def watch_jobs(self, state: JobsWatchState) -> JobsWatch:
         """As of AsyncConnection."""
+        state.renew_token = self._endpoint.renew_token
         watch = JobsWatch(state, lambda: self._open_stream(state), self._watchdog)
         with self._lock:
             self._watches.add(watch)
@@ -337,8 +341,8 @@ class Connection:
         line = self._line()
         page = state.list_request if isinstance(state, JobsWatchState) else None
         if page is not None:
-            return Page(line.stub.ListJobs.future(page, state.begin(), self._metadata)), line.liveness
-        return getattr(line.stub, state.METHOD)(state.request, state.begin(), self._metadata), line.liveness
+            return Page(line.stub.ListJobs.future(page, state.begin(), self._endpoint.metadata)), line.liveness
+        return getattr(line.stub, state.METHOD)(state.request, state.begin(), self._endpoint.metadata), line.liveness
 
     def close(self) -> None:
         """End all calls and watches with ClientClosedError, and refuse new ones."""

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import grpc
 
 from jobstatus_grpc.client import values
+from jobstatus_grpc.client.token import RenewedToken, Token, TokenCommand
 from jobstatus_grpc.files import signature_of
 
 log = logging.getLogger("jobstatus_grpc.client")
@@ -189,8 +190,26 @@ class Endpoint:
     target: str
     tls: TlsFiles | None = None
     """None: without TLS."""
-    metadata: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
-    """Sent with each call."""
+    token: str | RenewedToken | None = field(default=None, repr=False)
+    tenant: str | None = None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """What a call that begins now sends; None: nothing."""
+        found = []
+        if self.token is not None:
+            token = self.token if isinstance(self.token, str) else self.token.current()
+            found.append(("authorization", f"Bearer {token}"))
+        if self.tenant is not None:
+            found.append(("x-jobstatus-tenant", self.tenant))
+        return tuple(found) or None
+
+    def renew_token(self) -> bool:
+        """Make the next call look for a new token; return whether there may be one."""
+        if not isinstance(self.token, RenewedToken):
+            return False
+        self.token.expire()
+        return True
 
     def pems(self) -> Pems | None:
         """Return what a channel that is opened now uses, None without TLS. A channel with another is outdated."""
@@ -220,7 +239,7 @@ class Endpoint:
 def endpoint(
     address: str,
     *,
-    token: str | None = None,
+    token: Token | None = None,
     tenant: str | None = None,
     tls: Tls | bool | None = None,
     insecure: bool = False,
@@ -228,7 +247,7 @@ def endpoint(
     """Return the endpoint that a client's arguments name.
 
     Raises:
-        ValueError: they are not valid together; the message says what to write.
+        ValueError: they are not valid together, or the token's command failed; the message says what to write.
         OSError: a file cannot be read.
     """
     target, scheme = _target(address)
@@ -236,17 +255,23 @@ def endpoint(
         raise ValueError(f"{address!r} says {'TLS' if scheme == 'grpcs' else 'no TLS'}, and tls={tls!r} the opposite")
     if scheme == "grpcs" or tls is True:
         tls = tls if isinstance(tls, Tls) else Tls()
-    metadata = []
-    if token is not None:
-        metadata.append(("authorization", f"Bearer {_word(token, 'token')}"))
-        if not tls and not insecure and not _is_on_this_machine(target):
-            raise ValueError(
-                f"the token would be sent to {address} without encryption; use TLS (grpcs://HOST:PORT, or a CA), or if "
-                "the network is trusted insecure=True (--insecure, JOBSTATUS_INSECURE=1)"
-            )
-    if tenant is not None:
-        metadata.append(("x-jobstatus-tenant", _word(tenant, "tenant")))
-    return Endpoint(target, TlsFiles(tls) if tls else None, tuple(metadata) or None)
+    if token is not None and not tls and not insecure and not _is_on_this_machine(target):
+        raise ValueError(
+            f"the token would be sent to {address} without encryption; use TLS (grpcs://HOST:PORT, or a CA), or if "
+            "the network is trusted insecure=True (--insecure, JOBSTATUS_INSECURE=1)"
+        )
+    return Endpoint(
+        target,
+        TlsFiles(tls) if tls else None,
+        None if token is None else _opened(token),
+        None if tenant is None else _word(tenant, "tenant"),
+    )
+
+
+def _opened(token: Token) -> str | RenewedToken:
+    if isinstance(token, str):
+        return _word(token, "token")
+    return RenewedToken(token if isinstance(token, TokenCommand) else Path(token))
 
 
 def _word(text: str, name: str) -> str:

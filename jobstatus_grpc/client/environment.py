@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jobstatus_grpc.client import values
 from jobstatus_grpc.client.endpoint import DEFAULT_PORT, Endpoint, Tls, endpoint, tls_of
+from jobstatus_grpc.client.token import Token, check_argument, token_of
 
 
 class Found(NamedTuple):
@@ -18,7 +19,7 @@ class Found(NamedTuple):
 
 
 def find_server(
-    address: str | None, *, token: str | None, tenant: str | None, tls: Tls | bool | None, insecure: bool
+    address: str | None, *, token: Token | None, tenant: str | None, tls: Tls | bool | None, insecure: bool
 ) -> Found:
     """Return the server that a client's arguments name, without an address completed by the variables.
 
@@ -29,15 +30,15 @@ def find_server(
         ValueError: the values are not valid together; the message says what to write.
         OSError: a file cannot be read.
     """
-    for argument, text in {"address": address, "token": token}.items():
-        values.check_text(text, argument)
+    values.check_text(address, "address")
+    check_argument(token)
     if not isinstance(tls, Tls | bool | None):
         raise TypeError(f"tls must be True or a Tls, is {type(tls).__name__}")
     own_address = _variable("ADDRESS")
     job_id = (_variable("JOB_ID") or "") if address in (None, own_address) else ""
     if address is None:
         address = own_address or f"127.0.0.1:{DEFAULT_PORT}"
-        token = token or _variable("TOKEN")
+        token = token or token_of(*(_variable(name) for name in ("TOKEN", "TOKEN_FILE", "TOKEN_COMMAND")))
         tenant = tenant or _variable("TENANT")
         if tls is None:
             tls = tls_of(*(_variable(name) for name in ("CA", "CERT", "KEY", "SERVER_NAME")))

@@ -128,6 +128,8 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         """When the stream was opened."""
         self._was_opened = False
         self._is_open = False
+        self.renew_token: Callable[[], bool] = lambda: False
+        """Makes the next stream look for a new token, and returns whether there may be one; set by the connection."""
         self._opened_at = self._message_at = 0.0
         """When the stream's first and last message came."""
         self._backoff = Backoff()
@@ -214,6 +216,8 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
             return True
         if isinstance(_meaning_of(error), TooManyRequestsError):
             return True  # of all calls, and soon there is room; TOO_MANY_WATCHERS may last until another watch ends
+        if self._is_open and code is grpc.StatusCode.UNAUTHENTICATED and self.renew_token():
+            return True  # the token has expired; if the next one is refused too, before a message, the watch ends
         return self._proxy_refusals.is_outage(error)
 
     @property

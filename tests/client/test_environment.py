@@ -28,6 +28,17 @@ def test_a_client_without_arguments_has_the_server_the_token_and_the_job_of_the_
     assert server.job_id == "nightly"
 
 
+@pytest.mark.parametrize(("name", "value"), [("TOKEN_FILE", "{file}"), ("TOKEN_COMMAND", "cat {file}")])
+def test_the_token_may_be_in_a_file_or_come_from_a_command(variables, tmp_path, name, value):
+    file = tmp_path / "token"
+    file.write_text("from-file\n")
+    variables.setenv(f"JOBSTATUS_{name}", value.format(file=file))
+    with pytest.raises(ValueError, match="give one of the token, the token file and the token command"):
+        found()
+    variables.delenv("JOBSTATUS_TOKEN")
+    assert found().endpoint.metadata == (("authorization", "Bearer from-file"),)
+
+
 def test_arguments_win(variables):
     assert found(token="mine").endpoint.metadata == (("authorization", "Bearer mine"),)
 
