@@ -275,6 +275,11 @@ def signature_of(path: str) -> object:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what the parser makes of a text; ValueError: it is not TOML."""
+    return tomllib.loads(text)
+
+
 def _spell_key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else repr(key)
 

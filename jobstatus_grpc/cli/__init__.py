@@ -34,6 +34,7 @@ COMMANDS = {
     "run": "run.command:run",
     "whoami": "commands.whoami:whoami",
     "health": "commands.health:health",
+    "profile": "commands.profile:profile",
     "token": "commands.token:token",
     "verify": "commands.verify:verify",
     "migrate": "commands.migrate:migrate",

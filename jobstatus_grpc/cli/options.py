@@ -20,6 +20,7 @@ import click
 from click.core import ParameterSource
 
 from jobstatus_grpc.cli import parsers
+from jobstatus_grpc.cli.target import target_of
 from jobstatus_grpc.job import JobFilter, JobState, limits
 
 if TYPE_CHECKING:
@@ -104,13 +105,8 @@ def complete_job_ids(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 def _newest_jobs(ctx: click.Context, prefix: str) -> Iterator[Job]:
-    from jobstatus_grpc.client import JobStatusClient
-    from jobstatus_grpc.client.endpoint import tls_of
-
     deadline = time.monotonic() + COMPLETION_TIMEOUT_SECONDS
-    target = {name: ctx.params[name] for name in ("address", "token", "insecure")}
-    tls = tls_of(*(ctx.params[name] for name in ("ca_file", "cert_file", "key_file", "server_name")))
-    with JobStatusClient(**target, tls=tls) as client:
+    with target_of(ctx).open() as client:
         token = ""
         while (left := deadline - time.monotonic()) > 0:
             # The service has no filter for the beginning of an id.

@@ -9,8 +9,9 @@ import click
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.cli import exits, options, output, parsers
-from jobstatus_grpc.cli.connection import Connection, connected
+from jobstatus_grpc.cli.connection import connected
 from jobstatus_grpc.cli.options import flag
+from jobstatus_grpc.cli.target import Connection
 from jobstatus_grpc.job import CREATION_STATES, JobState
 
 

@@ -12,8 +12,9 @@ from click.core import ParameterSource
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.cli import options, output, parsers
-from jobstatus_grpc.cli.connection import Connection, connected
+from jobstatus_grpc.cli.connection import connected
 from jobstatus_grpc.cli.options import flag
+from jobstatus_grpc.cli.target import Connection
 from jobstatus_grpc.job import JobError, JobState, limits
 
 if TYPE_CHECKING:

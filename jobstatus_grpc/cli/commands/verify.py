@@ -18,8 +18,9 @@ import click
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.cli import exits, options, output, parsers
-from jobstatus_grpc.cli.connection import Connection, connected
+from jobstatus_grpc.cli.connection import connected
 from jobstatus_grpc.cli.options import duration_flag, flag
+from jobstatus_grpc.cli.target import Connection
 
 if TYPE_CHECKING:
     from jobstatus_grpc.client.endpoint import Endpoint

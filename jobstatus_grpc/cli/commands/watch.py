@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from jobstatus_grpc.cli import exits, options, output, parsers
-from jobstatus_grpc.cli.connection import Connection, connected, connected_without_timeout
+from jobstatus_grpc.cli.connection import connected, connected_without_timeout
 from jobstatus_grpc.cli.options import duration_flag, flag
+from jobstatus_grpc.cli.target import Connection
 from jobstatus_grpc.errors import JobExpiredError
 from jobstatus_grpc.job import JobFilter, limits
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from jobstatus_grpc.cli import options, output
-from jobstatus_grpc.cli.connection import Connection, connected
+from jobstatus_grpc.cli.connection import connected
+from jobstatus_grpc.cli.target import Connection
 from jobstatus_grpc.cli.text import one_line
 
 if TYPE_CHECKING:

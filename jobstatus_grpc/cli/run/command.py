@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +21,11 @@ import click
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.cli import exits, options, parsers
-from jobstatus_grpc.cli.connection import Connection, connected
+from jobstatus_grpc.cli.connection import connected
 from jobstatus_grpc.cli.options import duration_flag, flag
 from jobstatus_grpc.cli.run.child import Child, faults_blocked
 from jobstatus_grpc.cli.run.progress import LastLine, PercentReader, Phases
+from jobstatus_grpc.cli.target import Connection
 from jobstatus_grpc.cli.text import one_line
 from jobstatus_grpc.job import JobState
 
@@ -182,6 +184,8 @@ def _environment(connection: Connection, tracked: TrackedJob) -> dict[str, str]:
     own = {
         "ADDRESS": connection.address,
         "TOKEN": connection.token,
+        "TOKEN_FILE": connection.token_file and os.path.abspath(connection.token_file),
+        "TOKEN_COMMAND": _in_shell_words(connection.token_command),
         "TENANT": connection.tenant,
         "CA": connection.ca_file and os.path.abspath(connection.ca_file),
         "CERT": connection.cert_file and os.path.abspath(connection.cert_file),
@@ -190,10 +194,14 @@ def _environment(connection: Connection, tracked: TrackedJob) -> dict[str, str]:
         "INSECURE": "1" if connection.insecure else None,
         "JOB_ID": tracked.id,
         "ATTEMPT": str(tracked.attempt) if tracked.attempt else None,
-        **dict.fromkeys(("ID", "NAME", "PARENT")),
+        **dict.fromkeys(("ID", "NAME", "PARENT", "PROFILE")),
     }
     merged = {**os.environ, **{f"JOBSTATUS_{name}": value for name, value in own.items()}}
     return {name: value for name, value in merged.items() if value is not None}
+
+
+def _in_shell_words(command: str | Sequence[str] | None) -> str | None:
+    return command if command is None or isinstance(command, str) else shlex.join(command)
 
 
 def _run_to_end(

@@ -1,0 +1,137 @@
+"""Which server a command calls, and as who: flags, then variables, then a profile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from jobstatus_grpc.cli import exits, profiles
+
+if TYPE_CHECKING:
+    from jobstatus_grpc.client import JobStatusClient, Tls
+    from jobstatus_grpc.client.endpoint import Endpoint
+    from jobstatus_grpc.client.token import Token
+
+DEFAULT_TIMEOUT = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How to reach the server."""
+
+    address: str
+    token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
+    token_command: str | Sequence[str] | None = field(default=None, repr=False)
+    tenant: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    server_name: str | None = None
+    insecure: bool = False
+    timeout_seconds: float
+    """Deadline of each call."""
+
+    def open(self) -> JobStatusClient:
+        """Return a client, for a `with` block."""
+        from jobstatus_grpc.client import JobStatusClient
+
+        exits.print_logged_warnings()
+        with _usage_errors():
+            return JobStatusClient(
+                self.address,
+                token=self._token(),
+                tenant=self.tenant,
+                tls=self.tls(),
+                insecure=self.insecure,
+                timeout_seconds=self.timeout_seconds,
+            )
+
+    def endpoint(self) -> Endpoint:
+        """Return an endpoint that opens a plain gRPC channel, for services other than ours."""
+        from jobstatus_grpc.client.endpoint import endpoint
+
+        with _usage_errors():
+            return endpoint(
+                self.address, token=self._token(), tenant=self.tenant, tls=self.tls(), insecure=self.insecure
+            )
+
+    def tls(self) -> Tls | None:
+        """Return what a client takes as `tls`; None: TLS if the address says so."""
+        from jobstatus_grpc.client.endpoint import tls_of
+
+        return tls_of(self.ca_file, self.cert_file, self.key_file, self.server_name)
+
+    def _token(self) -> Token | None:
+        from jobstatus_grpc.client.token import token_of
+
+        return token_of(self.token, self.token_file, self.token_command)
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+ARGUMENTS = {key: f"{key}_file" if key in ("ca", "cert", "key") else key for key in profiles.READERS}
+"""The settings of a profile → the arguments that the flags set."""
+
+_PAIR = ("cert", "key")
+
+_GROUPS = (profiles.TOKENS, _PAIR, *((key,) for key in ARGUMENTS if key not in (*profiles.TOKENS, *_PAIR)))
+"""Settings that are taken from one source together: flags, variables or the profile."""
+
+_RANKS = {ParameterSource.COMMANDLINE: 2, ParameterSource.ENVIRONMENT: 1}
+
+
+def target_of(ctx: click.Context) -> Connection:
+    """Return how to reach the server that the flags of a command name.
+
+    Raises:
+        click.UsageError: flags contradict each other or the profile.
+        FileError: the profile cannot be read.
+    """
+    found = {name: ctx.params[name] for name in ARGUMENTS.values() if name in ctx.params}
+    ranks = {name: _RANKS.get(ctx.get_parameter_source(name) or ParameterSource.DEFAULT, 0) for name in found}
+    settings = _settings_of_profile(ctx.params.get("profile"), found["address"] if ranks["address"] else None)
+    for group in _GROUPS:
+        arguments = {key: ARGUMENTS[key] for key in group if ARGUMENTS[key] in found}
+        best = max((ranks[name] for name in arguments.values()), default=0)
+        for key, name in arguments.items():
+            if best == 0:
+                found[name] = settings.get(key, found[name])
+            elif group is profiles.TOKENS and ranks[name] < best:
+                found[name] = None
+    timeout: timedelta = found.pop("timeout", None) or DEFAULT_TIMEOUT
+    if (found["cert_file"] is None) != (found["key_file"] is None):
+        raise click.UsageError("--cert and --key go together.")
+    return Connection(**found, timeout_seconds=timeout.total_seconds())
+
+
+def _settings_of_profile(name: str | None, address: str | None) -> dict[str, Any]:
+    """Return the settings of the profile of this name, or of the current one if no address is given either.
+
+    A profile's token, certificate and CA are never used for another address than the profile's.
+    """
+    if name is None and address is not None:
+        return {}
+    found = profiles.read()
+    name = name or found.current
+    if name is None:
+        return {}
+    settings = dict(found.find(name))
+    if address is not None and address != settings["address"]:
+        raise click.UsageError(
+            f"The address {address} (--address or JOBSTATUS_ADDRESS) is not that of the profile {name}, whose "
+            f"credentials are for {settings['address']}; leave out one of them."
+        )
+    return settings
