@@ -20,7 +20,7 @@ import click
 from click.core import ParameterSource
 
 from jobstatus_grpc.cli import parsers
-from jobstatus_grpc.cli.target import target_of
+from jobstatus_grpc.cli.target import rank, target_of
 from jobstatus_grpc.job import JobFilter, JobState, limits
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 MAX_COMPLETIONS = 50
 """How many job ids a shell is offered: more do not fit on a screen."""
+
+MAX_URL_BYTES = 65536
+"""Of the file of --store-file."""
 
 COMPLETION_TIMEOUT_SECONDS = 1.0
 """How long a Tab may wait for job ids from the server."""
@@ -125,6 +128,46 @@ def _completions(values: Iterable[tuple[str, str]]) -> list[CompletionItem]:
 
 
 job_id = click.argument("id", metavar="ID", type=parsers.text, shell_complete=complete_job_ids)
+
+
+def stored(text: str, *, default: str | None = None) -> Decorator:
+    """Declare --store and --store-file, and pass the store's URL to the command as one argument `store`.
+
+    Args:
+        text: the help of --store.
+        default: the URL if neither is given; None: one of them is required.
+    """
+
+    def declare(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_store(*positional: Any, store: str | None, store_file: str | None, **arguments: Any) -> Any:
+            ranks = [rank(name) for name in ("store", "store_file")]
+            if store_file is not None and ranks[0] == ranks[1]:
+                raise click.UsageError("Give one of --store and --store-file.")
+            if store_file is not None and ranks[1] > ranks[0]:
+                store = _url_in(store_file)
+            if store is None:
+                raise click.UsageError("Missing option --store or --store-file.")
+            return command(*positional, store=store, **arguments)
+
+        file = flag("--store-file FILE", "A file with the URL of --store in it, which may hold a password.")
+        declared: Callable[..., Any] = file(with_store)
+        return flag("--store URL", text, **({} if default is None else {"default": default}))(declared)
+
+    return declare
+
+
+def _url_in(path: str) -> str:
+    """Return the text of a file without the white space around it."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            url = file.read(MAX_URL_BYTES).strip()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not text"
+        raise click.UsageError(f"--store-file {path} cannot be read: {why}") from None
+    if not url or "\n" in url:
+        raise click.UsageError(f"--store-file {path} must hold the URL of the store and nothing else.")
+    return url
 
 
 def beside_flag(argument: str, metavar: str, flag_name: str, *, type: Callable[[str], Any]) -> Decorator:

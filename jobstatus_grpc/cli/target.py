@@ -93,6 +93,12 @@ _GROUPS = (profiles.TOKENS, _PAIR, *((key,) for key in ARGUMENTS if key not in (
 _RANKS = {ParameterSource.COMMANDLINE: 2, ParameterSource.ENVIRONMENT: 1}
 
 
+def rank(argument: str) -> int:
+    """Return whether the running command got an argument by a flag (2), by a variable (1), or neither (0)."""
+    source = click.get_current_context().get_parameter_source(argument)
+    return _RANKS.get(source or ParameterSource.DEFAULT, 0)
+
+
 def target_of(ctx: click.Context) -> Connection:
     """Return how to reach the server that the flags of a command name.
 

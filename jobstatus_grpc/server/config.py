@@ -6,7 +6,7 @@ import ipaddress
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,8 @@ class ServerConfig:
 
     listen: tuple[str, ...] = ("127.0.0.1:50051",)
     """`host:port`, where port 0 picks a free one, or `unix:/path`."""
-    store: str = "sqlite:///jobstatus.db"
+    store: str = field(default="sqlite:///jobstatus.db", repr=False)
+    """The URL, which may hold a password."""
     transport: str = "grpcio"
     """`grpcio`, or `native`, which needs the extra of that name; see transports/."""
     retention: timedelta = timedelta(days=7)

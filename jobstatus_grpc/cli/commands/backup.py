@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from jobstatus_grpc.cli.options import flag
+from jobstatus_grpc.cli.options import stored
 from jobstatus_grpc.server.config import ServerConfig
 
 _FILE = click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
@@ -12,7 +12,7 @@ _FILE = click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
 
 @click.command()
 @_FILE
-@flag("--store URL", "Such as sqlite:///FILE.", default=ServerConfig().store)
+@stored("Such as sqlite:///FILE.", default=ServerConfig().store)
 def backup(*, file: str, store: str) -> None:
     """Write a copy of the store to FILE, also while it is served.
 
@@ -26,7 +26,7 @@ def backup(*, file: str, store: str) -> None:
 
 @click.command()
 @_FILE
-@flag("--store URL", "Such as sqlite:///FILE.", required=True)
+@stored("Such as sqlite:///FILE.")
 def restore(*, file: str, store: str) -> None:
     """Replace the store with the backup in FILE.
 

@@ -6,11 +6,11 @@ import asyncio
 
 import click
 
-from jobstatus_grpc.cli.options import flag
+from jobstatus_grpc.cli.options import stored
 
 
 @click.command()
-@flag("--store URL", "The store, such as postgresql://USER@HOST/DATABASE.", required=True)
+@stored("The store, such as postgresql://USER@HOST/DATABASE.")
 def migrate(*, store: str) -> None:
     """Bring a store's schema up to date, and print its version.
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from jobstatus_grpc.cli import parsers
-from jobstatus_grpc.cli.options import duration_flag, flag
+from jobstatus_grpc.cli.options import duration_flag, flag, stored
 from jobstatus_grpc.server.config import TRANSPORTS, ServerConfig
 
 DEFAULTS = ServerConfig()
@@ -35,7 +35,7 @@ YEAR = timedelta(days=365)
     multiple=True,
     default=DEFAULTS.listen,
 )
-@flag("--store URL", "sqlite:///FILE, postgresql://USER@HOST/NAME, or memory: (lost at exit).", default=DEFAULTS.store)
+@stored("sqlite:///FILE, postgresql://USER@HOST/NAME, or memory: (lost at exit).", default=DEFAULTS.store)
 @flag(
     "--transport NAME",
     f"The HTTP/2 implementation: {' or '.join(TRANSPORTS)}. native needs less time per call, and the extra `native`.",

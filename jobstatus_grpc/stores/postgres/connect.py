@@ -6,7 +6,8 @@ import asyncio
 import os
 import re
 import stat
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
@@ -65,10 +66,11 @@ _ENCODE = (
 )
 
 
-class Address(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Address:
     """A URL that asyncpg can parse without repeating the password in an error."""
 
-    url: str
+    url: str = field(repr=False)
     hosts: tuple[tuple[str, int], ...]
     """Hosts and ports from after `//`; empty: asyncpg takes them from the URL's parameters or PGHOST."""
 
@@ -139,6 +141,8 @@ def read_address(url: str) -> Address:
     for name, value in _read_parameters(query):
         if name in _FILES:
             _check_file(value, _FILES[name])
+    if passfile := os.environ.get("PGPASSFILE"):
+        _check_file(passfile, _PASSWORD)
     return Address(url, tuple(_read_host(text) for text in hosts.split(",")) if hosts else ())
 
 
