@@ -36,6 +36,7 @@ COMMANDS = {
     "health": "commands.health:health",
     "profile": "commands.profile:profile",
     "token": "commands.token:token",
+    "tls": "commands.tls:tls",
     "verify": "commands.verify:verify",
     "migrate": "commands.migrate:migrate",
     "backup": "commands.backup:backup",

@@ -11,7 +11,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 ALL_COMMANDS = (
     "serve", "create", "get", "list", "update", "cancel", "delete", "watch", "wait", "history", "run", "whoami",
-    "health", "profile", "token", "verify", "migrate", "backup", "restore", "completion",
+    "health", "profile", "token", "tls", "verify", "migrate", "backup", "restore", "completion",
 )  # fmt: skip
 
 
