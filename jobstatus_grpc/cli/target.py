@@ -1,4 +1,4 @@
-"""Which server a command calls, and as who: flags, then variables, then a profile."""
+"""Which server a command calls, and with which credentials: flags, then variables, then a profile."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _settings_of_profile(name: str | None, address: str | None) -> dict[str, Any
     settings = dict(found.find(name))
     if address is not None and address != settings["address"]:
         raise click.UsageError(
-            f"The address {address} (--address or JOBSTATUS_ADDRESS) is not that of the profile {name}, whose "
+            f"The address {address} (--address or JOBSTATUS_ADDRESS) is not that of the profile {name}; its "
             f"credentials are for {settings['address']}; leave out one of them."
         )
     return settings

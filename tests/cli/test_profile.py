@@ -14,7 +14,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.cli.target import DEFAULT_TIMEOUT
 from tests.support.scripted_server import ScriptedServer, reply
 
-WHO = reply(pb.GetCallerIdentityResponse(identity=pb.CallerIdentity(principal="ci", role=pb.Role.ROLE_WORKER)))
+CALLER = reply(pb.GetCallerIdentityResponse(identity=pb.CallerIdentity(principal="ci", role=pb.Role.ROLE_WORKER)))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def run(run_here, config):
 
 @pytest.fixture
 def server():
-    with ScriptedServer(GetCallerIdentity=[WHO]) as server:
+    with ScriptedServer(GetCallerIdentity=[CALLER]) as server:
         yield server
 
 

@@ -56,5 +56,5 @@ def new(*, name: str, role: str, tenant: str, expires: timedelta | None, as_json
         click.echo(json.dumps({"token": value, "sha256": tokens.digest_of(value).hex(), "stanza": stanza}))
         return
     click.echo(value)
-    exits.say("The token is shown only now. Add this to the file of serve --auth:")
+    exits.say("# The token is shown only now. Add this to the file of serve --auth:")
     click.echo(f"\n{stanza}", err=True, nl=False)
