@@ -241,9 +241,7 @@ def to_updates(data: bytes, caller: Identity) -> list[Update | JobStatusError]:
     Raises:
         InvalidFieldError: there are too many updates, or the bytes are not a batch.
     """
-    # Parsing a million empty updates would take 270 MB.
-    first = _bodies(data) or () if len(data) > UNCOUNTED_BYTES else ()
-    updates = first if len(first) > limits.MAX_BATCH_UPDATES else _parse_batch(data)
+    updates = _parse_batch(data)
     if len(updates) > limits.MAX_BATCH_UPDATES:
         what = f"must be at most {limits.MAX_BATCH_UPDATES} updates; send them in several batches"
         raise InvalidFieldError(violations=[FieldViolation("updates", what)])
@@ -262,7 +260,14 @@ UNCOUNTED_BYTES = 64 * 1024
 
 
 def _parse_batch(data: bytes) -> Sequence[pb.UpdateJobRequest | bytes]:
-    """Return the updates, or the bytes of each if the batch cannot be parsed: a bad one must not refuse the rest."""
+    """Return the updates, or the bytes of each if the batch cannot be parsed: a bad one must not refuse the rest.
+
+    If there are too many, those of one more than a batch may have.
+    """
+    # Parsing a million empty updates would take 270 MB.
+    first = _bodies(data) or () if len(data) > UNCOUNTED_BYTES else ()
+    if len(first) > limits.MAX_BATCH_UPDATES:
+        return first
     try:
         return parse(pb.BatchUpdateJobsRequest, data).updates
     except InvalidFieldError:

@@ -17,7 +17,7 @@ from tests.server.test_authentication import metrics_when
 from tests.support.auth import TRANSPORTS, AuthText, bearer
 from tests.support.loop import run as run_on_a_loop
 from tests.support.servers import serving_at
-from tests.support.service import read_refusal, update_of
+from tests.support.service import Service, read_refusal, update_of
 
 SOON_SECONDS = 5.0
 
@@ -239,14 +239,17 @@ def test_one_caller_cannot_take_all_places_of_calls_in_flight(run):
 
 
 def test_metrics_count_refusals_by_limit_and_scope(auth, serve, tmp_path):
-    auth.add("limits", "[limits.principals.ci]\ncalls_per_second = 1\n[limits.each_tenant]\njobs = 1")
+    auth.add("limits", "[limits.principals.ci]\nupdates_per_second = 1\n[limits.each_tenant]\njobs = 1")
     log = tmp_path / "log"
     service = serve("--auth", str(auth.path), "--metrics", "127.0.0.1:0", log=log)
-    create = service.stub.CreateJob
-    for name, id in (("ci", "a"), ("other", "b"), ("ci", "c")):
-        with contextlib.suppress(grpc.RpcError):
-            create(pb.CreateJobRequest(job=pb.JobStatus(id=id)), metadata=bearer(auth.tokens[name]), timeout=20)
+    ci, other = (Service(service.address, metadata=bearer(auth.tokens[name])) for name in ("ci", "other"))
+    for call in (other.create, lambda: ci.batch(*[update_of("a")] * 400)):
+        for _ in range(2):
+            with contextlib.suppress(grpc.RpcError):
+                call()
+    for caller in (ci, other):
+        caller.close()
     (url,) = re.findall(r"http://[^\s\"]+/metrics", log.read_text())
-    lines = metrics_when(url, 'jobstatus_limit_refusals_total{limit="calls_per_second",scope="principal"} 1.0')
+    lines = metrics_when(url, 'jobstatus_limit_refusals_total{limit="updates_per_second",scope="principal"} 1.0')
     assert 'jobstatus_limit_refusals_total{limit="jobs",scope="tenant"} 1.0' in lines
     assert 'jobstatus_limit_refusals_total{limit="watches",scope="tenant"} 0.0' in lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -156,3 +157,14 @@ def test_a_watch_has_its_documented_intervals():
 def test_bytes_that_are_no_request_are_an_error_of_ours(data):
     with pytest.raises(InvalidFieldError):
         requests.parse(pb.GetJobRequest, data)
+
+
+def test_the_updates_of_a_batch_that_is_too_large_are_counted_without_parsing_it():
+    data = pb.BatchUpdateJobsRequest(updates=[pb.UpdateJobRequest()] * 1_000_000).SerializeToString()
+
+    def quickest(use):
+        return min(timeit.repeat(use, number=1, repeat=3))
+
+    assert requests.updates_in("BatchUpdateJobs", data) == 500
+    counting = quickest(lambda: requests.updates_in("BatchUpdateJobs", data))
+    assert counting < quickest(lambda: pb.BatchUpdateJobsRequest.FromString(data)) / 5
