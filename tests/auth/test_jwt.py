@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import json
 import re
 import time
@@ -15,7 +12,6 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import RSAAlgorithm
 
 from jobstatus_grpc.auth import Credentials, Identity, Role, UnknownIdentityError
@@ -24,7 +20,19 @@ from jobstatus_grpc.auth.key_sets import ALGORITHMS, parse_jwks
 from jobstatus_grpc.errors import BadIdentityError, IdentityExpiredError, PermissionDeniedError
 from jobstatus_grpc.toml_file import FileError, read_toml
 from tests.support.auth import bearer
-from tests.support.issuer import AUDIENCE, ISSUER, KIND_OF, jwk_of, jwks_of, private_key, sign
+from tests.support.issuer import (
+    AUDIENCE,
+    ISSUER,
+    KIND_OF,
+    base64url,
+    jwk_of,
+    jwks_of,
+    private_key,
+    public_pem,
+    sign,
+    sign_by_hmac,
+    unsigned,
+)
 
 STANZA = f"""
 [[jwt]]
@@ -34,15 +42,6 @@ jwks = "keys.json"
 """
 
 KEYS = jwks_of(*(jwk_of(kind, "1") for kind in set(KIND_OF.values())))
-
-
-def base64url(data):
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def forged(header, claims, signature=b""):
-    parts = [base64url(json.dumps(part).encode()) for part in (header, claims)]
-    return ".".join([*parts, base64url(signature)])
 
 
 @pytest.fixture
@@ -122,41 +121,36 @@ def test_a_bad_token_says_what_is_wrong(ask, kind):
     assert token not in str(caught.value) or len(token) < 10
 
 
-GOOD = {"iss": ISSUER, "aud": AUDIENCE, "sub": "robot", "exp": 4_000_000_000}
+GOOD: dict[str, Any] = {"iss": ISSUER, "aud": AUDIENCE, "sub": "robot", "exp": 4_000_000_000}
 
 
 @pytest.mark.parametrize("algorithm", ["none", "NONE", "nOnE", "", None, ["RS256"], "HS256", "ES512", "x"])
 def test_none_and_unknown_algorithms_are_refused(ask, algorithm):
     with pytest.raises(BadIdentityError):
-        ask(forged({"alg": algorithm, "kid": "1"}, GOOD))
+        ask(unsigned({"alg": algorithm, "kid": "1"}, GOOD) + ".")
 
 
 @pytest.mark.parametrize("encoding", ["pem", "jwk"])
 def test_hmac_with_the_public_key_is_refused(ask, encoding):
-    public = private_key("rsa").public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    secret = public if encoding == "pem" else json.dumps(jwk_of("rsa", "1")).encode()
-    unsigned = forged({"alg": "HS256", "kid": "1"}, GOOD).rpartition(".")[0]
-    token = f"{unsigned}.{base64url(hmac.digest(secret, unsigned.encode(), hashlib.sha256))}"
+    secret = public_pem("rsa") if encoding == "pem" else json.dumps(jwk_of("rsa", "1")).encode()
     with pytest.raises(BadIdentityError, match="must be signed with"):
-        ask(token)
+        ask(sign_by_hmac(secret, **GOOD))
 
 
 def test_a_secret_key_in_the_jwks_is_never_used(ask):
     secret = b"0123456789abcdef0123456789abcdef"
     oct_key = {"kty": "oct", "kid": "1", "k": base64url(secret), "alg": "HS256"}
-    unsigned = forged({"alg": "HS256", "kid": "1"}, GOOD).rpartition(".")[0]
-    token = f"{unsigned}.{base64url(hmac.digest(secret, unsigned.encode(), hashlib.sha256))}"
     with pytest.raises(BadIdentityError, match="must be signed with"):
-        ask(token, keys=jwks_of(oct_key, jwk_of("rsa", "2")))
+        ask(sign_by_hmac(secret, **GOOD), keys=jwks_of(oct_key, jwk_of("rsa", "2")))
 
 
 @pytest.mark.parametrize("claims", [{"exp": 1e400}, {"exp": "x"}, {"exp": [1]}, {"exp": None}, {"aud": 1}, {"nbf": {}}])
 def test_claims_of_a_wrong_kind_are_a_damaged_token(ask, claims):
     header = {"alg": "RS256", "kid": "1"}
-    unsigned = forged(header, {**GOOD, **claims}).rpartition(".")[0]
-    signature = private_key("rsa").sign(unsigned.encode(), PKCS1v15(), SHA256())
+    body = unsigned(header, {**GOOD, **claims})
+    signature = private_key("rsa").sign(body.encode(), PKCS1v15(), SHA256())
     with pytest.raises(BadIdentityError):
-        ask(f"{unsigned}.{base64url(signature)}")
+        ask(f"{body}.{base64url(signature)}")
 
 
 def test_a_stanza_may_allow_fewer_algorithms(ask):

@@ -23,7 +23,7 @@ from jobstatus_grpc.server import auth_file
 from jobstatus_grpc.server.access import LEAST_ROLES
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.stores.memory import MemoryStore
-from tests.support.auth import TRANSPORTS, AuthText, bearer
+from tests.support.auth import TRANSPORTS, AuthText, Callers, bearer
 from tests.support.servers import serving
 from tests.support.service import read_refusal
 
@@ -311,6 +311,29 @@ def test_a_watch_ends_when_its_callers_role_no_longer_allows_it(auth, run, monke
     assert run(scenario) == (("PERMISSION_DENIED", "NOT_ALLOWED"), True)
 
 
+async def until_in_tenant(stub, token, tenant):
+    request = pb.GetCallerIdentityRequest()
+    while (await stub.GetCallerIdentity(request, metadata=bearer(token))).identity.tenant != tenant:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+def test_an_admins_watch_of_a_tenant_ends_when_it_is_no_admin_any_more(auth, run):
+    token = auth.admit("boss", Role.ADMIN)
+    metadata = (*bearer(token), ("x-jobstatus-tenant", "acme"))
+
+    async def scenario(stub):
+        watch = stub.WatchJobs(pb.WatchJobsRequest(), metadata=metadata)
+        await watch.read()
+        auth.admit("boss", Role.ADMIN, tenant="other")
+        await until_in_tenant(stub, token, "other")
+        await stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(id="a")), metadata=metadata)
+        event = await watch.read()
+        auth.admit("boss", Role.OPERATOR)
+        return event.events[0].job.id, await end_of(watch)
+
+    assert run(scenario) == ("a", ("PERMISSION_DENIED", "NOT_ALLOWED"))
+
+
 @pytest.mark.parametrize("change", [{"tenant": "other"}, {"more": 'only = { name_prefix = "x" }'}])
 def test_a_watch_is_to_be_called_again_when_its_caller_sees_other_jobs(auth, run, change):
     token = auth.admit("ci")
@@ -387,9 +410,11 @@ def test_a_hundred_changes_of_the_file_fail_no_call_and_end_no_watch(auth, run, 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
 def test_a_clients_watch_raises_at_once_when_its_caller_is_removed(auth, serve, kind):
-    ops, token = auth.admit("ops"), auth.admit("ci")
+    auth.admit("ops")
+    token = auth.admit("ci")
     service = serve("--auth", str(auth.path))
-    service.stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(id="a")), metadata=bearer(ops))
+    with contextlib.closing(Callers(service, auth)) as callers:
+        callers["ops"].create(id="a")
 
     def watch():
         with JobStatusClient(service.address, token=token) as client:

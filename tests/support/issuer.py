@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
+import hmac
 import json
 import threading
 import time
@@ -11,6 +14,7 @@ from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import get_default_algorithms
 
 KIND_OF = {
@@ -63,6 +67,27 @@ def sign(
     payload = {name: value for name, value in given.items() if value is not None}
     named = {**({} if kid is None else {"kid": kid}), **(headers or {})}
     return jwt.encode(payload, key or private_key(KIND_OF[algorithm]), algorithm=algorithm, headers=named)
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def unsigned(header: dict[str, Any], claims: dict[str, Any]) -> str:
+    """Return the first two parts of a token, which PyJWT would not make."""
+    return ".".join(base64url(json.dumps(part).encode()) for part in (header, claims))
+
+
+def sign_by_hmac(secret: bytes, **claims: Any) -> str:
+    """Return a token for which a secret is the key."""
+    body = unsigned({"alg": "HS256", "kid": "1"}, claims)
+    return f"{body}.{base64url(hmac.digest(secret, body.encode(), hashlib.sha256))}"
+
+
+def public_pem(kind: str) -> bytes:
+    """Return the public key as PEM."""
+    public: bytes = private_key(kind).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return public
 
 
 class JwksServer:
