@@ -19,7 +19,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import AsyncJobStatusClient, BadIdentityError, JobStatusClient
 from jobstatus_grpc.auth import Role
-from jobstatus_grpc.server import auth_file
+from jobstatus_grpc.server import auth_file, open_watches
 from jobstatus_grpc.server.access import LEAST_ROLES
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.stores.memory import MemoryStore
@@ -36,8 +36,10 @@ def auth(tmp_path):
 
 
 @pytest.fixture(params=TRANSPORTS)
-def run(request, auth):
-    """Run a scenario on the stub of a server with the test's auth file."""
+def run(request, auth, monkeypatch):
+    """Run a scenario on the stub of a server with the test's auth file, at which it looks often."""
+    monkeypatch.setattr(auth_file, "CHECK_SECONDS", 0.03)
+    monkeypatch.setattr(open_watches, "CHECK_SECONDS", 0.1)
 
     def run(scenario, **settings):
         async def main():
@@ -174,7 +176,7 @@ def test_a_bad_file_changes_nothing_and_is_logged_and_counted_once(auth, run, ca
         while not caplog.records:
             await create(stub, token)
             await asyncio.sleep(0.05)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.3)
         await create(stub, token)
         added = auth.admit("new")
         await until_answered(lambda: create(stub, added))
@@ -289,7 +291,7 @@ def test_a_watch_goes_on_when_its_caller_is_renewed(auth, run):
         await create(stub, token, id="a")
         async with watching(stub, token) as watch:
             auth.admit("ci", expires_at=soon + timedelta(days=1))
-            await asyncio.sleep((soon - datetime.now(timezone.utc)).total_seconds() + 1.5)
+            await asyncio.sleep((soon - datetime.now(timezone.utc)).total_seconds() + 0.5)
             await stub.CancelJob(pb.CancelJobRequest(id="a"), metadata=bearer(token))
             return (await watch.read()).event.job.done
 
@@ -383,8 +385,7 @@ def test_a_slow_reader_ends_too(auth, run):
     assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
 
 
-def test_a_hundred_changes_of_the_file_fail_no_call_and_end_no_watch(auth, run, monkeypatch):
-    monkeypatch.setattr(auth_file, "CHECK_SECONDS", 0.01)
+def test_a_hundred_changes_of_the_file_fail_no_call_and_end_no_watch(auth, run):
     token = auth.admit("ci")
 
     async def call_until(stub, is_over):

@@ -16,7 +16,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.auth.chain import readers
 from jobstatus_grpc.auth.jwt import LEEWAY_SECONDS
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.server import access
+from jobstatus_grpc.server import access, auth_file, open_watches
 from jobstatus_grpc.server.auth_file import AuthFile
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.support.auth import TRANSPORTS, AuthText, bearer
@@ -89,8 +89,10 @@ def auth(tmp_path):
 
 
 @pytest.fixture(params=TRANSPORTS)
-def run(request, auth):
-    """Run a scenario on the stub of a server with the test's auth file."""
+def run(request, auth, monkeypatch):
+    """Run a scenario on the stub of a server with the test's auth file, at which it looks often."""
+    monkeypatch.setattr(auth_file, "CHECK_SECONDS", 0.03)
+    monkeypatch.setattr(open_watches, "CHECK_SECONDS", 0.1)
 
     def run(scenario):
         async def main():
