@@ -6,7 +6,6 @@ The sections of a file belong to the modules that use them. Each gives a functio
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.files import signature_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -264,15 +264,6 @@ def _bytes_of(path: Path) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
     return data
-
-
-def signature_of(path: str) -> object:
-    """Return what changes with a file, also if a link on the way to it changes; None if it cannot be read."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jobstatus_grpc.auth.chain import SECTIONS
-from jobstatus_grpc.toml_file import Document, FileError, Reader, Signatures, signature_of
+from jobstatus_grpc.files import signature_of
+from jobstatus_grpc.toml_file import Document, FileError, Reader, Signatures
 
 log = logging.getLogger("jobstatus_grpc.server")
 
