@@ -314,3 +314,23 @@ def test_a_token_leads_to_reset_exactly_where_history_does_not_cover_it(is_cover
             assert reader.resets == (not is_covered)
 
     run(scenario)
+
+
+def test_watches_go_on_while_a_commit_is_slow():
+    async def scenario():
+        store = PausedStore()
+        async with serving(store) as stub:
+            await create(stub, "a")
+            await create(stub, "b")
+            watch: Any = stub.WatchJob(pb.WatchJobRequest(id="a", heartbeat_interval=SECOND))
+            assert (await watch.read()).event.job.id == "a"
+            slow = store.stop_at("commit")
+            committing = asyncio.ensure_future(update(stub, "b", reason="slow"))
+            await slow.reached.wait()
+            assert (await watch.read()).event.type == HEARTBEAT
+            opened: Any = stub.WatchJobs(pb.WatchJobsRequest())
+            assert {event.job.id for event in (await opened.read()).events} == {"a", "b"}
+            slow.go_on.set()
+            await committing
+
+    run(scenario)

@@ -1,4 +1,4 @@
-"""A store that a test can pause at a read, to change jobs in between."""
+"""A store that a test can pause at a read or a commit, to do something in between."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Stop:
 
 
 class PausedStore(MemoryStore):
-    """A store with small pages that pauses at the reads chosen by `stop_at`."""
+    """A store with small pages that pauses where `stop_at` says."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
         self._stops: list[Stop] = []
 
     def stop_at(self, kind, number=1, moment="before"):
-        """Pause at the `number`th "page", "replay" of changes, or "feed" read of the hub, counted from now on."""
+        """Pause at the `number`th "page", "commit", "replay" of changes, or "feed" read of the hub, from now on."""
         self._stops.append(Stop(kind, number, moment))
         return self._stops[-1]
 
@@ -46,6 +46,9 @@ class PausedStore(MemoryStore):
             if stop.moment == "after":
                 await stop.pause()
         return result
+
+    async def commit(self, commands):
+        return await self._read("commit", super().commit(commands))
 
     async def page(self, tenant, job_filter, *, limit, cursor=""):
         return await self._read("page", super().page(tenant, job_filter, limit=min(limit, 2), cursor=cursor))
