@@ -167,9 +167,12 @@ REPORT_FIELDS = (
 
 URGENT_FIELDS = (
     "state", "error", "started_at", "finished_at", "attempt", "cancel_requested", "cancel_reason", "stalled",
-    "heartbeat_timeout", "labels", "result", "expires_at", "first_progress", "first_progress_at",
+    "heartbeat_timeout", "labels", "result", "expires_at",
 )  # fmt: skip
 """The fields of which watchers get each change at once, whatever their min_update_interval."""
+
+PACE_FIELDS = ("first_progress", "first_progress_at")
+"""The fields that a claim, or the first progress after one, changes, and that are never sent."""
 
 
 def evolve(job: Job, changes: dict[str, Any]) -> Job:

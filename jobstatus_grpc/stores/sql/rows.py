@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jobstatus_grpc.job import (
     JOB_FIELDS,
+    PACE_FIELDS,
     REPORT_FIELDS,
     URGENT_FIELDS,
     Job,
@@ -119,7 +120,7 @@ JOB_COLUMNS = (*(name for name in JOB_FIELDS if name != "result"), "result")
 STORED_COLUMNS = ("key", *JOB_COLUMNS)
 """The columns that `read_job` reads and `job_row` writes."""
 
-CONSTANT_COLUMNS = frozenset({"key", *JOB_FIELDS}) - {*REPORT_FIELDS, *URGENT_FIELDS}
+CONSTANT_COLUMNS = frozenset({"key", *JOB_FIELDS}) - {*REPORT_FIELDS, *URGENT_FIELDS, *PACE_FIELDS}
 """The columns that no update changes."""
 
 REPORT_COLUMNS = ("tenant", "id", *REPORT_FIELDS)

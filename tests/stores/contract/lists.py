@@ -257,6 +257,7 @@ class ListsContract:
         await done(store, Delete(id="b", tenant="other"))
         assert await store.count("other", at_most=100) == 1
 
+    @on_store
     async def test_jobs_that_are_gone_and_commands_that_were_refused_do_not_count(self, store):
         await done(store, Create(id="a"), end("a"), Create(id="b"), end("b"), Delete(id="b"))
         await store.commit([Delete(id="a"), Create(id="a"), claim("nobody"), Create(id="c")])
