@@ -51,7 +51,7 @@ class Leader:
             signal.signal(signal.SIGHUP, lambda number, frame: None)
         # SIGTTOU among them: tcsetpgrp from a background process group would suspend us.
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGCHLD, signal.SIGHUP})
-        self._has_ended = False
+        self._has_ended = self._is_hung_up = False
         _send(DONE)
         self._request = os.read(CONTROL, 1)
 
@@ -77,6 +77,9 @@ class Leader:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(REAL_TERMINAL, termios.TCSANOW, self._real_modes)
         self._hang_up()
+        if not self._has_ended:
+            # The kernel sends another SIGHUP when we end, which would kill what the command's handler of SIGHUP starts.
+            os.waitpid(self._group, 0)
 
     def _start(self, command: Sequence[str]) -> int:
         """Fork the command; exit if it cannot be executed."""
@@ -144,9 +147,11 @@ class Leader:
         return True
 
     def _hang_up(self) -> None:
-        """Pass a hang-up of the pseudo-terminal on: the kernel sends it to the leader only."""
-        self._send_signal(signal.SIGHUP)
-        self._send_signal(signal.SIGCONT)
+        """Pass a hang-up of the pseudo-terminal on, once: the kernel sends it to the leader only."""
+        if not self._is_hung_up:
+            self._is_hung_up = True
+            self._send_signal(signal.SIGHUP)
+            self._send_signal(signal.SIGCONT)
 
     def _send_signal(self, number: int) -> None:
         if not self._has_ended:
