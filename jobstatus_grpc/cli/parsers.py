@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -111,6 +113,18 @@ def address(value: str) -> str:
         good = bool(host) and "/" not in host and port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535
     if not good or not value.isprintable() or " " in value:
         raise click.BadParameter(f"{value!r} is not an address; write HOST:PORT, grpcs://HOST:PORT or unix:/path")
+    return value
+
+
+def new_file(value: str) -> str:
+    """Return the path of a file that can be written, which is found out before anything is done for it."""
+    path = Path(value)
+    if path.is_dir() or not path.parent.is_dir():
+        raise click.BadParameter(
+            f"{value!r} is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise click.BadParameter(f"{value!r} cannot be written")
     return value
 
 

@@ -58,7 +58,9 @@ class Server:
         self._calls += 1
         entry = await self._recorder.call(method, request, server=self._calls % self._recorder.size)
         if entry.code == "PERMISSION_DENIED":
-            raise SkippedError(f"the caller may not call {method}")
+            raise SkippedError(entry.message)
+        if entry.code == "RESOURCE_EXHAUSTED":
+            raise SkippedError(f"the caller is limited: {entry.message}")
         return entry
 
     async def ok(self, method: str, request: Any) -> Any:
@@ -133,7 +135,7 @@ def _update(job_id: str, *, attempt: int = 0, revision: int = 0, request_id: str
 
 
 def _said(entry: Entry) -> str:
-    return f"{entry.code} {entry.reason}".strip() or "no answer"
+    return f"{entry.code} {entry.reason}".strip() or "no end"
 
 
 async def _until(stream: Stream, condition: Callable[[], object]) -> None:
@@ -574,7 +576,7 @@ async def a_watch_of_an_unknown_job_is_not_found(server: Server) -> None:
     """A watch of an unknown job ends with NOT_FOUND (JOB_NOT_FOUND)."""
     async with server.watch("WatchJob", pb.WatchJobRequest(id=f"verify-{uuid.uuid4().hex}")) as stream:
         await _until(stream, stream.ended.is_set)
-    _expect((stream.entry.code, stream.entry.reason) == ("NOT_FOUND", "JOB_NOT_FOUND"), stream.entry)
+    _expect((stream.entry.code, stream.entry.reason) == ("NOT_FOUND", "JOB_NOT_FOUND"), _said(stream.entry))
 
 
 async def a_watch_gets_the_end_of_a_job_that_is_deleted(server: Server) -> None:
@@ -589,7 +591,10 @@ async def a_watch_gets_the_end_of_a_job_that_is_deleted(server: Server) -> None:
         await server.ok("DeleteJob", pb.DeleteJobRequest(id=job.id))
         for stream in streams:
             await _until(stream, stream.ended.is_set)
-            _expect((_events(stream)[-1].job.state, stream.entry.code) == (pb.JOB_STATE_SUCCEEDED, "OK"), stream.entry)
+            _expect(
+                (_events(stream)[-1].job.state, stream.entry.code) == (pb.JOB_STATE_SUCCEEDED, "OK"),
+                _said(stream.entry),
+            )
 
 
 async def a_quiet_watch_sends_heartbeats(server: Server) -> None:
@@ -607,7 +612,7 @@ async def an_invalid_interval_is_refused(server: Server) -> None:
     for intervals in ({"heartbeat_interval": _seconds(0.5)}, {"min_update_interval": _seconds(-1)}):
         async with server.watch("WatchJob", pb.WatchJobRequest(id=job.id, **intervals)) as stream:
             await _until(stream, stream.ended.is_set)
-        _expect((stream.entry.code, stream.entry.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD"), stream.entry)
+        _expect((stream.entry.code, stream.entry.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD"), _said(stream.entry))
 
 
 # WatchJobs
@@ -683,7 +688,7 @@ async def a_resume_token_belongs_to_its_filter(server: Server) -> None:
     ):
         async with server.watch("WatchJobs", request) as stream:
             await _until(stream, stream.ended.is_set)
-        _expect((stream.entry.code, stream.entry.reason) == ("INVALID_ARGUMENT", "INVALID_TOKEN"), stream.entry)
+        _expect((stream.entry.code, stream.entry.reason) == ("INVALID_ARGUMENT", "INVALID_TOKEN"), _said(stream.entry))
 
 
 # Time
@@ -711,8 +716,13 @@ CHECKS: Sequence[Check] = [
 """All checks, in the order of this file."""
 
 
-async def run(recorder: Recorder, *, labels: Mapping[str, str], report: Callable[[Result], None]) -> list[Result]:
-    """Run all checks, one after another, and delete their jobs; `report` is called after each."""
+async def run(
+    recorder: Recorder, *, labels: Mapping[str, str], report: Callable[[Result], None]
+) -> tuple[list[Result], int]:
+    """Run all checks, one after another, and delete their jobs; `report` is called after each.
+
+    Return the results, and the number of jobs that are left.
+    """
     server = Server(recorder, labels)
     results = []
     for check in CHECKS:
@@ -728,5 +738,4 @@ async def run(recorder: Recorder, *, labels: Mapping[str, str], report: Callable
         result = Result(name, inspect.cleandoc(check.__doc__ or ""), time.monotonic() - started_at, problem, skipped)
         results.append(result)
         report(result)
-    await recorder.delete(server.made)
-    return results
+    return results, await recorder.delete(server.made)

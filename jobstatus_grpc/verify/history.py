@@ -46,6 +46,8 @@ class Entry:
     """The name of the gRPC code; "" if the client ended the call itself, or it had not ended."""
     reason: str = ""
     """The reason in the ErrorInfo of the domain jobstatus.v1."""
+    message: str = ""
+    """Of the error, for people."""
 
     @property
     def response(self) -> Any:
@@ -88,6 +90,7 @@ def to_json(entry: Entry) -> dict[str, Any]:
         "responses": [{"at": at, "message": json_format.MessageToDict(message)} for at, message in entry.responses],
         "code": entry.code,
         "reason": entry.reason,
+        "message": entry.message,
     }
     return {name: value for name, value in values.items() if value not in ("", None)}
 
@@ -109,6 +112,7 @@ def from_json(values: Mapping[str, Any]) -> Entry:
         responses=responses,
         code=str(values.get("code", "")),
         reason=str(values.get("reason", "")),
+        message=str(values.get("message", "")),
     )
 
 
@@ -117,8 +121,10 @@ def _entries(lines: Iterable[str], path: Path) -> Iterator[Entry]:
         if line.strip():
             try:
                 yield from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError, json_format.Error) as error:
-                raise ValueError(f"{path}, line {number}: not an entry of a history: {error!r}") from None
+            except (KeyError, TypeError, AttributeError):
+                raise ValueError(f"{path}, line {number}: not an entry of a history") from None
+            except (ValueError, json_format.Error) as error:
+                raise ValueError(f"{path}, line {number}: not an entry of a history: {error}") from None
 
 
 def _message(descriptor: Any, values: dict[str, Any]) -> Message:

@@ -15,8 +15,12 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
 from jobstatus_grpc.client.endpoint import Endpoint
+from jobstatus_grpc.errors import JobStatusError, ResourceExhaustedError
 from jobstatus_grpc.verify.history import Entry
 from jobstatus_grpc.wire import status
+
+LIMITED_SECONDS = 60.0
+"""Time for which a call is repeated whose caller is limited."""
 
 DELETIONS_AT_ONCE = 16
 """Calls in flight that delete jobs: the server is in use."""
@@ -46,18 +50,33 @@ class Recorder:
         await self._channels.aclose()
 
     async def call(self, method: str, request: Any, *, server: int = 0) -> Entry:
-        """Make a unary call and return its entry, also if it fails."""
+        """Make a unary call and return its entry, also if it fails.
+
+        A server may limit the rate of calls: a refused call is made again when the server asks for that.
+        """
+        ends_at = time.monotonic() + LIMITED_SECONDS
+        while True:
+            entry, pause_seconds = await self._call_once(method, request, server)
+            if pause_seconds is None or time.monotonic() + pause_seconds > ends_at:
+                return entry
+            await asyncio.sleep(pause_seconds)
+
+    async def _call_once(self, method: str, request: Any, server: int) -> tuple[Entry, float | None]:
+        """Return the entry of a call, and the pause that the server asks for if it limits the caller."""
         entry = self._begin(method, request, server)
+        pause_seconds = None
         try:
             call = getattr(self._stubs[server], method)
             reply = await call(request, timeout=self._timeout_seconds, metadata=self._endpoints[server].metadata)
             entry.responses.append((time.monotonic(), reply))
             entry.code = "OK"
         except grpc.aio.AioRpcError as error:
-            _note(entry, error)
+            meaning = _note(entry, error)
+            if isinstance(meaning, ResourceExhaustedError):
+                pause_seconds = meaning.retry_after_seconds
         finally:
             entry.ended_at = time.monotonic()
-        return entry
+        return entry, pause_seconds
 
     @contextlib.asynccontextmanager
     async def watch(self, method: str, request: Any, *, server: int = 0) -> AsyncIterator[Stream]:
@@ -130,6 +149,7 @@ class Stream:
         self.ended.set()
 
 
-def _note(entry: Entry, error: grpc.aio.AioRpcError) -> None:
-    entry.code = error.code().name
-    entry.reason = status.from_rpc_error(error).reason
+def _note(entry: Entry, error: grpc.aio.AioRpcError) -> JobStatusError:
+    meaning = status.from_rpc_error(error)
+    entry.code, entry.reason, entry.message = error.code().name, meaning.reason, meaning.message
+    return meaning

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import time
 import uuid
@@ -50,6 +51,7 @@ class Workload:
         self._labels = dict(labels)
         self._seed = seed
         self._clients = clients
+        self._numbers = itertools.count(1)
         self._recent: deque[str] = deque(maxlen=RECENT_JOBS)
         self._run = uuid.uuid4().hex[:8]  # ids of an earlier run with this seed are in use
         self._ends_at = 0.0
@@ -99,11 +101,12 @@ class Workload:
 
     async def _work(self, chance: random.Random) -> None:
         """Run a job from its creation to its end, and sometimes delete it."""
-        job_id = f"verify-{self._run}-{len(self.made)}"
-        self.made.append(job_id)
+        job_id = f"verify-{self._run}-{next(self._numbers)}"
         life = _Life(self._recorder, chance, job_id, {**self._labels, "group": str(chance.randrange(GROUPS))})
         self._recent.append(job_id)
-        if not await life.create():
+        is_created = await life.create()
+        self.made.append(job_id)  # also without an answer: it may exist
+        if not is_created:
             return
         rival = chance.random() < 0.3
         claims = [life.claim(), *([life.claim()] if rival else [])]

@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from jobstatus_grpc import JobStatusClient
+from jobstatus_grpc.auth import Role
 from jobstatus_grpc.verify import history
+from tests.support.auth import AuthText
 from tests.support.servers import ServerProcess
 from tests.verify.test_checker import Recording
 
@@ -63,3 +65,38 @@ def test_a_file_that_is_no_history_is_one_line(cli, tmp_path):
 def test_an_unreachable_server_is_exit_4(cli):
     done = cli("verify", "--address", "127.0.0.1:1", "--timeout", "200ms")
     assert (done.returncode, done.stdout) == (4, "")
+
+
+@pytest.fixture
+def auth(tmp_path):
+    return AuthText(tmp_path / "auth.toml")
+
+
+def test_a_caller_without_the_role_is_refused_before_anything_is_checked(cli, auth):
+    token = auth.admit("reader", Role.WORKER)
+    with ServerProcess("--auth", str(auth.path)) as server:
+        done = cli("verify", "--address", server.address, *QUICK, env={"JOBSTATUS_TOKEN": token})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "CancelJob" in done.stderr
+    assert "operator" in done.stderr
+
+
+def test_a_caller_whose_rate_is_limited_is_slower(cli, auth):
+    token = auth.admit("ops")
+    auth.add("limits", "[limits]\ncalls_per_second = 400\ncalls_burst = 20\n")
+    with ServerProcess("--auth", str(auth.path)) as server:
+        done = cli("verify", "--address", server.address, *QUICK, env={"JOBSTATUS_TOKEN": token})
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--save", "--junit"])
+def test_a_file_that_cannot_be_written_is_an_error_at_once(cli, tmp_path, flag):
+    done = cli("verify", flag, f"{tmp_path}/none/x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no directory" in done.stderr
+
+
+def test_an_empty_history_is_an_error(cli, tmp_path):
+    (tmp_path / "history.jsonl").touch()
+    done = cli("verify", "--history", str(tmp_path / "history.jsonl"))
+    assert (done.returncode, "has no calls" in done.stderr) == (2, True)

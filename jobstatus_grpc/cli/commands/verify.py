@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jobstatus_grpc.verify.checker import Violation
     from jobstatus_grpc.verify.conformance import Result
     from jobstatus_grpc.verify.history import Entry
+    from jobstatus_grpc.verify.recorder import Recorder
 
 DEFAULT_DURATION = timedelta(seconds=40)
 """With the checks before it and the judgement after it, the command ends within a minute."""
@@ -39,6 +40,8 @@ CLIENTS = parsers.count(1000, smallest=1)
 class Verdict:
     """What was checked, and what was found."""
 
+    label: str = ""
+    """Of all jobs of the run."""
     results: list[Result] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
@@ -72,8 +75,8 @@ class Verdict:
     longest=timedelta(hours=1),
 )
 @flag("--history FILE", "Judge a recorded history instead of a server.", type=click.Path(exists=True, dir_okay=False))
-@flag("--save FILE", "Write the history as JSON lines.", type=click.Path(dir_okay=False, writable=True))
-@flag("--junit FILE", "Write the results as JUnit XML.", type=click.Path(dir_okay=False, writable=True))
+@flag("--save FILE", "Write the history as JSON lines, about 1 kB for each call.", type=parsers.new_file)
+@flag("--junit FILE", "Write the results as JUnit XML.", type=parsers.new_file)
 @flag("--json", "Print the results as JSON.", to="as_json")
 @connected
 @click.pass_context
@@ -97,21 +100,23 @@ def verify(
 
     First each rule of the API, by itself. Then a random load of racing workers, readers and watchers, whose recorded
     calls are judged: no acknowledged write lost, no old read, one winner of each race, each watch complete to its end.
-    It is safe on a server in use: it touches its own jobs only, and deletes them.
+    It is safe on a server in use: it touches its own jobs only, and deletes them. The caller needs the role operator.
 
     Exits with 0 if nothing was found, 1 if the contract is broken, 4 if the server cannot be reached.
     """
     from jobstatus_grpc.verify import checker
     from jobstatus_grpc.verify import history as histories
 
-    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     verdict = Verdict()
     if history is not None:
         try:
             entries = histories.read(Path(history))
         except (ValueError, OSError) as error:
             raise click.UsageError(str(error)) from None
+        if not entries:
+            raise click.UsageError(f"{history} has no calls")
     else:
+        seed = random.SystemRandom().randrange(2**32) if seed is None else seed
         own = {**dict(labels), "verify": uuid.uuid4().hex}
         addresses = (connection.address, *replica)
         endpoints = [dataclasses.replace(connection, address=address).endpoint() for address in addresses]
@@ -124,7 +129,7 @@ def verify(
         histories.write(entries, Path(save))
     if junit is not None:
         _write_junit(verdict, Path(junit))
-    shown = _write_shown(verdict, seed) if history is None else {}
+    shown = _write_shown(verdict, f"verify-{seed}") if history is None else {}
     if as_json:
         click.echo(output.in_json(_in_json(verdict, seed)))
     else:
@@ -145,25 +150,19 @@ class _Load:
 
 async def _run(endpoints: Sequence[Endpoint], load: _Load, verdict: Verdict) -> list[Entry]:
     """Run the checks and the random load, and return the history of both."""
-    from jobstatus.v1 import job_status_pb2 as pb
-
     from jobstatus_grpc.verify import conformance
     from jobstatus_grpc.verify.recorder import Recorder
     from jobstatus_grpc.verify.workload import Workload
 
     async with Recorder(endpoints, timeout_seconds=load.timeout_seconds) as recorder:
-        for server in range(len(endpoints)):
-            entry = await recorder.call("GetJob", pb.GetJobRequest(id="verify"), server=server)
-            if entry.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-                raise errors.UnavailableError(f"no answer from {entry.server}")
-            if entry.code == "UNAUTHENTICATED":
-                raise errors.UnauthenticatedError(f"{entry.server} does not accept the credentials: {entry.reason}")
+        verdict.label = f"verify={load.labels['verify']}"
+        await _require_access(recorder, load.labels)
 
         def report(result: Result) -> None:
             if not load.is_quiet:
                 click.echo(_line_of(result))
 
-        verdict.results = await conformance.run(recorder, labels=load.labels, report=report)
+        verdict.results, verdict.left = await conformance.run(recorder, labels=load.labels, report=report)
         workload = Workload(recorder, labels=load.labels, seed=load.seed, clients=load.clients)
         try:
             await workload.run(load.seconds, patience_seconds=load.patience_seconds)
@@ -171,8 +170,29 @@ async def _run(endpoints: Sequence[Endpoint], load: _Load, verdict: Verdict) -> 
             verdict.jobs = len(workload.made)
             # The history ends here: what follows deletes the jobs under the eyes of no watcher.
             entries = list(recorder.entries)
-            verdict.left = await recorder.delete(workload.made)
+            verdict.left += await recorder.delete(workload.made)
         return entries
+
+
+async def _require_access(recorder: Recorder, labels: Mapping[str, str]) -> None:
+    """Raise an error unless each server answers, and lets the caller create and delete a job."""
+    from jobstatus.v1 import job_status_pb2 as pb
+
+    job = pb.JobStatus(id=f"verify-{uuid.uuid4().hex}", name="verify", labels=labels)
+    requests: list[tuple[str, Any, int]] = [
+        ("GetJob", pb.GetJobRequest(id=job.id), server) for server in range(recorder.size)
+    ]
+    requests += [
+        ("CreateJob", pb.CreateJobRequest(job=job), 0),
+        ("CancelJob", pb.CancelJobRequest(id=job.id), 0),
+        ("DeleteJob", pb.DeleteJobRequest(id=job.id), 0),
+    ]
+    for method, request, server in requests:
+        entry = await recorder.call(method, request, server=server)
+        if entry.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+            raise errors.UnavailableError(f"no answer from {entry.server}: {entry.message}")
+        if entry.code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            raise click.UsageError(f"{method} on {entry.server} is refused: {entry.message}")
 
 
 def _line_of(result: Result) -> str:
@@ -181,10 +201,11 @@ def _line_of(result: Result) -> str:
     return f"FAIL  {result.name}: {result.problem}" if result.problem else f"ok    {result.name}"
 
 
-def _print(verdict: Verdict, seed: int, rules: int, shown: Mapping[str, Path]) -> None:
+def _print(verdict: Verdict, seed: int | None, rules: int, shown: Mapping[str, Path]) -> None:
     failed = sum(bool(result.problem) for result in verdict.results)
+    skipped = sum(bool(result.skipped) for result in verdict.results)
     if verdict.results:
-        click.echo(f"\n{len(verdict.results)} checks, {failed} failed")
+        click.echo(f"\n{len(verdict.results)} checks, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
     calls = f"{sum(verdict.calls.values()):,} calls"
     if verdict.jobs:
         calls += f", {verdict.jobs:,} jobs under random load (seed {seed})"
@@ -192,27 +213,27 @@ def _print(verdict: Verdict, seed: int, rules: int, shown: Mapping[str, Path]) -
     for rule, count in Counter(violation.rule for violation in verdict.violations).items():
         first = next(violation for violation in verdict.violations if violation.rule == rule)
         where = f"; its calls are in {shown[rule]}" if rule in shown else ""
-        click.echo(f"FAIL  {rule}, {count} times: {first.text}{where}")
+        click.echo(f"FAIL  {rule}, {count} of them: {first.text}{where}")
     if verdict.left:
-        exits.say_error(f"{verdict.left} jobs could not be deleted; the label verify finds them")
+        exits.say_error(f"{verdict.left} jobs could not be deleted; they have the label {verdict.label}")
 
 
-def _write_shown(verdict: Verdict, seed: int) -> dict[str, Path]:
+def _write_shown(verdict: Verdict, prefix: str) -> dict[str, Path]:
     """Write the entries of the first violation of each rule, and return the files."""
     from jobstatus_grpc.verify import history as histories
 
     files: dict[str, Path] = {}
     for violation in verdict.violations:
         if violation.rule not in files:
-            files[violation.rule] = Path(f"verify-{seed}-{violation.rule}.jsonl")
+            files[violation.rule] = Path(f"{prefix}-{violation.rule}.jsonl")
             histories.write(violation.entries, files[violation.rule])
     return files
 
 
-def _in_json(verdict: Verdict, seed: int) -> dict[str, Any]:
+def _in_json(verdict: Verdict, seed: int | None) -> dict[str, Any]:
     return {
         "passed": verdict.is_good,
-        "seed": seed,
+        **({} if seed is None else {"seed": seed}),
         "checks": [
             {"name": result.name, "rule": result.rule, "problem": result.problem, "skipped": result.skipped}
             for result in verdict.results
