@@ -309,7 +309,8 @@ def _open_transport(
     def build(config: ServerConfig, methods: Sequence[Method]) -> grpc.aio.Server:
         server = grpc.aio.server(options=channel_options(config))
         grpcio.add_methods(server, methods)
-        reflection.add_reflection(server, [servicer.SERVICE_NAME, health.SERVICE_NAME], drain=draining)
+        if not config.closed_reflection:
+            reflection.add_reflection(server, [servicer.SERVICE_NAME, health.SERVICE_NAME], drain=draining)
         return server
 
     if config.transport != "native":

@@ -71,6 +71,8 @@ class ServerConfig:
     """Path of the TOML file that says which callers may do what. None: every caller is an operator."""
     insecure: bool = False
     """Allow listening beyond loopback without TLS or without `auth`."""
+    closed_reflection: bool = False
+    """Serve no reflection, which needs no identity: clients then need the .proto."""
     unix_mode: int = 0o600
     """Permissions of Unix sockets."""
     metrics: str | None = None

@@ -287,3 +287,13 @@ async def test_an_idle_stream_does_not_hold_up_the_drain() -> None:
 async def test_a_service_without_a_definition_is_refused_at_the_start() -> None:
     with pytest.raises(KeyError):
         add_reflection(grpc.aio.server(), ["jobstatus.v1.Nobody"], drain=asyncio.Event())
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_closed_reflection_is_unimplemented(serve, transport):
+    service = serve("--transport", transport, "--closed-reflection")
+    method = service.channel.stream_stream(f"/{SERVICE_NAMES[0]}/ServerReflectionInfo")
+    with pytest.raises(grpc.RpcError) as caught:
+        next(method(iter([b""])))
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert service.create(id="a").id == "a"

@@ -95,6 +95,7 @@ YEAR = timedelta(days=365)
     default=DEFAULTS.workers,
 )
 # JOBSTATUS_INSECURE is of clients, and jobstatus run sets it for its command: that must open no server.
+@flag("--closed-reflection", "Serve no gRPC reflection, which needs no identity.")
 @flag(
     "--insecure",
     "Allow --listen on addresses beyond this machine without TLS or without --auth.",
