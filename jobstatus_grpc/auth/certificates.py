@@ -21,6 +21,9 @@ from jobstatus_grpc.toml_file import Value
 KINDS = ("uri", "dns", "cn")
 """Where a name is: a SAN of this kind, or the common name of the subject."""
 
+_DNS_CHARACTERS = "A-Za-z0-9._-"
+"""Of a DNS name in ASCII: regardless of case in Unicode, the Kelvin sign is a k. No `*`: a wildcard names no host."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateRule:
@@ -81,10 +84,14 @@ def _names_of(certificate: x509.Certificate) -> Mapping[str, Sequence[str]]:
     common = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     names = {
         "uri": alternative.get_values_for_type(x509.UniformResourceIdentifier),
-        "dns": alternative.get_values_for_type(x509.DNSName),
+        "dns": [name.lower() for name in alternative.get_values_for_type(x509.DNSName) if _is_dns_name(name)],
         "cn": common[:1] if len(common) == 1 else [],  # of several, it is not clear which one the CA has checked
     }
     return {kind: [name for name in found if _is_principal(name)] for kind, found in names.items()}
+
+
+def _is_dns_name(name: str) -> bool:
+    return re.fullmatch(f"[{_DNS_CHARACTERS}]+", name) is not None
 
 
 def _is_principal(name: str) -> bool:
@@ -113,10 +120,14 @@ def _read_rule(stanza: Mapping[str, Value]) -> CertificateRule:
         scheme, found, rest = text.partition("://")
         if not found or "*" in scheme + rest.partition("/")[0]:
             value.refuse('must be a URI such as "spiffe://acme.example/ns/*/sa/worker", with * only in its path')
-    separators, ignore_case = {"uri": ("/?#", False), "dns": (".", True), "cn": ("./", False)}[kind]
+    if kind == "dns":
+        if re.fullmatch(f"[*{_DNS_CHARACTERS}]+", text) is None:
+            value.refuse("must be a DNS name of letters, digits, - . _ and *; of an international one, its xn-- form")
+        text = text.lower()
+    separators = {"uri": "/?#", "dns": ".", "cn": "./"}[kind]
     return CertificateRule(
         kind=kind,
-        pattern=to_pattern(text, separators=separators, ignore_case=ignore_case),
+        pattern=to_pattern(text, separators=separators),
         name=stanza["name"].text(max_bytes=MAX_PRINCIPAL_BYTES) if "name" in stanza else None,
         tenant=read_tenant(stanza),
         role=read_role(stanza["role"]),

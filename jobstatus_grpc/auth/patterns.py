@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 
-def to_pattern(text: str, *, separators: str, ignore_case: bool = False) -> re.Pattern[str]:
+def to_pattern(text: str, *, separators: str) -> re.Pattern[str]:
     """Return a pattern for `fullmatch`, in which `*` matches no character of `separators`, which divide segments."""
     parts = (re.escape(part) for part in re.split(r"\*+", text))
-    return re.compile(f"[^{re.escape(separators)}]+".join(parts), re.IGNORECASE * ignore_case)
+    return re.compile(f"[^{re.escape(separators)}]+".join(parts))

@@ -78,6 +78,8 @@ def test_a_stanza_may_name_the_principal_its_tenant_and_its_jobs(ask):
         ('dns = "*.ci.example"', {"names": ["A.CI.example"]}, True),
         ('dns = "*.ci.example"', {"names": ["a.b.ci.example"]}, False),
         ('dns = "*.ci.example"', {"names": [".ci.example"]}, False),
+        ('dns = "*.ci.example"', {"names": ["*.ci.example"]}, False),
+        ('dns = "*.CI.example"', {"names": ["a.ci.example"]}, True),
         ('dns = "a.ci.example"', {"names": ["axci.example"]}, False),
         ('dns = "a.ci.example"', {"cn": ["a.ci.example"]}, False),
         ('dns = "b"', {"names": ["a", "b"]}, True),
@@ -93,6 +95,19 @@ def test_a_wildcard_is_one_segment(ask, line, made, admitted):
     else:
         with pytest.raises(UnknownIdentityError, match="are not admitted here, and the call has no token"):
             ask(stanza(line), certificate(**made))
+
+
+@pytest.mark.parametrize(("name", "alike"), [("kiwi", "\u212aiwi"), ("indigo", "\u0131ndigo")])
+def test_a_dns_name_with_a_letter_that_only_unicode_takes_for_ours_does_not_fit(ask, name, alike):
+    in_place = "x" * len(alike.encode())  # x509.DNSName refuses such a name, and reads it from a certificate
+    der = x509.load_pem_x509_certificate(certificate(names=[in_place])).public_bytes(Encoding.DER)
+    pem = x509.load_der_x509_certificate(der.replace(in_place.encode(), alike.encode())).public_bytes(Encoding.PEM)
+    with pytest.raises(UnknownIdentityError):
+        ask(stanza(f'dns = "{name}"') + stanza('dns = "*"'), pem)
+
+
+def test_the_principal_from_a_dns_name_is_in_lower_case(ask):
+    assert ask(stanza('dns = "*.ci.example"'), certificate(names=["A.CI.example"])).principal == "a.ci.example"
 
 
 def test_the_first_stanza_that_fits_decides(ask):
@@ -123,6 +138,8 @@ def test_names_that_cannot_be_read_are_refused(ask):
         (stanza('uri = "spiffe://a/b"\ncn = "x"'), "has one of uri, dns and cn"),
         (stanza('uri = "spiffe://*/b"'), "with * only in its path"),
         (stanza('uri = "*"'), "must be a URI such as"),
+        (stanza('dns = "b\u00fccher.example"'), "of an international one, its xn-- form"),
+        (stanza('dns = "a.B"') + stanza('dns = "A.b"'), "certificates.dns: another stanza has the same name"),
         (stanza('cn = "x"') + stanza('cn = "x"'), "line 5: certificates.cn: another stanza has the same name"),
         (stanza('cn = ""'), "must not be empty"),
         (stanza('cn = "x"', "king"), "'king' is not known"),
