@@ -7,14 +7,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from ipaddress import ip_address
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import jwt
 
 from jobstatus_grpc.auth.identity import Credentials, Identity, Role, UnknownIdentityError
-from jobstatus_grpc.auth.key_sets import ALGORITHMS, FileKeySet, KeySet, KeySource, UrlKeySet, parse_jwks
+from jobstatus_grpc.auth.key_sets import ALGORITHMS, FileKeySet, KeySet, KeySource, UrlKeySet, is_loopback, parse_jwks
 from jobstatus_grpc.auth.patterns import to_pattern
 from jobstatus_grpc.auth.stanzas import MAX_PRINCIPAL_BYTES, read_only, read_role, read_tenant, tenant_violations
 from jobstatus_grpc.auth.tokens import bearer_of, is_jwt
@@ -242,7 +241,6 @@ class JwtReader:
 
     def _keys(self, stanza: Mapping[str, Value]) -> KeySet:
         place = stanza["jwks"].text()
-        url = urlsplit(place)
         if "://" not in place:
             for name in ("jwks_ca", "jwks_token_file"):
                 if name in stanza:
@@ -251,7 +249,20 @@ class JwtReader:
                 return FileKeySet(parse_jwks(stanza["jwks"].read_file()))
             except ValueError as error:
                 stanza["jwks"].refuse(str(error))
-        if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(url.hostname)):
+        try:
+            url = urlsplit(place)
+            is_whole = (
+                bool(url.hostname) and url.port != 0 and place.isascii() and place.isprintable() and " " not in place
+            )
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            stanza["jwks"].refuse("is not a URL: https://HOST/PATH, in ASCII without spaces")
+        if "@" in url.netloc:
+            stanza["jwks"].refuse(
+                "must have no user and password in the URL; jwks_token_file has the URL's bearer token"
+            )
+        if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname)):
             stanza["jwks"].refuse("must be a file, or a URL with https; http only for this machine")
         source = KeySource(
             url=place,
@@ -269,13 +280,6 @@ def _existing(value: Value | None) -> str | None:
     if not path.is_file():
         value.refuse("there is no such file")
     return str(path)
-
-
-def _is_loopback(host: str | None) -> bool:
-    try:
-        return host == "localhost" or ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 def _algorithms(stanza: Mapping[str, Value]) -> Sequence[str]:

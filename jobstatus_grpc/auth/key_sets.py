@@ -11,8 +11,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
@@ -145,7 +147,12 @@ class KeySource:
         if self.token_file is not None:
             request.add_header("Authorization", f"Bearer {Path(self.token_file).read_text().strip()}")
         context = ssl.create_default_context(cafile=self.ca_file)
-        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _NoRedirect)
+        opener = urllib.request.build_opener(
+            # A proxy would answer plain HTTP itself, with keys of its own.
+            urllib.request.ProxyHandler({} if is_loopback(urlsplit(self.url).hostname) else None),
+            urllib.request.HTTPSHandler(context=context),
+            _NoRedirect,
+        )
         with opener.open(request, timeout=FETCH_SECONDS / 2) as answer:
             data = b""
             while piece := answer.read1(65536):
@@ -153,6 +160,14 @@ class KeySource:
                 if len(data) > MAX_JWKS_BYTES or time.monotonic() > ends_at:
                     raise ValueError("answers too much, or too slowly")
         return parse_jwks(data)
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether a host of a URL is this machine."""
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -197,7 +212,7 @@ class UrlKeySet:
         return self._fetching
 
     async def _fetch(self) -> None:
-        url = self._source.url
+        url = self._source.url.partition("?")[0]  # a query may have a key
         try:
             self._keys = await asyncio.to_thread(self._source.fetch)
             if self._is_failing:

@@ -217,11 +217,22 @@ def test_two_stanzas_of_an_issuer_differ_by_audience(ask):
         (STANZA.replace("keys.json", "http://a.example/x") + 'role = "worker"', "must be a file, or a URL with https"),
         (STANZA.replace("keys.json", "ftp://a.example/x") + 'role = "worker"', "must be a file, or a URL with https"),
         (STANZA.replace("keys.json", "https://a/x") + 'role = "worker"\njwks_ca = "x"', "there is no such file"),
+        *(
+            (STANZA.replace("keys.json", url) + 'role = "worker"', "line 5: jwt.jwks: is not a URL: https://HOST/PATH")
+            for url in ("https:///x", "https://[a/x", "https://a:key/x", "https://a/x?key=a b", "https://a/\u00e4")
+        ),
     ],
 )
 def test_a_bad_stanza_is_an_error_with_its_line(read, text, says):
     with pytest.raises(FileError, match=re.escape(says)):
         read(text)
+
+
+@pytest.mark.parametrize("user", ["me:secret@", "secret@", ":secret@"])
+def test_a_url_with_a_password_is_refused_without_repeating_it(read, user):
+    with pytest.raises(FileError, match="must have no user and password in the URL; jwks_token_file") as caught:
+        read(STANZA.replace("keys.json", f"https://{user}a.example/x") + 'role = "worker"')
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -29,6 +31,12 @@ class Clock:
 @pytest.fixture
 def clock():
     return Clock()
+
+
+@pytest.fixture(autouse=True)
+def no_exceptions_from_proxies(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -98,6 +106,33 @@ def test_the_last_good_keys_stay_while_the_issuer_is_away(run, issuer, clock, ca
     assert len(errors) == 1
     assert f"the keys of {issuer.url} cannot be read" in errors[0]
     assert "the keys from before stay in use" in errors[0]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_the_keys_of_this_machine_are_read_without_a_proxy(issuer, monkeypatch, host):
+    with JwksServer(TWO) as proxy:
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        (key,) = KeySource(url=issuer.url.replace("127.0.0.1", host)).fetch()
+    assert (key.kid, proxy.requests) == ("1", [])
+
+
+def test_https_keys_are_read_through_the_proxy_of_the_environment(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as proxy, ThreadPoolExecutor() as threads:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        fetch = threads.submit(KeySource(url="https://keys.example/jwks?key=K").fetch)
+        with proxy.accept()[0] as connection:
+            assert connection.recv(100).startswith(b"CONNECT keys.example:443 ")
+        with pytest.raises(OSError):
+            fetch.result()
+
+
+def test_the_log_has_the_url_without_its_query(issuer, caplog):
+    issuer.status = 503
+    keys = UrlKeySet(KeySource(url=f"{issuer.url}?key=secret"))
+    with pytest.raises(IdentityUnavailableError):
+        asyncio.run(keys.find("1", "EdDSA"))
+    assert (f"the keys of {issuer.url} cannot be read" in caplog.text, "secret" in caplog.text) == (True, False)
 
 
 def test_a_key_that_the_issuer_removes_is_refused_after_a_while(run, issuer, clock):
