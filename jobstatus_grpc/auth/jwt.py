@@ -137,7 +137,10 @@ def _damaged() -> BadIdentityError:
 
 def _expiry(exp: Any) -> datetime:
     """Return when the token ends, the leeway included."""
-    seconds = float(exp)
+    try:
+        seconds = float(exp)
+    except OverflowError:  # PyJWT takes integers of any size
+        raise _damaged() from None
     if not math.isfinite(seconds) or seconds > _LATEST.timestamp():
         return _LATEST
     return datetime.fromtimestamp(seconds, timezone.utc) + timedelta(seconds=LEEWAY_SECONDS)
