@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeAlias
@@ -16,7 +17,7 @@ from jobstatus_grpc.auth.identity import Credentials, Identity, Role, UnknownIde
 from jobstatus_grpc.auth.key_sets import ALGORITHMS, FileKeySet, KeySet, KeySource, UrlKeySet, is_loopback, parse_jwks
 from jobstatus_grpc.auth.patterns import to_pattern
 from jobstatus_grpc.auth.stanzas import MAX_PRINCIPAL_BYTES, read_only, read_role, read_tenant, tenant_violations
-from jobstatus_grpc.auth.tokens import bearer_of, is_jwt
+from jobstatus_grpc.auth.tokens import bearer_of, digest_of, is_jwt
 from jobstatus_grpc.errors import BadIdentityError, IdentityExpiredError, PermissionDeniedError
 from jobstatus_grpc.job import JobFilter
 from jobstatus_grpc.toml_file import Value
@@ -26,6 +27,16 @@ LEEWAY_SECONDS = 60
 
 CACHE_SECONDS = 300.0
 """How long a verified token is accepted without verifying it again, within its own time."""
+
+MAX_KEYS_TRIED = 3
+"""Keys with which a token is verified: all that fit its algorithm if it has no kid, and each costs the event loop up to
+0.5 ms. An issuer that rotates its keys has two or three; one with more of an algorithm names them by kid."""
+
+FORGED_SECONDS = 10.0
+"""How long a token with a wrong signature is refused without verifying it again."""
+
+MAX_FORGED = 10_000
+"""Tokens with a wrong signature that are remembered; each takes about 200 bytes."""
 
 SEPARATORS = "/:"
 """Of the segments in the values of claims: `repo:acme/tools:ref:refs/heads/main`."""
@@ -55,8 +66,8 @@ class Issuer:
     require: Sequence[tuple[Path, Sequence[re.Pattern[str]]]]
     only: JobFilter | None
 
-    async def verify(self, token: str, header: Mapping[str, Any]) -> Identity:
-        """Return the identity that a token of this issuer gives."""
+    async def verify(self, token: str, header: Mapping[str, Any]) -> Identity | None:
+        """Return the identity that a token of this issuer gives; None: its signature is wrong."""
         algorithm, kid = str(header.get("alg")), header.get("kid")
         if algorithm not in self.algorithms:
             raise BadIdentityError(f"the token must be signed with {', '.join(self.algorithms)}")
@@ -65,12 +76,12 @@ class Issuer:
         keys = await self.keys.find(kid, algorithm)
         if not keys:
             raise BadIdentityError("the token is signed with a key that its issuer does not publish")
-        for key in keys:
+        for key in keys[:MAX_KEYS_TRIED]:
             try:
                 return self._identity(self._claims(token, key.public, algorithm))
             except jwt.InvalidSignatureError:
                 continue
-        raise BadIdentityError("the signature of the token is wrong")
+        return None
 
     def _claims(self, token: str, key: Any, algorithm: str) -> Mapping[str, Any]:
         try:
@@ -135,6 +146,10 @@ def _damaged() -> BadIdentityError:
     return BadIdentityError("the token is not a valid JWT; send it whole")
 
 
+def _wrongly_signed() -> BadIdentityError:
+    return BadIdentityError("the signature of the token is wrong")
+
+
 def _expiry(exp: Any) -> datetime:
     """Return when the token ends, the leeway included."""
     try:
@@ -173,8 +188,11 @@ def _tenant(claims: Mapping[str, Any], path: Path) -> str:
 class JwtAuthenticator:
     """Knows callers by their JWT."""
 
-    def __init__(self, issuers: Sequence[Issuer]) -> None:
+    def __init__(self, issuers: Sequence[Issuer], *, seconds: Callable[[], float] = time.monotonic) -> None:
         self._issuers = issuers
+        self._seconds = seconds
+        self._forged_until: dict[bytes, float] = {}
+        """By the digest of a token with a wrong signature; the oldest first."""
 
     def seconds_kept(self, caller: Identity) -> float:
         """Return how long an identity may be kept at most: its key may be taken back before it expires."""
@@ -184,6 +202,9 @@ class JwtAuthenticator:
         token = bearer_of(credentials)
         if token is None or not is_jwt(token):
             return None
+        digest = digest_of(token)
+        if self._forged_until.get(digest, 0.0) > self._seconds():
+            raise _wrongly_signed()
         try:
             header = jwt.get_unverified_header(token)
             claims = jwt.decode(token, options={"verify_signature": False})
@@ -195,7 +216,17 @@ class JwtAuthenticator:
         named = claims.get("aud")
         audiences = named if isinstance(named, list) else [named]
         for_us = [each for each in ours if any(name in each.audiences for name in audiences)]
-        return await (for_us or ours)[0].verify(token, header)
+        identity = await (for_us or ours)[0].verify(token, header)
+        if identity is None:
+            self._remember_forged(digest)
+            raise _wrongly_signed()
+        return identity
+
+    def _remember_forged(self, digest: bytes) -> None:
+        self._forged_until.pop(digest, None)
+        self._forged_until[digest] = self._seconds() + FORGED_SECONDS
+        if len(self._forged_until) > MAX_FORGED:
+            del self._forged_until[next(iter(self._forged_until))]
 
 
 class JwtReader:

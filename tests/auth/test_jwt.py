@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,8 +17,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from jwt.algorithms import RSAAlgorithm
 
 from jobstatus_grpc.auth import Credentials, Identity, Role, UnknownIdentityError
-from jobstatus_grpc.auth.jwt import LEEWAY_SECONDS, JwtReader
-from jobstatus_grpc.auth.key_sets import ALGORITHMS, parse_jwks
+from jobstatus_grpc.auth.jwt import FORGED_SECONDS, LEEWAY_SECONDS, JwtAuthenticator, JwtReader
+from jobstatus_grpc.auth.key_sets import ALGORITHMS, FileKeySet, parse_jwks
 from jobstatus_grpc.errors import BadIdentityError, IdentityExpiredError, PermissionDeniedError
 from jobstatus_grpc.toml_file import FileError, read_toml
 from tests.support.auth import bearer
@@ -79,9 +81,40 @@ def test_clocks_may_differ_by_a_minute(ask, seconds):
     assert ask(sign(exp=now + seconds, nbf=now - seconds, iat=now - seconds)).principal == "robot"
 
 
-def test_without_a_kid_each_key_is_tried(ask):
-    keys = jwks_of(jwk_of("rsa", None, "other"), jwk_of("rsa", "2"))
-    assert ask(sign(kid=None), keys=keys).principal == "robot"
+def test_without_a_kid_three_keys_of_the_algorithm_are_tried(ask):
+    other_kinds = [jwk_of(kind, kind) for kind in ("rsa", "p384", "ed25519")]
+    others = [jwk_of("p256", str(number), f"other {number}") for number in range(3)]
+    token = sign("ES256", kid=None)
+    keys = jwks_of(*other_kinds, *others[1:], jwk_of("p256", "ours"))
+    assert ask(token, keys=keys).principal == "robot"
+    with pytest.raises(BadIdentityError, match="the signature of the token is wrong"):
+        ask(token, keys=jwks_of(*others, jwk_of("p256", "ours")))
+
+
+class Clock:
+    seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def test_the_newest_forged_tokens_are_not_verified_again_for_a_while(read, monkeypatch):
+    monkeypatch.setattr("jobstatus_grpc.auth.jwt.MAX_FORGED", 1)
+    published, clock = parse_jwks(jwks_of(jwk_of("rsa", "1", "other")).encode()), Clock()
+    authenticator = JwtAuthenticator([replace(read()._issuers[0], keys=FileKeySet(published))], seconds=clock)
+
+    def is_admitted(token):
+        credentials = Credentials(metadata=bearer(token), peer="ipv4:127.0.0.1:1")
+        with contextlib.suppress(BadIdentityError):
+            return asyncio.run(authenticator.authenticate(credentials)) is not None
+        return False
+
+    old, new = sign(sub="old"), sign(sub="new")
+    assert [is_admitted(old), is_admitted(new)] == [False, False]
+    published[:] = parse_jwks(KEYS.encode())
+    assert [is_admitted(old), is_admitted(new)] == [True, False]
+    clock.seconds += FORGED_SECONDS
+    assert is_admitted(new)
 
 
 BAD = {
