@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWKError, PyJWTError
 
+from jobstatus_grpc.auth.check_limit import CheckLimit
 from jobstatus_grpc.errors import IdentityUnavailableError
 
 log = logging.getLogger("jobstatus_grpc.server")
@@ -187,11 +188,12 @@ class UrlKeySet:
         self._tried_at = float("-inf")
         self._fetching: asyncio.Task[None] | None = None
         self._is_failing = False
+        self._check_limit = CheckLimit()
 
     async def find(self, kid: str | None, algorithm: str) -> list[SigningKey]:
         if self._keys is None:
             if self._fetching is not None or self._seconds() - self._tried_at >= RETRY_SECONDS:
-                await asyncio.shield(self._refresh())
+                await self._wait_for_refresh()
             if self._keys is None:
                 raise IdentityUnavailableError(
                     "the keys of the token's issuer cannot be read now, so the token cannot be checked; try again later"
@@ -199,11 +201,15 @@ class UrlKeySet:
         found = _fitting(self._keys, kid, algorithm)
         age_seconds = self._seconds() - self._tried_at
         if not found and (self._fetching is not None or age_seconds >= UNKNOWN_KEY_SECONDS):
-            await asyncio.shield(self._refresh())
+            await self._wait_for_refresh()
             return _fitting(self._keys, kid, algorithm)
         if age_seconds >= REFRESH_SECONDS:
             self._refresh()
         return found
+
+    async def _wait_for_refresh(self) -> None:
+        with self._check_limit:
+            await asyncio.shield(self._refresh())
 
     def _refresh(self) -> asyncio.Task[None]:
         if self._fetching is None:

@@ -15,6 +15,7 @@ from datetime import timedelta
 from importlib.metadata import entry_points
 from typing import Any
 
+from jobstatus_grpc.auth.check_limit import CheckLimit
 from jobstatus_grpc.auth.identity import Authenticator, Credentials, Identity, Role
 from jobstatus_grpc.auth.stanzas import MAX_PRINCIPAL_BYTES, tenant_violations
 from jobstatus_grpc.errors import (
@@ -47,6 +48,7 @@ class PluggedAuthenticator:
         self._cache_seconds = cache.total_seconds()
         self._name = name
         self._inner = inner
+        self._check_limit = CheckLimit()
 
     def seconds_kept(self, caller: Identity) -> float:
         """Return how long an identity may be kept at most."""
@@ -59,7 +61,8 @@ class PluggedAuthenticator:
             certificate=credentials.certificate,
         )
         try:
-            found = await asyncio.wait_for(self._inner.authenticate(seen), ANSWER_SECONDS)
+            with self._check_limit:
+                found = await asyncio.wait_for(self._inner.authenticate(seen), ANSWER_SECONDS)
             if found is not None:
                 _check(found)
             return found

@@ -47,9 +47,6 @@ LEAST_ROLES: Mapping[str, Role] = {
 
 REFUSALS = (NoIdentityError, BadIdentityError, IdentityExpiredError, PermissionDeniedError, IdentityUnavailableError)
 
-MAX_CHECKS = 1_000
-"""Calls that wait for an answer of an issuer or an authenticator; they are not among --max-requests yet."""
-
 MAX_KNOWN = 10_000
 """Callers whose identity is remembered; each takes about 500 bytes."""
 
@@ -63,7 +60,6 @@ class Access:
         self._clock = clock
         self._known: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
         """By a digest of the credentials: the caller, and the time until which that holds."""
-        self._checks = 0
         self.refusals = Counter(dict.fromkeys((each.reason for each in REFUSALS), 0))
         """The calls that were refused for their credentials, by the reason of the error."""
         self.watches: OpenWatches | None = None
@@ -96,16 +92,11 @@ class Access:
             PermissionDeniedError: its credentials are valid, and give it no role.
             UnavailableError: its credentials cannot be checked now.
         """
-        self._checks += 1
         try:
-            if self._checks > MAX_CHECKS:
-                raise IdentityUnavailableError("too many callers are being identified; try again later")
             caller, _ = await self._identify(self._key_of(context), self._credentials_of(context))
         except JobStatusError as error:
             self.refusals[error.reason] += 1
             raise
-        finally:
-            self._checks -= 1
         return caller
 
     def watch(self, method: str, caller: Identity, context: CallContext) -> AbstractContextManager[None]:

@@ -131,6 +131,7 @@ class OpenWatches:
             identity, ends_at = await self._identify(key, caller.credentials)
         except UnavailableError as error:
             if not self._is_too_long_ago(caller):
+                caller.ends_at = self._clock()  # what held before the file changed may no longer
                 return
             refusal = error
         except JobStatusError as error:

@@ -13,10 +13,11 @@ import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import check_limit
 from jobstatus_grpc.auth.chain import readers
 from jobstatus_grpc.auth.jwt import LEEWAY_SECONDS
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.server import access, auth_file, open_watches
+from jobstatus_grpc.server import auth_file, open_watches
 from jobstatus_grpc.server.auth_file import AuthFile
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.support.auth import TRANSPORTS, AuthText, bearer
@@ -47,6 +48,7 @@ packages = ["company_sso.py"]
 """
 
 PLUGIN = '''
+import asyncio
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from jobstatus_grpc.auth import Identity, Role
@@ -66,6 +68,8 @@ class CompanySso:
         known = dict(line.split() for line in Path(self.keys).read_text().splitlines())
         if known.get(key) == "fails":
             raise RuntimeError(f"no luck with {key}")
+        if known.get(key) == "hangs":
+            await asyncio.Event().wait()
         if known.get(key) == "away":
             raise IdentityUnavailableError
         if key not in known:
@@ -201,18 +205,27 @@ def test_a_slow_issuer_delays_no_other_caller(auth, run):
         assert run(scenario) == ("OK", False, True)
 
 
-def test_the_calls_that_wait_for_an_issuer_are_limited(auth, run, monkeypatch):
-    monkeypatch.setattr(access, "MAX_CHECKS", 3)
+async def outcomes_beside(stub, waiting, others):
+    """Return how the first call beyond MAX_CHECKS = 3 of the callers that wait ends, and the calls of others then."""
+    calls = [asyncio.ensure_future(outcome_of(stub, waiting)) for _ in range(4)]
+    done, pending = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    outcomes = [await outcome_of(stub, other) for other in others]
+    return [call.result() for call in done], outcomes, [call.cancel() for call in pending]
+
+
+LIMITED = [("UNAVAILABLE", "IDENTITY_UNAVAILABLE")]
+
+
+def test_the_calls_that_wait_for_an_issuer_are_limited_and_no_others(auth, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(check_limit, "MAX_CHECKS", 3)
+    (tmp_path / "keys.json").write_text(jwks_of(jwk_of("p256", "1")))
+    other = "https://other.example"
+    auth.add("other", JWT.replace("JWKS", "keys.json").replace(ISSUER, other))
+    others = [bearer(auth.admit("ci")), bearer(sign("ES256", iss=other, unit="a"))]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         auth.add("jwt", JWT.replace("JWKS", f"http://127.0.0.1:{silent.getsockname()[1]}/"))
-        caller = bearer(sign("ES256", unit="a"))
-
-        async def scenario(stub):
-            calls = [asyncio.ensure_future(outcome_of(stub, caller)) for _ in range(4)]
-            done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-            return {call.result() for call in done}, [call.cancel() for call in waiting]
-
-        assert run(scenario) == ({("UNAVAILABLE", "IDENTITY_UNAVAILABLE")}, [True] * 3)
+        waiting = bearer(sign("ES256", unit="a"))
+        assert run(lambda stub: outcomes_beside(stub, waiting, others)) == (LIMITED, ["OK", "OK"], [True] * 3)
 
 
 def test_a_token_signed_with_the_key_of_another_is_refused(auth, run, tmp_path):
@@ -271,6 +284,16 @@ def test_an_installed_authenticator_admits_and_refuses_callers(auth, run, sso):
     ]
 
 
+def test_the_calls_that_wait_for_an_authenticator_are_limited_and_no_others(auth, run, sso, monkeypatch, tmp_path):
+    monkeypatch.setattr(check_limit, "MAX_CHECKS", 3)
+    sso(k1="hangs")
+    (tmp_path / "keys.json").write_text(jwks_of(jwk_of("p256", "1")))
+    auth.add("jwt", JWT.replace("JWKS", "keys.json"))
+    others = [bearer(auth.admit("ci")), bearer(sign("ES256", unit="a"))]
+    waiting = (("x-api-key", "k1"),)
+    assert run(lambda stub: outcomes_beside(stub, waiting, others)) == (LIMITED, ["OK", "OK"], [True] * 3)
+
+
 def test_what_an_authenticator_fails_with_is_logged_without_the_credentials(auth, run, sso, caplog):
     sso(secret="fails")
     run(lambda stub: outcome_of(stub, (("x-api-key", "secret"),)))
@@ -307,6 +330,22 @@ def test_a_watch_ends_when_the_authenticator_no_longer_knows_its_caller_and_stay
         asked = opened()[-1].asked
         while opened()[-1].asked < asked + 2:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.05)
+        sso()
+        return await end_of(watch)
+
+    assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
+
+
+def test_a_caller_that_could_not_be_checked_when_the_file_changed_is_checked_again(auth, run, sso):
+    sso(k1="lasting")
+    caller = (("x-api-key", "k1"),)
+
+    async def scenario(stub):
+        watch = stub.WatchJobs(pb.WatchJobsRequest(), metadata=caller)
+        await watch.read()
+        sso(k1="away")
+        auth.admit("new")
+        await until(stub, caller, ("UNAVAILABLE", "IDENTITY_UNAVAILABLE"))
         sso()
         return await end_of(watch)
 
