@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.files import signature_of
+from jobstatus_grpc.files import read_file, signature_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,9 +28,6 @@ Keys: TypeAlias = "tuple[str | int, ...]"
 
 Signatures: TypeAlias = "dict[str, object]"
 """Of files, by their paths: see `signature_of`."""
-
-MAX_FILE_BYTES = 16 * 1024 * 1024
-"""Of a file of settings: 50,000 tokens. A larger one is the wrong file."""
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -78,7 +75,7 @@ class Document:
             OSError, ValueError: it cannot be read, or is too large.
         """
         self._seen[str(path)] = signature_of(str(path))
-        return _bytes_of(path)
+        return read_file(path)
 
     def line_of(self, keys: Keys) -> int:
         """Return the line, from 1, on which the value begins that `keys` lead to; only the parser knows TOML."""
@@ -249,21 +246,12 @@ def read_toml(path: str, sections: Mapping[str, Reader]) -> dict[str, Any]:
 
 def _text_of(path: str) -> str:
     try:
-        text = _bytes_of(Path(path)).decode()
+        text = read_file(path).decode()
     except UnicodeDecodeError:
         raise FileError(f"{path} is not UTF-8; save it as such") from None
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return text.replace("\r\n", "\n")
-
-
-def _bytes_of(path: Path) -> bytes:
-    """Return the contents; raise ValueError if they are too large, or the path has a NUL."""
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
-    return data
 
 
 def parse_toml(text: str) -> dict[str, Any]:

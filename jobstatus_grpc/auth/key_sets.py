@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
@@ -24,6 +23,7 @@ from jwt import PyJWK, PyJWKError, PyJWTError
 
 from jobstatus_grpc.auth.check_limit import CheckLimit
 from jobstatus_grpc.errors import IdentityUnavailableError
+from jobstatus_grpc.files import read_file
 
 log = logging.getLogger("jobstatus_grpc.server")
 
@@ -146,8 +146,10 @@ class KeySource:
         ends_at = time.monotonic() + FETCH_SECONDS
         request = urllib.request.Request(self.url, headers={"Accept": "application/json"})
         if self.token_file is not None:
-            request.add_header("Authorization", f"Bearer {Path(self.token_file).read_text().strip()}")
-        context = ssl.create_default_context(cafile=self.ca_file)
+            request.add_header("Authorization", f"Bearer {read_file(self.token_file).decode().strip()}")
+        # Read here: OpenSSL would wait for the writer of a FIFO. Only comments between certificates are not ASCII.
+        ca = None if self.ca_file is None else read_file(self.ca_file).decode("ascii", errors="ignore")
+        context = ssl.create_default_context(cadata=ca)
         opener = urllib.request.build_opener(
             # A proxy would answer plain HTTP itself, with keys of its own.
             urllib.request.ProxyHandler({} if is_loopback(urlsplit(self.url).hostname) else None),

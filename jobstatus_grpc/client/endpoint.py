@@ -17,7 +17,7 @@ import grpc
 
 from jobstatus_grpc.client import values
 from jobstatus_grpc.client.token import RenewedToken, Token, TokenCommand
-from jobstatus_grpc.files import signature_of
+from jobstatus_grpc.files import read_file, signature_of
 
 log = logging.getLogger("jobstatus_grpc.client")
 
@@ -105,9 +105,7 @@ def _read(tls: Tls) -> Pems:
         ValueError: a file has something else in it; the message names it.
         OSError: a file cannot be read.
     """
-    ca, key, cert = (
-        None if path is None else Path(path).read_bytes() for path in (tls.ca_file, tls.key_file, tls.cert_file)
-    )
+    ca, key, cert = (None if path is None else read_file(path) for path in (tls.ca_file, tls.key_file, tls.cert_file))
     import ssl  # takes a while to load
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from jobstatus_grpc.client import values
-from jobstatus_grpc.files import signature_of
+from jobstatus_grpc.files import read_file, signature_of
 
 log = logging.getLogger("jobstatus_grpc.client")
 
@@ -153,8 +153,7 @@ class RenewedToken:
         signature = signature_of(self._source)
         if signature is not None and signature == self._seen:
             return self._token
-        with self._source.open("rb") as file:
-            token = _checked(file.read(MAX_TOKEN_BYTES + 1), f"the token in {self._source}")
+        token = _checked(read_file(self._source, max_bytes=MAX_TOKEN_BYTES), f"the token in {self._source}")
         self._seen = signature
         return token
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -30,6 +29,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.files import read_file
 from jobstatus_grpc.job import JobState
 from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.config import host_and_port
@@ -392,7 +392,7 @@ class TokenFile:
             CannotStartError: it never had one.
         """
         try:
-            token = Path(self._path).read_text(encoding="ascii").strip()
+            token = read_file(self._path).decode("ascii").strip()
             why = "is empty"
         except (OSError, ValueError) as error:
             token, why = "", f"cannot be read: {getattr(error, 'strerror', None) or 'it is not ASCII'}"

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -21,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.files import signature_of
+from jobstatus_grpc.files import read_file, signature_of
 
 log = logging.getLogger("jobstatus_grpc.server")
 
@@ -90,7 +89,7 @@ def _read(files: TlsFiles) -> Identity:
 
 def _bytes_of(flag: str, path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise CannotStartError(f"{flag} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
