@@ -40,7 +40,7 @@ QUIET_SECONDS = 0.05
 """Time without a new call after which a drain is over."""
 
 MAX_SHARE = 8
-"""The number of calls that one caller may have in flight, as a multiple of the free places."""
+"""The number of calls, or of watches, that one caller may have open, as a multiple of the free places."""
 
 Admit: TypeAlias = Callable[[Identity], str]
 """Counts a call that begins, and returns what it is counted by; raises the error if there is no place for it."""
@@ -135,10 +135,8 @@ class CallMiddleware:
 
     def _admit_request(self, caller: Identity) -> str:
         share = self._share_of(caller)
-        free = self._limits.max_requests - self._requests
-        # One caller gets at most 8 of 9 places, and less the more are taken, so that others always find some.
         in_flight = self._requests_of.get(share, 0)
-        if free <= 0 or in_flight >= MAX_SHARE * free:
+        if not _has_place(in_flight, self._limits.max_requests - self._requests):
             raise TooManyRequestsError
         self._requests += 1
         self._requests_of[share] = in_flight + 1
@@ -151,18 +149,19 @@ class CallMiddleware:
         self._note_end()
 
     def _admit_watch(self, caller: Identity) -> str:
-        if self._watches >= self._limits.max_watchers:
-            raise TooManyWatchersError
         share = self._share_of(caller)
+        opened = self._watches_of.get(share, 0)
+        if not _has_place(opened, self._limits.max_watchers - self._watches):
+            raise TooManyWatchersError
         of_caller = self._limits.max_watchers_per_caller
-        if of_caller is not None and self._watches_of.get(share, 0) >= of_caller:
+        if of_caller is not None and opened >= of_caller:
             raise TooManyWatchersError(
                 "you have reached the limit of open watches of one caller; end some, or try again later"
             )
         if self._caller_limits is not None:
             self._caller_limits.begin_watch(caller)
         self._watches += 1
-        self._watches_of[share] = self._watches_of.get(share, 0) + 1
+        self._watches_of[share] = opened + 1
         self._idle.clear()
         return share
 
@@ -301,6 +300,14 @@ def _masked(name: str, error: Exception) -> InternalError:
     error_id = uuid.uuid4().hex
     log.error("%s failed, its client got INTERNAL; error id %s", name, error_id, exc_info=error)
     return InternalError(f"the server failed; its log has the details under the id {error_id}", error_id=error_id)
+
+
+def _has_place(of_caller: int, free: int) -> bool:
+    """Return whether a caller that has `of_caller` places gets another of those that are free.
+
+    It gets at most 8 of 9 places, and less the more are taken, so that others always find some.
+    """
+    return free > 0 and of_caller < MAX_SHARE * free
 
 
 def _uncount(counts: dict[str, int], key: str) -> None:

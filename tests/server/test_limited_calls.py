@@ -238,6 +238,18 @@ def test_one_caller_cannot_take_all_places_of_calls_in_flight(run):
     run("", scenario, store=store, max_requests=9)
 
 
+def test_one_caller_cannot_take_all_places_of_watches(run):
+    async def scenario(ci, other, _):
+        await ci.create(id="a")
+        watches = [ci.watch("a") for _ in range(8)]
+        assert all([await watch.read() for watch in watches])
+        refusal = await refusal_of(first_message(ci.watch("a")))
+        assert (refusal.kind, refusal.retry_seconds > 0) == (("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHERS"), True)
+        assert await other.watch("a").read()
+
+    run("", scenario, max_watchers=9)
+
+
 def test_metrics_count_refusals_by_limit_and_scope(auth, serve, tmp_path):
     auth.add("limits", "[limits.principals.ci]\nupdates_per_second = 1\n[limits.each_tenant]\njobs = 1")
     log = tmp_path / "log"

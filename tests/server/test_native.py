@@ -24,13 +24,15 @@ pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this
 NATIVE = ("--transport", "native")
 GET = "/jobstatus.v1.JobStatusService/GetJob"
 READERS = 20
+PLACES = READERS + 3
+"""One host gets READERS + 1 of them."""
 MIB = 1024 * 1024
 NONE = duration_pb2.Duration()
 
 
 @pytest.fixture(scope="module")
 def service(serve_module):
-    return serve_module(*NATIVE, "--max-watchers", str(READERS + 1))
+    return serve_module(*NATIVE, "--max-watchers", str(PLACES))
 
 
 def start(*arguments, **environment):

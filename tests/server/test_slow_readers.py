@@ -15,6 +15,8 @@ from jobstatus.v1 import job_status_pb2 as pb
 from tests.support.timing import MAX_PAUSE_SECONDS, within_a_second
 
 READERS = 20
+PLACES = READERS + 3
+"""One host gets READERS + 1 of them."""
 LARGE = {"text": "x" * 60_000}
 MIB = 1024 * 1024
 NONE = duration_pb2.Duration()
@@ -22,7 +24,7 @@ NONE = duration_pb2.Duration()
 
 @pytest.fixture(scope="module")
 def service(serve_module):
-    return serve_module("--max-watchers", str(READERS + 1))
+    return serve_module("--max-watchers", str(PLACES))
 
 
 @pytest.fixture
@@ -165,7 +167,7 @@ def test_a_reader_that_reads_again_skips_to_the_newest_and_gets_the_end(service,
 
 
 def test_readers_that_do_not_read_do_not_hold_up_the_end_of_the_server(serve, new_id):
-    service = serve("--drain-grace", "1s", "--max-watchers", str(READERS + 1))
+    service = serve("--drain-grace", "1s", "--max-watchers", str(PLACES))
     job = service.job_in("IN_PROGRESS", id=new_id(), result=LARGE)
     readers = deaf_readers(service, job)
     for number in range(100):
@@ -179,7 +181,7 @@ def test_readers_that_do_not_read_do_not_hold_up_the_end_of_the_server(serve, ne
 
 @pytest.mark.slow
 def test_a_reader_that_stalls_for_ever_is_thrown_out_by_the_age_of_its_connection(serve, new_id):
-    service = serve("--max-connection-age", "1s", "--max-watchers", str(READERS + 1))
+    service = serve("--max-connection-age", "1s", "--max-watchers", str(PLACES))
     job = service.job_in("IN_PROGRESS", id=new_id(), result=LARGE)
     readers = idle_readers(service, job)
     for number in range(100):

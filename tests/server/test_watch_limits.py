@@ -100,6 +100,15 @@ def test_a_caller_has_a_limit_of_its_own_over_all_its_connections(serve, refused
     other.close()
 
 
+def test_one_host_gets_at_most_eight_of_nine_places(serve, refused, new_id):
+    service = serve("--max-watchers", "18")
+    job = service.job_in("IN_PROGRESS", id=new_id())
+    streams = opened(service, job, 16)
+    assert refused_watch(refused, service, job).kind == TOO_MANY
+    streams[0].cancel()
+    admitted(service, job).cancel()
+
+
 def test_under_a_storm_of_watches_every_call_is_answered(limited, running):
     def storm(number):
         codes = set()
