@@ -10,6 +10,7 @@ import asyncio
 import functools
 import json
 import logging
+import math
 import os
 import select
 import threading
@@ -43,6 +44,7 @@ def configure(log_format: str, level: str, *, calls: bool = False, worker: int |
     """
     writer = LogWriter(2)
     handler = _WriterHandler(writer, None if level == "debug" else Allowance())
+    handler.addFilter(ValueFilter().admits)
     handler.setFormatter(JsonFormatter(worker) if log_format == "json" else TextFormatter(worker))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     calls_level = logging.INFO if calls else logging.DEBUG
@@ -186,6 +188,34 @@ class Allowance:
             log.info(
                 "the log leaves out lines about jobs that are created, claimed and succeed, %d so far, to stay under "
                 "100 MB a day; `jobstatus history ID` shows them, and --log-level debug logs all",
+                self._left_out,
+            )
+        return False
+
+
+UNDECODED_LOGGER = "grpc._cython.cygrpc"
+"""Logs each value of metadata that is not UTF-8, several times a call, with a traceback."""
+
+
+class ValueFilter:
+    """Drops grpcio's records that have a value of a client's metadata, which may be a token; logs one line instead."""
+
+    def __init__(self, *, seconds: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._left_out = 0
+        self._log_at = -math.inf
+
+    def admits(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is to be written."""
+        if record.name != UNDECODED_LOGGER or not str(record.msg).startswith("Invalid encoding"):
+            return True
+        self._left_out += 1
+        now = self._seconds()
+        if now >= self._log_at:
+            self._log_at = now + SUMMARY_SECONDS
+            log.warning(
+                "a client sends metadata that is not UTF-8, and is read as Latin-1; correct the client. The value may "
+                "be a secret and is not logged; %d lines of grpcio about such values are left out so far",
                 self._left_out,
             )
         return False

@@ -22,6 +22,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.server.app import DescriptorCheck
 from jobstatus_grpc.server.logs import MAX_PENDING_BYTES, Allowance, JsonFormatter, LogWriter, TextFormatter
+from tests.support.auth import TRANSPORTS, AuthText
 
 
 def lines_of(path):
@@ -32,8 +33,10 @@ def frame(kind, stream, payload):
     return struct.pack(">I", len(payload))[1:] + bytes([kind, 4 * (kind == 1)]) + struct.pack(">I", stream) + payload
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
 # A call whose headers HTTP/2 does not allow: gRPC's core logs it.
-ODD_CALL = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, b"") + frame(1, 1, b"\0\x02te\x08nonsense")
+ODD_CALL = PREFACE + frame(4, 0, b"") + frame(1, 1, b"\0\x02te\x08nonsense")
 
 
 def provoke(service, new_id):
@@ -119,6 +122,41 @@ def test_the_log_says_what_happened_to_a_job(serve, tmp_path, new_id, store):
         {"to": "deleted", "revision": 6},
     ]
     assert [entry for entry in entries if "method" in entry] == []
+
+
+def call_with(service, token):
+    """Call GetCallerIdentity with any bytes as the token, which grpc's clients refuse to send; wait for the answer."""
+    values = {
+        ":method": b"POST", ":scheme": b"http", ":path": b"/jobstatus.v1.JobStatusService/GetCallerIdentity",
+        ":authority": b"x", "te": b"trailers", "content-type": b"application/grpc", "authorization": b"Bearer " + token,
+    }  # fmt: skip
+    headers = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value for name, value in values.items()
+    )
+    end_of_request = b"\0\0\5\0\1\0\0\0\1" + bytes(5)  # DATA with an empty message
+    host, port = service.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(PREFACE + frame(4, 0, b"") + frame(1, 1, headers) + end_of_request)
+        answer = connection.makefile("rb")
+        kind = None
+        while kind != 1:  # HEADERS
+            head = answer.read(9)
+            kind = head[3]
+            answer.read(int.from_bytes(head[:3], "big"))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_token_that_is_not_utf8_is_not_in_the_log(serve, tmp_path, transport):
+    auth, log = AuthText(tmp_path / "auth.toml"), tmp_path / "log"
+    auth.admit("ci")
+    service = serve("--auth", str(auth.path), "--log-calls", "--transport", transport, log=log)
+    for _ in range(3):
+        call_with(service, b"SECRET\xe9")
+    assert service.process.terminate() == 0
+    lines = lines_of(log)
+    assert sum("BAD_IDENTITY" in line for line in lines) == 3
+    assert not [line for line in lines if "SECRET" in line or "Traceback" in line]
+    assert sum("metadata that is not UTF-8" in line for line in lines) == (transport == "grpcio")
 
 
 def record_of(before, after):
