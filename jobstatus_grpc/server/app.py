@@ -30,6 +30,7 @@ from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerCon
 from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import ServerLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
+from jobstatus_grpc.server.places import Places
 from jobstatus_grpc.server.servicer import JobStatusServicer
 from jobstatus_grpc.server.transports import grpcio
 from jobstatus_grpc.server.transports.interface import Method, Transport
@@ -306,11 +307,14 @@ def _open_transport(
         CannotStartError: it is not installed.
     """
 
+    places = Places(reflection.MAX_STREAMS)
+
     def build(config: ServerConfig, methods: Sequence[Method]) -> grpc.aio.Server:
         server = grpc.aio.server(options=channel_options(config))
         grpcio.add_methods(server, methods)
         if not config.closed_reflection:
-            reflection.add_reflection(server, [servicer.SERVICE_NAME, health.SERVICE_NAME], drain=draining)
+            services = [servicer.SERVICE_NAME, health.SERVICE_NAME]
+            reflection.add_reflection(server, services, drain=draining, places=places)
         return server
 
     if config.transport != "native":

@@ -16,7 +16,10 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from jobstatus_grpc.errors import TooManyWatchersError
+from jobstatus_grpc.server.places import Places, host_of
 from jobstatus_grpc.server.transports.interface import CallContext, Method, StreamContext
+from jobstatus_grpc.wire import status as error_status
 
 __all__ = [
     "NOT_SERVING",
@@ -42,6 +45,14 @@ SERVING = HealthCheckResponse.SERVING
 
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 
+MAX_SERVICE_BYTES = 256
+"""Of the name of a service: a watcher keeps it, and may wait for a service that is not known yet."""
+
+MAX_REQUEST_BYTES = 1024
+"""Of a request, which a transport keeps until the call ends: a name, and fields of later versions."""
+
+MAX_WATCHERS = 1000
+"""Open watches of health: they need no identity, and one takes 20 kB."""
 
 # List came with grpcio-health-checking 1.85; older ones have no messages for it, and it stays UNIMPLEMENTED.
 _ListResponse: Any = getattr(health_pb2, "HealthListResponse", None)
@@ -63,6 +74,7 @@ class HealthServicer:
         self._statuses: dict[str, int] = dict.fromkeys((OVERALL, *services), NOT_SERVING)
         self._draining = False
         self._watchers: set[_Watcher] = set()
+        self._places = Places(MAX_WATCHERS)
         self._to_wake: set[_Watcher] = set()
 
     def set(self, service: str, status: int) -> None:
@@ -84,8 +96,11 @@ class HealthServicer:
         self._wake(self._watchers)
 
     async def Check(self, data: bytes, context: CallContext) -> bytes:
-        request = await _parse(data, context)
-        status = self._statuses.get(request.service)
+        service, problem = _parse(data)
+        data = b""  # grpcio keeps the exception of an abort, and its frames, until the garbage is collected
+        if problem:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
+        status = self._statuses.get(service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         return HealthCheckResponse(status=status).SerializeToString()
@@ -97,11 +112,21 @@ class HealthServicer:
 
     # Not a generator: when one is cancelled in a write, its `finally` runs only once it is collected as garbage.
     async def Watch(self, data: bytes, context: StreamContext) -> None:
-        watcher = _Watcher(service=(await _parse(data, context)).service)
+        service, problem = _parse(data)
+        data = b""  # as in Check
+        if problem:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
+        host = host_of(context.peer())
+        if not self._places.has_one(host):
+            error = TooManyWatchersError("the server has reached its limit of open watches of health; try again later")
+            await context.abort(*error_status.status_of(error))
+        watcher = _Watcher(service=service)
+        self._places.take(host)
         self._watchers.add(watcher)
         try:
             await self._follow(watcher, context)
         finally:
+            self._places.free(host)
             self._watchers.discard(watcher)
             self._to_wake.discard(watcher)
 
@@ -145,8 +170,13 @@ def methods(health: HealthServicer) -> list[Method]:
     return found
 
 
-async def _parse(data: bytes, context: CallContext) -> HealthCheckRequest:
+def _parse(data: bytes) -> tuple[str, str]:
+    """Return the service of a request, and what is wrong with the request; empty if nothing is."""
+    if len(data) > MAX_REQUEST_BYTES:
+        return "", f"the request must have at most {MAX_REQUEST_BYTES} bytes"
     try:
-        return HealthCheckRequest.FromString(data)
+        service: str = HealthCheckRequest.FromString(data).service
     except DecodeError:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed request")
+        return "", "malformed request"
+    is_too_long = len(service.encode()) > MAX_SERVICE_BYTES
+    return service, f"service must have at most {MAX_SERVICE_BYTES} bytes" if is_too_long else ""

@@ -23,6 +23,7 @@ from jobstatus_grpc.errors import (
 from jobstatus_grpc.server.access import Access, authorize, tenants_of
 from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import RequestLog
+from jobstatus_grpc.server.places import Places, host_of
 from jobstatus_grpc.server.requests import subject_of, updates_in
 from jobstatus_grpc.server.transports.interface import CallContext, Metadata, Method, StreamContext
 from jobstatus_grpc.wire import status
@@ -38,9 +39,6 @@ MAX_LOGGED_CHARACTERS = 128
 
 QUIET_SECONDS = 0.05
 """Time without a new call after which a drain is over."""
-
-MAX_SHARE = 8
-"""The number of calls, or of watches, that one caller may have open, as a multiple of the free places."""
 
 Admit: TypeAlias = Callable[[Identity], str]
 """Counts a call that begins, and returns what it is counted by; raises the error if there is no place for it."""
@@ -96,10 +94,8 @@ class CallMiddleware:
         self._caller_limits = caller_limits
         self._log = request_log
         self._tallies = tallies or {}
-        self._requests = 0
-        self._requests_of: dict[str, int] = {}
-        self._watches = 0
-        self._watches_of: dict[str, int] = {}
+        self._requests = Places(limits.max_requests)
+        self._watches = Places(limits.max_watchers)
         self._is_draining = False
         self._refused = 0
         self._idle = asyncio.Event()
@@ -135,51 +131,43 @@ class CallMiddleware:
 
     def _admit_request(self, caller: Identity) -> str:
         share = self._share_of(caller)
-        in_flight = self._requests_of.get(share, 0)
-        if not _has_place(in_flight, self._limits.max_requests - self._requests):
+        if not self._requests.has_one(share):
             raise TooManyRequestsError
-        self._requests += 1
-        self._requests_of[share] = in_flight + 1
+        self._requests.take(share)
         self._idle.clear()
         return share
 
     def _end_request(self, caller: Identity, share: str) -> None:
-        self._requests -= 1
-        _uncount(self._requests_of, share)
+        self._requests.free(share)
         self._note_end()
 
     def _admit_watch(self, caller: Identity) -> str:
         share = self._share_of(caller)
-        opened = self._watches_of.get(share, 0)
-        if not _has_place(opened, self._limits.max_watchers - self._watches):
+        if not self._watches.has_one(share):
             raise TooManyWatchersError
         of_caller = self._limits.max_watchers_per_caller
-        if of_caller is not None and opened >= of_caller:
+        if of_caller is not None and self._watches.taken_by(share) >= of_caller:
             raise TooManyWatchersError(
                 "you have reached the limit of open watches of one caller; end some, or try again later"
             )
         if self._caller_limits is not None:
             self._caller_limits.begin_watch(caller)
-        self._watches += 1
-        self._watches_of[share] = opened + 1
+        self._watches.take(share)
         self._idle.clear()
         return share
 
     def _end_watch(self, caller: Identity, share: str) -> None:
         if self._caller_limits is not None:
             self._caller_limits.end_watch(caller)
-        self._watches -= 1
-        _uncount(self._watches_of, share)
+        self._watches.free(share)
         self._note_end()
 
     def _share_of(self, caller: Identity) -> str:
         """Return what calls are counted by: without authentication a caller is a host."""
-        return (
-            caller.principal.rpartition(":")[0] if self._access.file is None else f"{caller.tenant} {caller.principal}"
-        )
+        return host_of(caller.principal) if self._access.file is None else f"{caller.tenant} {caller.principal}"
 
     def _note_end(self) -> None:
-        if not self._requests and not self._watches:
+        if not self._requests.taken and not self._watches.taken:
             self._idle.set()
 
     def _around(self, rpc: Rpc, handler: Handler, admit: Admit, end: End) -> Method:
@@ -300,20 +288,6 @@ def _masked(name: str, error: Exception) -> InternalError:
     error_id = uuid.uuid4().hex
     log.error("%s failed, its client got INTERNAL; error id %s", name, error_id, exc_info=error)
     return InternalError(f"the server failed; its log has the details under the id {error_id}", error_id=error_id)
-
-
-def _has_place(of_caller: int, free: int) -> bool:
-    """Return whether a caller that has `of_caller` places gets another of those that are free.
-
-    It gets at most 8 of 9 places, and less the more are taken, so that others always find some.
-    """
-    return free > 0 and of_caller < MAX_SHARE * free
-
-
-def _uncount(counts: dict[str, int], key: str) -> None:
-    counts[key] -= 1
-    if not counts[key]:
-        del counts[key]
 
 
 def _request_id(context: CallContext) -> str:

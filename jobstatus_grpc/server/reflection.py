@@ -25,9 +25,19 @@ from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
+from jobstatus_grpc.errors import TooManyRequestsError
+from jobstatus_grpc.server.places import Places, host_of
+from jobstatus_grpc.wire import status
+
 __all__ = ["SERVICE_NAMES", "ReflectionServicer", "add_reflection"]
 
 SERVICE_NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+
+MAX_REQUEST_BYTES = 4096
+"""Of a request: a name. The response repeats it."""
+
+MAX_STREAMS = 1000
+"""Open streams: they need no identity, and one takes 20 kB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +108,10 @@ class ReflectionServicer:
     Raises KeyError if a service is in neither.
     """
 
-    def __init__(self, services: Iterable[str], *, descriptor_set: bytes, drain: asyncio.Event) -> None:
+    def __init__(self, services: Iterable[str], *, descriptor_set: bytes, drain: asyncio.Event, places: Places) -> None:
         self._services = sorted({*services, *SERVICE_NAMES})
         self._drain = drain
+        self._places = places
         self._files = _Files()
         for file in FileDescriptorSet.FromString(descriptor_set).file:
             self._files.add(file)
@@ -112,6 +123,11 @@ class ReflectionServicer:
     async def ServerReflectionInfo(
         self, requests: AsyncIterator[ServerReflectionRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
+        host = host_of(context.peer())
+        if not self._places.has_one(host):
+            error = TooManyRequestsError("the server has reached its limit of streams of reflection; try again later")
+            await context.abort(*status.status_of(error))
+        self._places.take(host)
         draining = asyncio.ensure_future(self._drain.wait())
         try:
             while (request := await _next(requests, draining)) is not None:
@@ -120,6 +136,7 @@ class ReflectionServicer:
             # Raised when the client leaves during the write. grpcio logs a traceback for all but CancelledError.
             raise asyncio.CancelledError from error
         finally:
+            self._places.free(host)
             draining.cancel()
 
     def _answer(self, request: ServerReflectionRequest) -> ServerReflectionResponse:
@@ -158,10 +175,17 @@ class ReflectionServicer:
                 response.error_response.error_message = text
 
 
-def add_reflection(server: grpc.aio.Server, services: Sequence[str], *, drain: asyncio.Event) -> None:
-    """Describe `services` and their messages on `server`, which has not been started; see ReflectionServicer."""
+def add_reflection(
+    server: grpc.aio.Server, services: Sequence[str], *, drain: asyncio.Event, places: Places | None = None
+) -> None:
+    """Describe `services` and their messages on `server`, which has not been started; see ReflectionServicer.
+
+    Servers that take each other's place share `places`; by default there are MAX_STREAMS.
+    """
     descriptor_set = resources.files("jobstatus.v1").joinpath("descriptor_set.binpb").read_bytes()
-    reflection = ReflectionServicer(services, descriptor_set=descriptor_set, drain=drain)
+    reflection = ReflectionServicer(
+        services, descriptor_set=descriptor_set, drain=drain, places=places or Places(MAX_STREAMS)
+    )
     # v1 and v1alpha are the same on the wire.
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
@@ -185,7 +209,11 @@ async def _next(
 
 
 def _parse(data: bytes) -> ServerReflectionRequest:
-    """Return an empty request for a malformed one, to be answered with an error: an exception would end the stream."""
+    """Return an empty request for one that is malformed or too large, to be answered with an error: an exception would
+    end the stream.
+    """
+    if len(data) > MAX_REQUEST_BYTES:
+        return ServerReflectionRequest()
     try:
         return ServerReflectionRequest.FromString(data)
     except DecodeError:

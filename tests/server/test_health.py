@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +14,10 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from jobstatus.v1 import job_status_pb2
 
+from jobstatus_grpc.server import health
 from jobstatus_grpc.server.health import (
+    MAX_REQUEST_BYTES,
+    MAX_SERVICE_BYTES,
     NOT_SERVING,
     OVERALL,
     SERVICE,
@@ -24,7 +28,11 @@ from jobstatus_grpc.server.health import (
     methods,
 )
 from jobstatus_grpc.server.transports import grpcio
+from jobstatus_grpc.stores.memory import MemoryStore
+from tests.support.auth import TRANSPORTS
 from tests.support.loop import on_a_loop
+from tests.support.servers import serving_at
+from tests.support.service import read_refusal
 
 UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 NEVER_BY_ITSELF_SECONDS = 3600.0
@@ -109,6 +117,59 @@ async def test_a_malformed_request_is_an_invalid_argument(method: str) -> None:
         method_of_bytes: Any = serving.channel.unary_stream(f"/{SERVICE_NAME}/{method}")
         call = method_of_bytes(b"\x0a\x01\xff")
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+@pytest.mark.parametrize("more", [b"", bytes([0x7A, 0x80, 0x10]) + bytes(2048)], ids=["name", "unknown field"])
+@on_a_loop
+async def test_a_request_that_is_too_large_is_an_invalid_argument(method: str, more: bytes) -> None:
+    request = b"" if more else HealthCheckRequest(service="x" * (MAX_SERVICE_BYTES + 1)).SerializeToString()
+    assert not more or len(more) > MAX_REQUEST_BYTES
+    async with serve() as serving:
+        method_of_bytes: Any = serving.channel.unary_stream(f"/{SERVICE_NAME}/{method}")
+        call = method_of_bytes(request + more)
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@on_a_loop
+async def test_a_watch_of_the_longest_name_is_allowed() -> None:
+    async with serve() as serving:
+        assert await status_of(serving.watch("é" * (MAX_SERVICE_BYTES // 2))) == UNKNOWN
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@on_a_loop
+async def test_watches_beyond_the_limit_are_refused_until_one_ends(
+    monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    monkeypatch.setattr(health, "MAX_WATCHERS", 9)
+    async with (
+        serving_at(MemoryStore(), transport=transport) as (_, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub: Any = HealthStub(channel)
+        request = HealthCheckRequest(service=SERVICE)
+        watches = [stub.Watch(request) for _ in range(8)]
+        assert {await status_of(watch) for watch in watches} == {SERVING}
+        refusal = read_refusal(await error_of(stub.Watch(request)))
+        assert (refusal.kind, refusal.retry_seconds) == (("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHERS"), 1.0)
+        assert (await stub.Check(request)).status == SERVING
+        too_long = HealthCheckRequest(service="x" * (MAX_SERVICE_BYTES + 1))
+        assert (await error_of(stub.Watch(too_long))).code() is grpc.StatusCode.INVALID_ARGUMENT
+        watches[0].cancel()
+        await asyncio.wait_for(until_admitted(lambda: stub.Watch(request)), 10)
+
+
+async def until_admitted(watch: Callable[[], Any]) -> int:
+    while True:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            return await status_of(watch())
+
+
+async def error_of(watch: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await watch.read()
+    return caught.value
 
 
 @pytest.mark.skipif(not hasattr(health_pb2, "HealthListRequest"), reason="grpcio-health-checking is older than List")

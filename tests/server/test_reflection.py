@@ -18,8 +18,10 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 )
 from jobstatus.v1 import job_status_pb2
 
-from jobstatus_grpc.server.reflection import SERVICE_NAMES, add_reflection
+from jobstatus_grpc.server.places import Places
+from jobstatus_grpc.server.reflection import MAX_REQUEST_BYTES, SERVICE_NAMES, add_reflection
 from tests.support.loop import on_a_loop
+from tests.support.service import read_refusal
 
 SERVICES = ("jobstatus.v1.JobStatusService", "grpc.health.v1.Health")
 JOB_STATUS = "jobstatus/v1/job_status.proto"
@@ -84,10 +86,10 @@ async def ask(stream: Any, request: bytes) -> ServerReflectionResponse:
 
 
 @asynccontextmanager
-async def serve() -> AsyncIterator[Serving]:
+async def serve(places: Places | None = None) -> AsyncIterator[Serving]:
     server = grpc.aio.server()
     drain = asyncio.Event()
-    add_reflection(server, SERVICES, drain=drain)
+    add_reflection(server, SERVICES, drain=drain, places=places)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -252,7 +254,12 @@ async def test_the_unknown_is_an_answer_of_not_found(request_: ServerReflectionR
         assert response.original_request == request_
 
 
-@pytest.mark.parametrize("request_", [b"", ServerReflectionRequest(host="h").SerializeToString(), b"\x1a\x01\xff"])
+TOO_LARGE = ServerReflectionRequest(file_by_filename="x" * MAX_REQUEST_BYTES).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "request_", [b"", ServerReflectionRequest(host="h").SerializeToString(), b"\x1a\x01\xff", TOO_LARGE]
+)
 @on_a_loop
 async def test_a_request_for_nothing_is_refused_and_the_next_one_answered(request_: bytes) -> None:
     async with serve() as serving:
@@ -261,6 +268,22 @@ async def test_a_request_for_nothing_is_refused_and_the_next_one_answered(reques
         assert refusal.error_response.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
         answer = await ask(stream, of_file(JOB_STATUS).SerializeToString())
         assert answer.HasField("file_descriptor_response")
+
+
+@on_a_loop
+async def test_streams_beyond_the_limit_are_refused_until_one_ends() -> None:
+    request = ServerReflectionRequest(list_services="*").SerializeToString()
+    async with serve(Places(9)) as serving:
+        streams = [serving.open() for _ in range(8)]
+        for stream in streams:
+            await ask(stream, request)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await serving.open().read()
+        refusal = read_refusal(caught.value)
+        assert (refusal.kind, refusal.retry_seconds) == (("RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS"), 0.1)
+        await streams[0].done_writing()
+        assert await streams[0].read() is grpc.aio.EOF
+        assert (await ask(serving.open(), request)).HasField("list_services_response")
 
 
 @on_a_loop

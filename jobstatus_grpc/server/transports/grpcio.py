@@ -77,7 +77,9 @@ def add_methods(server: grpc.aio.Server, methods: Iterable[Method]) -> None:
 
 def _stream_handler(behaviour: Behaviour) -> Any:
     async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await behaviour(data, _Stream(context))
+        answering = behaviour(data, _Stream(context))
+        data = b""  # else kept with the exception of an abort, until the garbage is collected
+        await answering
 
     return answer
 
