@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from jobstatus_grpc.address import parse_address
 from jobstatus_grpc.job import JobState, to_state
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -20,10 +21,6 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+", re.ASCII)
-
-_URL = re.compile(r"grpcs?://([^/@]+)/?")
-
-_SCHEMES = ("unix", "unix-abstract", "dns", "ipv4", "ipv6", "vsock", "xds")
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
@@ -103,16 +100,10 @@ def label(value: str) -> tuple[str, str]:
 
 def address(value: str) -> str:
     """Return an address for a client: HOST:PORT, grpcs://HOST, unix:/path, or another scheme of gRPC."""
-    scheme, _, rest = text(value).partition(":")
-    host, _, port = value.rpartition(":")
-    if scheme in ("grpc", "grpcs"):
-        good = bool(_URL.fullmatch(value))  # the client checks the rest
-    elif scheme in _SCHEMES:
-        good = bool(rest.strip("/"))
-    else:
-        good = bool(host) and "/" not in host and port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535
-    if not good or not value.isprintable() or " " in value:
-        raise click.BadParameter(f"{value!r} is not an address; write HOST:PORT, grpcs://HOST:PORT or unix:/path")
+    try:
+        parse_address(text(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
     return value
 
 

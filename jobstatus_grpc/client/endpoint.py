@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import grpc
 
+from jobstatus_grpc.address import parse_address
 from jobstatus_grpc.client import values
 from jobstatus_grpc.client.token import RenewedToken, Token, TokenCommand
 from jobstatus_grpc.files import read_file, signature_of
@@ -23,13 +21,8 @@ log = logging.getLogger("jobstatus_grpc.client")
 
 USER_AGENT = "jobstatus-grpc"
 
-DEFAULT_PORT = 50051
-"""Of `grpc://HOST` and `grpcs://HOST`: the port of `jobstatus serve`, with TLS and without."""
-
 CHECK_SECONDS = 1.0
 """Interval, at least, at which a client that makes calls looks at its files of TLS."""
-
-_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
 
 CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.primary_user_agent", USER_AGENT),
@@ -248,18 +241,18 @@ def endpoint(
         ValueError: they are not valid together, or the token's command failed; the message says what to write.
         OSError: a file cannot be read.
     """
-    target, scheme = _target(address)
-    if (scheme == "grpcs" and tls is False) or (scheme == "grpc" and tls):
-        raise ValueError(f"{address!r} says {'TLS' if scheme == 'grpcs' else 'no TLS'}, and tls={tls!r} the opposite")
-    if scheme == "grpcs" or tls is True:
+    server = parse_address(address)
+    if server.tls is not None and tls is not None and server.tls != bool(tls):
+        raise ValueError(f"{address!r} says {'TLS' if server.tls else 'no TLS'}, and tls={tls!r} the opposite")
+    if server.tls or tls is True:
         tls = tls if isinstance(tls, Tls) else Tls()
-    if token is not None and not tls and not insecure and not _is_on_this_machine(target):
+    if token is not None and not tls and not insecure and not server.is_on_this_machine:
         raise ValueError(
             f"the token would be sent to {address} without encryption; use TLS (grpcs://HOST:PORT, or a CA), or if "
             "the network is trusted insecure=True (--insecure, JOBSTATUS_INSECURE=1)"
         )
     return Endpoint(
-        target,
+        server.target,
         TlsFiles(tls) if tls else None,
         None if token is None else _opened(token),
         None if tenant is None else _word(tenant, "tenant"),
@@ -277,45 +270,3 @@ def _word(text: str, name: str) -> str:
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError(f"the {name} must be printable ASCII without spaces")
     return text
-
-
-_URL = re.compile(r"(grpcs?)://(\[[^][/@]+\]|[^][:/@]+)(?::(\d+))?/?", re.ASCII)
-
-
-def _target(address: str) -> tuple[str, str]:
-    """Return the address as gRPC has to get it, and its scheme if it is `grpc` or `grpcs`."""
-    if address.startswith("unix:"):
-        return f"unix:{quote(address.removeprefix('unix:'))}", ""  # gRPC decodes it: a path may hold a "%"
-    if address.startswith(_SCHEMES):
-        return address, ""
-    scheme, target = "", address
-    if url := _URL.fullmatch(address):
-        scheme, target = url[1], f"{url[2]}:{url[3] or DEFAULT_PORT}"
-    host, _, port = target.rpartition(":")
-    if not host or "/" in target or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        forms = "HOST:PORT, grpcs://HOST:PORT (TLS), dns:///HOST:PORT or unix:/path"
-        raise ValueError(f"{address!r} is not an address; write {forms}")
-    return target, scheme
-
-
-def _is_on_this_machine(target: str) -> bool:
-    """Return whether calls to `target` do not leave the machine: a Unix socket, or loopback alone."""
-    scheme, _, rest = target.partition(":")
-    if scheme in ("unix", "unix-abstract"):
-        return True
-    if scheme in ("vsock", "xds"):
-        return False
-    places = (rest if scheme in ("dns", "ipv4", "ipv6") else target).rpartition("/")[2].split(",")
-    return all(_is_loopback(place) for place in places)
-
-
-def _is_loopback(place: str) -> bool:
-    """Return whether HOST or HOST:PORT is loopback."""
-    if place.startswith("["):
-        host = place[1:].partition("]")[0]
-    else:
-        host = place.partition(":")[0] if place.count(":") == 1 else place
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from jobstatus_grpc.address import DEFAULT_PORT
 from jobstatus_grpc.client import values
-from jobstatus_grpc.client.endpoint import DEFAULT_PORT, Endpoint, Tls, endpoint, tls_of
+from jobstatus_grpc.client.endpoint import Endpoint, Tls, endpoint, tls_of
 from jobstatus_grpc.client.token import Token, check_argument, token_of
 
 

@@ -87,10 +87,11 @@ def test_an_address_is_host_and_port_or_a_socket(typed):
         "a:١",
         "grpcs://",
         "grpcs://a/b",
+        "dns:jobs:1#/localhost",
     ],
 )
 def test_what_is_no_address_is_refused(typed):
-    with pytest.raises(click.BadParameter, match="write HOST:PORT, grpcs://HOST:PORT or unix:/path"):
+    with pytest.raises(click.BadParameter, match="write HOST:PORT, grpcs://HOST:PORT"):
         parsers.address(typed)
 
 

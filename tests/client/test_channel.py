@@ -16,7 +16,8 @@ GOT = reply(pb.GetJobResponse(job=a_job()))
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:50051", "[::1]:1", "dns:///a.b:50051", "dns:a:1", "unix:/run/s", "unix:s"]
+    "address",
+    ["localhost:50051", "[::1]:1", "dns:///a.b:50051", "dns:a:1", "unix:/run/s", "unix:s", "[fe80::1%25eth0]:1"],
 )
 def test_an_address_is_a_host_and_port_or_a_path(address):
     assert endpoint(address).target == address
@@ -40,6 +41,24 @@ def test_an_address_is_a_host_and_port_or_a_path(address):
         "grpcs://::1",
         "grpcs://user@a",
         "grpc+tls://a:1",
+        "ipv4:10.1.2.3:1/127.0.0.1",
+        "ipv4:10.1.2.3:1#/127.0.0.1:1",
+        "ipv4:10.1.2.3:1?/127.0.0.1:1",
+        "ipv4:%31%30.1.2.3:1",
+        "ipv6:[fd00::1]:1?/[::1]:1",
+        "dns:jobs:1#/localhost",
+        "dns:jobs:1%23/localhost",
+        "dns:jobs:1%2Flocalhost",
+        "dns:///jobs:1?/localhost",
+        "dns:///jobs:1/localhost",
+        "vsock:2:1/localhost",
+        "xds:///jobs?/localhost",
+        "localhost:1?a:1",
+        "localhost%2e:1",
+        "::1:1",
+        "a:0",
+        "unix:",
+        "unix://host/s",
     ],
 )
 def test_anything_else_is_refused_with_what_to_write(address):

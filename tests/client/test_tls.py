@@ -120,7 +120,15 @@ def test_tls_to_a_server_without_it_is_said(connect, ca):
 
 
 @pytest.mark.parametrize(
-    "address", ["jobs.example:1", "10.0.0.1:1", "dns:///a:1", "ipv4:127.0.0.1:1,10.0.0.1:1", "xds:a"]
+    "address",
+    [
+        "jobs.example:1",
+        "10.0.0.1:1",
+        "dns:///a:1",
+        "dns://10.0.0.1/localhost:1",
+        "ipv4:127.0.0.1:1,10.0.0.1:1",
+        "xds:a",
+    ],
 )
 def test_a_token_is_not_sent_to_another_machine_in_the_clear(address):
     with pytest.raises(ValueError, match=r"without encryption; use TLS .*insecure=True"):
