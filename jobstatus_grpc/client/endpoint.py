@@ -49,6 +49,13 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
+_WITHOUT_PROXY: list[tuple[str, str | int]] = [
+    # http_proxy, https_proxy and grpc_proxy, which gRPC heeds also for loopback and without TLS.
+    ("grpc.enable_http_proxy", 0),
+    # GRPC_ADDRESS_HTTP_PROXY, which the option above does not turn off: no address is to be reached by it.
+    ("grpc.address_http_proxy_enabled_addresses", ""),
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
@@ -183,6 +190,8 @@ class Endpoint:
     """None: without TLS."""
     token: str | RenewedToken | None = field(default=None, repr=False)
     tenant: str | None = None
+    may_use_proxy: bool = False
+    """Whether channels heed the variables that name an HTTP proxy, such as http_proxy."""
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...] | None:
@@ -217,10 +226,10 @@ class Endpoint:
         return channel
 
     def _open(self, kind: Any, pems: Pems | None) -> Any:
+        options = CHANNEL_OPTIONS + ([] if self.may_use_proxy else _WITHOUT_PROXY)
         if self.tls is None:
-            return kind.insecure_channel(self.target, CHANNEL_OPTIONS)
+            return kind.insecure_channel(self.target, options)
         pems = pems or self.tls.current()
-        options = list(CHANNEL_OPTIONS)
         if (name := self.tls.tls.server_name) is not None:
             options.append(("grpc.ssl_target_name_override", name))
         credentials = grpc.ssl_channel_credentials(pems.ca, pems.key, pems.cert)
@@ -256,6 +265,8 @@ def endpoint(
         TlsFiles(tls) if tls else None,
         None if token is None else _opened(token),
         None if tenant is None else _word(tenant, "tenant"),
+        # A proxy would read a token that is sent without TLS: insecure=True trusts the network, not each proxy.
+        may_use_proxy=not server.is_on_this_machine and (bool(tls) or token is None),
     )
 
 

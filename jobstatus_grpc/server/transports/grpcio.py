@@ -329,7 +329,11 @@ class _HealthCheck:
 
     async def _ask(self) -> None:
         # On a connection of its own, not through a proxy.
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.address_http_proxy_enabled_addresses", ""),
+        ]
         async with grpc.aio.insecure_channel(grpc_target(self.address), options=options) as channel:
             check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
             try:
