@@ -11,7 +11,7 @@ import click
 from jobstatus_grpc import errors
 from jobstatus_grpc.cli import parsers, profiles
 from jobstatus_grpc.cli.options import flag
-from jobstatus_grpc.cli.target import ARGUMENTS, DEFAULT_TIMEOUT, target_of
+from jobstatus_grpc.cli.target import ARGUMENTS, DEFAULT_TIMEOUT, target_of, warn_of_unused_variables
 
 _PEM = click.Path(exists=True, dir_okay=False, readable=True)
 
@@ -72,7 +72,9 @@ def _with_flags(command: Callable[..., Any], keys: Iterable[str]) -> Callable[..
 
     @functools.wraps(command)
     def with_connection(**arguments: Any) -> Any:
-        connection = target_of(click.get_current_context())
+        ctx = click.get_current_context()
+        connection = target_of(ctx)
+        warn_of_unused_variables(ctx)
         others = {name: value for name, value in arguments.items() if name not in own}
         try:
             return command(connection=connection, **others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -95,8 +96,35 @@ _RANKS = {ParameterSource.COMMANDLINE: 2, ParameterSource.ENVIRONMENT: 1}
 
 def rank(argument: str) -> int:
     """Return whether the running command got an argument by a flag (2), by a variable (1), or neither (0)."""
-    source = click.get_current_context().get_parameter_source(argument)
-    return _RANKS.get(source or ParameterSource.DEFAULT, 0)
+    return _rank(click.get_current_context(), argument)
+
+
+def _rank(ctx: click.Context, argument: str) -> int:
+    return _RANKS.get(ctx.get_parameter_source(argument) or ParameterSource.DEFAULT, 0)
+
+
+def warn_of_unused_variables(ctx: click.Context) -> None:
+    """Print which variables `target_of` leaves out because they are for another server; nothing if there are none."""
+    unused = {ARGUMENTS[key]: f"JOBSTATUS_{key.upper()}" for key in _variables_of_another_server(ctx)}
+    by_flag = any(_rank(ctx, ARGUMENTS[key]) == 2 for key in profiles.TOKENS)
+    names = [name for argument, name in unused.items() if not (by_flag and argument in profiles.TOKENS)]
+    if names:
+        exits.say(
+            f"jobstatus: not used for {ctx.params['address']}: {', '.join(names)}, for the server of "
+            "JOBSTATUS_ADDRESS; give the flags, such as --token-file"
+        )
+
+
+def _variables_of_another_server(ctx: click.Context) -> list[str]:
+    """Return the credentials in variables, and the permission to send them without TLS, that --address leaves out.
+
+    They are for the server of JOBSTATUS_ADDRESS. Where that is not set, they are for each server.
+    """
+    its_address = os.environ.get("JOBSTATUS_ADDRESS")
+    if not its_address or _rank(ctx, "address") != 2 or ctx.params["address"] == its_address:
+        return []
+    credentials = (*profiles.TOKENS, *_PAIR, "insecure")
+    return [key for key in credentials if ctx.params[ARGUMENTS[key]] and _rank(ctx, ARGUMENTS[key]) == 1]
 
 
 def target_of(ctx: click.Context) -> Connection:
@@ -107,7 +135,10 @@ def target_of(ctx: click.Context) -> Connection:
         FileError: the profile cannot be read.
     """
     found = {name: ctx.params[name] for name in ARGUMENTS.values() if name in ctx.params}
-    ranks = {name: _RANKS.get(ctx.get_parameter_source(name) or ParameterSource.DEFAULT, 0) for name in found}
+    ranks = {name: _rank(ctx, name) for name in found}
+    for key in _variables_of_another_server(ctx):
+        found[ARGUMENTS[key]] = False if key == "insecure" else None
+        ranks[ARGUMENTS[key]] = 0
     settings = _settings_of_profile(ctx.params.get("profile"), found["address"] if ranks["address"] else None)
     for group in _GROUPS:
         arguments = {key: ARGUMENTS[key] for key in group if ARGUMENTS[key] in found}

@@ -113,6 +113,50 @@ def test_a_flag_wins_over_a_variable_and_that_over_the_profile(run, server, conf
     assert sent(server) == expected
 
 
+@pytest.mark.parametrize(("name", "value"), [("TOKEN", "s"), ("TOKEN_FILE", __file__), ("TOKEN_COMMAND", "echo s")])
+def test_another_address_never_gets_the_token_of_the_variables(run, server, name, value):
+    env = {"JOBSTATUS_ADDRESS": "grpcs://prod", f"JOBSTATUS_{name}": value}
+    done = run("whoami", "--address", server.address, env=env)
+    line = f"jobstatus: not used for {server.address}: JOBSTATUS_{name}, for the server of JOBSTATUS_ADDRESS; "
+    assert (done.returncode, sent(server)) == (0, "")
+    assert done.stderr == f"{line}give the flags, such as --token-file\n"
+
+
+def test_another_address_gets_neither_the_certificate_nor_plain_tokens_by_the_variables(run, server):
+    env = {f"JOBSTATUS_{name}": __file__ for name in ("CERT", "KEY")}
+    env |= {"JOBSTATUS_ADDRESS": "grpcs://prod", "JOBSTATUS_INSECURE": "1"}
+    done = run("whoami", "--address", server.address, env=env)
+    assert (done.returncode, ": JOBSTATUS_CERT, JOBSTATUS_KEY, JOBSTATUS_INSECURE, for" in done.stderr) == (0, True)
+    done = run("whoami", "--address", "jobs.invalid:1", "--token", "x", "--timeout", "1s", env=env)
+    assert (done.returncode, "without encryption" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("address", ["", "{}"])
+def test_the_token_of_the_variables_is_for_the_address_of_the_variables_or_any(run, server, address):
+    env = {"JOBSTATUS_ADDRESS": address.format(server.address), "JOBSTATUS_TOKEN": "variable"}
+    good(run("whoami", "--address", server.address, env=env))
+    assert sent(server) == "variable"
+
+
+def test_a_token_by_a_flag_is_for_the_address_by_a_flag(run, server):
+    env = {"JOBSTATUS_ADDRESS": "grpcs://prod", "JOBSTATUS_TOKEN_FILE": __file__}
+    good(run("whoami", "--address", server.address, "--token", "flag", env=env))
+    assert sent(server) == "flag"
+
+
+def test_the_token_of_the_profile_takes_the_place_of_one_for_another_address(run, server, config):
+    write(config, f'[profiles.a]\naddress = "{server.address}"\ntoken = "profile"\n')
+    env = {"JOBSTATUS_ADDRESS": "grpcs://prod", "JOBSTATUS_TOKEN": "variable"}
+    assert run("whoami", "--profile", "a", "--address", server.address, env=env).returncode == 0
+    assert sent(server) == "profile"
+
+
+def test_the_command_of_run_has_no_token_for_another_address(run, server):
+    env = {"JOBSTATUS_ADDRESS": "grpcs://prod", "JOBSTATUS_TOKEN": "variable"}
+    done = run("run", "--address", server.address, "--", "sh", "-c", "echo ${JOBSTATUS_TOKEN-none}", env=env)
+    assert done.stdout == "none\n"
+
+
 def test_a_profile_may_have_a_timeout(run, config):
     write(config, '[profiles.prod]\naddress = "127.0.0.1:9"\ntimeout = "100ms"\n')
     begin = time.monotonic()
