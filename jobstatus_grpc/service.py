@@ -75,8 +75,6 @@ class JobService:
             else:
                 made = derived_job_id(command.tenant, request.value, command.only)
             command = dataclasses.replace(command, id=made)
-        if self._quota is not None:
-            await self._quota.require_room(command.tenant, command.id)
         return await self._commit(command)
 
     async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
@@ -99,7 +97,7 @@ class JobService:
             One outcome per item, in order: the job as stored, or an error. An item that is an error is its own outcome.
         """
         commands = [item for item in updates if isinstance(item, Update)]
-        committed = iter(await self._queue.submit(commands) if commands else ())
+        committed = iter(await self._submit(commands) if commands else ())
         return [next(committed) if isinstance(item, Update) else item for item in updates]
 
     async def cancel(self, command: Cancel) -> Job:
@@ -208,7 +206,12 @@ class JobService:
             await FilterStream(self._store, self._filter_hub, watcher, send).run(after)
 
     async def _commit(self, command: Command) -> Job:
-        (outcome,) = await self._queue.submit((command,))
+        (outcome,) = await self._submit((command,))
         if isinstance(outcome, JobStatusError):
             raise outcome
         return outcome
+
+    async def _submit(self, commands: Sequence[Command]) -> Sequence[Outcome]:
+        if self._quota is None:
+            return await self._queue.submit(commands)
+        return await self._quota.submit(commands, self._queue.submit)

@@ -160,6 +160,31 @@ def test_a_tenant_has_a_limit_of_jobs_and_a_deletion_makes_room(run):
     run("[limits.tenants.default]\njobs = 3", scenario)
 
 
+def test_updates_and_batches_that_create_their_jobs_are_within_the_limit_of_jobs(run):
+    async def scenario(ci, _, __):
+        def creation(job_id):
+            return update_of(job_id, state=pb.JOB_STATE_IN_PROGRESS, allow_missing=True)
+
+        for _ in range(2):
+            await ci._stub.UpdateJob(creation("a"), **ci._options)
+        batch = pb.BatchUpdateJobsRequest(updates=[creation(job_id) for job_id in "abc"])
+        results = (await ci._stub.BatchUpdateJobs(batch, **ci._options)).results
+        assert [result.HasField("job") for result in results] == [True, True, False]
+        assert (await refusal_of(ci._stub.UpdateJob(creation("c"), **ci._options))).reason == "TOO_MANY_JOBS"
+
+    run("[limits.each_tenant]\njobs = 2", scenario)
+
+
+def test_creations_that_are_refused_take_no_room(run):
+    async def scenario(ci, _, __):
+        await ci.create(id="a")
+        for _ in range(3):
+            assert (await refusal_of(ci.create(id="a"))).reason == "JOB_ALREADY_EXISTS"
+        await ci.create(id="b")
+
+    run("[limits.each_tenant]\njobs = 2", scenario)
+
+
 def test_jobs_that_were_there_before_the_start_count(run):
     async def fill(ci, _, __):
         await ci.create(id="a")
