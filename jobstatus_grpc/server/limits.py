@@ -1,6 +1,7 @@
 """Limits of callers, the section [limits] of the auth file: rates of calls and updates, open watches, jobs kept.
 
-Each principal has buckets of its own, and all callers of a tenant share those of the tenant.
+Each principal has buckets of its own, and all callers of a tenant share those of the tenant. A call of an admin
+in another tenant counts for the admin as every call, and for that tenant.
 """
 
 from __future__ import annotations
@@ -306,12 +307,18 @@ class CallerLimits:
         file.on_change(change)
         return limits
 
-    def admit(self, caller: Identity, count_updates: Callable[[], int]) -> Refusal | None:
-        """Count a call and its updates, or return why it is refused; then it counts for nothing."""
+    def admit(self, caller: Identity, tenant: str, count_updates: Callable[[], int]) -> Refusal | None:
+        """Count a call in a tenant and its updates, or return why it is refused; then it counts for nothing.
+
+        Args:
+            caller: in its own tenant, here and below.
+            tenant: the one that the call is for.
+            count_updates: returns the number of updates that the call asks for.
+        """
         if self.rules is NO_RULES:
             return None
         now = self._now()
-        usages = self._usages_of(caller, now)
+        usages = self._usages_of(caller, tenant, now)
         taken: list[tuple[TokenBucket, int]] = []
         # Updates last: to count those of a batch takes time.
         for limit, count_of in ((CALLS, _one), (UPDATES, count_updates)):
@@ -364,14 +371,14 @@ class CallerLimits:
         for held in self._held:
             _resolve(held)
 
-    def begin_watch(self, caller: Identity) -> None:
-        """Count a watch until `end_watch`.
+    def begin_watch(self, caller: Identity, tenant: str) -> None:
+        """Count a watch in a tenant until `end_watch`.
 
         Raises:
-            TooManyWatchersError: the caller, or its tenant, has as many as it may.
+            TooManyWatchersError: the caller, or the tenant, has as many as it may.
         """
         now = self._now()
-        usages = self._usages_of(caller, now)
+        usages = self._usages_of(caller, tenant, now)
         for usage in usages:
             limit = usage.limits.watches
             if limit is not None and usage.watches >= limit:
@@ -383,9 +390,9 @@ class CallerLimits:
         for usage in usages:
             usage.watches += 1
 
-    def end_watch(self, caller: Identity) -> None:
+    def end_watch(self, caller: Identity, tenant: str) -> None:
         """Count a watch no more."""
-        for usage in self._usages_of(caller, self._now()):
+        for usage in self._usages_of(caller, tenant, self._now()):
             usage.watches -= 1
 
     def max_jobs(self, tenant: str) -> int | None:
@@ -398,12 +405,12 @@ class CallerLimits:
         now = self._now()
         self._of_tenant(tenant, now).note_refusal(f"the tenant {tenant} has reached its limit of {limit} jobs", now)
 
-    def _usages_of(self, caller: Identity, now: float) -> tuple[_Usage, _Usage]:
+    def _usages_of(self, caller: Identity, tenant: str, now: float) -> tuple[_Usage, _Usage]:
         key = (caller.tenant, caller.principal, caller.role)
         own = self._usages.get(key) or self._add(key, _Usage(PRINCIPAL, caller.principal), now)
         if own.rules is not self.rules:
             own.change(self.rules.of_principal(caller), self.rules, now)
-        return own, self._of_tenant(caller.tenant, now)
+        return own, self._of_tenant(tenant, now)
 
     def _of_tenant(self, tenant: str, now: float) -> _Usage:
         key = (tenant,)

@@ -40,11 +40,12 @@ MAX_LOGGED_CHARACTERS = 128
 QUIET_SECONDS = 0.05
 """Time without a new call after which a drain is over."""
 
-Admit: TypeAlias = Callable[[Identity], str]
-"""Counts a call that begins, and returns what it is counted by; raises the error if there is no place for it."""
+Admit: TypeAlias = Callable[[Identity, str], str]
+"""Counts a call that begins, of a caller (in its own tenant) in a tenant, and returns what it is counted by; raises the
+error if there is no place for it."""
 
-End: TypeAlias = Callable[[Identity, str], None]
-"""Counts it no more."""
+End: TypeAlias = Callable[[Identity, str, str], None]
+"""Counts it no more: the caller, the tenant, and what it is counted by."""
 
 Handler: TypeAlias = Callable[[bytes, Identity, Any], Awaitable["bytes | None"]]
 """From a request's bytes, its caller and a CallContext to the response, or from a StreamContext to None at the end."""
@@ -129,7 +130,7 @@ class CallMiddleware:
             handler = _ending_with_its_caller(handler, rpc.name, self._access)
         return self._around(rpc, handler, self._admit_watch, self._end_watch)
 
-    def _admit_request(self, caller: Identity) -> str:
+    def _admit_request(self, caller: Identity, tenant: str) -> str:
         share = self._share_of(caller)
         if not self._requests.has_one(share):
             raise TooManyRequestsError
@@ -137,11 +138,11 @@ class CallMiddleware:
         self._idle.clear()
         return share
 
-    def _end_request(self, caller: Identity, share: str) -> None:
+    def _end_request(self, caller: Identity, tenant: str, share: str) -> None:
         self._requests.free(share)
         self._note_end()
 
-    def _admit_watch(self, caller: Identity) -> str:
+    def _admit_watch(self, caller: Identity, tenant: str) -> str:
         share = self._share_of(caller)
         if not self._watches.has_one(share):
             raise TooManyWatchersError
@@ -151,14 +152,14 @@ class CallMiddleware:
                 "you have reached the limit of open watches of one caller; end some, or try again later"
             )
         if self._caller_limits is not None:
-            self._caller_limits.begin_watch(caller)
+            self._caller_limits.begin_watch(caller, tenant)
         self._watches.take(share)
         self._idle.clear()
         return share
 
-    def _end_watch(self, caller: Identity, share: str) -> None:
+    def _end_watch(self, caller: Identity, tenant: str, share: str) -> None:
         if self._caller_limits is not None:
-            self._caller_limits.end_watch(caller)
+            self._caller_limits.end_watch(caller, tenant)
         self._watches.free(share)
         self._note_end()
 
@@ -184,19 +185,21 @@ class CallMiddleware:
                 if self._is_draining:
                     self._refused += 1
                     raise DrainingError
-                caller = access.known(context) or await access.identify(context)
-                principal = caller.principal
-                caller = authorize(name, caller, tenants_of(context.invocation_metadata()))
+                own = access.known(context) or await access.identify(context)
+                principal = own.principal
+                # Limits of one caller are by its own tenant: an admin selects any other.
+                caller = authorize(name, own, tenants_of(context.invocation_metadata()))
+                tenant = caller.tenant
                 if caller_limits is not None:
-                    refusal = caller_limits.admit(caller, lambda: updates_in(name, data))
+                    refusal = caller_limits.admit(own, tenant, lambda: updates_in(name, data))
                     if refusal is not None:
                         await caller_limits.hold(refusal, request_bytes=len(data))
                         raise refusal.error
-                share = admit(caller)
+                share = admit(own, tenant)
                 try:
                     reply = await handler(data, caller, context)
                 finally:
-                    end(caller, share)
+                    end(own, tenant, share)
             except JobStatusError as error:
                 code, reason = status.code_of(error).name, error.reason
                 ended_with = status.status_of(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import time
 
@@ -36,7 +37,14 @@ class Caller:
 
     def __init__(self, stub, token):
         self._stub = stub
+        self._token = token
         self._options = {"metadata": bearer(token), "timeout": 20}
+
+    def in_tenant(self, tenant):
+        """Return the same caller, which selects a tenant with each call."""
+        caller = Caller(self._stub, self._token)
+        caller._options["metadata"] = (*bearer(self._token), ("x-jobstatus-tenant", tenant))
+        return caller
 
     def create(self, **fields):
         return self._stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(**fields)), **self._options)
@@ -132,6 +140,28 @@ def test_a_principal_has_a_limit_of_open_watches(run):
         await until_answered(lambda: first_message(ci.watch("a")))
 
     run("[limits]\nwatches = 2", scenario)
+
+
+def test_an_admin_has_the_limits_of_one_principal_over_all_tenants_and_those_of_each_tenant(run, auth):
+    async def scenario(ci, other, _):
+        for number in range(3):
+            tenant = ci.in_tenant(f"t{number}")
+            await tenant.create(id="a")
+            watches.append(tenant.watch("a"))
+            await first_message(watches[-1])
+        assert (await refusal_of(first_message(ci.in_tenant("t3").watch("a")))).metadata["scope"] == "principal"
+        refusal, number = await refused_at_last(lambda: ci.in_tenant(f"t{next(numbers)}").get("a"))
+        assert refusal.metadata == {"limit": "calls_per_second", "scope": "principal", "value": "1"}
+        assert number < 30
+        await other.in_tenant("t1").batch(*["a"] * 300)
+        await other.in_tenant("t2").get("a")
+        assert (await refusal_of(other.in_tenant("t1").create(id="b"))).metadata["scope"] == "tenant"
+
+    watches, numbers = [], itertools.count()
+    for name in ("ci", "other"):
+        auth.admit(name, Role.ADMIN)
+    limits = "[limits.principals.ci]\ncalls_per_second = 1\ncalls_burst = 20\nwatches = 3"
+    run(f"{limits}\n[limits.tenants.t1]\nupdates_per_second = 10", scenario)
 
 
 async def until_answered(make_call):
@@ -273,6 +303,21 @@ def test_one_caller_cannot_take_all_places_of_watches(run):
         assert await other.watch("a").read()
 
     run("", scenario, max_watchers=9)
+
+
+def test_an_admin_cannot_take_all_places_by_selecting_many_tenants(run, auth):
+    async def scenario(ci, other, _):
+        tenants = [ci.in_tenant(f"t{number}") for number in range(8)]
+        waiting = [asyncio.ensure_future(until_answered(tenant.create)) for tenant in tenants]
+        refusal, _ = await refused_at_last(lambda: ci.in_tenant("t9").get("a"))
+        assert refusal.kind == ("RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS")
+        assert (await refusal_of(other.get("a"))).reason == "JOB_NOT_FOUND"
+        store.go_on.set()
+        assert len(await asyncio.gather(*waiting)) == 8
+
+    store = HeldStore()
+    auth.admit("ci", Role.ADMIN)
+    run("", scenario, store=store, max_requests=9)
 
 
 def test_metrics_count_refusals_by_limit_and_scope(auth, serve, tmp_path):

@@ -33,7 +33,7 @@ class Counted:
 
     def call(self, caller=ME, updates=0):
         """Make a call; return None, or the error and how long it is held."""
-        return self.limits.admit(caller, lambda: updates)
+        return self.limits.admit(caller, caller.tenant, lambda: updates)
 
     def count(self, caller=ME, updates=0):
         """Call until it is refused; return the number of calls before."""
@@ -127,17 +127,17 @@ def test_new_rules_keep_what_is_used():
 
 def test_watches_are_counted_until_their_end_also_before_there_was_a_limit():
     counted = Counted()
-    counted.limits.begin_watch(ME)
+    counted.limits.begin_watch(ME, ME.tenant)
     counted.limits.rules = LimitRules(each_principal=Limits(watches=2), each_tenant=Limits(watches=3))
-    counted.limits.begin_watch(ME)
+    counted.limits.begin_watch(ME, ME.tenant)
     with pytest.raises(TooManyWatchersError, match="principal me has reached its limit of 2 open watches"):
-        counted.limits.begin_watch(ME)
-    counted.limits.end_watch(ME)
-    counted.limits.begin_watch(ME)
+        counted.limits.begin_watch(ME, ME.tenant)
+    counted.limits.end_watch(ME, ME.tenant)
+    counted.limits.begin_watch(ME, ME.tenant)
     other = Identity("other", tenant="ci")
-    counted.limits.begin_watch(other)
+    counted.limits.begin_watch(other, other.tenant)
     with pytest.raises(TooManyWatchersError, match="tenant ci has reached its limit of 3 open watches"):
-        counted.limits.begin_watch(other)
+        counted.limits.begin_watch(other, other.tenant)
 
 
 def test_what_is_used_is_forgotten_only_once_that_makes_no_difference(monkeypatch):
