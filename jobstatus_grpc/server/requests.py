@@ -55,9 +55,13 @@ def parse(message_class: type[M], data: bytes) -> M:
     try:
         return message_class.FromString(data)
     except DecodeError:
-        name = message_class.DESCRIPTOR.name
-        what = f"is not a valid {name}: malformed, nested too deep, or a string that is not UTF-8"
-        raise InvalidFieldError(violations=[FieldViolation("", what)]) from None
+        raise _malformed(message_class) from None
+
+
+def _malformed(message_class: type[Message]) -> InvalidFieldError:
+    name = message_class.DESCRIPTOR.name
+    what = f"is not a valid {name}: malformed, nested too deep, or a string that is not UTF-8"
+    return InvalidFieldError(violations=[FieldViolation("", what)])
 
 
 _REQUEST_CLASSES: Mapping[str, type[Message]] = {
@@ -258,6 +262,9 @@ def to_updates(data: bytes, caller: Identity) -> list[Update | JobStatusError]:
 UNCOUNTED_BYTES = 64 * 1024
 """Of a batch: one that is not larger is parsed without counting its updates before."""
 
+MAX_UNKNOWN_FIELDS = 100
+"""Of a batch that is larger than UNCOUNTED_BYTES, beside its updates: a newer client may send some."""
+
 
 def _parse_batch(data: bytes) -> Sequence[pb.UpdateJobRequest | bytes]:
     """Return the updates, or the bytes of each if the batch cannot be parsed: a bad one must not refuse the rest.
@@ -265,9 +272,12 @@ def _parse_batch(data: bytes) -> Sequence[pb.UpdateJobRequest | bytes]:
     If there are too many, those of one more than a batch may have.
     """
     # Parsing a million empty updates would take 270 MB.
-    first = _bodies(data) or () if len(data) > UNCOUNTED_BYTES else ()
-    if len(first) > limits.MAX_BATCH_UPDATES:
-        return first
+    if len(data) > UNCOUNTED_BYTES:
+        first = _bodies(data)
+        if first is None:
+            raise _malformed(pb.BatchUpdateJobsRequest)
+        if len(first) > limits.MAX_BATCH_UPDATES:
+            return first
     try:
         return parse(pb.BatchUpdateJobsRequest, data).updates
     except InvalidFieldError:
@@ -280,13 +290,22 @@ def _parse_batch(data: bytes) -> Sequence[pb.UpdateJobRequest | bytes]:
 def _bodies(data: bytes) -> Sequence[bytes] | None:
     """Return the bytes of each update, up to one more than a batch may have; None: they are not a batch."""
     bodies: list[bytes] = []
-    position = 0
+    position = unknown_fields = 0
     while position < len(data) and len(bodies) <= limits.MAX_BATCH_UPDATES:
         key, position = _varint(data, position)
-        size, position = _varint(data, position)
-        if key != _UPDATES_TAG or position + size > len(data):
+        wire_type = key & 7
+        size = _FIXED_SIZES.get(wire_type, 0)
+        if wire_type == _LENGTH_DELIMITED:
+            size, position = _varint(data, position)
+        elif wire_type == _VARINT:
+            _, position = _varint(data, position)
+        elif not size:
             return None
-        bodies.append(data[position : position + size])
+        unknown_fields += key != _UPDATES_TAG
+        if key < _FIRST_KEY or position + size > len(data) or unknown_fields > MAX_UNKNOWN_FIELDS:
+            return None
+        if key == _UPDATES_TAG:
+            bodies.append(data[position : position + size])
         position += size
     return bodies
 
@@ -301,7 +320,17 @@ def updates_in(method: str, data: bytes) -> int:
         return 1
 
 
-_UPDATES_TAG = 1 << 3 | 2
+_VARINT = 0
+
+_LENGTH_DELIMITED = 2
+
+_FIXED_SIZES = {1: 8, 5: 4}
+"""By the wire type. The others are those of groups, which proto3 does not have."""
+
+_FIRST_KEY = 1 << 3
+"""Of field 1, the lowest."""
+
+_UPDATES_TAG = 1 << 3 | _LENGTH_DELIMITED
 """Field 1, length-delimited."""
 
 

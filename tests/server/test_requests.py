@@ -159,12 +159,28 @@ def test_bytes_that_are_no_request_are_an_error_of_ours(data):
         requests.parse(pb.GetJobRequest, data)
 
 
-def test_the_updates_of_a_batch_that_is_too_large_are_counted_without_parsing_it():
-    data = pb.BatchUpdateJobsRequest(updates=[pb.UpdateJobRequest()] * 1_000_000).SerializeToString()
+UNKNOWN_FIELDS = b"\x10\x01\x1a\x02ab\x21" + bytes(8) + b"\x2d" + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("before", "count"), [(b"", 500), (UNKNOWN_FIELDS, 500), (b"\x13\x14", 1), (b"\x10\x01" * 101, 1)]
+)
+def test_the_updates_of_a_batch_that_is_too_large_are_counted_without_parsing_it(before, count):
+    data = before + pb.BatchUpdateJobsRequest(updates=[pb.UpdateJobRequest()] * 1_000_000).SerializeToString()
 
     def quickest(use):
         return min(timeit.repeat(use, number=1, repeat=3))
 
-    assert requests.updates_in("BatchUpdateJobs", data) == 500
+    assert requests.updates_in("BatchUpdateJobs", data) == count
     counting = quickest(lambda: requests.updates_in("BatchUpdateJobs", data))
     assert counting < quickest(lambda: pb.BatchUpdateJobsRequest.FromString(data)) / 5
+    with pytest.raises(InvalidFieldError):
+        requests.to_updates(data, CALLER)
+
+
+def test_fields_of_a_newer_client_are_no_reason_to_refuse_a_large_batch():
+    updates = [pb.UpdateJobRequest(job=pb.JobStatus(id="a", reason="x" * 500))] * 400
+    data = UNKNOWN_FIELDS + pb.BatchUpdateJobsRequest(updates=updates).SerializeToString() + UNKNOWN_FIELDS
+    assert len(data) > requests.UNCOUNTED_BYTES
+    assert requests.updates_in("BatchUpdateJobs", data) == 400
+    assert all(isinstance(each, Update) for each in requests.to_updates(data, CALLER))
