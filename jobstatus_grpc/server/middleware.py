@@ -37,6 +37,9 @@ REQUEST_ID_KEY = "x-request-id"
 
 MAX_LOGGED_CHARACTERS = 128
 
+MAX_REFUSED_BYTES = 64 * 1024
+"""Of the request of a call that is refused unread: a larger one is not parsed for the log."""
+
 QUIET_SECONDS = 0.05
 """Time without a new call after which a drain is over."""
 
@@ -179,6 +182,7 @@ class CallMiddleware:
             started = time.perf_counter()
             code, reason, reply, principal = "OK", "", None, ""
             ended_with = None
+            is_admitted = False
             if tally is not None:
                 tally.started += 1
             try:
@@ -196,6 +200,7 @@ class CallMiddleware:
                         await caller_limits.hold(refusal, request_bytes=len(data))
                         raise refusal.error
                 share = admit(own, tenant)
+                is_admitted = True
                 try:
                     reply = await handler(data, caller, context)
                 finally:
@@ -215,6 +220,7 @@ class CallMiddleware:
                     if tally is not None:
                         tally.end(code, seconds)
                     if self._log is not None:
+                        is_parsed = is_admitted or len(data) <= MAX_REFUSED_BYTES
                         self._log.write(
                             name,
                             code,
@@ -223,7 +229,7 @@ class CallMiddleware:
                             peer := context.peer(),
                             principal if principal != peer else "",
                             _request_id(context),
-                            *subject_of(name, data, reply),
+                            *(subject_of(name, data, reply) if is_parsed else ("", "")),
                         )
                 except Exception:
                     # The call may have been stored, and is answered: nothing here may change that.

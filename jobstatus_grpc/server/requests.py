@@ -64,16 +64,18 @@ def _malformed(message_class: type[Message]) -> InvalidFieldError:
     return InvalidFieldError(violations=[FieldViolation("", what)])
 
 
-_REQUEST_CLASSES: Mapping[str, type[Message]] = {
+_NAMING_CLASSES: Mapping[str, type[Message]] = {
     method.name: getattr(pb, method.input_type.name)
     for method in pb.DESCRIPTOR.services_by_name["JobStatusService"].methods
+    if not {"id", "job", "request_id"}.isdisjoint(method.input_type.fields_by_name)
 }
+"""The requests that may name one job or have a request_id, by the RPC."""
 
 
 def subject_of(method: str, data: bytes, reply: bytes | None) -> tuple[str, str]:
     """Return the job's id and the request_id of a call for the log; each is empty if the call has none, or several."""
     try:
-        request: Any = _REQUEST_CLASSES[method].FromString(data)
+        request: Any = _NAMING_CLASSES[method].FromString(data)
         names = request.DESCRIPTOR.fields_by_name
         job_id = request.id if "id" in names else request.job.id if "job" in names else ""
         if not job_id and method == "CreateJob" and reply:

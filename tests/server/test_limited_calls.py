@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import itertools
+import json
 import re
 import time
 
@@ -13,6 +15,8 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Role
+from jobstatus_grpc.server.logs import RequestLog
+from jobstatus_grpc.server.middleware import MAX_REFUSED_BYTES
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.server.test_authentication import metrics_when
 from tests.support.auth import TRANSPORTS, AuthText, bearer
@@ -266,6 +270,20 @@ def test_a_caller_that_calls_again_at_once_gets_few_refusals_and_a_drain_does_no
 
     callers = []
     run("[limits.principals.ci]\ncalls_per_second = 10", scenario)
+
+
+def test_the_log_has_the_job_of_a_refused_call_unless_that_is_large(run):
+    async def scenario(ci, _, __):
+        await ci.batch(*["a"] * 300)
+        await refusal_of(ci.create(id="small"))
+        await refusal_of(ci.create(id="large", reason="x" * MAX_REFUSED_BYTES))
+
+    lines = io.StringIO()
+    request_log = RequestLog(log_format="json", stream=lines)
+    run("[limits]\nupdates_per_second = 1", scenario, request_log=request_log)
+    request_log.flush()
+    calls = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [call.get("job") for call in calls if call["method"] == "CreateJob"] == ["small", None]
 
 
 class HeldStore(MemoryStore):

@@ -159,23 +159,33 @@ def test_bytes_that_are_no_request_are_an_error_of_ours(data):
         requests.parse(pb.GetJobRequest, data)
 
 
+def quickest(use):
+    return min(timeit.repeat(use, number=1, repeat=3))
+
+
+MILLION_UPDATES = b"\x0a\x00" * 1_000_000
+"""The bytes of a batch, each update empty."""
+
 UNKNOWN_FIELDS = b"\x10\x01\x1a\x02ab\x21" + bytes(8) + b"\x2d" + bytes(4)
 
 
 @pytest.mark.parametrize(
-    ("before", "count"), [(b"", 500), (UNKNOWN_FIELDS, 500), (b"\x13\x14", 1), (b"\x10\x01" * 101, 1)]
+    ("before", "count"),
+    [(b"", 500), (UNKNOWN_FIELDS, 500), (b"\x13\x14", 1), (b"\x10\x01" * 101, 1)],
+    ids=["updates", "unknown fields", "a group", "many unknown fields"],
 )
 def test_the_updates_of_a_batch_that_is_too_large_are_counted_without_parsing_it(before, count):
-    data = before + pb.BatchUpdateJobsRequest(updates=[pb.UpdateJobRequest()] * 1_000_000).SerializeToString()
-
-    def quickest(use):
-        return min(timeit.repeat(use, number=1, repeat=3))
-
+    data = before + MILLION_UPDATES
     assert requests.updates_in("BatchUpdateJobs", data) == count
     counting = quickest(lambda: requests.updates_in("BatchUpdateJobs", data))
     assert counting < quickest(lambda: pb.BatchUpdateJobsRequest.FromString(data)) / 5
     with pytest.raises(InvalidFieldError):
         requests.to_updates(data, CALLER)
+
+
+def test_the_log_does_not_parse_requests_that_name_no_job():
+    logging = quickest(lambda: requests.subject_of("BatchUpdateJobs", MILLION_UPDATES, None))
+    assert logging < quickest(lambda: pb.BatchUpdateJobsRequest.FromString(MILLION_UPDATES)) / 5
 
 
 def test_fields_of_a_newer_client_are_no_reason_to_refuse_a_large_batch():
