@@ -50,8 +50,9 @@ MAX_HOLD_SECONDS = 5.0
 MAX_HELD = 10_000
 """Calls that are held, of all callers; beyond that they are refused at once. Each takes about 20 kB with grpcio."""
 
-MAX_HELD_REQUEST_BYTES = 16 * 1024
-"""Of the request of a call that is held: the server keeps it until then."""
+MAX_HELD_BYTES = 160 * 1024 * 1024
+"""Of the requests of held calls, of all callers: the transports keep a request until its call ends. Beyond it
+those held longest are refused early."""
 
 LOG_AGAIN_SECONDS = 60.0
 """Between two log lines about the same caller or tenant, at least."""
@@ -293,7 +294,9 @@ class CallerLimits:
         self._usages: dict[tuple[object, ...], _Usage] = {}
         """By tenant, principal and role, and by tenant alone."""
         self._sweep_at = MAX_USAGES
-        self._held: set[asyncio.Future[None]] = set()
+        self._held: dict[asyncio.Future[None], int] = {}
+        """The bytes of the request of each call, the oldest call first."""
+        self._held_bytes = 0
         self._is_released = False
 
     @classmethod
@@ -351,19 +354,25 @@ class CallerLimits:
 
     async def hold(self, refusal: Refusal, *, request_bytes: int) -> None:
         """Wait before the error of a refused call is sent, unless `release` is called."""
-        has_room = request_bytes <= MAX_HELD_REQUEST_BYTES and len(self._held) < MAX_HELD
-        if not refusal.hold_seconds or self._is_released or not has_room:
+        if not refusal.hold_seconds or self._is_released or len(self._held) >= MAX_HELD:
             return
         held = asyncio.get_running_loop().create_future()
         timer = asyncio.get_running_loop().call_later(refusal.hold_seconds, _resolve, held)
-        self._held.add(held)
+        self._held[held] = request_bytes
+        self._held_bytes += request_bytes
+        while self._held_bytes > MAX_HELD_BYTES:
+            self._end_hold(next(iter(self._held)))
         refusal.usage.held += 1
         try:
             await held
         finally:
             refusal.usage.held -= 1
-            self._held.discard(held)
+            self._end_hold(held)
             timer.cancel()
+
+    def _end_hold(self, held: asyncio.Future[None]) -> None:
+        self._held_bytes -= self._held.pop(held, 0)
+        _resolve(held)
 
     def release(self) -> None:
         """Hold no more calls: the server drains."""

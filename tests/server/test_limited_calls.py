@@ -15,6 +15,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Role
+from jobstatus_grpc.server.limits import HOLD_SECONDS
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.middleware import MAX_REFUSED_BYTES
 from jobstatus_grpc.stores.memory import MemoryStore
@@ -270,6 +271,16 @@ def test_a_caller_that_calls_again_at_once_gets_few_refusals_and_a_drain_does_no
 
     callers = []
     run("[limits.principals.ci]\ncalls_per_second = 10", scenario)
+
+
+def test_large_calls_that_are_refused_are_held_as_others(run):
+    async def scenario(ci, _, __):
+        await ci.batch(*["a"] * 300)
+        began_at = time.monotonic()
+        assert (await refusal_of(ci.create(reason="x" * 1_000_000))).reason == "TOO_MANY_REQUESTS"
+        assert time.monotonic() - began_at >= HOLD_SECONDS
+
+    run("[limits]\nupdates_per_second = 1", scenario)
 
 
 def test_the_log_has_the_job_of_a_refused_call_unless_that_is_large(run):

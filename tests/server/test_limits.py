@@ -232,3 +232,17 @@ def test_a_wrong_limit_is_an_error_that_names_the_line(read, text, says):
     with pytest.raises(FileError) as caught:
         read(text)
     assert says in str(caught.value)
+
+
+def test_beyond_a_sum_of_bytes_the_calls_held_longest_are_refused_early():
+    async def scenario():
+        refusals = [refusal for _ in range(8) if (refusal := counted.call()) and refusal.hold_seconds]
+        half = limits.MAX_HELD_BYTES // 2
+        tasks = [asyncio.ensure_future(counted.limits.hold(each, request_bytes=half)) for each in refusals[:3]]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=limits.HOLD_SECONDS / 2)
+        assert done == {tasks[0]}
+        counted.limits.release()
+        await asyncio.gather(*tasks)
+
+    counted = Counted(each_principal=calls(1, 1))
+    run(scenario)
