@@ -47,6 +47,9 @@ HELD_AT_ONCE = 500
 
 MAX_HOLD_SECONDS = 5.0
 
+MAX_HOLD_SHARE = 0.5
+"""Of the time until the call's deadline: the refusal must reach the client before that."""
+
 MAX_HELD = 10_000
 """Calls that are held, of all callers; beyond that they are refused at once. Each takes about 20 kB with grpcio."""
 
@@ -310,13 +313,20 @@ class CallerLimits:
         file.on_change(change)
         return limits
 
-    def admit(self, caller: Identity, tenant: str, count_updates: Callable[[], int]) -> Refusal | None:
+    def admit(
+        self,
+        caller: Identity,
+        tenant: str,
+        count_updates: Callable[[], int],
+        time_remaining: Callable[[], float | None],
+    ) -> Refusal | None:
         """Count a call in a tenant and its updates, or return why it is refused; then it counts for nothing.
 
         Args:
             caller: in its own tenant, here and below.
             tenant: the one that the call is for.
             count_updates: returns the number of updates that the call asks for.
+            time_remaining: returns the seconds left until the call's deadline; None: it has none.
         """
         if self.rules is NO_RULES:
             return None
@@ -330,19 +340,23 @@ class CallerLimits:
                 continue
             for usage, bucket in buckets:
                 if bucket.seconds_until_room(now) > 0:
-                    return self._refuse_rate(limit, usage, bucket, count, now)
+                    return self._refuse_rate(limit, usage, bucket, count, now, time_remaining())
                 taken.append((bucket, count))
         for bucket, count in taken:
             bucket.take(count)
         return None
 
-    def _refuse_rate(self, limit: str, usage: _Usage, bucket: TokenBucket, count: int, now: float) -> Refusal:
+    def _refuse_rate(
+        self, limit: str, usage: _Usage, bucket: TokenBucket, count: int, now: float, time_remaining: float | None
+    ) -> Refusal:
         self.refusals[limit, usage.scope] += 1
         seconds = bucket.promise(count, now)
         hold_seconds = 0.0
         if seconds >= HOLD_FROM_SECONDS:
             longer = max(usage.held / HELD_AT_ONCE, 1.0)
             hold_seconds = min(random.uniform(HOLD_SECONDS, 2 * HOLD_SECONDS) * longer, MAX_HOLD_SECONDS)
+            if time_remaining is not None:
+                hold_seconds = min(hold_seconds, time_remaining * MAX_HOLD_SHARE)
         per_second = f"{bucket.rate.per_second:g}"
         what = (
             f"the {usage.scope} {usage.name} has reached its limit of {per_second} {limit.partition('_')[0]} a second"

@@ -195,7 +195,7 @@ class CallMiddleware:
                 caller = authorize(name, own, tenants_of(context.invocation_metadata()))
                 tenant = caller.tenant
                 if caller_limits is not None:
-                    refusal = caller_limits.admit(own, tenant, lambda: updates_in(name, data))
+                    refusal = caller_limits.admit(own, tenant, lambda: updates_in(name, data), context.time_remaining)
                     if refusal is not None:
                         await caller_limits.hold(refusal, request_bytes=len(data))
                         raise refusal.error
@@ -263,6 +263,9 @@ class _CountedStream:
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
         return self._stream.auth_context()
+
+    def time_remaining(self) -> float | None:
+        return self._stream.time_remaining()
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         await self._stream.abort(code, details, trailing_metadata)

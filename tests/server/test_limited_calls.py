@@ -51,6 +51,11 @@ class Caller:
         caller._options["metadata"] = (*bearer(self._token), ("x-jobstatus-tenant", tenant))
         return caller
 
+    def with_timeout(self, seconds):
+        caller = Caller(self._stub, self._token)
+        caller._options = {**self._options, "timeout": seconds}
+        return caller
+
     def create(self, **fields):
         return self._stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(**fields)), **self._options)
 
@@ -117,6 +122,16 @@ def test_a_call_beyond_the_limit_is_refused_until_there_is_room_and_other_caller
         assert (await refusal_of(ci.get("a"))).reason == "JOB_NOT_FOUND"
 
     run("[limits.principals.ci]\ncalls_per_second = 2\ncalls_burst = 3", scenario)
+
+
+def test_a_caller_with_a_short_deadline_gets_its_refusal_before_that(run):
+    async def scenario(ci, other, _):
+        await refused_at_last(lambda: ci.get("a"))
+        hasty = ci.with_timeout(0.4)
+        for refusal in await asyncio.gather(*(refusal_of(hasty.get("a")) for _ in range(5))):
+            assert refusal.kind == ("RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS")
+
+    run("[limits.principals.ci]\ncalls_per_second = 1\ncalls_burst = 1", scenario)
 
 
 def test_a_batch_counts_its_updates_and_may_be_larger_than_the_burst(run):

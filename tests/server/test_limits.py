@@ -31,9 +31,9 @@ class Counted:
         self.clock = Clock()
         self.limits = CallerLimits(LimitRules(**rules), clock=self.clock)
 
-    def call(self, caller=ME, updates=0):
+    def call(self, caller=ME, updates=0, time_remaining=None):
         """Make a call; return None, or the error and how long it is held."""
-        return self.limits.admit(caller, caller.tenant, lambda: updates)
+        return self.limits.admit(caller, caller.tenant, lambda: updates, lambda: time_remaining)
 
     def count(self, caller=ME, updates=0):
         """Call until it is refused; return the number of calls before."""
@@ -173,6 +173,15 @@ def test_only_refusals_of_callers_that_do_not_wait_are_held():
         assert refusal.hold_seconds + refusal.error.retry_after_seconds <= limits.MAX_SPREAD_SECONDS + 0.2
     assert waited[:9] == [0.0] * 9
     assert all(limits.HOLD_SECONDS <= seconds <= 2 * limits.HOLD_SECONDS for seconds in waited[10:])
+
+
+def test_a_refusal_is_held_for_half_of_the_time_until_the_deadline_at_most():
+    counted = Counted(each_principal=calls(1, 1))
+    for _ in range(3):
+        counted.call()
+    refusal = counted.call(time_remaining=0.2)
+    assert refusal.hold_seconds == pytest.approx(0.1)
+    assert refusal.error.retry_after_seconds == pytest.approx(2.9)
 
 
 def test_calls_are_held_longer_the_more_of_them_there_are_and_until_they_are_released():

@@ -94,6 +94,7 @@ class _Stream:
         self.peer = context.peer
         self.invocation_metadata = context.invocation_metadata
         self.auth_context = context.auth_context
+        self.time_remaining = context.time_remaining
         self.abort = context.abort
 
     async def write(self, message: bytes) -> None:

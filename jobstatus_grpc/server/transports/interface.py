@@ -29,6 +29,10 @@ class CallContext(Protocol):
         """Return what TLS knows of the client, in the keys of gRPC: `x509_pem_cert` is its certificate."""
         ...
 
+    def time_remaining(self) -> float | None:
+        """Return the seconds left until the call's deadline; None: it has none."""
+        ...
+
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """End the call with a status, and raise what the transport expects to see then."""
         ...

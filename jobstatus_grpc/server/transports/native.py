@@ -45,12 +45,13 @@ class CallEndedError(Exception):
 class NativeCall:
     """A unary call on a front."""
 
-    __slots__ = ("_call_id", "_details", "_front")
+    __slots__ = ("_began_at", "_call_id", "_details", "_front")
 
     def __init__(self, front: NativeGrpcFront, call_id: int, details: Details) -> None:
         self._front = front
         self._call_id = call_id
         self._details = details
+        self._began_at = time.monotonic()
 
     def invocation_metadata(self) -> Metadata:
         return self._details[0]
@@ -60,6 +61,10 @@ class NativeCall:
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
         return {}  # pygrpc-native has no TLS
+
+    def time_remaining(self) -> float | None:
+        seconds = self._details[2]
+        return None if seconds is None else max(self._began_at + seconds - time.monotonic(), 0.0)
 
     def fail(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> None:
         """End the call with a status; without effect where it has ended."""
