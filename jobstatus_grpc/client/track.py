@@ -22,6 +22,7 @@ from jobstatus_grpc.client.connection import AsyncConnection, Connection
 from jobstatus_grpc.client.fork import renew_in_children
 from jobstatus_grpc.client.requests import UNSET, HasJob, JobUpdate
 from jobstatus_grpc.client.retry import (
+    LAST_TRY_SECONDS,
     LONGEST_FINAL_PAUSE_SECONDS,
     Backoff,
     ClientClosedError,
@@ -623,7 +624,9 @@ class TrackState:
                 self._note_lost_outcome(self.error)
             self._finish_at = self._now() + self.finish_timeout_seconds
             self._backoff = Backoff(LONGEST_FINAL_PAUSE_SECONDS)
-            self._not_before = 0.0
+            # A call before the time that a limited server asked for is refused, and has to wait longer than before.
+            if not isinstance(self.error, TooManyRequestsError):
+                self._not_before = 0.0
         self.wake()
 
     def abandon(self) -> None:
@@ -650,7 +653,8 @@ class TrackState:
             if self._is_report_wanted:
                 due_at = min(due_at, self._changes_sent_at + SHORTEST_PAUSE_SECONDS + self._pace.seconds)
             due_at = max(due_at, self._not_before)
-        return min(due_at, self._finish_at)
+        last_try_at = self._finish_at - LAST_TRY_SECONDS
+        return min(due_at, self._finish_at if self._call_begun_at >= last_try_at else last_try_at)
 
     def next_call(self) -> tuple[Call, float]:
         """As of Calls."""
@@ -774,7 +778,7 @@ class TrackState:
             self._not_before = self._now() + self._backoff.pause_seconds(error)
             if isinstance(error, TooManyRequestsError):
                 if self._pace.slow_down(self._now()):
-                    self._note_problem(logging.WARNING, "is reported more slowly", error)
+                    self._note_problem(logging.WARNING, "reports are sent more slowly", error)
             elif self.error is None or isinstance(self.error, TooManyRequestsError):
                 self._note_problem(logging.WARNING, "cannot be reported, retrying", error)
             self.error = error

@@ -16,8 +16,11 @@ from collections.abc import Callable
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.auth import Role
 from tests.cli.conftest import COMMAND
+from tests.support.auth import AuthText, bearer
 from tests.support.servers import ServerProcess
+from tests.support.service import Service, update_of
 
 BLOCK_CHILD = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])"
 
@@ -378,7 +381,41 @@ def test_a_command_has_no_attempt_while_no_server_is_reached(offline_cli):
 def test_without_a_server_a_command_runs_all_the_same(offline_cli):
     done = offline_cli("run", "--quiet", "--", "sh", "-c", "echo out; exit 3")
     assert (done.stdout, done.returncode) == ("out\n", 3)
-    assert done.stderr == f"jobstatus: no answer from {offline_cli.address}; the command runs anyway\n"
+    start, end = done.stderr.splitlines()
+    assert start.startswith(f"jobstatus: no answer from {offline_cli.address}")
+    assert "the outcome FAILED could not be reported: " in end
+
+
+@pytest.fixture
+def limited(cli_of, tmp_path):
+    """`jobstatus` with a server that refuses updates for these seconds, because their rate is limited."""
+    auth = AuthText(tmp_path / "auth.toml")
+    token = auth.admit("ci", Role.OPERATOR)
+    auth.add("limits", "[limits]\nupdates_per_second = 1")
+    with ServerProcess("--auth", str(auth.path)) as server:
+
+        def limited(seconds):
+            cli = cli_of(server.address)
+            cli.environment["JOBSTATUS_TOKEN"] = token
+            service = Service(server.address, metadata=bearer(token))
+            service.batch(*[update_of("a")] * (seconds + 1))
+            service.close()
+            return cli
+
+        yield limited
+
+
+def test_a_job_that_a_limited_server_refuses_until_its_end_is_reported_late(limited):
+    cli = limited(5)
+    done = cli("run", "--", "true")
+    assert cli.json("get", id_in(done.stderr))["state"] == "JOB_STATE_SUCCEEDED"
+
+
+def test_an_outcome_that_a_limited_server_refuses_to_the_end_is_one_line(limited):
+    done = limited(400)("run", "--quiet", "--timeout", "500ms", "--", "true")
+    start, end = done.stderr.splitlines()
+    assert start.startswith("jobstatus: the job is reported late: the principal ci has reached its limit")
+    assert "the outcome SUCCEEDED could not be reported: " in end
 
 
 def test_a_server_that_does_not_answer_holds_up_no_command(cli_of):

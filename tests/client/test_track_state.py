@@ -19,6 +19,7 @@ from jobstatus_grpc.errors import (
     JobStatusError,
     PermissionDeniedError,
     StaleAttemptError,
+    TooManyRequestsError,
     UnavailableError,
 )
 from jobstatus_grpc.job import limits, validation
@@ -198,6 +199,33 @@ def test_the_end_is_sent_at_once_and_again_as_it_was():
     first = worker.next_due()
     worker.state.failed(first, AWAY)
     assert worker.next_due().request is first.request
+
+
+def too_many_requests(retry_after_seconds: float) -> TooManyRequestsError:
+    error = TooManyRequestsError("slow down")
+    error.retry_after_seconds = retry_after_seconds
+    return error
+
+
+def test_the_outcome_waits_as_long_as_a_limited_server_asked_the_report_before_to():
+    worker = Worker().open()
+    worker.state.failed(worker.next_due(), too_many_requests(3))
+    refused_at = worker.now
+    worker.state.finish(SUCCESS, None)
+    assert sent(worker.send())["state"] == JobState.SUCCEEDED
+    assert 3 <= worker.now - refused_at < 3.2
+
+
+def test_the_last_try_of_an_outcome_is_before_its_time_is_over():
+    worker = Worker()
+    worker.state.failed(worker.next_due(), too_many_requests(60))
+    worker.state.finish(SUCCESS, None)
+    finished_at = worker.now
+    worker.state.failed(worker.next_due(), too_many_requests(60))
+    assert worker.now - finished_at == 9
+    assert worker.state.due_in_seconds() == 1
+    worker.now += 1
+    assert worker.state.due_in_seconds() is None
 
 
 def test_the_end_is_given_up_after_its_time():

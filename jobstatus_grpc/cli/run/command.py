@@ -117,9 +117,11 @@ def run(
         raise click.UsageError("--no-progress contradicts --progress-regex.")
     reader = None if no_progress else functools.partial(PercentReader, pattern)
 
+    has_ended = False
+
     def print_report_error(problem: str, error: Exception) -> None:
-        # Until the job is claimed, the line that _print_start prints says all of it.
-        if tracked.attempt:
+        # Until the job is claimed or the command has ended, the line that _print_start prints says all of it.
+        if tracked.attempt or has_ended:
             exits.say(f"jobstatus: {problem}")
 
     with faults_blocked(), connection.open() as client:
@@ -146,7 +148,8 @@ def run(
                 exits.say_error(message)
                 ctx.exit(exits.USAGE if exit_outcome else exits.of_start_error(error))
             finally:
-                if not tracked.attempt:
+                has_ended = True
+                if not tracked.attempt and _is_away(tracked.error):
                     tracked.finish_timeout_seconds = UNCLAIMED_FINISH_SECONDS
     if not exit_outcome:
         ctx.exit(code)
@@ -170,10 +173,26 @@ def _print_start(tracked: TrackedJob, address: str, *, quiet: bool) -> None:
     if not quiet:
         exits.say(f"job {tracked.id}")
     if not tracked.attempt:
-        error = tracked.error
-        is_away = error is None or isinstance(error, (errors.UnavailableError, errors.DeadlineExceededError))
-        why = f"no answer from {address}" if is_away else f"the job is not reported: {error}"
-        exits.say(f"jobstatus: {why}; the command runs anyway")
+        exits.say(f"jobstatus: {_why_not_reported(tracked.error, address)}; the command runs anyway")
+
+
+def _why_not_reported(error: Exception | None, address: str) -> str:
+    if error is None or _is_away(error):
+        return f"no answer from {address}"
+    return f"the job is {'reported late' if _may_be_reported(error) else 'not reported'}: {error}"
+
+
+def _may_be_reported(error: Exception) -> bool:
+    from jobstatus_grpc.client.retry import is_transient  # imports grpc
+
+    return is_transient(error)
+
+
+def _is_away(error: Exception | None) -> bool:
+    """Return whether this is no answer of the server; None: there is none yet."""
+    if error is None:
+        return True
+    return isinstance(error, (errors.UnavailableError, errors.DeadlineExceededError)) and not error.reason
 
 
 def _environment(connection: Connection, tracked: TrackedJob) -> dict[str, str]:
