@@ -382,8 +382,17 @@ def test_without_a_server_a_command_runs_all_the_same(offline_cli):
     done = offline_cli("run", "--quiet", "--", "sh", "-c", "echo out; exit 3")
     assert (done.stdout, done.returncode) == ("out\n", 3)
     start, end = done.stderr.splitlines()
-    assert start.startswith(f"jobstatus: no answer from {offline_cli.address}")
+    assert start.startswith(f"jobstatus: no answer from {offline_cli.address}: ")
+    assert start.endswith("Connection refused; the command runs anyway")
     assert "the outcome FAILED could not be reported: " in end
+
+
+def test_a_command_whose_token_is_refused_prints_no_id_of_a_job(run_here, tmp_path):
+    auth = AuthText(tmp_path / "auth.toml")
+    auth.admit("ci", Role.OPERATOR)
+    with ServerProcess("--auth", str(auth.path)) as server:
+        done = run_here(server.address)("run", "--", "true")
+    assert re.fullmatch("jobstatus: the job is not reported: .*; the command runs anyway\n", done.stderr)
 
 
 @pytest.fixture

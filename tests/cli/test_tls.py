@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -52,6 +53,12 @@ def test_a_missing_client_certificate_is_one_line_that_says_so(run_here, address
     assert done.stderr.startswith(f"error: no answer from {address}: ")
     assert f"cannot connect to ipv4:{address}: the server closes connections at once" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_run_says_too_that_the_server_may_require_tls(run_here, address):
+    done = run_here(address)("run", "--", "true")
+    assert done.returncode == 0
+    assert re.search(f"no answer from {address}: .*may require TLS.*; the command runs anyway\n", done.stderr)
 
 
 @pytest.mark.parametrize("command", [["list"], ["health"], ["watch", "id"]])

@@ -170,15 +170,18 @@ def _refuse(error: errors.JobStatusError, job: Job | None) -> int:
 
 def _print_start(tracked: TrackedJob, address: str, *, quiet: bool) -> None:
     """Print the job's id, and why it is not reported if it is not."""
-    if not quiet:
+    # A job whose claim is refused for good will never exist.
+    if not quiet and (tracked.error is None or _may_be_reported(tracked.error)):
         exits.say(f"job {tracked.id}")
     if not tracked.attempt:
         exits.say(f"jobstatus: {_why_not_reported(tracked.error, address)}; the command runs anyway")
 
 
 def _why_not_reported(error: Exception | None, address: str) -> str:
-    if error is None or _is_away(error):
+    if error is None:
         return f"no answer from {address}"
+    if _is_away(error):
+        return f"no answer from {address}: {error}"
     return f"the job is {'reported late' if _may_be_reported(error) else 'not reported'}: {error}"
 
 
