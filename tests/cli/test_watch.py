@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import time
 
 import pytest
 
@@ -104,6 +106,19 @@ def test_wait_waits_for_the_end(start, service):
 def test_wait_ends_when_its_time_is_up(here, service):
     done = here("wait", "--timeout", "10ms", service.job_in("IN_PROGRESS").id)
     assert (done.returncode, done.stdout, done.stderr) == (124, "", "error: not done within 10ms\n")
+
+
+def test_wait_keeps_its_time_without_a_server(offline):
+    began_at = time.monotonic()
+    assert offline("wait", "--timeout", "1s", "x").returncode == 4
+    assert time.monotonic() - began_at < 3
+
+
+def test_wait_keeps_its_time_if_the_server_does_not_answer(run_here):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began_at = time.monotonic()
+        assert run_here(f"127.0.0.1:{silent.getsockname()[1]}")("wait", "--timeout", "1s", "x").returncode == 4
+    assert time.monotonic() - began_at < 3
 
 
 def test_an_interrupt_is_a_quiet_end(start, service):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from jobstatus_grpc.job import Job, JobState
 
 LONGEST = timedelta(days=3650)
+
+SHORTEST_CHECK_SECONDS = 1.0
+"""Time that the server has to answer `wait` at first, also if --timeout is shorter: a slow connection needs it."""
 
 WAIT_UPDATE_INTERVAL_SECONDS = 60.0
 """How often `wait` gets progress at most: it does not print it. Other changes are sent at once."""
@@ -126,11 +130,21 @@ def wait(
     Exits with the outcome; of several jobs, failed counts most.
     """
     names = list(dict.fromkeys(ids))
+    if limit is not None:
+        check_seconds = max(limit.total_seconds(), SHORTEST_CHECK_SECONDS)
+        connection = replace(connection, timeout_seconds=min(connection.timeout_seconds, check_seconds))
+    began_at = time.monotonic()
     with connection.open() as client:
         check_exist(client, names)
+        if limit is not None:
+            # A job that is done is printed also if the check took all the time.
+            shortest = min(limit, timedelta(seconds=SHORTEST_CHECK_SECONDS))
+            left = max(limit - timedelta(seconds=time.monotonic() - began_at), shortest)
+        else:
+            left = None
         try:
             interval = WAIT_UPDATE_INTERVAL_SECONDS
-            states = follow(client, names, give_up=give_up, limit=limit, min_update_interval_seconds=interval)
+            states = follow(client, names, give_up=give_up, limit=left, min_update_interval_seconds=interval)
             last = _print_states((job for job in states if job.done), as_json=as_json)
         except TimeLimitError:
             exits.say_error(f"not done within {parsers.spell(limit or timedelta(0))}")
