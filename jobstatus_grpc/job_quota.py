@@ -139,7 +139,8 @@ class JobQuota:
         if not is_missing and await self._exists(tenant, job_id):
             return None
         self._on_refusal(tenant, limit)
-        text = f"the tenant {tenant} has reached its limit of {limit} jobs. Delete some, or wait until some expire"
+        kept = "1 job" if limit == 1 else f"{limit} jobs"
+        text = f"the tenant {tenant} has reached its limit of {kept}. Delete some, or wait until some expire"
         return TooManyJobsError(text, limit="jobs", scope="tenant", value=str(limit))
 
     async def _count_if_older(self, count: _Count, tenant: str, limit: int, seconds: float) -> None:

@@ -652,4 +652,7 @@ def _log_refusals(refusals: list[tuple[JobUpdate, JobStatusError]]) -> None:
         ids[str(error)].append(values.printable(update.id))
     for error_text, refused in ids.items():
         some = ", ".join(refused[:MAX_IDS_LOGGED]) + (", …" if len(refused) > MAX_IDS_LOGGED else "")
-        log.error("%d updates have no effect (jobs %s): %s", len(refused), some, error_text)
+        if len(refused) == 1:
+            log.error("1 update has no effect (job %s): %s", some, error_text)
+        else:
+            log.error("%d updates have no effect (jobs %s): %s", len(refused), some, error_text)

@@ -358,9 +358,7 @@ class CallerLimits:
             if time_remaining is not None:
                 hold_seconds = min(hold_seconds, time_remaining * MAX_HOLD_SHARE)
         per_second = f"{bucket.rate.per_second:g}"
-        what = (
-            f"the {usage.scope} {usage.name} has reached its limit of {per_second} {limit.partition('_')[0]} a second"
-        )
+        what = _reached(usage, per_second, "call" if limit == CALLS else "update") + " a second"
         usage.note_refusal(what, now)
         error = TooManyRequestsError(f"{what}. Try again later", limit=limit, scope=usage.scope, value=per_second)
         error.retry_after_seconds = _in_steps(seconds - hold_seconds)
@@ -406,7 +404,7 @@ class CallerLimits:
             limit = usage.limits.watches
             if limit is not None and usage.watches >= limit:
                 self.refusals[WATCHES, usage.scope] += 1
-                what = f"the {usage.scope} {usage.name} has reached its limit of {limit:g} open watches"
+                what = _reached(usage, f"{limit:g}", "open watch", "es")
                 usage.note_refusal(what, now)
                 text = f"{what}. End some, or try again later"
                 raise TooManyWatchersError(text, limit=WATCHES, scope=usage.scope, value=f"{limit:g}")
@@ -426,7 +424,8 @@ class CallerLimits:
         """Count and log the refusal of a tenant's new job."""
         self.refusals[JOBS, TENANT] += 1
         now = self._now()
-        self._of_tenant(tenant, now).note_refusal(f"the tenant {tenant} has reached its limit of {limit} jobs", now)
+        usage = self._of_tenant(tenant, now)
+        usage.note_refusal(_reached(usage, str(limit), "job"), now)
 
     def _usages_of(self, caller: Identity, tenant: str, now: float) -> tuple[_Usage, _Usage]:
         key = (caller.tenant, caller.principal, caller.role)
@@ -448,6 +447,10 @@ class CallerLimits:
             self._sweep_at = max(2 * len(self._usages), MAX_USAGES)
         self._usages[key] = usage
         return usage
+
+
+def _reached(usage: _Usage, limit: str, singular: str, ending: str = "s") -> str:
+    return f"the {usage.scope} {usage.name} has reached its limit of {limit} {singular}{'' if limit == '1' else ending}"
 
 
 def _one() -> int:

@@ -133,7 +133,7 @@ def test_a_cancelled_scope_is_left_at_once_and_what_is_given_up_is_logged(caplog
     with ScriptedServer(CreateJob=[CREATED], UpdateJob=[], BatchUpdateJobs=[]) as server:
         assert asyncio.run(main(server)) < 0.9 + MAX_PAUSE_SECONDS
     assert any("the outcome ABORTED could not be reported" in line for line in caplog.messages)
-    assert any("1 updates have no effect (jobs a)" in line for line in caplog.messages)
+    assert any("1 update has no effect (job a)" in line for line in caplog.messages)
 
 
 def test_a_client_that_is_closed_waits_for_blocks_that_were_left_and_for_no_other(memory_address):

@@ -125,6 +125,13 @@ def test_new_rules_keep_what_is_used():
     assert counted.count() == 5
 
 
+def test_a_limit_of_one_watch_is_in_the_singular():
+    counted = Counted(each_principal=Limits(watches=1))
+    counted.limits.begin_watch(ME)
+    with pytest.raises(TooManyWatchersError, match=r"has reached its limit of 1 open watch\. End some"):
+        counted.limits.begin_watch(ME)
+
+
 def test_watches_are_counted_until_their_end_also_before_there_was_a_limit():
     counted = Counted()
     counted.limits.begin_watch(ME, ME.tenant)
@@ -157,7 +164,7 @@ def test_a_caller_is_logged_once_a_minute(caplog):
     for _ in range(3):
         assert counted.count() <= 1
         counted.wait(30)
-    begin = "the principal me has reached its limit of 1 calls a second: calls beyond it are refused, "
+    begin = "the principal me has reached its limit of 1 call a second: calls beyond it are refused, "
     assert [record.getMessage() for record in caplog.records] == [
         f"{begin}{count} since the last such line" for count in (1, 2)
     ]
