@@ -46,6 +46,7 @@ from jobstatus_grpc.watch.watcher import WakeQueue
 if TYPE_CHECKING:
     from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
     from jobstatus_grpc.server.tls import Certificates
+    from jobstatus_grpc.server.transports.native import NativeServer
 
 T = TypeVar("T")
 
@@ -96,9 +97,13 @@ async def serve(config: ServerConfig, *, ready: Ready, server_log: ServerLog, pr
     loop = asyncio.get_running_loop()
     for number in stop_signals():
         loop.add_signal_handler(number, stopping.set)
+    # Before the store: with wrong settings none is created.
+    if config.transport == "native":
+        _import_native()
+    files = _Files(config)
     store = await open_store(config.store, clock=utc_now, retention=config.retention)
     try:
-        async with _Server(config, store, server_log, private) as server:
+        async with _Server(config, store, files, server_log, private) as server:
             log.info(
                 "jobstatus %s serves the store %s on %s; transport %s",
                 version("jobstatus-grpc"),
@@ -127,10 +132,39 @@ async def _serve_until(stopping: asyncio.Event, store: JobStore) -> int:
         broken.cancel()
 
 
+class _Files:
+    """The files that the settings name, other than the store."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Read them.
+
+        Raises:
+            CannotStartError: one cannot be used.
+        """
+        self.auth = (
+            None
+            if config.auth is None
+            else AuthFile(config.auth, {**chain.readers(), limits.SECTION: limits.read_limits})
+        )
+        self.certificates = config.open_certificates()
+        if config.metrics is not None:
+            self._check_metrics(config)
+
+    def _check_metrics(self, config: ServerConfig) -> None:
+        from jobstatus_grpc.server.metrics import TokenFile
+
+        if config.metrics_token_file is not None:
+            TokenFile(config.metrics_token_file).read()
+        if config.metrics_tls and self.certificates is not None:
+            self.certificates.https_context()
+
+
 class _Server:
     """Everything between the store and the port; serves for the length of a block, and drains at its end."""
 
-    def __init__(self, config: ServerConfig, store: JobStore, server_log: ServerLog, private: str = "") -> None:
+    def __init__(
+        self, config: ServerConfig, store: JobStore, files: _Files, server_log: ServerLog, private: str = ""
+    ) -> None:
         self._config = config
         self._log = server_log
         self._store = store
@@ -149,14 +183,10 @@ class _Server:
             stamp=responses.each_millisecond(lambda: responses.stamp_jobs_message(utc_now())),
             max_age_seconds=max_age_seconds,
         )
-        self._auth_file = (
-            None
-            if config.auth is None
-            else AuthFile(config.auth, {**chain.readers(), limits.SECTION: limits.read_limits})
-        )
+        self._auth_file = files.auth
         access = self._access = Access(self._auth_file)
         caller_limits = None if self._auth_file is None else CallerLimits.following(self._auth_file)
-        self._certificates = config.open_certificates()
+        self._certificates = files.certificates
         metrics, endpoint = _metrics_of(config, store, server_log, access, caller_limits, self._certificates)
         self._endpoint = endpoint
         self._publisher = Publisher(
@@ -325,15 +355,10 @@ def _open_transport(
             open_credentials=None if certificates is None else lambda: grpcio.tls_credentials(certificates),
             unix_mode=config.unix_mode,
         )
-    try:
-        from jobstatus_grpc.server.transports import native
-    except ModuleNotFoundError as error:
-        if error.name != "pygrpc_native":
-            raise
-        raise CannotStartError("--transport native is not installed; pip install 'jobstatus-grpc[native]'") from None
+    native_server = _import_native()
     # The front is the only client of the server behind it, and would lose a call when a connection reaches its age.
     lasting = dataclasses.replace(config, max_connection_age=timedelta(days=20))
-    return native.NativeServer(
+    return native_server(
         config.listen,
         methods,
         lambda: build(lasting, ()),
@@ -341,6 +366,16 @@ def _open_transport(
         max_stream_seconds=1.1 * config.max_connection_age.total_seconds() + CONNECTION_AGE_GRACE_SECONDS,
         unix_mode=config.unix_mode,
     )
+
+
+def _import_native() -> type[NativeServer]:
+    try:
+        from jobstatus_grpc.server.transports.native import NativeServer
+    except ModuleNotFoundError as error:
+        if error.name != "pygrpc_native":
+            raise
+        raise CannotStartError("--transport native is not installed; pip install 'jobstatus-grpc[native]'") from None
+    return NativeServer
 
 
 def _metrics_of(

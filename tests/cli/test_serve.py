@@ -85,6 +85,20 @@ def test_the_variable_that_lets_clients_send_tokens_in_the_clear_opens_no_server
     assert "would be open to other machines" in one_error_line(done)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--auth", "/no/auth.toml"],
+        ["--tls-cert", "/no/c.pem", "--tls-key", "k.pem", "--transport", "grpcio"],
+        ["--metrics", "127.0.0.1:0", "--metrics-token-file", "/no/token"],
+    ],
+)
+def test_settings_that_are_refused_leave_no_store(offline, tmp_path, arguments):
+    done = offline("serve", "--store", f"sqlite:///{tmp_path}/jobs.db", "--listen", "127.0.0.1:0", *arguments)
+    assert "/no/" in one_error_line(done)
+    assert list(tmp_path.glob("jobs.db*")) == []
+
+
 def test_a_port_in_use_is_one_line_and_exit_2(offline_cli):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
-from jobstatus_grpc.server.app import _Server
+from jobstatus_grpc.server.app import _Files, _Server
 from jobstatus_grpc.server.config import ServerConfig
 from jobstatus_grpc.server.logs import RequestLog, ServerLog
 from jobstatus_grpc.stores.interface import JobStore
@@ -142,7 +142,7 @@ async def serving_at(
     config = ServerConfig(listen=("127.0.0.1:0",), drain_grace=drain_grace, **settings)
     async with (
         contextlib.AsyncExitStack() as after_the_server,
-        _Server(config, store, ServerLog(calls=request_log)) as server,
+        _Server(config, store, _Files(config), ServerLog(calls=request_log)) as server,
     ):
         options = [("grpc.use_local_subchannel_pool", 1)]
         channel = grpc.aio.insecure_channel(server.addresses[0], options=options)
