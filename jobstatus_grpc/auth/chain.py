@@ -49,7 +49,9 @@ class Chain:
         unknown: UnknownIdentityError | None = None
         try:
             if bearer_of(credentials) is not None:
-                unknown = UnknownIdentityError()
+                unknown = UnknownIdentityError(
+                    "the token is not known here; check that it is whole, and meant for this server"
+                )
         except UnknownIdentityError as error:  # of another scheme, which a plugin may know
             unknown = error
         for each in self._authenticators:
@@ -61,7 +63,10 @@ class Chain:
                 if caller is not None:
                     keep = getattr(each, "seconds_kept", None)
                     return caller, float("inf") if keep is None else keep(caller)
-        raise unknown or NoIdentityError()
+        raise unknown or NoIdentityError(
+            "the call carries no credentials; send a token (--token-file, JOBSTATUS_TOKEN, or the metadata "
+            "authorization: Bearer TOKEN), or connect with a client certificate that the server admits"
+        )
 
 
 class _JwtReader:

@@ -36,9 +36,11 @@ class Identity:
     only: JobFilter | None = None
     """Labels and a name prefix: the caller sees and writes only jobs that match. None: all jobs of the tenant."""
     expires_at: datetime | None = None
-    """None: never. Later calls are UNAUTHENTICATED, and open watches end so."""
+    """None: never. Calls after `leeway_seconds` more are UNAUTHENTICATED, and open watches end so."""
     authenticated: bool = True
     """Whether it was proved. False: the server runs without authentication."""
+    leeway_seconds: float = field(default=0, compare=False, kw_only=True)
+    """By which the clocks of an issuer and the server may differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

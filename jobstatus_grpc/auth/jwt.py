@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ from jobstatus_grpc.auth.patterns import to_pattern
 from jobstatus_grpc.auth.stanzas import MAX_PRINCIPAL_BYTES, read_only, read_role, read_tenant, tenant_violations
 from jobstatus_grpc.auth.tokens import bearer_of, digest_of, is_jwt
 from jobstatus_grpc.errors import BadIdentityError, IdentityExpiredError, PermissionDeniedError
-from jobstatus_grpc.job import JobFilter
+from jobstatus_grpc.job import DEFAULT_TENANT, JobFilter
 from jobstatus_grpc.toml_file import Value
 
 LEEWAY_SECONDS = 60
@@ -57,8 +57,8 @@ class Issuer:
     keys: KeySet
     principal: Path
     tenant_claim: Path | None
-    tenant: str
-    """Without `tenant_claim`."""
+    tenant: str | None
+    """Of callers whose token lacks `tenant_claim`. None: they are refused."""
     role_claim: Path | None
     roles: Sequence[tuple[re.Pattern[str], Role]]
     role: Role | None
@@ -119,11 +119,23 @@ class Issuer:
                 )
         return Identity(
             _text(claims, self.principal),
-            tenant=self.tenant if self.tenant_claim is None else _tenant(claims, self.tenant_claim),
+            tenant=self._tenant(claims),
             role=self._role(claims),
             only=self.only,
             expires_at=_expiry(claims["exp"]),
+            leeway_seconds=LEEWAY_SECONDS,
         )
+
+    def _tenant(self, claims: Mapping[str, Any]) -> str:
+        path = self.tenant_claim
+        if path is None or (self.tenant is not None and _find(claims, path) is None):
+            return DEFAULT_TENANT if self.tenant is None else self.tenant
+        tenant = _text(claims, path)
+        for violation in tenant_violations(tenant):
+            raise BadIdentityError(
+                f"the token's claim {'.'.join(path)} is no name of a tenant: {violation.description}"
+            )
+        return tenant
 
     def _role(self, claims: Mapping[str, Any]) -> Role:
         values = [] if self.role_claim is None else _texts(claims, self.role_claim)
@@ -151,38 +163,39 @@ def _wrongly_signed() -> BadIdentityError:
 
 
 def _expiry(exp: Any) -> datetime:
-    """Return when the token ends, the leeway included."""
+    """Return when the token ends, without the leeway."""
     try:
         seconds = float(exp)
     except OverflowError:  # PyJWT takes integers of any size
         raise _damaged() from None
     if not math.isfinite(seconds) or seconds > _LATEST.timestamp():
         return _LATEST
-    return datetime.fromtimestamp(seconds, timezone.utc) + timedelta(seconds=LEEWAY_SECONDS)
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def _find(claims: Mapping[str, Any], path: Path) -> Any:
+    """Return the value of a claim; None: the token lacks it."""
+    value: Any = claims
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _texts(claims: Mapping[str, Any], path: Path) -> list[str]:
     """Return the texts of a claim, which may be an array of them; none if it is absent, or of another kind."""
-    value: Any = claims
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
+    value = _find(claims, path)
     values = value if isinstance(value, list) else [value]
     return [each for each in values if isinstance(each, str)]
 
 
 def _text(claims: Mapping[str, Any], path: Path) -> str:
+    if _find(claims, path) is None:
+        raise BadIdentityError(f"the token has no claim {'.'.join(path)}")
     found = _texts(claims, path)
     if len(found) != 1 or not found[0].isprintable() or not 0 < len(found[0].encode()) <= MAX_PRINCIPAL_BYTES:
         what = f"must be one text of 1 to {MAX_PRINCIPAL_BYTES} bytes"
         raise BadIdentityError(f"the token's claim {'.'.join(path)} {what}")
     return found[0]
-
-
-def _tenant(claims: Mapping[str, Any], path: Path) -> str:
-    tenant = _text(claims, path)
-    for violation in tenant_violations(tenant):
-        raise BadIdentityError(f"the token's claim {'.'.join(path)} is no name of a tenant: {violation.description}")
-    return tenant
 
 
 class JwtAuthenticator:
@@ -255,8 +268,6 @@ class JwtReader:
             )
         if "role" not in claims and "role" not in stanza:
             stanza["issuer"].refuse('the stanza gives no role; add role = "worker", or claims.role and roles')
-        if "tenant" in claims and "tenant" in stanza:
-            stanza["tenant"].refuse("the tenant is in a claim already: claims.tenant")
         roles = stanza["roles"].entries() if "roles" in stanza else {}
         return Issuer(
             issuer=stanza["issuer"].text(),
@@ -265,7 +276,7 @@ class JwtReader:
             keys=self._keys(stanza),
             principal=_path(claims["principal"]) if "principal" in claims else ("sub",),
             tenant_claim=_path(claims["tenant"]) if "tenant" in claims else None,
-            tenant=read_tenant(stanza),
+            tenant=read_tenant(stanza) if "tenant" in stanza else None,
             role_claim=_path(claims["role"]) if "role" in claims else None,
             roles=[(to_pattern(key, separators=SEPARATORS), read_role(value)) for key, value in roles.items()],
             role=read_role(stanza["role"]) if "role" in stanza else None,

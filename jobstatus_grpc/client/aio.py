@@ -567,7 +567,9 @@ class AsyncJobStatusClient:
         return AsyncReporter(state, self._connection.send_once, self._finishing)
 
     async def whoami(self, *, timeout_seconds: float | None = None) -> Identity:
-        """Return the identity as which the server makes this client's calls: principal, tenant, role, limits, expiry.
+        """Return the identity as which the server makes this client's calls.
+
+        It has the principal, the tenant, the role, the jobs that the caller is limited to, and the expiry.
 
         Raises:
             UnauthenticatedError: the server does not accept the credentials; its subclass says why.

@@ -566,7 +566,9 @@ class JobStatusClient:
         return Reporter(state, self._connection.send_once, self._finishing)
 
     def whoami(self, *, timeout_seconds: float | None = None) -> Identity:
-        """Return the identity as which the server makes this client's calls: principal, tenant, role, limits, expiry.
+        """Return the identity as which the server makes this client's calls.
+
+        It has the principal, the tenant, the role, the jobs that the caller is limited to, and the expiry.
 
         Raises:
             UnauthenticatedError: the server does not accept the credentials; its subclass says why.

@@ -61,7 +61,7 @@ class Access:
         self._known: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
         """By a digest of the credentials: the caller, and the time until which that holds."""
         self.refusals = Counter(dict.fromkeys((each.reason for each in REFUSALS), 0))
-        """The calls that were refused for their credentials, by the reason of the error."""
+        """The calls that were refused for their credentials or their caller's role, by the reason of the error."""
         self.watches: OpenWatches | None = None
         """None: without an auth file, no watch ends because of its caller."""
         if file is not None:
@@ -99,6 +99,14 @@ class Access:
             raise
         return caller
 
+    def authorize(self, method: str, caller: Identity, context: CallContext) -> Identity:
+        """Return what the function `authorize` does, and count its refusals."""
+        try:
+            return authorize(method, caller, tenants_of(context.invocation_metadata()))
+        except PermissionDeniedError as error:
+            self.refusals[error.reason] += 1
+            raise
+
     def watch(self, method: str, caller: Identity, context: CallContext) -> AbstractContextManager[None]:
         """Return a context for the task of a stream, which ends it once its caller would be refused."""
         assert self.watches is not None
@@ -113,7 +121,7 @@ class Access:
         caller, cache_seconds = await chain.identify(credentials)
         ends_at = self._clock() + cache_seconds
         if caller.expires_at is not None:
-            ends_at = min(ends_at, caller.expires_at.timestamp())
+            ends_at = min(ends_at, caller.expires_at.timestamp() + caller.leeway_seconds)
         if chain is self._chain:  # else the file has changed since it was asked
             self._known[key] = caller, ends_at
             if len(self._known) > MAX_KNOWN:
@@ -179,7 +187,8 @@ def authorize(method: str, caller: Identity, tenants: Collection[str]) -> Identi
         return caller
     if caller.role is not Role.ADMIN:
         raise PermissionDeniedError(
-            f"{TENANT_KEY} selects a tenant for the role admin; yours is {caller.role.name.lower()}, in your own tenant"
+            f"only the role admin may choose a tenant (--tenant, {TENANT_KEY}); your role is "
+            f"{caller.role.name.lower()}, and your tenant is {caller.tenant}"
         )
     tenant, *others = tenants
     violations = [FieldViolation(TENANT_KEY, each.description) for each in tenant_violations(tenant)]

@@ -55,14 +55,16 @@ class AuthFile:
         is_settled, self._found = found == self._found, found
         if found == self._seen or not is_settled:
             return
+        changed = ", ".join(path for path in found if found[path] != self._seen[path])
         self._seen = {}
         try:
             self.contents = await asyncio.to_thread(self._read, self._seen)
         except Exception as error:
             self.reloads["failure"] += 1
             log.error(
-                "the changed file of --auth is not used: %s. The contents from before stay in use; correct the file, a "
+                "%s has changed, and cannot be used: %s. The contents from before stay in use; correct the file, a "
                 "restart is not needed",
+                changed,
                 error,
                 exc_info=None if isinstance(error, FileError) else error,
             )
@@ -70,7 +72,7 @@ class AuthFile:
         self.reloads["success"] += 1
         for listener in self._listeners:
             listener()
-        log.info("the file of --auth has changed and is in use: %s", self.path)
+        log.info("%s has changed and is in use for --auth", changed)
 
     def _read(self, seen: Signatures) -> Mapping[str, Any]:
         contents = Document(self.path, seen).read(self._sections)

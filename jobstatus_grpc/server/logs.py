@@ -337,9 +337,9 @@ class RequestLog:
         seconds: float,
         caller: str,
         principal: str,
-        request_id: str,
+        x_request_id: str,
         job_id: str,
-        api_request_id: str,
+        request_id: str,
     ) -> None:
         """Log a call that has just ended.
 
@@ -350,14 +350,14 @@ class RequestLog:
             seconds: how long it took.
             caller: the peer.
             principal: the caller's name, if it is not the peer.
-            request_id: `x-request-id` of the metadata; if empty, it is replaced by a random one.
+            x_request_id: `x-request-id` of the metadata; if empty, it is replaced by a random one.
             job_id: the job, if the call names one.
-            api_request_id: the request_id in the request, if there is one.
+            request_id: that of the request, if there is one.
         """
         calls = self._calls
-        optional = {"reason": reason, "principal": principal, "job": job_id, "api_request_id": api_request_id}
+        optional = {"reason": reason, "principal": principal, "job": job_id, "request_id": request_id}
         fields = {name: value for name, value in optional.items() if value}
-        calls.append((time.time(), method, code, seconds, caller, request_id, fields))
+        calls.append((time.time(), method, code, seconds, caller, x_request_id, fields))
         if len(calls) == 1:
             asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
         elif len(calls) >= MAX_GATHERED_LINES:
@@ -386,15 +386,15 @@ def _json_line(
     code: str,
     seconds: float,
     caller: str,
-    request_id: str,
+    x_request_id: str,
     fields: Mapping[str, str],
 ) -> str:
-    request_id = json.dumps(request_id) if request_id else f'"{getrandbits(64):016x}"'
+    x_request_id = json.dumps(x_request_id) if x_request_id else f'"{getrandbits(64):016x}"'
     more = "".join([f', "{name}": {json.dumps(value)}' for name, value in fields.items()])
     return (
         f'{{"time": "{_second(int(now))}.{int(now * 1000) % 1000:03d}Z", {level}'
         f'"logger": "jobstatus_grpc.requests", "message": "request", "method": "{method}", "code": "{code}", '
-        f'"duration_ms": {seconds * 1000:.3f}, "caller": {_quoted(caller)}{more}, "request_id": {request_id}}}\n'
+        f'"duration_ms": {seconds * 1000:.3f}, "caller": {_quoted(caller)}{more}, "x_request_id": {x_request_id}}}\n'
     )
 
 
@@ -405,12 +405,12 @@ def _text_line(
     code: str,
     seconds: float,
     caller: str,
-    request_id: str,
+    x_request_id: str,
     fields: Mapping[str, str],
 ) -> str:
     more = "".join([f" {name}={_word(value)}" for name, value in fields.items()])
     return (
         f"{_second(int(now))}.{int(now * 1000) % 1000:03d}Z {level}request method={method} code={code} "
         f"duration_ms={seconds * 1000:.3f} caller={caller}{more} "
-        f"request_id={_word(request_id or f'{getrandbits(64):016x}')}\n"
+        f"x_request_id={_word(x_request_id or f'{getrandbits(64):016x}')}\n"
     )

@@ -251,7 +251,7 @@ def _of_limits(caller_limits: CallerLimits) -> Metric:
 def _of_access(access: Access) -> Iterator[Metric]:
     refusals = CounterMetricFamily(
         "jobstatus_auth_refusals",
-        "Calls refused for their credentials, by the reason of the error.",
+        "Calls refused for their credentials or their caller's role, by the reason of the error.",
         labels=("reason",),
     )
     for reason, count in access.refusals.items():

@@ -20,7 +20,7 @@ from jobstatus_grpc.errors import (
     TooManyRequestsError,
     TooManyWatchersError,
 )
-from jobstatus_grpc.server.access import Access, authorize, tenants_of
+from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.places import Places, host_of
@@ -192,7 +192,7 @@ class CallMiddleware:
                 own = access.known(context) or await access.identify(context)
                 principal = own.principal
                 # Limits of one caller are by its own tenant: an admin selects any other.
-                caller = authorize(name, own, tenants_of(context.invocation_metadata()))
+                caller = access.authorize(name, own, context)
                 tenant = caller.tenant
                 if caller_limits is not None:
                     refusal = caller_limits.admit(own, tenant, lambda: updates_in(name, data), context.time_remaining)
@@ -228,7 +228,7 @@ class CallMiddleware:
                             seconds,
                             peer := context.peer(),
                             principal if principal != peer else "",
-                            _request_id(context),
+                            _x_request_id(context),
                             *(subject_of(name, data, reply) if is_parsed else ("", "")),
                         )
                 except Exception:
@@ -302,7 +302,7 @@ def _masked(name: str, error: Exception) -> InternalError:
     return InternalError(f"the server failed; its log has the details under the id {error_id}", error_id=error_id)
 
 
-def _request_id(context: CallContext) -> str:
+def _x_request_id(context: CallContext) -> str:
     """Return the id that the client gave the call, empty if none."""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY:

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, TypeAlias
 
 from jobstatus_grpc.auth import Credentials, Identity
@@ -54,7 +53,7 @@ class _Caller:
     credentials: Credentials
     ends_at: float
     """The time from which it is to be identified again."""
-    expires_at: datetime | None
+    identity: Identity
     watches: set[Watch] = field(default_factory=set)
     unchecked_since: float | None = None
     is_due: bool = False
@@ -85,7 +84,7 @@ class OpenWatches:
         watch.task = asyncio.current_task()
         caller = self._callers.get(key)
         if caller is None:
-            caller = self._callers[key] = _Caller(credentials, ends_at, watch.caller.expires_at)
+            caller = self._callers[key] = _Caller(credentials, ends_at, watch.caller)
         caller.watches.add(watch)
         try:
             yield
@@ -141,7 +140,7 @@ class OpenWatches:
             refusal = UnavailableError()
         else:
             await self._end(caller, lambda watch: self._refusal_of(watch, identity))
-            caller.ends_at, caller.expires_at, caller.unchecked_since = ends_at, identity.expires_at, None
+            caller.ends_at, caller.identity, caller.unchecked_since = ends_at, identity, None
             return
         await self._end(caller, lambda watch: refusal)
 
@@ -150,7 +149,8 @@ class OpenWatches:
         now = self._clock()
         if caller.unchecked_since is None:
             caller.unchecked_since = now
-        is_expired = caller.expires_at is not None and now >= caller.expires_at.timestamp()
+        expires_at, leeway_seconds = caller.identity.expires_at, caller.identity.leeway_seconds
+        is_expired = expires_at is not None and now >= expires_at.timestamp() + leeway_seconds
         return is_expired or now - caller.unchecked_since >= UNCHECKED_SECONDS
 
     def _refusal_of(self, watch: Watch, identity: Identity) -> JobStatusError | None:

@@ -99,6 +99,10 @@ def test_settings_that_are_refused_leave_no_store(offline, tmp_path, arguments):
     assert list(tmp_path.glob("jobs.db*")) == []
 
 
+def test_the_help_names_the_variable_that_is_not_named_like_its_flag(offline):
+    assert "JOBSTATUS_SERVE_INSECURE" in offline("serve", "--help").stdout
+
+
 def test_a_port_in_use_is_one_line_and_exit_2(offline_cli):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -214,15 +214,20 @@ def test_health_and_reflection_need_no_token(auth, serve):
 
 
 def test_metrics_count_refusals_and_reloads(auth, serve, tmp_path):
-    token, log = auth.admit("ci"), tmp_path / "log"
+    token, worker, log = auth.admit("ci"), auth.admit("worker", Role.WORKER), tmp_path / "log"
     service = serve("--auth", str(auth.path), "--metrics", "127.0.0.1:0", log=log)
-    with pytest.raises(grpc.RpcError):
+    with pytest.raises(grpc.RpcError, match=r"send a token .--token-file, JOBSTATUS_TOKEN"):
         service.get("a")
+    with pytest.raises(grpc.RpcError, match="only the role admin may choose a tenant"):
+        service.stub.GetJob(pb.GetJobRequest(id="a"), metadata=[*bearer(token), ("x-jobstatus-tenant", "other")])
+    with pytest.raises(grpc.RpcError, match="needs the role operator"):
+        service.stub.DeleteJob(pb.DeleteJobRequest(id="a"), metadata=bearer(worker))
     auth.admit("new")
     (url,) = re.findall(r"http://[^\s\"]+/metrics", log.read_text())
     lines = metrics_when(url, 'jobstatus_auth_reloads_total{result="success"} 1.0')
     assert 'jobstatus_auth_refusals_total{reason="NO_IDENTITY"} 1.0' in lines
     assert 'jobstatus_auth_refusals_total{reason="BAD_IDENTITY"} 0.0' in lines
+    assert 'jobstatus_auth_refusals_total{reason="NOT_ALLOWED"} 2.0' in lines
     assert 'jobstatus_auth_reloads_total{result="failure"} 0.0' in lines
     assert token not in log.read_text()
 

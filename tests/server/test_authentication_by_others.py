@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import grpc
+import jwt
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
@@ -146,6 +147,20 @@ def test_a_jwt_gives_the_actor_and_the_tenant(auth, run, tmp_path):
     assert run(scenario) == (["robot"], 0)
 
 
+def test_the_log_names_the_file_that_has_changed(auth, run, tmp_path, caplog):
+    path = tmp_path / "keys.json"
+    path.write_text(jwks_of(jwk_of("p256", "1")))
+    auth.add("jwt", JWT.replace("JWKS", "keys.json"))
+
+    async def scenario(stub):
+        path.write_text(jwks_of(jwk_of("ed25519", "2")))
+        await until(stub, bearer(sign("EdDSA", kid="2", unit="a")), "OK")
+
+    with caplog.at_level("INFO", "jobstatus_grpc.server"):
+        run(scenario)
+    assert f"{path} has changed and is in use for --auth" in caplog.messages
+
+
 def test_a_key_that_is_taken_out_of_the_file_is_refused_and_its_watches_end(auth, run, tmp_path):
     path = tmp_path / "keys.json"
     path.write_text(jwks_of(jwk_of("p256", "1"), jwk_of("ed25519", "2")))
@@ -173,6 +188,27 @@ def test_a_watch_ends_when_its_jwt_expires(auth, run, tmp_path):
         return await end_of(watch), await outcome_of(stub, bearer(token))
 
     assert run(scenario) == (("UNAUTHENTICATED", "IDENTITY_EXPIRED"),) * 2
+
+
+def test_a_jwt_in_its_leeway_is_verified_once_and_shows_its_own_expiry(auth, run, tmp_path, monkeypatch):
+    (tmp_path / "keys.json").write_text(jwks_of(jwk_of("p256", "1")))
+    auth.add("jwt", JWT.replace("JWKS", "keys.json"))
+    exp, decode = int(time.time()) - 20, jwt.decode
+    decoded: list[Any] = []
+
+    def counted(*args, **settings):
+        decoded.append(args)
+        return decode(*args, **settings)
+
+    monkeypatch.setattr(jwt, "decode", counted)
+
+    async def scenario(stub):
+        caller = bearer(sign("ES256", unit="a", exp=exp))
+        counts = [len(decoded) for _ in range(3) if await outcome_of(stub, caller) == "OK"]
+        reply = await stub.GetCallerIdentity(pb.GetCallerIdentityRequest(), metadata=caller)
+        return len(counts), len(set(counts)), reply.identity.expires_at.seconds
+
+    assert run(scenario) == (3, 1, exp)
 
 
 def test_an_issuer_that_is_away_is_unavailable_until_it_answers(auth, run):

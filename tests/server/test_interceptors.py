@@ -233,9 +233,9 @@ def test_a_request_is_logged_under_its_callers_id_or_one_made_for_it(log_format)
 
     lines = logged(log_format, scenario)
     if log_format == "json":
-        ids = [json.loads(line)["request_id"] for line in lines]
+        ids = [json.loads(line)["x_request_id"] for line in lines]
     else:
-        texts = [line.partition("request_id=")[2] for line in lines]
+        texts = [line.partition("x_request_id=")[2] for line in lines]
         ids = [json.loads(text) if text.startswith('"') else text for text in texts]
     assert ids[0] == 'mine "1" \\'
     assert re.fullmatch("x{64,512}", ids[1])
@@ -278,7 +278,7 @@ def test_the_line_of_a_call_names_the_job_the_requests_id_and_the_errors_reason(
         words = [dict(word.split("=") for word in shlex.split(line.partition("request ")[2])) for line in lines]
     else:
         words = [json.loads(line) for line in lines]
-    fields = [(line.get("job", ""), line.get("api_request_id"), line.get("reason")) for line in words]
+    fields = [(line.get("job", ""), line.get("request_id"), line.get("reason")) for line in words]
     assert fields[1][0] != ""
     assert [fields[0], *fields[2:]] == [
         ("a", "made 1", None), ("b", "u", "JOB_NOT_FOUND"), ("c", None, "JOB_NOT_FOUND"),

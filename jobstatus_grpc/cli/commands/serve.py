@@ -98,7 +98,8 @@ YEAR = timedelta(days=365)
 @flag("--closed-reflection", "Serve no gRPC reflection, which needs no identity.")
 @flag(
     "--insecure",
-    "Allow --listen on addresses beyond this machine without TLS or without --auth.",
+    "Allow --listen on addresses beyond this machine without TLS or without --auth. Its variable is "
+    "JOBSTATUS_SERVE_INSECURE.",
     envvar="JOBSTATUS_SERVE_INSECURE",
 )
 @flag(

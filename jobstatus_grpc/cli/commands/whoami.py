@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @options.as_json
 @connected
 def whoami(*, connection: Connection, as_json: bool) -> None:
-    """Print the identity that the server gives you: principal, tenant, role, limits and expiry."""
+    """Print the identity that the server gives you: principal, tenant, role, jobs that you are limited to, expiry."""
     with connection.open() as client:
         identity = client.whoami()
     click.echo(output.identity_to_json(identity) if as_json else _summary(identity))
