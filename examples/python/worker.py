@@ -56,7 +56,8 @@ def security() -> Tls | None:
 
 
 def main(address: str, seconds_per_step: float = 0.1) -> None:
-    with ThreadPoolExecutor() as threads, JobStatusClient(address, tls=security()) as client:
+    token = os.environ.get("JOBSTATUS_TOKEN")
+    with ThreadPoolExecutor() as threads, JobStatusClient(address, tls=security(), token=token) as client:
         # The request_id makes a retry safe: the job is created once.
         request_id = str(uuid.uuid4())
         created = client.create("import customers", heartbeat_timeout_seconds=60, request_id=request_id)
