@@ -152,6 +152,31 @@ def test_a_command_that_reads_the_terminal_from_the_background_waits_for_fg(shel
     shell.read_until("a is 1")
 
 
+def bring_back_from_the_background(shell: PseudoTerminal, started: Path, command: str) -> None:
+    """Start a command that creates `started` and reads while the shell edits its line; then `stty erase ^B; fg`."""
+    shell.type(f"{command} &\n")
+    wait_until(started.exists)
+    shell.type("until jobs -s | grep -q script; do sleep 0.1; done; stty erase ^B; fg\n")
+    shell.read_until("bash script\r\n")
+    shell.type("1\n")
+
+
+def test_a_command_started_in_the_background_gets_the_modes_that_the_terminal_has_at_fg(shell, tmp_path):
+    (tmp_path / "script").write_text("touch started; read x; stty -a\n")
+    bring_back_from_the_background(shell, tmp_path / "started", "jobstatus run --quiet -- bash script")
+    shell.read_until("erase = ^B;")
+    shell.read_until(" icanon iexten echo ")
+
+
+def test_the_terminal_is_as_at_fg_if_we_are_killed_after_a_start_in_the_background(shell, tmp_path):
+    (tmp_path / "inner").write_text(f"touch started; read x; kill -KILL {WRAPPER_PID}; read x\n")
+    same = "until stty -a | grep -q ' icanon'; do sleep 0.1; done; stty -a"
+    (tmp_path / "script").write_text(f"{shlex.join(COMMAND)} run --quiet -- bash inner; {same}\n")
+    bring_back_from_the_background(shell, tmp_path / "started", "bash script")
+    shell.read_until("erase = ^B;")
+    shell.read_until(" icanon iexten echo ")
+
+
 @pytest.mark.parametrize("script", ["echo ready; read x", "read -p ready x; read x"])
 def test_ctrl_z_does_nothing_without_a_shell_that_could_continue_us(terminal, script):
     screen = terminal("run", "--quiet", "--", "bash", "-c", f"{script}; echo end")

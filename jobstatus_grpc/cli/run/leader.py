@@ -4,9 +4,9 @@ Only a process of the session can choose the foreground process group of its ter
 session a command could not be suspended: the kernel ignores Ctrl-Z in an orphaned process group.
 
 Started with the pseudo-terminal as standard input, and as controlling terminal. On CONTROL it gets requests of one byte
-each: FOREGROUND, BACKGROUND (one of them first: it decides how the command is started), or the number of a signal for
-the command. It sends MESSAGEs: DONE when it has noted the modes of REAL_TERMINAL; the command's process id, or its
-error as a negative errno; then each wait status of it, and DONE after each further FOREGROUND or BACKGROUND.
+each: NOTE_MODES, FOREGROUND, BACKGROUND (the first of these two decides how the command is started), or then the
+number of a signal for the command. It sends MESSAGEs: the command's process id, or its error as a negative errno, after
+the first FOREGROUND or BACKGROUND; DONE after each other request except signals; and each wait status of the command.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ import termios
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing takes a third of the time of the start
     from collections.abc import Sequence
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 TERMINAL, CONTROL, REAL_TERMINAL = 0, 3, 4
 
 FOREGROUND, BACKGROUND = b"f", b"b"
-"""Requests: let the command have the pseudo-terminal, or suspend it as soon as it reads from it. Between the first and
-the second the real terminal is in raw mode."""
+"""Requests: let the command have the pseudo-terminal, or suspend it as soon as it reads from it."""
+
+NOTE_MODES = b"m"
+"""Request: note the modes of the real terminal, which is in raw mode from now until BACKGROUND."""
 
 MESSAGE = struct.Struct("=i")
 
@@ -42,7 +44,6 @@ class Leader:
     """Starts the command, and serves requests."""
 
     def __init__(self) -> None:
-        self._real_modes = termios.tcgetattr(REAL_TERMINAL)
         self._wakeup, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -52,11 +53,16 @@ class Leader:
         # SIGTTOU among them: tcsetpgrp from a background process group would suspend us.
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGCHLD, signal.SIGHUP})
         self._has_ended = self._is_hung_up = False
-        _send(DONE)
-        self._request = os.read(CONTROL, 1)
+        self._real_modes: list[Any] | None = None
+        while (request := os.read(CONTROL, 1)) == NOTE_MODES:
+            self._note_modes()
+        self._request = request
 
     def run(self, command: Sequence[str]) -> None:
         """Run the command, and serve requests until the process that started us has closed CONTROL."""
+        if not self._request:  # it was killed already
+            self._restore_modes()
+            return
         self._group = self._foreground = self._start(command)
         _send(self._group)
         while True:
@@ -68,18 +74,28 @@ class Leader:
                 request = os.read(CONTROL, 1)
                 if not request:
                     break
-                if request in (FOREGROUND, BACKGROUND):
+                if request == NOTE_MODES:
+                    self._note_modes()
+                elif request in (FOREGROUND, BACKGROUND):
                     self._move(request)
                     _send(DONE)
                 else:
                     self._send_signal(request[0])
-        if self._request == FOREGROUND:  # the process that started us was killed
-            with contextlib.suppress(termios.error):
-                termios.tcsetattr(REAL_TERMINAL, termios.TCSANOW, self._real_modes)
+        self._restore_modes()
         self._hang_up()
         if not self._has_ended:
             # The kernel sends another SIGHUP when we end, which would kill what the command's handler of SIGHUP starts.
             os.waitpid(self._group, 0)
+
+    def _note_modes(self) -> None:
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            self._real_modes = termios.tcgetattr(REAL_TERMINAL)
+        _send(DONE)
+
+    def _restore_modes(self) -> None:
+        if self._real_modes:  # the process that started us was killed
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(REAL_TERMINAL, termios.TCSANOW, self._real_modes)
 
     def _start(self, command: Sequence[str]) -> int:
         """Fork the command; exit if it cannot be executed."""
@@ -129,7 +145,8 @@ class Leader:
             _send(status)
 
     def _move(self, request: bytes) -> None:
-        self._request = request
+        if request == BACKGROUND:
+            self._real_modes = None
         with contextlib.suppress(OSError):  # the terminal is hung up
             current, ours = os.tcgetpgrp(TERMINAL), os.getpgrp()
             if request == FOREGROUND and current == ours:

@@ -67,7 +67,6 @@ class TerminalSession:
         self._modes = termios.tcgetattr(STDIN)
         self._pseudo_terminal, theirs = ends
         self._name = os.ttyname(theirs)
-        termios.tcsetattr(theirs, termios.TCSANOW, self._modes)
         os.set_blocking(self._pseudo_terminal, False)
         has_error_file = not os.isatty(STDERR)
         self._output = Stream(
@@ -149,7 +148,6 @@ class TerminalSession:
             theirs.close()
             os.close(control)
             os.close(real_terminal)
-        self._receive()  # the leader has started
         answer = self._ask(leader.FOREGROUND if self._make_raw() else leader.BACKGROUND)
         if answer is None or answer < 0:
             self._restore()
@@ -221,7 +219,11 @@ class TerminalSession:
             return False
         with contextlib.suppress(termios.error):  # a terminal that is gone
             if not self._is_lent:
+                self._ask(leader.NOTE_MODES)
                 self._modes = termios.tcgetattr(STDIN)
+            if not self.was_lent and self._output.is_open:
+                # Not before: while we are in the background, our terminal has the modes of a shell's line editor.
+                termios.tcsetattr(self._pseudo_terminal, termios.TCSANOW, self._modes)
             tty.setraw(STDIN, termios.TCSANOW)
             self._is_lent = self.was_lent = True
         return self._is_lent
