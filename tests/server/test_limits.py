@@ -127,9 +127,9 @@ def test_new_rules_keep_what_is_used():
 
 def test_a_limit_of_one_watch_is_in_the_singular():
     counted = Counted(each_principal=Limits(watches=1))
-    counted.limits.begin_watch(ME)
+    counted.limits.begin_watch(ME, ME.tenant)
     with pytest.raises(TooManyWatchersError, match=r"has reached its limit of 1 open watch\. End some"):
-        counted.limits.begin_watch(ME)
+        counted.limits.begin_watch(ME, ME.tenant)
 
 
 def test_watches_are_counted_until_their_end_also_before_there_was_a_limit():
