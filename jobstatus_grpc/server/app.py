@@ -336,7 +336,6 @@ def _open_transport(
     Raises:
         CannotStartError: it is not installed.
     """
-
     places = Places(reflection.MAX_STREAMS)
 
     def build(config: ServerConfig, methods: Sequence[Method]) -> grpc.aio.Server:
