@@ -435,7 +435,7 @@ def test_a_terminal_that_hangs_up_hangs_up_the_command(cli, tmp_path, ignore):
 
 def test_a_command_is_hung_up_if_we_are_killed(terminal, tmp_path):
     # It reads nothing: the read of a terminal that is gone fails, and can do so before SIGHUP arrives.
-    inner = f"trap 'touch {tmp_path}/hung-up; exit' HUP; echo ready; sleep 60"
+    inner = f"trap 'touch {tmp_path}/hung-up; exit' HUP; echo ready; while :; do sleep 0.1; done"
     screen = terminal("run", "--quiet", "--", "bash", "-c", inner)
     screen.read_until("ready")
     screen.process.kill()
