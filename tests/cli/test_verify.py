@@ -72,20 +72,20 @@ def auth(tmp_path):
     return AuthText(tmp_path / "auth.toml")
 
 
-def test_a_caller_without_the_role_is_refused_before_anything_is_checked(cli, auth):
+def test_a_caller_without_the_role_is_refused_before_anything_is_checked(cli_of, auth):
     token = auth.admit("reader", Role.WORKER)
     with ServerProcess("--auth", str(auth.path)) as server:
-        done = cli("verify", "--address", server.address, *QUICK, env={"JOBSTATUS_TOKEN": token})
+        done = cli_of(server.address)("verify", *QUICK, env={"JOBSTATUS_TOKEN": token})
     assert (done.returncode, done.stdout) == (2, "")
     assert "CancelJob" in done.stderr
     assert "operator" in done.stderr
 
 
-def test_a_caller_whose_rate_is_limited_is_slower(cli, auth):
+def test_a_caller_whose_rate_is_limited_is_slower(cli_of, auth):
     token = auth.admit("ops")
     auth.add("limits", "[limits]\ncalls_per_second = 400\ncalls_burst = 20\n")
     with ServerProcess("--auth", str(auth.path)) as server:
-        done = cli("verify", "--address", server.address, *QUICK, env={"JOBSTATUS_TOKEN": token})
+        done = cli_of(server.address)("verify", *QUICK, env={"JOBSTATUS_TOKEN": token})
     assert done.returncode == 0, done.stdout
 
 
