@@ -140,9 +140,11 @@ def _said(entry: Entry) -> str:
 
 async def _until(stream: Stream, condition: Callable[[], object]) -> None:
     ends_at = time.monotonic() + WATCH_SECONDS
-    while not condition():
+    while True:
         if stream.entry.code == "RESOURCE_EXHAUSTED":
             raise SkippedError(f"the caller is limited: {stream.entry.message}")
+        if condition():
+            return
         _expect(time.monotonic() < ends_at, f"not received within {WATCH_SECONDS:g} s: {_received(stream)}")
         await asyncio.sleep(0.002)
 
