@@ -14,6 +14,8 @@ from tests.support.auth import AuthText
 from tests.support.servers import ServerProcess
 from tests.verify.test_checker import Recording
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--duration", "1s", "--patience", "1s", "--clients", "4")
 
 
