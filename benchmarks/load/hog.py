@@ -34,7 +34,7 @@ class Hog:
 
 @contextmanager
 def hog(address: str, job_ids: list[str], *, callers: int, seconds: float, token: str = "") -> Iterator[Hog]:
-    """Update these jobs with so many calls in flight, for `seconds` from now and SETTLE_SECONDS before."""
+    """Update these jobs with this number of calls in flight, for `seconds` from now and SETTLE_SECONDS before."""
     command = [sys.executable, "-m", "benchmarks.load.hog", address, str(callers), str(seconds), token]
     with Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
         try:

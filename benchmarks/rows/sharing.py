@@ -25,7 +25,7 @@ ALONE, BESIDE = "p99 of another caller alone, ms", "p99 of another caller beside
 TIMES = "p99 of another caller, times of alone"
 PEAK, OVERLOAD = (f"answered updates/s, {callers:,} in flight" for callers in (PEAK_CALLERS, OVERLOAD_CALLERS))
 GOODPUT = "answered updates/s at 10 times the calls in flight, part of the peak"
-HEALTH_SECONDS, RECOVERY_SECONDS = "slowest health check meanwhile, s", "until calls are as quick as before, s"
+HEALTH_SECONDS, RECOVERY_SECONDS = "slowest health check during the load, s", "until calls are as quick as before, s"
 QUICK_IN_A_ROW = 10
 LONGEST_RECOVERY_SECONDS = 60.0
 

@@ -18,7 +18,7 @@ NEVER = "no-such-job"
 
 @pytest.fixture(scope="module", params=["native", "grpcio"])
 def callers(request, serve_module, tmp_path_factory):
-    """`core`, `web` and `etl`, each limited to its jobs, and `root`, who is not."""
+    """`core`, `web` and `etl`, each limited to its jobs, and `root`, which is not."""
     folder = tmp_path_factory.mktemp("auth")
     auth = AuthText(folder / "auth.toml")
     for name, only in ONLY.items():

@@ -1,6 +1,6 @@
 """`jobstatus` with one seeded bug: `python -m tests.verify.faulty_server BUG serve …`. The checker must see each.
 
-A bug is a function that replaces a part of the server by what somebody might write, with the fault in it.
+A bug is a function that replaces a part of the server by plausible code with the fault in it.
 """
 
 from __future__ import annotations

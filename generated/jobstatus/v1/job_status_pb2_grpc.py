@@ -45,7 +45,7 @@ class JobStatusServiceStub(object):
 
     A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
     limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
-    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
+    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED); the message names what is missing.
     """
 
     def __init__(self, channel):
@@ -131,7 +131,7 @@ class JobStatusServiceServicer(object):
 
     A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
     limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
-    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
+    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED); the message names what is missing.
     """
 
     def CreateJob(self, request, context):
@@ -369,7 +369,7 @@ class JobStatusService(object):
 
     A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
     limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
-    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
+    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED); the message names what is missing.
     """
 
     @staticmethod

@@ -51,7 +51,7 @@ class JobStatusServiceStub:
 
     A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
     limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
-    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
+    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED); the message names what is missing.
     """
 
     @_typing.overload
@@ -185,7 +185,7 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
 
     A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
     limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
-    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
+    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED); the message names what is missing.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -315,7 +315,7 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A job of another tenant is NOT_FOUND with JOB_NOT_FOUND, the same as an id that was never used. For a caller that is
     limited to some jobs (CallerIdentity.only), so is any other job, and any removed one. What such a caller creates or
-    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED), whose message names what is missing.
+    changes must stay among these jobs, else PERMISSION_DENIED (NOT_ALLOWED); the message names what is missing.
     """
 
     @_abc_1.abstractmethod
