@@ -7,12 +7,14 @@ import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from tests.support.auth import AuthText
 from tests.support.postgres import VERSIONS, PostgresCluster, PostgresHome
 from tests.support.servers import ServerProcess
 from tests.support.service import Refusal, Service, read_refusal, update_of
@@ -41,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(name="update_of")
 def _update_of() -> Callable[..., pb.UpdateJobRequest]:
     return update_of
+
+
+@pytest.fixture
+def auth(tmp_path: Path) -> AuthText:
+    """A file for --auth, without callers yet."""
+    return AuthText(tmp_path / "auth.toml")
 
 
 @pytest.fixture

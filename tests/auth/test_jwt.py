@@ -35,6 +35,7 @@ from tests.support.issuer import (
     sign_by_hmac,
     unsigned,
 )
+from tests.support.timing import Clock
 
 STANZA = f"""
 [[jwt]]
@@ -89,13 +90,6 @@ def test_without_a_kid_three_keys_of_the_algorithm_are_tried(ask):
     assert ask(token, keys=keys).principal == "robot"
     with pytest.raises(BadIdentityError, match="the signature of the token is wrong"):
         ask(token, keys=jwks_of(*others, jwk_of("p256", "ours")))
-
-
-class Clock:
-    seconds = 0.0
-
-    def __call__(self):
-        return self.seconds
 
 
 def test_the_newest_forged_tokens_are_not_verified_again_for_a_while(read, monkeypatch):

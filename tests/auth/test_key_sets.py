@@ -17,15 +17,9 @@ from jobstatus_grpc.auth.key_sets import (
 )
 from jobstatus_grpc.errors import IdentityUnavailableError
 from tests.support.issuer import JwksServer, jwk_of, jwks_of
+from tests.support.timing import Clock
 
 ONE, TWO = jwks_of(jwk_of("ed25519", "1")), jwks_of(jwk_of("ed25519", "2"))
-
-
-class Clock:
-    seconds = 0.0
-
-    def __call__(self):
-        return self.seconds
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from jobstatus_grpc import JobStatusClient
 from jobstatus_grpc.auth import Role
 from jobstatus_grpc.verify import history
-from tests.support.auth import AuthText
 from tests.support.servers import ServerProcess
 from tests.verify.test_checker import Recording
 
@@ -67,11 +66,6 @@ def test_a_file_that_is_no_history_is_one_line(cli, tmp_path):
 def test_an_unreachable_server_is_exit_4(cli):
     done = cli("verify", "--address", "127.0.0.1:1", "--timeout", "200ms")
     assert (done.returncode, done.stdout) == (4, "")
-
-
-@pytest.fixture
-def auth(tmp_path):
-    return AuthText(tmp_path / "auth.toml")
 
 
 def test_a_caller_without_the_role_is_refused_before_anything_is_checked(cli_of, auth):

@@ -5,19 +5,11 @@ from __future__ import annotations
 import json
 import re
 
-from google.protobuf import timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
+from tests.support.samples import LIMITED
 from tests.support.scripted_server import ScriptedServer, reply
 
-LIMITED = pb.CallerIdentity(
-    principal="ci",
-    tenant="web",
-    role=pb.ROLE_WORKER,
-    only=pb.JobFilter(labels={"team": "core"}, name_prefix="core-"),
-    expires_at=timestamp_pb2.Timestamp(seconds=100),
-    authenticated=True,
-)
 ANSWER = reply(pb.GetCallerIdentityResponse(identity=LIMITED))
 
 

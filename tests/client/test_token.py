@@ -24,15 +24,9 @@ from tests.support.scripted_server import (
     refuse,
     reply,
 )
+from tests.support.timing import Clock
 
 GOT = reply(pb.GetJobResponse(job=a_job()))
-
-
-class Clock:
-    seconds = 0.0
-
-    def __call__(self):
-        return self.seconds
 
 
 @pytest.fixture

@@ -1,23 +1,14 @@
-"""Who the server takes a client for, and the tenant in which an admin's client works."""
+"""The identity of a client at the server, and the tenant in which an admin's client works."""
 
 from __future__ import annotations
 
 import pytest
-from google.protobuf import timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import Identity, JobFilter, Role
 from jobstatus_grpc.wire import convert
+from tests.support.samples import LIMITED
 from tests.support.scripted_server import ScriptedServer, a_job, reply
-
-LIMITED = pb.CallerIdentity(
-    principal="ci",
-    tenant="web",
-    role=pb.ROLE_WORKER,
-    only=pb.JobFilter(labels={"team": "core"}, name_prefix="core-"),
-    expires_at=timestamp_pb2.Timestamp(seconds=100),
-    authenticated=True,
-)
 
 
 def test_without_authentication_each_caller_is_an_operator_of_the_default_tenant(client):

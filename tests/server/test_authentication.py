@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import json
 import re
@@ -23,16 +24,11 @@ from jobstatus_grpc.server import auth_file, open_watches
 from jobstatus_grpc.server.access import LEAST_ROLES
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.stores.memory import MemoryStore
-from tests.support.auth import TRANSPORTS, AuthText, Callers, bearer
+from tests.support.auth import TRANSPORTS, AuthText, Callers, bearer, until_answered
 from tests.support.servers import serving
 from tests.support.service import read_refusal
 
 LONGEST_SECONDS = 10.0
-
-
-@pytest.fixture
-def auth(tmp_path):
-    return AuthText(tmp_path / "auth.toml")
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -71,17 +67,6 @@ async def until_refused(make_call):
             except grpc.aio.AioRpcError as error:
                 return read_refusal(error)
             await asyncio.sleep(0.05)
-
-    return await asyncio.wait_for(repeat(), LONGEST_SECONDS)
-
-
-async def until_answered(make_call):
-    async def repeat():
-        while True:
-            try:
-                return await make_call()
-            except grpc.aio.AioRpcError:
-                await asyncio.sleep(0.05)
 
     return await asyncio.wait_for(repeat(), LONGEST_SECONDS)
 
@@ -149,9 +134,9 @@ def test_a_token_that_is_removed_is_refused_soon_and_one_that_is_added_is_accept
         await create(stub, token)
         auth.remove("ci")
         refusal = await until_refused(lambda: create(stub, token))
-        await until_answered(lambda: create(stub, auth.tokens["ops"]))
+        await until_answered(lambda: create(stub, auth.tokens["ops"]), seconds=LONGEST_SECONDS)
         added = auth.admit("new")
-        await until_answered(lambda: create(stub, added))
+        await until_answered(lambda: create(stub, added), seconds=LONGEST_SECONDS)
         return refusal.kind
 
     assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
@@ -179,7 +164,7 @@ def test_a_bad_file_changes_nothing_and_is_logged_and_counted_once(auth, run, ca
         await asyncio.sleep(0.3)
         await create(stub, token)
         added = auth.admit("new")
-        await until_answered(lambda: create(stub, added))
+        await until_answered(lambda: create(stub, added), seconds=LONGEST_SECONDS)
 
     with caplog.at_level("ERROR", "jobstatus_grpc.server"):
         run(scenario)
@@ -200,7 +185,7 @@ def test_a_link_that_is_swapped_is_a_change(auth, run, tmp_path):
         await create(stub, token)
         (tmp_path / "..tmp").symlink_to("v2.toml")
         (tmp_path / "..tmp").replace(now)
-        await until_answered(lambda: create(stub, added))
+        await until_answered(lambda: create(stub, added), seconds=LONGEST_SECONDS)
         return (await refusal_of(create(stub, token))).kind
 
     assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
@@ -405,7 +390,7 @@ def test_a_hundred_changes_of_the_file_fail_no_call_and_end_no_watch(auth, run):
             for number in range(100):
                 added = auth.admit("other", expires_at=datetime(2100 + number, 1, 1, tzinfo=timezone.utc))
                 auth.tokens.pop("other")
-                await until_answered(lambda added=added: create(stub, added))
+                await until_answered(functools.partial(create, stub, added), seconds=LONGEST_SECONDS)
             is_over.set()
             await asyncio.gather(*callers)
             await stub.CancelJob(pb.CancelJobRequest(id="a"), metadata=bearer(token))

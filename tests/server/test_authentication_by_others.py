@@ -21,7 +21,7 @@ from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.server import auth_file, open_watches
 from jobstatus_grpc.server.auth_file import AuthFile
 from jobstatus_grpc.stores.memory import MemoryStore
-from tests.support.auth import TRANSPORTS, AuthText, bearer
+from tests.support.auth import TRANSPORTS, bearer
 from tests.support.issuer import AUDIENCE, ISSUER, JwksServer, jwk_of, jwks_of, private_key, sign
 from tests.support.servers import serving
 from tests.support.service import read_refusal
@@ -86,11 +86,6 @@ def open_authenticator(settings):
     opened.append(CompanySso(**settings))
     return opened[-1]
 '''
-
-
-@pytest.fixture
-def auth(tmp_path):
-    return AuthText(tmp_path / "auth.toml")
 
 
 @pytest.fixture(params=TRANSPORTS)

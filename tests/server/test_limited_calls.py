@@ -20,7 +20,7 @@ from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.middleware import MAX_REFUSED_BYTES
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.server.test_authentication import metrics_when
-from tests.support.auth import TRANSPORTS, AuthText, bearer
+from tests.support.auth import TRANSPORTS, AuthText, bearer, until_answered
 from tests.support.loop import run as run_on_a_loop
 from tests.support.servers import serving_at
 from tests.support.service import Service, read_refusal, update_of
@@ -157,7 +157,7 @@ def test_a_principal_has_a_limit_of_open_watches(run):
         assert (refusal.reason, refusal.metadata["limit"]) == ("TOO_MANY_WATCHERS", "watches")
         await first_message(other.watch("a"))
         streams[0].cancel()
-        await until_answered(lambda: first_message(ci.watch("a")))
+        await until_answered(lambda: first_message(ci.watch("a")), seconds=SOON_SECONDS)
 
     run("[limits]\nwatches = 2", scenario)
 
@@ -184,17 +184,6 @@ def test_an_admin_has_the_limits_of_one_principal_over_all_tenants_and_those_of_
     run(f"{limits}\n[limits.tenants.t1]\nupdates_per_second = 10", scenario)
 
 
-async def until_answered(make_call):
-    async def repeat():
-        while True:
-            try:
-                return await make_call()
-            except grpc.aio.AioRpcError:
-                await asyncio.sleep(0.05)
-
-    return await asyncio.wait_for(repeat(), SOON_SECONDS)
-
-
 def test_a_tenant_has_a_limit_of_jobs_and_a_deletion_makes_room(run):
     async def scenario(ci, other, _):
         for number in range(3):
@@ -205,7 +194,7 @@ def test_a_tenant_has_a_limit_of_jobs_and_a_deletion_makes_room(run):
         assert (await refusal_of(ci.create(id="a1"))).reason == "JOB_ALREADY_EXISTS"
         await ci._stub.CancelJob(pb.CancelJobRequest(id="a0", force=True), **ci._options)
         await ci.delete("a0")
-        assert (await until_answered(lambda: ci.create(id="b"))).job.id == "b"
+        assert (await until_answered(lambda: ci.create(id="b"), seconds=SOON_SECONDS)).job.id == "b"
 
     run("[limits.tenants.default]\njobs = 3", scenario)
 
@@ -326,7 +315,7 @@ class HeldStore(MemoryStore):
 
 def test_one_caller_cannot_take_all_places_of_calls_in_flight(run):
     async def scenario(ci, other, _):
-        waiting = [asyncio.ensure_future(until_answered(ci.create)) for _ in range(8)]
+        waiting = [asyncio.ensure_future(until_answered(ci.create, seconds=SOON_SECONDS)) for _ in range(8)]
         refusal, _ = await refused_at_last(lambda: ci.get("a"))
         assert refusal.kind == ("RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS")
         assert (await refusal_of(other.get("a"))).reason == "JOB_NOT_FOUND"
@@ -352,7 +341,7 @@ def test_one_caller_cannot_take_all_places_of_watches(run):
 def test_an_admin_cannot_take_all_places_by_selecting_many_tenants(run, auth):
     async def scenario(ci, other, _):
         tenants = [ci.in_tenant(f"t{number}") for number in range(8)]
-        waiting = [asyncio.ensure_future(until_answered(tenant.create)) for tenant in tenants]
+        waiting = [asyncio.ensure_future(until_answered(tenant.create, seconds=SOON_SECONDS)) for tenant in tenants]
         refusal, _ = await refused_at_last(lambda: ci.in_tenant("t9").get("a"))
         assert refusal.kind == ("RESOURCE_EXHAUSTED", "TOO_MANY_REQUESTS")
         assert (await refusal_of(other.get("a"))).reason == "JOB_NOT_FOUND"

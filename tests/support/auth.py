@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
+
+import grpc
 
 from jobstatus_grpc.auth import Role
 from jobstatus_grpc.auth.tokens import make_token, stanza_of
 from jobstatus_grpc.job import DEFAULT_TENANT
 from tests.support.service import Refusal, Service
+
+T = TypeVar("T")
 
 TRANSPORTS = ("grpcio", "native")
 
@@ -17,6 +24,19 @@ TRANSPORTS = ("grpcio", "native")
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
     """Return the metadata of a call with a token."""
     return (("authorization", f"Bearer {token}"),)
+
+
+async def until_answered(make_call: Callable[[], Awaitable[T]], *, seconds: float) -> T:
+    """Make a call again and again until it succeeds, for at most `seconds`."""
+
+    async def repeat() -> T:
+        while True:
+            try:
+                return await make_call()
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.05)
+
+    return await asyncio.wait_for(repeat(), seconds)
 
 
 class AuthText:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from google.protobuf import timestamp_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.job import CREATION_FIELDS
 from jobstatus_grpc.wire import convert
+
+LIMITED = pb.CallerIdentity(
+    principal="ci",
+    tenant="web",
+    role=pb.ROLE_WORKER,
+    only=pb.JobFilter(labels={"team": "core"}, name_prefix="core-"),
+    expires_at=timestamp_pb2.Timestamp(seconds=100),
+    authenticated=True,
+)
+"""A caller that sees some jobs of its tenant."""
 
 _VALUES = {
     FieldDescriptor.CPPTYPE_BOOL: True,

@@ -14,6 +14,16 @@ from typing import Any, TypeVar
 import grpc
 import pytest
 
+
+class Clock:
+    """A clock that a test sets."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 # An attempt that takes longer was paused; the rest does not count.
 MAX_ATTEMPT_SECONDS = 0.1
 Store = TypeVar("Store")
