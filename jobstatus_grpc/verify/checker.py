@@ -44,8 +44,13 @@ def check(entries: Iterable[Entry], *, patience_seconds: float = PATIENCE_SECOND
     return [violation for rule in RULES for violation in _of_rule(rule, history)]
 
 
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name of a rule or of a check as it is printed."""
+    return function.__name__.replace("_", "-")
+
+
 def _of_rule(rule: _Rule, history: _History) -> Iterator[Violation]:
-    name = rule.__name__.replace("_", "-")
+    name = name_of(rule)
     for job_id, text, *shown in rule(history):
         if job_id:
             job = history.job(job_id)
@@ -113,6 +118,8 @@ class _Job:
     """Calls that were answered with NOT_FOUND."""
     by_revision: dict[int, _Sighting] = field(default_factory=dict)
     """The first whole sighting of each revision."""
+    own_marks: dict[str, object] = field(default_factory=dict)
+    """The reasons that only one write has, with its key."""
     repeated_keys: set[object] = field(default_factory=set)
     """Of requests that were sent more than once: the response to a repeat is the job in its newest state."""
     _times: list[float] = field(default_factory=list)
@@ -122,12 +129,21 @@ class _Job:
         """Prepare the fields that are derived from others."""
         counts = Counter(write.key for write in self.writes)
         self.repeated_keys = {key for key, count in counts.items() if count > 1}
+        keys_of: dict[str, set[object]] = defaultdict(set)
+        for write in self.writes:
+            if write.mark:
+                keys_of[write.mark].add(write.key)
+        self.own_marks = {mark: key for mark, (key, *others) in keys_of.items() if not others}
         for sighting in sorted(self.sightings, key=attrgetter("at")):
             if not self._newest or sighting.job.revision > self._newest[-1].job.revision:
                 self._times.append(sighting.at)
                 self._newest.append(sighting)
             if sighting.is_whole:
                 self.by_revision.setdefault(sighting.job.revision, sighting)
+
+    def is_marked(self, write: _Write) -> bool:
+        """Return whether no other write has the reason of this one."""
+        return self.own_marks.get(write.mark) == write.key
 
     def newest_at(self, at: float) -> _Sighting | None:
         """Return the newest revision that a client had received before `at`."""
@@ -263,8 +279,10 @@ def deleted_jobs_stay_deleted(history: _History) -> Iterator[_Finding]:
     """After a job was deleted, no call returns it."""
     for job in history.jobs:
         deleted = min((entry for entry in job.deletes if entry.code == "OK"), key=attrgetter("ended_at"), default=None)
-        for sighting in job.sightings if deleted is not None else ():
-            if deleted is not None and sighting.since > deleted.ended_at:
+        if deleted is None:
+            continue
+        for sighting in job.sightings:
+            if sighting.since > deleted.ended_at:
                 yield job.id, "returned after it was deleted", deleted, sighting.entry
 
 
@@ -310,10 +328,9 @@ def _nanoseconds(job: Any) -> int:
 def writes_are_applied(history: _History) -> Iterator[_Finding]:
     """The response to a write has the values that were written, in a revision of its own."""
     for job in history.jobs:
-        marks = _own_marks(job)
         by_revision: dict[int, _Write] = {}
         for write in job.writes:
-            if write.job is None or write.key in job.repeated_keys or marks.get(write.mark) != write.key:
+            if write.job is None or write.key in job.repeated_keys or not job.is_marked(write):
                 continue
             is_batch = write.entry.method == "BatchUpdateJobs"
             if write.job.reason != write.mark and not (is_batch and not write.job.reason):
@@ -323,24 +340,14 @@ def writes_are_applied(history: _History) -> Iterator[_Finding]:
                 yield job.id, f"two writes made revision {write.job.revision}", other.entry, write.entry
 
 
-def _own_marks(job: _Job) -> dict[str, object]:
-    """Return the reasons that only one write has, with its key."""
-    keys: dict[str, set[object]] = defaultdict(set)
-    for write in job.writes:
-        if write.mark:
-            keys[write.mark].add(write.key)
-    return {mark: next(iter(of_mark)) for mark, of_mark in keys.items() if len(of_mark) == 1}
-
-
 def a_request_id_has_one_effect(history: _History) -> Iterator[_Finding]:
     """A request takes effect once, however often it is sent."""
     for job in history.jobs:
-        marks = _own_marks(job)
         ended: dict[str, _Sighting] = {}
         current = ""
         for _, sighting in sorted(job.by_revision.items()):
             mark = sighting.job.reason
-            if mark != current and mark in ended and mark in marks:
+            if mark != current and mark in ended and mark in job.own_marks:
                 text = f"the write {mark!r} took effect again in revision {sighting.job.revision}"
                 yield job.id, text, ended[mark].entry, *_between(job, ended[mark], sighting), sighting.entry
             current = mark
@@ -373,12 +380,11 @@ def revisions_are_contiguous(history: _History) -> Iterator[_Finding]:
 def a_revision_is_compared_and_set(history: _History) -> Iterator[_Finding]:
     """Of the writes that expect one revision, one succeeds, and makes the next revision."""
     for job in history.jobs:
-        marks = _own_marks(job)
         for write in job.writes:
             expected = getattr(write.request, "expected_revision", 0)
             if not expected or write.job is None or write.key in job.repeated_keys:
                 continue
-            if marks.get(write.mark) == write.key and write.job.revision != expected + 1:
+            if job.is_marked(write) and write.job.revision != expected + 1:
                 text = f"a write that expected revision {expected} made {write.job.revision}"
                 yield job.id, text, write.entry
 
@@ -387,13 +393,12 @@ def an_attempt_has_one_owner(history: _History) -> Iterator[_Finding]:
     """Of the claims of one attempt, one succeeds; a write of another attempt than the job's is refused."""
     for job in history.jobs:
         owners: dict[int, _Write] = {}
-        marks = _own_marks(job)
         for write in job.writes:
             attempt = getattr(write.request, "attempt", 0)
             if not attempt or write.job is None or write.key in job.repeated_keys:
                 continue
             # The repeat of a job's end is accepted from any attempt, and changes nothing.
-            has_effect = not write.job.done or (marks.get(write.mark) == write.key and write.job.reason == write.mark)
+            has_effect = not write.job.done or (job.is_marked(write) and write.job.reason == write.mark)
             if has_effect and write.job.attempt != attempt:
                 yield job.id, f"a write of attempt {attempt} changed attempt {write.job.attempt}", write.entry
             if write.request.job.state == pb.JOB_STATE_IN_PROGRESS and _writes_state(write.request):
@@ -411,8 +416,10 @@ def a_done_job_never_changes(history: _History) -> Iterator[_Finding]:
     for job in history.jobs:
         ends = [sighting for sighting in job.sightings if sighting.job.state in DONE]
         end = min(ends, key=lambda sighting: sighting.job.revision, default=None)
-        for sighting in job.sightings if end is not None else ():
-            if end is not None and sighting.job.revision > end.job.revision:
+        if end is None:
+            continue
+        for sighting in job.sightings:
+            if sighting.job.revision > end.job.revision:
                 text = f"revision {sighting.job.revision} after the end in {end.job.revision}"
                 yield job.id, text, end.entry, sighting.entry
 
@@ -560,18 +567,17 @@ class _View:
     jobs: dict[str, Any] = field(default_factory=dict)
     sources: tuple[Entry, ...] = ()
     is_synced: bool = False
-    synced_at: float = math.inf
     fault: tuple[str, str] | None = None
     """The id of a job and a text."""
 
-    def apply(self, at: float, event: Any, is_match: Callable[[Any], bool]) -> None:
+    def apply(self, event: Any, is_match: Callable[[Any], bool]) -> None:
         """Take an event; `fault` says what is wrong with it."""
         job, held = event.job, self.jobs.get(event.job.id)
         match event.type:
             case pb.JOB_EVENT_TYPE_RESET:
                 self.jobs, self.is_synced = {}, False
             case pb.JOB_EVENT_TYPE_SYNCED:
-                self.is_synced, self.synced_at = True, at
+                self.is_synced = True
             case pb.JOB_EVENT_TYPE_SNAPSHOT | pb.JOB_EVENT_TYPE_UPDATED:
                 # A final state is sent before the removal, also if the filter does not match it.
                 if not is_match(job) and not job.done:
@@ -601,9 +607,9 @@ def watches_of_many_jobs_are_complete(history: _History) -> Iterator[_Finding]:
         view = _View(dict(source.jobs), (*source.sources, entry))
         wanted = _filter_of(entry.request)
         is_match = functools.partial(history.matches, wanted)
-        for at, message in entry.responses:
+        for _, message in entry.responses:
             for event in message.events:
-                view.apply(at, event, is_match)
+                view.apply(event, is_match)
             if message.resume_token in used and message.resume_token != token:
                 views[message.resume_token] = _View(dict(view.jobs), view.sources)
         if view.fault is not None:

@@ -19,6 +19,7 @@ from typing import Any
 from google.protobuf import duration_pb2, struct_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.verify.checker import name_of
 from jobstatus_grpc.verify.history import Entry
 from jobstatus_grpc.verify.recorder import Recorder, Stream
 
@@ -738,7 +739,7 @@ async def run(
             skipped = str(error)
         except BrokenRuleError as error:
             problem = " ".join(str(error).split()) or "wrong response"
-        name = check.__name__.replace("_", "-")
+        name = name_of(check)
         result = Result(name, inspect.cleandoc(check.__doc__ or ""), time.monotonic() - started_at, problem, skipped)
         results.append(result)
         report(result)

@@ -108,9 +108,8 @@ class Workload:
         self.made.append(job_id)  # also without an answer: it may exist
         if not is_created:
             return
-        rival = chance.random() < 0.3
-        claims = [life.claim(), *([life.claim()] if rival else [])]
-        await asyncio.gather(*claims)
+        rivals = 2 if chance.random() < 0.3 else 1
+        await asyncio.gather(*(life.claim() for _ in range(rivals)))
         for _ in range(chance.randrange(6)):
             if time.monotonic() > self._ends_at:
                 break

@@ -252,7 +252,7 @@ def _write_junit(verdict: Verdict, path: Path) -> None:
 
     cases = [(result.name, result.seconds, result.problem, result.skipped) for result in verdict.results]
     for rule in checker.RULES:
-        name = rule.__name__.replace("_", "-")
+        name = checker.name_of(rule)
         texts = [violation.text for violation in verdict.violations if violation.rule == name]
         cases.append((name, 0.0, "; ".join(texts[:10]), ""))
     suite = ElementTree.Element("testsuite", name="jobstatus verify", tests=str(len(cases)))
