@@ -54,20 +54,24 @@ def parse_address(text: str) -> Address:
             return Address(f"{scheme}:{quote(path)}", None, True)
     elif url := _URL.fullmatch(text):
         target = f"{url[2]}:{url[3] or DEFAULT_PORT}"
-        return Address(target, url[1] == "grpcs", _is_loopback(target))
+        return Address(target, url[1] == "grpcs", _is_here(target))
     elif found := _FORMS.get(scheme, _FORMS[""]).fullmatch(text):
         parts = found.groupdict("")
         # A DNS server that is named may give another host for "localhost".
-        is_here = all(map(_is_loopback, parts.get("places", "").split(","))) and not parts.get("authority")
+        is_here = all(map(_is_here, parts.get("places", "").split(","))) and not parts.get("authority")
         return Address(text, None, is_here)
     raise ValueError(
         f"{text!r} is not an address; write HOST:PORT, grpcs://HOST:PORT (TLS), dns:///HOST:PORT or unix:/path"
     )
 
 
-def _is_loopback(place: str) -> bool:
+def _is_here(place: str) -> bool:
     """Return whether HOST or HOST:PORT is loopback."""
-    host = place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
+    return is_loopback(place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host, an IPv6 address without brackets, is this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -68,13 +68,13 @@ class JobQuota:
         store: JobStore,
         max_jobs: Callable[[str], int | None],
         *,
-        on_refusal: Callable[[str, int], None],
+        refuse: Callable[[str, int], TooManyJobsError],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_jobs` returns a tenant's limit, None: any number. `on_refusal` is called with tenant and limit."""
+        """`max_jobs` returns a tenant's limit, None: any number. `refuse` counts a refusal, and returns its error."""
         self._store = store
         self._max_jobs = max_jobs
-        self._on_refusal = on_refusal
+        self._refuse = refuse
         self._now = clock
         self._counts: dict[str, _Count] = {}
         self._countings: set[asyncio.Task[None]] = set()
@@ -138,10 +138,7 @@ class JobQuota:
             return count.take()
         if not is_missing and await self._exists(tenant, job_id):
             return None
-        self._on_refusal(tenant, limit)
-        kept = "1 job" if limit == 1 else f"{limit} jobs"
-        text = f"the tenant {tenant} has reached its limit of {kept}. Delete some, or wait until some expire"
-        return TooManyJobsError(text, limit="jobs", scope="tenant", value=str(limit))
+        return self._refuse(tenant, limit)
 
     async def _count_if_older(self, count: _Count, tenant: str, limit: int, seconds: float) -> None:
         async with count.counting:

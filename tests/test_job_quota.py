@@ -16,6 +16,7 @@ from jobstatus_grpc.errors import (
 )
 from jobstatus_grpc.job import Create, Delete, Update
 from jobstatus_grpc.job_quota import COUNT_AGAIN_SECONDS, COUNT_FULL_AGAIN_SECONDS, JobQuota
+from jobstatus_grpc.server.limits import CallerLimits, LimitRules
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.support.loop import on_a_loop
 from tests.support.stores import done, end
@@ -55,9 +56,13 @@ class Tenant:
         self._quota = JobQuota(
             self.store,
             lambda tenant: self.limit,
-            on_refusal=lambda *refusal: self.refused.append(refusal),
+            refuse=self._refuse,
             clock=lambda: self.now,
         )
+
+    def _refuse(self, tenant, limit):
+        self.refused.append((tenant, limit))
+        return CallerLimits(LimitRules()).refuse_job(tenant, limit)
 
     async def create(self, *ids):
         for id in ids:

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import jwt
 
+from jobstatus_grpc.address import is_loopback
 from jobstatus_grpc.auth.identity import Credentials, Identity, Role, UnknownIdentityError
-from jobstatus_grpc.auth.key_sets import ALGORITHMS, FileKeySet, KeySet, KeySource, UrlKeySet, is_loopback, parse_jwks
+from jobstatus_grpc.auth.key_sets import ALGORITHMS, FileKeySet, KeySet, KeySource, UrlKeySet, parse_jwks
 from jobstatus_grpc.auth.patterns import to_pattern
 from jobstatus_grpc.auth.stanzas import MAX_PRINCIPAL_BYTES, read_only, read_role, read_tenant, tenant_violations
 from jobstatus_grpc.auth.tokens import bearer_of, digest_of, is_jwt
@@ -307,7 +308,7 @@ class JwtReader:
             stanza["jwks"].refuse(
                 "must have no user and password in the URL; jwks_token_file has the URL's bearer token"
             )
-        if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname)):
+        if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname or "")):
             stanza["jwks"].refuse("must be a file, or a URL with https; http only for this machine")
         source = KeySource(
             url=place,

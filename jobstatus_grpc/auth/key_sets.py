@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWKError, PyJWTError
 
+from jobstatus_grpc.address import is_loopback
 from jobstatus_grpc.auth.check_limit import CheckLimit
 from jobstatus_grpc.errors import IdentityUnavailableError
 from jobstatus_grpc.files import read_file
@@ -152,7 +152,7 @@ class KeySource:
         context = ssl.create_default_context(cadata=ca)
         opener = urllib.request.build_opener(
             # A proxy would answer plain HTTP itself, with keys of its own.
-            urllib.request.ProxyHandler({} if is_loopback(urlsplit(self.url).hostname) else None),
+            urllib.request.ProxyHandler({} if is_loopback(urlsplit(self.url).hostname or "") else None),
             urllib.request.HTTPSHandler(context=context),
             _NoRedirect,
         )
@@ -163,14 +163,6 @@ class KeySource:
                 if len(data) > MAX_JWKS_BYTES or time.monotonic() > ends_at:
                     raise ValueError("answers too much, or too slowly")
         return parse_jwks(data)
-
-
-def is_loopback(host: str | None) -> bool:
-    """Return whether a host of a URL is this machine."""
-    try:
-        return host == "localhost" or ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

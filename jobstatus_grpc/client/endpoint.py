@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -15,7 +16,7 @@ import grpc
 from jobstatus_grpc.address import parse_address
 from jobstatus_grpc.client import values
 from jobstatus_grpc.client.token import RenewedToken, Token, TokenCommand
-from jobstatus_grpc.files import read_file, signature_of
+from jobstatus_grpc.files import FollowedFiles, read_file
 
 log = logging.getLogger("jobstatus_grpc.client")
 
@@ -98,7 +99,7 @@ class Pems:
     cert: bytes | None = field(repr=False)
 
 
-def _read(tls: Tls) -> Pems:
+def _read(tls: Tls, before: Pems | None = None) -> Pems:
     """Read the files, and check them as far as OpenSSL can: gRPC's own error would not say which file is wrong.
 
     Raises:
@@ -138,17 +139,15 @@ class TlsFiles:
         """
         self.tls = tls
         self._now = clock
-        self._seen = self._signature()
         self._check_at = clock() + CHECK_SECONDS
-        self._problem: tuple[object, str] | None = None
-        self._is_logged = False
-        self._pems = _read(tls)
+        paths = (tls.ca_file, tls.cert_file, tls.key_file)
+        self._files: FollowedFiles[Pems] = FollowedFiles(paths, functools.partial(_read, tls), (ValueError, OSError))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _check_at=float("-inf"))  # clocks of two machines differ
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TlsFiles) and (self.tls, self._pems) == (other.tls, other._pems)
+        return isinstance(other, TlsFiles) and (self.tls, self._files.current) == (other.tls, other._files.current)
 
     def __hash__(self) -> int:
         return hash(self.tls)
@@ -157,28 +156,9 @@ class TlsFiles:
         """Return the contents; the same object until they change. Looks at the files every CHECK_SECONDS at most."""
         if self._now() >= self._check_at:
             self._check_at = self._now() + CHECK_SECONDS
-            signature = self._signature()
-            if signature != self._seen:
-                self._read_again(signature)
-        return self._pems
-
-    def _read_again(self, signature: object) -> None:
-        try:
-            pems = _read(self.tls)
-        except (ValueError, OSError) as error:
-            problem = (signature, str(error))
-            # At the second look: a certificate and a key that are written one after the other do not fit for a moment.
-            is_new, self._problem = problem != self._problem, problem
-            if not is_new and not self._is_logged:
+            if (error := self._files.check()) is not None:
                 log.warning("the changed TLS files are not used, those from before are: %s", error)
-            self._is_logged = not is_new
-            return
-        if signature == self._signature():  # else they changed while they were read
-            self._seen, self._problem, self._is_logged, self._pems = signature, None, False, pems
-
-    def _signature(self) -> object:
-        tls = self.tls
-        return [signature_of(path) for path in (tls.ca_file, tls.cert_file, tls.key_file) if path]
+        return self._files.current
 
 
 @dataclass(frozen=True, slots=True)

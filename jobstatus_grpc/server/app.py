@@ -205,7 +205,7 @@ class _Server:
             clock=utc_now,
             quota=None
             if caller_limits is None
-            else JobQuota(store, caller_limits.max_jobs, on_refusal=caller_limits.note_job_refusal),
+            else JobQuota(store, caller_limits.max_jobs, refuse=caller_limits.refuse_job),
         )
         self._calls = CallMiddleware(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),

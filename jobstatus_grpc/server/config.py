@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from jobstatus_grpc.address import is_loopback
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.job import limits
 
@@ -88,7 +88,7 @@ class ServerConfig:
         """Raise CannotStartError if the settings do not fit together."""
         for address in self.listen:
             host = _host_of(address)
-            if not self.insecure and host is not None and not _is_loopback(host):
+            if not self.insecure and host is not None and not is_loopback(host):
                 self._check_closed(address)
         if self.metrics is not None:
             try:
@@ -176,15 +176,6 @@ def host_and_port(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"not an address: {address!r}")
     return host.strip("[]"), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def channel_options(config: ServerConfig) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 
 from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.auth.stanzas import ROLES
-from jobstatus_grpc.errors import ResourceExhaustedError, TooManyRequestsError, TooManyWatchersError
+from jobstatus_grpc.errors import ResourceExhaustedError, TooManyJobsError, TooManyRequestsError, TooManyWatchersError
 from jobstatus_grpc.server.auth_file import AuthFile
 from jobstatus_grpc.toml_file import Value
 
@@ -420,12 +420,15 @@ class CallerLimits:
         """Return how many jobs a tenant may have; None: any number."""
         return self.rules.max_jobs(tenant)
 
-    def note_job_refusal(self, tenant: str, limit: int) -> None:
-        """Count and log the refusal of a tenant's new job."""
+    def refuse_job(self, tenant: str, limit: int) -> TooManyJobsError:
+        """Count and log the refusal of a tenant's new job, and return its error."""
         self.refusals[JOBS, TENANT] += 1
         now = self._now()
         usage = self._of_tenant(tenant, now)
-        usage.note_refusal(_reached(usage, str(limit), "job"), now)
+        what = _reached(usage, str(limit), "job")
+        usage.note_refusal(what, now)
+        text = f"{what}. Delete some, or wait until some expire"
+        return TooManyJobsError(text, limit=JOBS, scope=TENANT, value=str(limit))
 
     def _usages_of(self, caller: Identity, tenant: str, now: float) -> tuple[_Usage, _Usage]:
         key = (caller.tenant, caller.principal, caller.role)

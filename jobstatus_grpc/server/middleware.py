@@ -25,7 +25,7 @@ from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.places import Places, host_of
 from jobstatus_grpc.server.requests import subject_of, updates_in
-from jobstatus_grpc.server.transports.interface import CallContext, Metadata, Method, StreamContext
+from jobstatus_grpc.server.transports.interface import CallContext, Metadata, Method, Rpc, StreamContext
 from jobstatus_grpc.wire import status
 
 if TYPE_CHECKING:
@@ -52,21 +52,6 @@ End: TypeAlias = Callable[[Identity, str, str], None]
 
 Handler: TypeAlias = Callable[[bytes, Identity, Any], Awaitable["bytes | None"]]
 """From a request's bytes, its caller and a CallContext to the response, or from a StreamContext to None at the end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rpc:
-    """An RPC of the service and what answers it."""
-
-    path: str
-    """Such as `/jobstatus.v1.JobStatusService/GetJob`."""
-    handler: Handler
-    is_stream: bool
-
-    @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.path.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +108,12 @@ class CallMiddleware:
         """Wait until no call is running."""
         await self._idle.wait()
 
-    def wrap(self, rpc: Rpc) -> Method:
+    def wrap(self, rpc: Rpc[Handler]) -> Method:
         """Return an RPC of the service as the method of a transport."""
         if not rpc.is_stream:
-            return self._around(rpc, rpc.handler, self._admit_request, self._end_request)
+            return self._around(rpc, rpc.behaviour, self._admit_request, self._end_request)
         tally = self._tallies.get(rpc.name)
-        handler = rpc.handler if tally is None else _counting(rpc.handler, tally)
+        handler = rpc.behaviour if tally is None else _counting(rpc.behaviour, tally)
         if self._access.watches is not None:
             handler = _ending_with_its_caller(handler, rpc.name, self._access)
         return self._around(rpc, handler, self._admit_watch, self._end_watch)
@@ -174,7 +159,7 @@ class CallMiddleware:
         if not self._requests.taken and not self._watches.taken:
             self._idle.set()
 
-    def _around(self, rpc: Rpc, handler: Handler, admit: Admit, end: End) -> Method:
+    def _around(self, rpc: Rpc[Handler], handler: Handler, admit: Admit, end: End) -> Method:
         name, tally, access = rpc.name, self._tallies.get(rpc.name), self._access
         caller_limits = self._caller_limits
 

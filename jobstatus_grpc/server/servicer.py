@@ -10,9 +10,9 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.server import requests, responses
-from jobstatus_grpc.server.middleware import Rpc
+from jobstatus_grpc.server.middleware import Handler
 from jobstatus_grpc.server.requests import parse
-from jobstatus_grpc.server.transports.interface import CallContext, StreamContext
+from jobstatus_grpc.server.transports.interface import CallContext, Rpc, StreamContext
 from jobstatus_grpc.service import JobService
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"]
@@ -104,7 +104,7 @@ class JobStatusServicer:
         return responses.identity_reply(caller)
 
 
-def rpcs(servicer: JobStatusServicer) -> list[Rpc]:
+def rpcs(servicer: JobStatusServicer) -> list[Rpc[Handler]]:
     """Return the RPCs that the servicer implements; others are UNIMPLEMENTED."""
     return [
         Rpc(f"/{SERVICE_NAME}/{method.name}", getattr(servicer, method.name), method.server_streaming)

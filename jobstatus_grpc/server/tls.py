@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from jobstatus_grpc.errors import CannotStartError
-from jobstatus_grpc.files import read_file, signature_of
+from jobstatus_grpc.files import FollowedFiles, read_file
 
 log = logging.getLogger("jobstatus_grpc.server")
 
@@ -159,13 +159,16 @@ class Certificates:
         """
         self._files = files
         self._now = now
-        self._seen = self._signature()
-        self._problem: tuple[object, str] | None = None
-        self._logged: tuple[object, str] | None = None
         self._context: tuple[Identity, ssl.SSLContext] | None = None
-        self.current = read(files)
+        paths = (files.cert, files.key, files.client_ca)
+        self._followed = FollowedFiles(paths, self._read_again, (CannotStartError,))
         self.reloads = Counter({"success": 0, "failure": 0})
         """The changes of the files that were taken, and those that were refused."""
+
+    @property
+    def current(self) -> Identity:
+        """The newest good contents."""
+        return self._followed.current
 
     def https_context(self) -> ssl.SSLContext:
         """Return a context for an HTTPS server with the certificate, which asks clients for none.
@@ -193,38 +196,26 @@ class Certificates:
 
     def check(self) -> None:
         """Read the files again if they have changed since; bad ones are logged, and change nothing."""
-        signature = self._signature()
-        if signature == self._seen:
-            return
-        try:
-            current = read(self._files)
-        except CannotStartError as error:
-            self._refuse((signature, str(error)))
-            return
-        if current.expires_at <= self._now() < self.current.expires_at:
-            expired = f"--tls-cert {self._files.cert} expired at {_spell(current.expires_at)}"
-            self._refuse((signature, expired))
-            return
-        if signature == self._signature():  # else they changed while they were read: the next check reads them
-            self._seen, self._problem, self._logged, self.current = signature, None, None, current
-            self.reloads["success"] += 1
-            self._log_dates()
-
-    def _refuse(self, problem: tuple[object, str]) -> None:
-        if problem == self._problem and problem != self._logged:
-            self._logged = problem
+        before = self.current
+        error = self._followed.check()
+        if error is not None:
             self.reloads["failure"] += 1
             log.error(
                 "the changed TLS files are not used: %s. The certificate from before stays in use, until %s; "
                 "replace the files, a restart is not needed",
-                problem[1],
+                error,
                 _spell(self.current.expires_at),
             )
-        self._problem = problem
+        elif self.current is not before:
+            self.reloads["success"] += 1
+            self._log_dates()
 
-    def _signature(self) -> object:
-        files = self._files
-        return [signature_of(path) for path in (files.cert, files.key, files.client_ca) if path]
+    def _read_again(self, before: Identity | None) -> Identity:
+        """Read the files; an expired certificate does not replace one that is valid."""
+        current = read(self._files)
+        if before is not None and current.expires_at <= self._now() < before.expires_at:
+            raise CannotStartError(f"--tls-cert {self._files.cert} expired at {_spell(current.expires_at)}")
+        return current
 
     def _log_dates(self) -> None:
         current = self.current

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 
@@ -63,19 +63,25 @@ Behaviour: TypeAlias = Callable[[bytes, Any], Awaitable[bytes | None]]
 """From a request's bytes and a CallContext to the response, or from a StreamContext to None at the stream's end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """An RPC and what answers it."""
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)  # a frozen one with slots cannot be made by its alias Method
+class Rpc(Generic[B]):
+    """An RPC and what answers it: for a transport a Behaviour."""
 
     path: str
     """Such as `/jobstatus.v1.JobStatusService/GetJob`."""
-    behaviour: Behaviour
+    behaviour: B
     is_stream: bool
 
     @property
     def name(self) -> str:
         """The last part of the path."""
         return self.path.rpartition("/")[2]
+
+
+Method: TypeAlias = Rpc[Behaviour]
 
 
 class Transport(Protocol):
