@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from collections import deque
 from contextlib import contextmanager
 
 import pytest
@@ -20,19 +21,21 @@ LARGE = {"text": "r" * 5000}
 
 
 class HeldReads:
-    """Holds each group after its read, until it is released."""
+    """Holds each group after its read, until it is released: the oldest first."""
 
     def __init__(self):
         self.ids: list[list[str]] = []
         self._loop = asyncio.get_running_loop()
         self._begun = asyncio.Semaphore(0)
-        self._go_on = threading.Semaphore(0)
+        self._held: deque[threading.Event] = deque()
+        self._releases = 0
 
     def __call__(self, connection, keys, now):
         found = read_found(connection, keys, now)
         self.ids.append([job_id for _, job_id in keys])
-        self._loop.call_soon_threadsafe(self._begun.release)
-        assert self._go_on.acquire(timeout=30)
+        released = threading.Event()
+        self._loop.call_soon_threadsafe(self._hold, released)
+        assert released.wait(timeout=30)
         return found
 
     async def begun(self):
@@ -40,7 +43,19 @@ class HeldReads:
         await self._begun.acquire()
 
     def let_go(self, groups=1000):
-        self._go_on.release(groups)
+        """Release the oldest groups, those still to come included."""
+        self._releases += groups
+        self._release()
+
+    def _hold(self, released):
+        self._held.append(released)
+        self._release()
+        self._begun.release()
+
+    def _release(self):
+        while self._held and self._releases:
+            self._held.popleft().set()
+            self._releases -= 1
 
 
 @pytest.fixture
