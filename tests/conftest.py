@@ -38,6 +38,9 @@ def _logging_as_before() -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the fault tests at full length")
+    parser.addoption(
+        "--fault-report", metavar="FILE", help="append what the fault tests did to this file, as JSON lines"
+    )
 
 
 @pytest.fixture(name="update_of")

@@ -79,6 +79,10 @@ class Workload:
                     task.cancel()
                 await asyncio.gather(*clients, *followers, return_exceptions=True)
 
+    def stop(self) -> None:
+        """End the load before its time; watchers still get the time to receive all changes."""
+        self._ends_at = min(self._ends_at, time.monotonic())
+
     async def _stall(self) -> None:
         job = pb.JobStatus(id=f"verify-{self._run}-long", labels=self._labels, state=pb.JOB_STATE_IN_PROGRESS)
         self.made.append(job.id)
