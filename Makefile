@@ -59,9 +59,14 @@ interop: $(VENV)/.dev node ## run the examples in every language as tests; insta
 node:
 	@command -v npm >/dev/null || $(call apt-install,nodejs npm)
 
+FAULT_ROWS := build/faults.jsonl
+
 .PHONY: faults
-faults: $(VENV)/.dev ## run the fault tests at full length
-	$(PYTHON) -m pytest tests/faults --full $(ARGS)
+faults: $(VENV)/.dev ## run the fault tests at full length, and write docs/reliability.md (about an hour)
+	@dpkg-query --show faketime >/dev/null 2>&1 || $(call apt-install,faketime)
+	@mkdir -p build && rm -f $(FAULT_ROWS)
+	$(PYTHON) -m pytest tests/faults tests/verify/test_seeded_bugs.py --full --fault-report $(FAULT_ROWS) $(ARGS) \
+		&& result=0 || result=$$?; $(PYTHON) -m tests.support.fault_report $(FAULT_ROWS); exit $$result
 
 .PHONY: test-native
 test-native: $(VENV)/.dev ## run server, client, CLI, interop and fault tests with --transport native (under 10 minutes)

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from tests.support import fault_report
 from tests.support.auth import AuthText
 from tests.support.postgres import VERSIONS, PostgresCluster, PostgresHome
 from tests.support.servers import ServerProcess
@@ -38,9 +39,19 @@ def _logging_as_before() -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the fault tests at full length")
+    parser.addoption("--soak", action="store_true", help="with --full: random faults for an hour, not for a minute")
     parser.addoption(
         "--fault-report", metavar="FILE", help="append what the fault tests did to this file, as JSON lines"
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Record a failure for --fault-report: what an earlier run of the test has recorded is void."""
+    report = yield
+    if report.failed:
+        fault_report.append(item.config, {"test": item.nodeid, "failed": True})
+    return report
 
 
 @pytest.fixture(name="update_of")

@@ -60,7 +60,7 @@ def _of_rule(rule: _Rule, history: _History) -> Iterator[Violation]:
         yield Violation(name, text, tuple(sorted(entries.values(), key=attrgetter("started_at"))))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Sighting:
     """A job in a response."""
 
@@ -156,6 +156,17 @@ class _Job:
         return self._newest[-1] if self._newest else None
 
     @property
+    def newest_whole(self) -> _Sighting | None:
+        """The newest revision that was received with all fields."""
+        return self.by_revision[max(self.by_revision)] if self.by_revision else None
+
+    @property
+    def end(self) -> _Sighting | None:
+        """The first revision in a final state that was received."""
+        ends = (sighting for sighting in self.sightings if sighting.job.state in DONE)
+        return min(ends, key=lambda sighting: sighting.job.revision, default=None)
+
+    @property
     def deleted_from(self) -> float:
         """The time from which it may be deleted."""
         return min((entry.started_at for entry in self.deletes if not entry.is_refused), default=math.inf)
@@ -176,6 +187,7 @@ class _History:
         self.entries = sorted(entries, key=attrgetter("started_at"))
         self.of_job: dict[str, _Job] = {}
         self._models: dict[tuple[str, int], Job] = {}
+        self._candidates: dict[bytes, list[_Job]] = {}
         self.streams = [entry for entry in self.entries if entry.method == "WatchJob"]
         self.jobs_streams = [entry for entry in self.entries if entry.method == "WatchJobs"]
         self.listings = _listings(self.entries)
@@ -204,6 +216,20 @@ class _History:
         if model is None:  # one for each revision: its contents are equal, which another rule judges
             model = self._models[job.id, job.revision] = convert.job_from_wire(job)
         return wanted.matches(model)
+
+    def candidates(self, request: Any) -> list[_Job]:
+        """Return the jobs that match the filter of a list or a watch in the newest state that was received.
+
+        Only these can be missing in it, and filters recur: comparing each list with all jobs would be quadratic.
+        """
+        key = request.filter.SerializeToString(deterministic=True)
+        if key not in self._candidates:
+            wanted = _filter_of(request)
+            newest = [(job, {job.newest, job.newest_whole}) for job in self.jobs]
+            self._candidates[key] = [
+                job for job, seen in newest if any(self.matches(wanted, one.job) for one in seen if one is not None)
+            ]
+        return self._candidates[key]
 
     def _arrange(self, entry: Entry) -> None:
         request, response = entry.request, entry.response
@@ -305,7 +331,7 @@ def a_revision_has_one_content(history: _History) -> Iterator[_Finding]:
     for job in history.jobs:
         for sighting in job.sightings:
             first = job.by_revision.get(sighting.job.revision)
-            if first is not None and _content(first.job, sighting) != _content(sighting.job, sighting):
+            if first not in (None, sighting) and _content(first.job, sighting) != _content(sighting.job, sighting):
                 yield job.id, f"two contents of revision {sighting.job.revision}", first.entry, sighting.entry
         before: _Sighting | None = None
         for _, sighting in sorted(job.by_revision.items()):
@@ -372,9 +398,12 @@ def revisions_are_contiguous(history: _History) -> Iterator[_Finding]:
         for write in job.writes:
             if not write.is_refused and not write.is_heartbeat:
                 effects[write.key] = 2 if getattr(write.request, "allow_missing", False) else 1
-        if newest.job.revision > sum(effects.values()):
-            text = f"revision {newest.job.revision} after at most {sum(effects.values())} changes"
-            yield job.id, text, newest.entry
+        changes = sum(effects.values())
+        end = job.end
+        if end is not None and _corrects_the_end(end.job, newest.job):
+            changes += newest.job.revision - end.job.revision
+        if newest.job.revision > changes:
+            yield job.id, f"revision {newest.job.revision} after at most {changes} changes", newest.entry
 
 
 def a_revision_is_compared_and_set(history: _History) -> Iterator[_Finding]:
@@ -412,16 +441,22 @@ def _writes_state(request: Any) -> bool:
 
 
 def a_done_job_never_changes(history: _History) -> Iterator[_Finding]:
-    """After a final state there is no other revision."""
+    """After a final state there is no other revision, unless it corrects a finished_at that was in the future."""
     for job in history.jobs:
-        ends = [sighting for sighting in job.sightings if sighting.job.state in DONE]
-        end = min(ends, key=lambda sighting: sighting.job.revision, default=None)
+        end = job.end
         if end is None:
             continue
         for sighting in job.sightings:
-            if sighting.job.revision > end.job.revision:
+            if sighting.job.revision > end.job.revision and not _corrects_the_end(end.job, sighting.job):
                 text = f"revision {sighting.job.revision} after the end in {end.job.revision}"
                 yield job.id, text, end.entry, sighting.entry
+
+
+def _corrects_the_end(end: Any, later: Any) -> bool:
+    """Return whether the server has only taken back the time of the end: its clock was ahead, and was set back."""
+    is_earlier = later.finished_at.ToNanoseconds() < end.finished_at.ToNanoseconds()
+    same = ("state", "attempt", "progress", "cancel_requested")
+    return is_earlier and all(getattr(later, name) == getattr(end, name) for name in same)
 
 
 def values_are_valid(history: _History) -> Iterator[_Finding]:
@@ -541,7 +576,7 @@ def lists_are_complete(history: _History) -> Iterator[_Finding]:
                 yield job.id, "created later than the job before it in a list", *listing.pages
             seen.add(job.id)
             before = created_at
-        for of_job in history.jobs if listing.is_complete else ():
+        for of_job in history.candidates(first.request) if listing.is_complete else ():
             known = of_job.newest_at(first.started_at)
             if of_job.id not in seen and known is not None and last.ended_at < of_job.deleted_from:
                 later = [s for r, s in of_job.by_revision.items() if r >= known.job.revision]
@@ -627,7 +662,8 @@ def _lacks(history: _History, entry: Entry, view: _View, wanted: JobFilter) -> I
     if not view.is_synced:
         yield "", "a watch of many jobs sends no SYNCED", *view.sources
         return
-    for job in history.jobs:
+    held_jobs = [history.job(job_id) for job_id in view.jobs]
+    for job in {job.id: job for job in (*held_jobs, *history.candidates(entry.request))}.values():
         newest, held = job.newest, view.jobs.get(job.id)
         if newest is None or job.last_effect_at > settled or newest.at > settled:
             continue

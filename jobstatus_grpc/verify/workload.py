@@ -37,6 +37,9 @@ STALLING_UPDATES, STALLING_CHARACTERS = 120, 60_000
 REPEAT_SECONDS = 30.0
 """Time for which a write with a request_id is repeated while the server does not answer."""
 
+UNAVAILABLE_SECONDS = 0.05
+"""The pause after a call that the server did not answer."""
+
 _ENDS = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_ABORTED, pb.JOB_STATE_CANCELLED)
 
 
@@ -65,7 +68,8 @@ class Workload:
         clients = [asyncio.create_task(self._repeat(kind, number)) for number, kind in enumerate(kinds)]
         # In the end these hold all jobs, each by another filter.
         chances = [self._chance(f"follower {number}") for number in range(half + 2)]
-        followers = [asyncio.create_task(self._follow(chance, patience_seconds)) for chance in chances]
+        working = asyncio.gather(*clients)
+        followers = [asyncio.create_task(self._follow(chance, working, patience_seconds)) for chance in chances]
         everything = pb.WatchJobsRequest(filter=pb.JobFilter(labels=self._labels), min_update_interval=_duration(0))
         async with contextlib.AsyncExitStack() as stack:
             for number in range(STALLED_WATCHES):
@@ -73,7 +77,7 @@ class Workload:
                 await stack.enter_async_context(self._recorder.stalled("WatchJobs", everything, server=server))
             await self._stall()
             try:
-                await asyncio.gather(*clients, *followers)
+                await asyncio.gather(working, *followers)
             finally:
                 for task in (*clients, *followers):
                     task.cancel()
@@ -128,29 +132,25 @@ class Workload:
         job_id = chance.choice(self._recent) if self._recent else "unknown"
         match chance.randrange(8):
             case 0:
-                await self._recorder.call(
-                    "GetJob", pb.GetJobRequest(id=f"never-{chance.getrandbits(64)}"), server=server
-                )
+                request = pb.GetJobRequest(id=f"never-{chance.getrandbits(64)}")
+                entry = await self._recorder.call("GetJob", request, server=server)
             case 1:
-                request = pb.ListJobTransitionsRequest(id=job_id, page_size=1000)
-                await self._recorder.call("ListJobTransitions", request, server=server)
+                history = pb.ListJobTransitionsRequest(id=job_id, page_size=1000)
+                entry = await self._recorder.call("ListJobTransitions", history, server=server)
             case 2:
-                wanted = self._filter(chance)
-                await self._list(wanted, chance)
+                entry = await self._list(self._filter(chance), chance)
             case _:
-                await self._recorder.call("GetJob", pb.GetJobRequest(id=job_id), server=server)
-        await asyncio.sleep(0.001)
+                entry = await self._recorder.call("GetJob", pb.GetJobRequest(id=job_id), server=server)
+        await asyncio.sleep(0.001 if entry.code != "UNAVAILABLE" else UNAVAILABLE_SECONDS)
 
-    async def _list(self, wanted: pb.JobFilter, chance: random.Random) -> Entry | None:
-        """Read a list page by page, each from another server; return the last page, None if one failed."""
+    async def _list(self, wanted: pb.JobFilter, chance: random.Random) -> Entry:
+        """Read a list page by page, each from another server; return the last page, or the one that failed."""
         request = pb.ListJobsRequest(filter=wanted, page_size=chance.choice([3, 20, 1000]))
         while True:
             entry = await self._recorder.call("ListJobs", request, server=self._server(chance))
-            if entry.response is None:
-                return None
-            request.page_token = entry.response.next_page_token
-            if not request.page_token:
+            if entry.response is None or not entry.response.next_page_token:
                 return entry
+            request.page_token = entry.response.next_page_token
 
     def _filter(self, chance: random.Random) -> pb.JobFilter:
         wanted = pb.JobFilter(labels=self._labels)
@@ -174,9 +174,14 @@ class Workload:
         seconds = chance.choice([0.0, 0.02, 0.3, 2.0, 10.0])
         async with self._recorder.watch("WatchJob", request, server=self._server(chance)) as stream:
             await _ended(stream, min(seconds, max(0.0, self._ends_at - time.monotonic())))
+        if stream.entry.code == "UNAVAILABLE":
+            await asyncio.sleep(UNAVAILABLE_SECONDS)
 
-    async def _follow(self, chance: random.Random, patience_seconds: float) -> None:
-        """Follow all jobs of a filter, with cuts after which the watch resumes from one of the last tokens."""
+    async def _follow(self, chance: random.Random, working: asyncio.Future[Any], patience_seconds: float) -> None:
+        """Follow all jobs of a filter, with cuts after which the watch resumes from one of the last tokens.
+
+        The last watch is open until the checker can demand each change from it: `patience_seconds` after the last call.
+        """
         wanted = self._filter(chance)
         tokens: deque[str] = deque([""], maxlen=4)
         while True:
@@ -187,16 +192,17 @@ class Workload:
                 resume_token=chance.choice(tokens),
                 min_update_interval=_duration(chance.choice([0, 0.1])),
             )
-            if chance.random() < 0.2 and (page := await self._list(wanted, chance)) is not None:
-                request.resume_token = page.response.resume_token
+            if chance.random() < 0.2 and (page := (await self._list(wanted, chance)).response) is not None:
+                request.resume_token = page.resume_token
             async with self._recorder.watch("WatchJobs", request, server=self._server(chance)) as stream:
-                # The last one stays long enough for the checker to demand each change.
-                await _ended(stream, 2 * patience_seconds if is_last else min(left_seconds, chance.uniform(0, 3)))
+                if is_last:
+                    await asyncio.wait([working])
+                await _ended(stream, 1.2 * patience_seconds if is_last else min(left_seconds, chance.uniform(0, 3)))
             if is_last:
                 return
             tokens.extend(message.resume_token for _, message in stream.entry.responses[-4:] if message.resume_token)
             if stream.entry.code:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(UNAVAILABLE_SECONDS)
 
 
 class _Life:
@@ -289,7 +295,7 @@ class _Life:
         until = time.monotonic() + REPEAT_SECONDS
         entry = await self._recorder.call(method, request, server=self._server())
         while is_repeatable and entry.response is None and not entry.is_refused and time.monotonic() < until:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(UNAVAILABLE_SECONDS)
             entry = await self._recorder.call(method, request, server=self._server())
         if is_repeatable and entry.response is not None and self._chance.random() < 0.1:
             await self._recorder.call(method, request, server=self._server())

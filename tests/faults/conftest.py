@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from tests.support import fault_report
 from tests.support.postgres import VERSIONS
 
 
@@ -23,13 +22,10 @@ def record_fault(pytestconfig: pytest.Config, request: pytest.FixtureRequest) ->
 
     record_fault("kill -9 of the server under load", count=150, checked="52,310 writes", result="none lost")
     """
-    path = pytestconfig.getoption("--fault-report")
 
     def record(fault: str, *, count: int, checked: str, result: str) -> None:
         row = {"test": request.node.nodeid, "fault": fault, "count": count, "checked": checked, "result": result}
-        if path:
-            with Path(path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        fault_report.append(pytestconfig, row)
 
     return record
 

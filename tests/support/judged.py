@@ -27,6 +27,11 @@ class Judged:
     acknowledged: int
     """Writes that the server has acknowledged; those of a batch count singly."""
 
+    @property
+    def what(self) -> str:
+        """What was judged, for a row of docs/reliability.md."""
+        return f"{self.acknowledged:,} acknowledged writes, {self.calls:,} calls"
+
 
 async def judged_under_faults(
     addresses: Sequence[str],
@@ -36,7 +41,7 @@ async def judged_under_faults(
     pause: Callable[[], float],
     seed: int,
     clients: int = 6,
-    patience_seconds: float = 5.0,
+    patience_seconds: float = 3.0,
 ) -> Judged:
     """Load servers of one store, cause a fault `times` times, and require that the checker finds nothing.
 

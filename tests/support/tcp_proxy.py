@@ -1,4 +1,4 @@
-"""A TCP proxy for connections that a test cuts."""
+"""A TCP proxy for connections that a test cuts, delays or freezes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import socket
 import struct
 import threading
+import time
+from collections.abc import Callable
 
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
@@ -13,12 +15,16 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 class TcpProxy:
     """Passes bytes between its own `address` and a server's; a context manager. `cut` resets all connections.
 
-    `freeze` keeps them open and passes nothing more, as where a router has forgotten them. A connection on which the
-    server has sent `max_bytes` is reset.
+    `freeze` keeps them open and passes nothing more, as where a router has forgotten them.
     """
 
     def __init__(self, address: str, max_bytes: int | None = None) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        """A connection on which the server has sent this number of bytes is reset; None: no limit. For new ones."""
+        self.max_request_bytes: int | None = None
+        """The same for bytes that the client has sent."""
+        self.delay_seconds: Callable[[], float] = float
+        """Called before bytes are passed on; connections with other delays overtake each other."""
         host, _, port = address.rpartition(":")
         self._server = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -59,10 +65,17 @@ class TcpProxy:
                 client = self._listener.accept()[0]
             except OSError:
                 return
-            server = socket.create_connection(self._server)
+            try:
+                server = socket.create_connection(self._server)
+            except OSError:  # the server is down
+                client.close()
+                continue
             with self._lock:
                 self._sockets += [client, server]
-            for source, target, max_bytes in ((client, server, None), (server, client, self._max_bytes)):
+            for source, target, max_bytes in (
+                (client, server, self.max_request_bytes),
+                (server, client, self.max_bytes),
+            ):
                 self._threads.append(threading.Thread(target=self._pass_on, args=(source, target, max_bytes)))
                 self._threads[-1].start()
 
@@ -72,6 +85,7 @@ class TcpProxy:
             while data := source.recv(65536 if left is None else min(left, 65536)):
                 if source in self._frozen:
                     continue
+                time.sleep(self.delay_seconds())
                 target.sendall(data)
                 left = None if left is None else left - len(data)
                 if left == 0:

@@ -216,6 +216,12 @@ def test_a_refused_write_has_no_effect():
     assert rules_broken_by(refused.update(3, reason="c")) == {"revisions-are-contiguous"}
 
 
+def test_a_clock_that_is_set_back_corrects_an_end_and_nothing_else():
+    ended = Recording().create().update(2, SUCCEEDED, reason="e", finishedAt="2026-01-01T09:00:00Z")
+    assert rules_broken_by(ended.get(3, SUCCEEDED, reason="e")) == set()
+    assert "a-done-job-never-changes" in rules_broken_by(ended.get(4, FAILED, reason="e"))
+
+
 def test_a_watch_that_the_network_ended_owes_nothing():
     assert rules_broken_by(Recording().create().watch(code="UNAVAILABLE")) == set()
 

@@ -14,6 +14,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.client.endpoint import endpoint
 from jobstatus_grpc.verify import checker
 from jobstatus_grpc.verify.recorder import Recorder
+from tests.support import fault_report
 from tests.support.servers import ServerProcess
 from tests.verify.faulty_server import BUGS
 
@@ -44,6 +45,16 @@ OWN_TEST = "token-of-another-history-accepted"
 SEEDS = (1, 2, 3)
 
 
+@pytest.fixture
+def record_bug(request):
+    """Add a row to docs/reliability.md, with --fault-report."""
+
+    def record(bug, seen):
+        fault_report.append(request.config, {"test": request.node.nodeid, "bug": bug, "seen_by": sorted(seen)})
+
+    return record
+
+
 def faulty(bug, **settings):
     return ServerProcess("--transport", "grpcio", program=("-m", "tests.verify.faulty_server", bug), **settings)
 
@@ -65,7 +76,7 @@ def test_every_bug_is_tested():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", sorted(set(BUGS) - {OWN_TEST}))
-def test_a_seeded_bug_is_seen(bug, tmp_path, monkeypatch):
+def test_a_seeded_bug_is_seen(bug, tmp_path, monkeypatch, record_bug):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", sys.path[0])
     seen = set()
@@ -77,6 +88,7 @@ def test_a_seeded_bug_is_seen(bug, tmp_path, monkeypatch):
             if SEEN_BY[bug] <= seen:
                 break
     assert SEEN_BY[bug] <= seen
+    record_bug(bug, seen)
 
 
 def test_a_server_without_a_bug_passes(tmp_path, monkeypatch):
@@ -87,11 +99,13 @@ def test_a_server_without_a_bug_passes(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_faulty", [True, False])
-def test_a_token_of_another_history_is_seen(is_faulty, tmp_path):
+def test_a_token_of_another_history_is_seen(is_faulty, tmp_path, record_bug):
     store = f"sqlite:///{tmp_path}/jobs.db"
     with faulty(OWN_TEST, store=store) if is_faulty else ServerProcess(store=store) as server:
         violations = asyncio.run(asyncio.wait_for(restored(server, tmp_path), 60))
     assert {violation.rule for violation in violations} == (SEEN_BY[OWN_TEST] if is_faulty else set())
+    if is_faulty:
+        record_bug(OWN_TEST, SEEN_BY[OWN_TEST])
 
 
 async def restored(server, folder):

@@ -1,0 +1,80 @@
+"""Each fault of a server, its clock and its network by itself, and all of them at random in a long run."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from tests.faults.deployment import FAKETIME, Deployment
+from tests.support.judged import judged_under_faults
+
+TIMES, TIMES_IN_FULL = 1, 30
+LONGEST_FAULT_SECONDS = 3.0
+PATIENCE_SECONDS = LONGEST_FAULT_SECONDS + 1.5
+SOAK_INTERVAL_SECONDS = 20.0
+SOAK_FAULTS, SOAK_FAULTS_IN_FULL = 3, 180
+SOAK_PART = 15
+"""Faults between two judgements of a long run: a history of an hour would not fit into memory."""
+
+OTHERS = ["set_clock", "cut", "cut_after_bytes", "black_hole", "delay", "suspend", "replace"]
+"""Kills have tests of their own."""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_service_keeps_its_promises_under_a_fault(name, tmp_path, is_full, record_fault):
+    if name == "set_clock" and FAKETIME is None:
+        pytest.skip("libfaketime is not installed (Debian package faketime)")
+    times, chance = TIMES_IN_FULL if is_full else TIMES, random.Random(1)
+    with Deployment(tmp_path, seed=1) as deployment:
+        fault = getattr(deployment, name)
+        (text,) = [text for text, one in deployment.faults().items() if one == fault]
+        judging = judged_under_faults(
+            [deployment.address],
+            fault,
+            times=times,
+            pause=lambda: chance.uniform(0.2, 1),
+            seed=1,
+            patience_seconds=PATIENCE_SECONDS,
+        )
+        judged = asyncio.run(judging)
+    record_fault(text, count=times, checked=judged.what, result="no violation")
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.slow
+def test_the_service_keeps_its_promises_under_faults_at_random(tmp_path, is_full, pytestconfig, record_fault):
+    is_soak = is_full and pytestconfig.getoption("--soak")
+    chance, done = random.Random(2), Counter[str]()
+    calls = acknowledged = 0
+    with Deployment(tmp_path, seed=2) as deployment:
+        faults = deployment.faults()
+
+        async def random_fault():
+            name = chance.choice(list(faults))
+            done[name] += 1
+            await faults[name]()
+
+        left = SOAK_FAULTS_IN_FULL if is_soak else SOAK_FAULTS
+        while left:
+            part = min(left, SOAK_PART)
+            left -= part
+            judging = judged_under_faults(
+                [deployment.address],
+                random_fault,
+                times=part,
+                pause=lambda: SOAK_INTERVAL_SECONDS if is_full else 1,
+                seed=left,
+                patience_seconds=PATIENCE_SECONDS,
+            )
+            judged = asyncio.run(judging)
+            calls, acknowledged = calls + judged.calls, acknowledged + judged.acknowledged
+    record_fault(
+        f"a random fault every {SOAK_INTERVAL_SECONDS:g} s: " + ", ".join(sorted(done)),
+        count=done.total(),
+        checked=f"{acknowledged:,} acknowledged writes, {calls:,} calls",
+        result="no violation",
+    )
