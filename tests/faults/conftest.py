@@ -30,6 +30,14 @@ def record_fault(pytestconfig: pytest.Config, request: pytest.FixtureRequest) ->
     return record
 
 
+@pytest.fixture(params=["grpcio", "native"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport of the server."""
+    if request.param == "native":
+        pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
+    return str(request.param)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run on one version of PostgreSQL, at full length on each."""

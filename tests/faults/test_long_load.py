@@ -41,10 +41,7 @@ async def come_and_go(stub, chance, until):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("transport", ["grpcio", "native"])
 def test_under_load_no_call_fails_and_memory_does_not_grow(tmp_path, is_full, transport):
-    if transport == "native":
-        pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
     flags = ("--transport", transport, "--log-level", "warning")
     with ServerProcess(*flags, store=f"sqlite:///{tmp_path}/jobs.db") as server:
         asyncio.run(_load(server, SECONDS_IN_FULL if is_full else SECONDS))

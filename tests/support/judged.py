@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ class Judged:
     calls: int
     acknowledged: int
     """Writes that the server has acknowledged; those of a batch count singly."""
+    failures: Counter[str]
+    """The codes of calls that were neither answered nor refused."""
 
     @property
     def what(self) -> str:
@@ -65,7 +68,13 @@ async def judged_under_faults(
             await asyncio.wait([loading])
     violations = checker.check(recorder.entries, patience_seconds=patience_seconds)
     assert not violations, "\n".join(f"{violation.rule}: {violation.text}" for violation in violations[:10])
-    return Judged(faults=times, calls=len(recorder.entries), acknowledged=sum(map(_acknowledged, recorder.entries)))
+    unary = [entry for entry in recorder.entries if not entry.method.startswith("Watch")]
+    return Judged(
+        faults=times,
+        calls=len(recorder.entries),
+        acknowledged=sum(map(_acknowledged, recorder.entries)),
+        failures=Counter(entry.code for entry in unary if entry.code != "OK" and not entry.is_refused),
+    )
 
 
 def _acknowledged(entry: Entry) -> int:
