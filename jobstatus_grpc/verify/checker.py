@@ -440,6 +440,23 @@ def _writes_state(request: Any) -> bool:
     return not request.HasField("update_mask") or "state" in request.update_mask.paths
 
 
+def a_request_to_cancel_is_kept(history: _History) -> Iterator[_Finding]:
+    """After CancelJob a job is done, or has cancel_requested, in this revision and in all later ones."""
+    for job in history.jobs:
+        first: _Sighting | None = None
+        for revision, sighting in sorted(job.by_revision.items()):
+            value = sighting.job
+            if first is not None and not (value.cancel_requested or value.done):
+                yield job.id, f"cancel_requested is gone in revision {revision}", first.entry, sighting.entry
+                break
+            if first is None and value.cancel_requested:
+                first = sighting
+        for write in job.writes:
+            is_cancel = write.entry.method == "CancelJob" and write.job is not None
+            if is_cancel and not (write.job.cancel_requested or write.job.done):
+                yield job.id, "neither done nor cancel_requested in the response to CancelJob", write.entry
+
+
 def a_done_job_never_changes(history: _History) -> Iterator[_Finding]:
     """After a final state there is no other revision, unless it corrects a finished_at that was in the future."""
     for job in history.jobs:
@@ -585,14 +602,23 @@ def lists_are_complete(history: _History) -> Iterator[_Finding]:
 
 
 def histories_are_chains(history: _History) -> Iterator[_Finding]:
-    """Each transition begins in the state in which the one before it ended, with a higher revision."""
+    """Each change of state and each claim is in the history, and begins in the state in which the one before ended."""
     for entry in history.entries:
         if entry.method != "ListJobTransitions" or entry.response is None:
             continue
         transitions = entry.response.transitions
-        for before, after in itertools.pairwise(transitions):
-            if after.from_state != before.to_state or after.revision <= before.revision:
-                yield entry.request.id, f"transitions {before.revision} and {after.revision} do not fit", entry
+        recorded = {transition.revision for transition in transitions}
+        by_revision = history.job(entry.request.id).by_revision
+        for revision in range(transitions[0].revision + 1, transitions[-1].revision) if transitions else ():
+            before, after = (by_revision.get(number) for number in (revision - 1, revision))
+            if before is None or after is None or revision in recorded:
+                continue
+            if (before.job.state, before.job.attempt) != (after.job.state, after.job.attempt):
+                text = f"the history lacks the transition of revision {revision}"
+                yield entry.request.id, text, before.entry, after.entry, entry
+        for one, other in itertools.pairwise(transitions):
+            if other.from_state != one.to_state or other.revision <= one.revision:
+                yield entry.request.id, f"transitions {one.revision} and {other.revision} do not fit", entry
 
 
 @dataclass(slots=True)
@@ -642,15 +668,40 @@ def watches_of_many_jobs_are_complete(history: _History) -> Iterator[_Finding]:
         view = _View(dict(source.jobs), (*source.sources, entry))
         wanted = _filter_of(entry.request)
         is_match = functools.partial(history.matches, wanted)
-        for _, message in entry.responses:
+        for at, message in entry.responses:
+            was_synced = view.is_synced
             for event in message.events:
                 view.apply(event, is_match)
+            if view.is_synced and not was_synced:
+                yield from _lacks_at_synced(history, entry, view, wanted, at)
             if message.resume_token in used and message.resume_token != token:
                 views[message.resume_token] = _View(dict(view.jobs), view.sources)
         if view.fault is not None:
             yield *view.fault, *view.sources
         if not entry.code:
             yield from _lacks(history, entry, view, wanted)
+
+
+def _lacks_at_synced(history: _History, entry: Entry, view: _View, wanted: JobFilter, at: float) -> Iterator[_Finding]:
+    """Compare a view at SYNCED with what clients had received before the stream began."""
+    for job in _concerned(history, entry, view):
+        known, held = job.newest_at(entry.started_at), view.jobs.get(job.id)
+        if known is None or (held is not None and held.revision >= known.job.revision):
+            continue
+        later = [sighting for revision, sighting in job.by_revision.items() if revision >= known.job.revision]
+        are_matches = {history.matches(wanted, sighting.job) for sighting in (known, *later)}
+        if are_matches == {True} and at < job.deleted_from:
+            has = "nothing" if held is None else f"revision {held.revision}"
+            text = f"a watch of many jobs has {has} of it at SYNCED, not revision {known.job.revision}"
+            yield job.id, text, known.entry, *view.sources
+        elif are_matches == {False} and held is not None:
+            yield job.id, "a watch of many jobs still holds it at SYNCED", known.entry, *view.sources
+
+
+def _concerned(history: _History, entry: Entry, view: _View) -> Iterable[_Job]:
+    """Return the jobs that match in the end, and those that the client holds."""
+    held = (history.job(job_id) for job_id in view.jobs)
+    return {job.id: job for job in (*held, *history.candidates(entry.request))}.values()
 
 
 def _lacks(history: _History, entry: Entry, view: _View, wanted: JobFilter) -> Iterator[_Finding]:
@@ -662,8 +713,7 @@ def _lacks(history: _History, entry: Entry, view: _View, wanted: JobFilter) -> I
     if not view.is_synced:
         yield "", "a watch of many jobs sends no SYNCED", *view.sources
         return
-    held_jobs = [history.job(job_id) for job_id in view.jobs]
-    for job in {job.id: job for job in (*held_jobs, *history.candidates(entry.request))}.values():
+    for job in _concerned(history, entry, view):
         newest, held = job.newest, view.jobs.get(job.id)
         if newest is None or job.last_effect_at > settled or newest.at > settled:
             continue
@@ -691,6 +741,7 @@ RULES: Sequence[_Rule] = (
     revisions_are_contiguous,
     a_revision_is_compared_and_set,
     an_attempt_has_one_owner,
+    a_request_to_cancel_is_kept,
     a_done_job_never_changes,
     values_are_valid,
     watches_rise,

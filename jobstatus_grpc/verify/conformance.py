@@ -486,6 +486,14 @@ async def an_open_job_is_not_deleted(server: Server) -> None:
     await server.refused("DeleteJob", pb.DeleteJobRequest(id=job.id), "FAILED_PRECONDITION", "JOB_NOT_DONE")
 
 
+async def a_deletion_compares_the_revision(server: Server) -> None:
+    """DeleteJob with an expected_revision that is not the job's is ABORTED (REVISION_MISMATCH)."""
+    job = await server.succeeded()
+    request = pb.DeleteJobRequest(id=job.id, expected_revision=job.revision - 1)
+    await server.refused("DeleteJob", request, "ABORTED", "REVISION_MISMATCH")
+    await server.ok("DeleteJob", pb.DeleteJobRequest(id=job.id, expected_revision=job.revision))
+
+
 # ListJobs, ListJobTransitions
 
 
@@ -527,6 +535,17 @@ async def filters_select(server: Server) -> None:
         _expect((job.id in {found.id for found in listed}) is is_match, wanted)
 
 
+async def a_job_is_listed_by_its_present_labels(server: Server) -> None:
+    """After its labels were replaced, a job matches the new ones and not the old ones."""
+    old, new = ({**server.labels, "color": color} for color in ("red", "green"))
+    job = await server.create(labels=old)
+    await server.update(job.id, labels=new)
+    for labels, is_match in ((old, False), (new, True)):
+        request = pb.ListJobsRequest(filter=pb.JobFilter(labels=labels))
+        listed = (await server.ok("ListJobs", request)).jobs
+        _expect((job.id in {found.id for found in listed}) is is_match, labels)
+
+
 async def a_malformed_token_is_refused(server: Server) -> None:
     """A page_token that is malformed, or of another filter, is INVALID_ARGUMENT (INVALID_TOKEN)."""
     for _ in range(2):
@@ -549,6 +568,16 @@ async def the_history_has_each_transition(server: Server) -> None:
     _expect(states == ["PENDING", "IN_PROGRESS", "RETRYING", "IN_PROGRESS", "SUCCEEDED"], states)
     _expect([entry.revision for entry in history] == [1, 2, 3, 4, 5], history)
     _expect((history[-1].reason, history[-1].attempt, bool(history[-1].actor)) == ("good", 2, True), history[-1])
+
+
+async def the_history_has_each_transition_of_a_batch(server: Server) -> None:
+    """Transitions of one job in one batch are all in its history."""
+    job = await server.create()
+    states = (pb.JOB_STATE_IN_PROGRESS, pb.JOB_STATE_RETRYING, pb.JOB_STATE_IN_PROGRESS, pb.JOB_STATE_SUCCEEDED)
+    updates = [_update(job.id, state=state) for state in states]
+    await server.ok("BatchUpdateJobs", pb.BatchUpdateJobsRequest(updates=updates))
+    history = (await server.ok("ListJobTransitions", pb.ListJobTransitionsRequest(id=job.id))).transitions
+    _expect([entry.to_state for entry in history] == [pb.JOB_STATE_PENDING, *states], history)
 
 
 # WatchJob
@@ -611,6 +640,17 @@ async def a_quiet_watch_sends_heartbeats(server: Server) -> None:
     _expect((event.type, event.job) == (pb.JOB_EVENT_TYPE_HEARTBEAT, job), event)
 
 
+async def the_last_progress_is_sent(server: Server) -> None:
+    """min_update_interval delays progress, and drops none that is the newest: it is sent when the interval is over."""
+    job = await server.started()
+    request = pb.WatchJobRequest(id=job.id, min_update_interval=_seconds(0.5))
+    async with server.watch("WatchJob", request) as stream:
+        await _until(stream, lambda: bool(_events(stream)))
+        for progress in range(1, 6):
+            job = await server.update(job.id, progress=progress)
+        await _until(stream, lambda: bool(_events(stream)[-1].job == job))
+
+
 async def an_invalid_interval_is_refused(server: Server) -> None:
     """heartbeat_interval is 1 s to 1 day, min_update_interval 0 to 1 day; else INVALID_FIELD."""
     job = await server.started()
@@ -671,6 +711,36 @@ async def a_job_that_stops_matching_is_removed(server: Server) -> None:
     _expect(second.id in removed or is_reset, _received(stream))
 
 
+async def a_job_whose_labels_change_leaves(server: Server) -> None:
+    """REMOVED if a job no longer matches because its labels were replaced."""
+    labels = {"color": uuid.uuid4().hex}
+    job = await server.create(labels=labels)
+    async with server.watch("WatchJobs", pb.WatchJobsRequest(filter=pb.JobFilter(labels=labels))) as stream:
+        await _until(stream, lambda: pb.JOB_EVENT_TYPE_SYNCED in {event.type for event in _events(stream)})
+        job = await server.update(job.id, labels=server.labels)
+        await _until(stream, lambda: _events(stream)[-1].type == pb.JOB_EVENT_TYPE_REMOVED)
+    _expect(_events(stream)[-1].job == job, _received(stream))
+
+
+async def a_token_passes_no_change_that_is_held_back(server: Server) -> None:
+    """Everything up to a resume_token has been sent: a change that min_update_interval delays comes after it."""
+    name = uuid.uuid4().hex
+    wanted = pb.JobFilter(names=[name])
+    job, other = await server.started(name=name), await server.started(name=name)
+    request = pb.WatchJobsRequest(filter=wanted, min_update_interval=_seconds(60))
+    async with server.watch("WatchJobs", request) as stream:
+        await _until(stream, lambda: pb.JOB_EVENT_TYPE_SYNCED in {event.type for event in _events(stream)})
+        for progress in (1, 2, 3):
+            job = await server.update(job.id, progress=progress)
+        done = await server.update(other.id, state=pb.JOB_STATE_SUCCEEDED)
+        await _until(stream, lambda: done in [event.job for event in _events(stream)])
+        request.resume_token = stream.entry.responses[-1][1].resume_token
+    async with server.watch("WatchJobs", request) as resumed:
+        await _until(resumed, lambda: pb.JOB_EVENT_TYPE_SYNCED in {event.type for event in _events(resumed)})
+    seen = [event.job for event in (*_events(stream), *_events(resumed))]
+    _expect(job in seen, f"{_received(stream)}; after the resume {_received(resumed)}")
+
+
 async def an_end_is_sent_before_the_removal(server: Server) -> None:
     """If a job is deleted after its end, UPDATED with its final state is sent before REMOVED."""
     name = uuid.uuid4().hex
@@ -705,6 +775,20 @@ async def a_silent_job_becomes_stalled(server: Server) -> None:
     async with server.watch("WatchJob", pb.WatchJobRequest(id=job.id)) as stream:
         await _until(stream, lambda: bool(_events(stream)) and _events(stream)[-1].job.stalled)
     _expect(not (await server.update(job.id)).stalled)
+
+
+async def a_heartbeat_keeps_a_job_from_stalling(server: Server) -> None:
+    """An update that changes nothing restarts the heartbeat_timeout."""
+    timeout_seconds = 2.0
+    job = await server.started(heartbeat_timeout=_seconds(timeout_seconds))
+    sent_at = started_at = time.monotonic()
+    while sent_at < started_at + 1.5 * timeout_seconds:
+        await asyncio.sleep(timeout_seconds / 8)
+        before, sent_at = sent_at, time.monotonic()
+        if sent_at > before + timeout_seconds / 2:
+            raise SkippedError("this machine was too slow to send heartbeats in time")
+        _expect(not (await server.get(job.id)).stalled, f"stalled {sent_at - before:.1f} s after a heartbeat")
+        await server.update(job.id)
 
 
 def _seconds(seconds: float) -> duration_pb2.Duration:

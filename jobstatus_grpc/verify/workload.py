@@ -235,7 +235,7 @@ class _Life:
 
     async def report(self) -> None:
         """Report progress in one of several ways."""
-        match self._chance.randrange(8):
+        match self._chance.randrange(9):
             case 0:
                 heartbeat = pb.UpdateJobRequest(job=pb.JobStatus(id=self.job_id), attempt=self._attempt)
                 heartbeat.update_mask.SetInParent()
@@ -256,6 +256,11 @@ class _Life:
                 retry = pb.JobStatus(id=self.job_id, state=pb.JOB_STATE_RETRYING, reason=self._reason())
                 await self._send("UpdateJob", pb.UpdateJobRequest(job=retry, attempt=self._attempt))
                 await self.claim()
+            case 5:
+                # It leaves the filters by one group, and enters those by another.
+                moved = pb.UpdateJobRequest(job=self._job(), attempt=self._attempt)
+                moved.job.labels.update({**self._labels, "group": str(self._chance.randrange(GROUPS))})
+                await self._send("UpdateJob", moved)
             case _:
                 await self._send("UpdateJob", pb.UpdateJobRequest(job=self._job(), attempt=self._attempt))
 

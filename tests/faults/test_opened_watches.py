@@ -14,14 +14,14 @@ from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
 from tests.support.servers import ServerProcess
 
-WATCHES, WATCHES_IN_FULL = 4_000, 50_000
-WARM_UP_WATCHES = 6_000
-"""So many until the allocator has what it keeps."""
+WATCHES, WATCHES_IN_FULL = 4_000, 100_000
+WARM_UP_WATCHES, WARM_UP_WATCHES_IN_FULL = 6_000, 20_000
+"""Until the allocator has what it keeps."""
 AT_ONCE = 40
 JOBS = 20
 MAX_BYTES_EACH = 30
-MAX_NOISE_BYTES = 1024 * 1024
-"""By which the memory of a process varies at rest, which counts in a short run."""
+MAX_NOISE_BYTES = 2 * 1024 * 1024
+"""The memory of a process varies by this, which counts in a short run."""
 NONE = duration_pb2.Duration()
 
 
@@ -39,9 +39,8 @@ async def open_and_cancel(stub, chance):
         await asyncio.sleep(chance.uniform(0, 0.01))
     elif stage >= 3:
         await stream.read()
-    if stage == 4:
-        update = pb.UpdateJobRequest(job=pb.JobStatus(id=job_id, reason=str(chance.random())))
-        await asyncio.gather(stub.UpdateJob(update), stream.read())
+    if stage == 4:  # while the next message is sent
+        await stub.UpdateJob(pb.UpdateJobRequest(job=pb.JobStatus(id=job_id, reason=str(chance.random()))))
     stream.cancel()
 
 
@@ -51,7 +50,11 @@ async def churn(address, watches, seed):
 
     async def some(stub, chance):
         for _ in numbers:
-            await open_and_cancel(stub, chance)
+            try:
+                await open_and_cancel(stub, chance)
+            except grpc.aio.AioRpcError as error:  # HTTP/2 in Rust ends a connection after too many resets
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
 
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
@@ -66,21 +69,32 @@ async def create_jobs(address):
             await JobStatusServiceStub(channel).CreateJob(pb.CreateJobRequest(job=job))
 
 
-@pytest.mark.timeout(600)
+async def kept_by(server, watches, warm_up):
+    """Return by how many bytes a server has grown."""
+    await create_jobs(server.address)
+    await churn(server.address, warm_up, 1)
+    process = psutil.Process(server.pid)
+    before = process.memory_info().rss
+    await churn(server.address, watches, 2)
+    return process.memory_info().rss - before
+
+
+@pytest.mark.timeout(900)
 def test_watches_that_were_cancelled_keep_no_memory(transport, is_full, record_fault):
-    watches = WATCHES_IN_FULL if is_full else WATCHES
-    # One watch at most would be admitted if the others had not freed their places.
+    watches, warm_up = (WATCHES_IN_FULL, WARM_UP_WATCHES_IN_FULL) if is_full else (WATCHES, WARM_UP_WATCHES)
+    # No more would be admitted if the watches before had not freed their places.
     with ServerProcess("--transport", transport, "--max-watchers", str(4 * AT_ONCE)) as server:
-        asyncio.run(create_jobs(server.address))
-        asyncio.run(churn(server.address, WARM_UP_WATCHES, 1))
-        process = psutil.Process(server.pid)
-        before = process.memory_info().rss
-        asyncio.run(churn(server.address, watches, 2))
-        grown = process.memory_info().rss - before
-    assert grown <= MAX_BYTES_EACH * watches + (0 if is_full else MAX_NOISE_BYTES)
+        kept = asyncio.run(kept_by(server, watches, warm_up))
+    result = f"{kept / watches:.0f} bytes kept of each"
+    if is_full and transport == "grpcio":
+        with ServerProcess(program=("-m", "tests.faults.bare_server")) as bare:
+            of_grpcio = asyncio.run(kept_by(bare, watches, warm_up))
+        result += f", {of_grpcio / watches:.0f} of them by bare grpc.aio handlers"
+        kept -= of_grpcio
+    assert kept <= MAX_BYTES_EACH * watches + (0 if is_full else MAX_NOISE_BYTES)
     record_fault(
         f"watches opened and cancelled at every stage, on {transport}",
         count=watches,
         checked="the memory of the server",
-        result=f"at most {MAX_BYTES_EACH} bytes each are kept ({max(0, grown) / watches:.0f})",
+        result=result,
     )

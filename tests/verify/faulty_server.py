@@ -23,11 +23,15 @@ from jobstatus_grpc.server import responses
 from jobstatus_grpc.server.servicer import JobStatusServicer
 from jobstatus_grpc.server.transports import grpcio
 from jobstatus_grpc.service import JobService
-from jobstatus_grpc.stores.embedded import Feed
+from jobstatus_grpc.stores import batch, memory
+from jobstatus_grpc.stores.embedded import Feed, StallClocks
 from jobstatus_grpc.stores.interface import ChangeBatch, Page
 from jobstatus_grpc.stores.memory import MemoryStore
+from jobstatus_grpc.watch.backlog import Backlog
+from jobstatus_grpc.watch.filter_watch import FilterHub
 from jobstatus_grpc.watch.job_watch import JobHub
 from jobstatus_grpc.watch.publisher import Publisher
+from jobstatus_grpc.watch.watcher import TimedWatcher
 
 WEEK = timedelta(days=7)
 
@@ -214,6 +218,95 @@ def page_cursor_that_skips_on_insert() -> None:
     MemoryStore.page = page  # type: ignore[method-assign]
 
 
+def cancel_lost_at_the_next_update() -> None:
+    changed_fields = rules.changed_fields
+
+    def changes_of_an_older_copy(job: Any, *others: Any) -> Any:
+        changes = changed_fields(job, *others)
+        return {**changes, "cancel_requested": False} if changes and job.cancel_requested else changes
+
+    rules.changed_fields = changes_of_an_older_copy  # type: ignore[assignment]
+
+
+def heartbeat_that_does_not_count() -> None:
+    note = StallClocks.note
+
+    def note_changes(self: StallClocks, commands: Any, outcomes: Any, at: Any) -> None:
+        pairs = zip(commands, outcomes, strict=True)
+        kept = [pair for pair in pairs if not isinstance(pair[0], Update) or pair[0].changes]
+        note(self, [command for command, _ in kept], [outcome for _, outcome in kept], at)
+
+    StallClocks.note = note_changes  # type: ignore[method-assign]
+
+
+def job_that_leaves_a_filter_not_removed() -> None:
+    concerned = FilterHub._concerned
+
+    def concerned_by_its_keys(self: FilterHub, change: Any) -> Any:
+        held, self.held = self.held, {}
+        try:
+            return concerned(self, change)
+        finally:
+            self.held = held
+
+    FilterHub._concerned = concerned_by_its_keys  # type: ignore[method-assign]
+
+
+def label_index_of_the_creation() -> None:
+    page = MemoryStore.page
+    first: dict[str, Any] = {}
+
+    async def page_by_first_labels(self: Any, tenant: str, job_filter: Any, **place: Any) -> Page:
+        found = await page(self, tenant, replace(job_filter, labels={}), **place)
+        is_match = [first.setdefault(job.id, job.labels).items() >= job_filter.labels.items() for job in found.jobs]
+        jobs = list(itertools.compress(found.jobs, is_match))
+        return replace(found, jobs=jobs, cursors=list(itertools.compress(found.cursors, is_match)))
+
+    MemoryStore.page = page_by_first_labels  # type: ignore[method-assign]
+
+
+def history_with_one_entry_a_commit() -> None:
+    apply_all = batch.apply_all
+
+    def apply_all_in_short(*args: Any, **settings: Any) -> Any:
+        done = apply_all(*args, **settings)
+        done.transitions = list(dict(done.transitions).items())
+        return done
+
+    memory.apply_all = apply_all_in_short  # type: ignore[attr-defined]
+
+
+def last_change_within_the_interval_dropped() -> None:
+    TimedWatcher._on_throttle_timer = lambda self: None  # type: ignore[method-assign]
+
+
+def token_that_passes_a_change_held_back() -> None:
+    Backlog.before = property(lambda self: None)  # type: ignore[assignment]
+
+
+def token_of_a_list_from_after_it() -> None:
+    async def list_first(self: Any, tenant: str, job_filter: Any, *, position: Any = "", **place: Any) -> Any:
+        page = await self._store.page(tenant, job_filter, **place)
+        await asyncio.sleep(0.01)
+        return position or self._filter_hub.position, page
+
+    JobService.list = list_first  # type: ignore[method-assign]
+
+
+def batch_in_reverse() -> None:
+    batch_update = JobService.batch_update
+
+    async def backwards(self: Any, updates: Any) -> Any:
+        return [*reversed(await batch_update(self, updates[::-1]))]
+
+    JobService.batch_update = backwards  # type: ignore[method-assign]
+
+
+def deletion_without_its_revision() -> None:
+    delete = rules._delete
+    rules._delete = lambda found, command: delete(found, replace(command, expected_revision=0))
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__.replace("_", "-"): bug
     for bug in (
@@ -233,6 +326,16 @@ BUGS: dict[str, Callable[[], None]] = {
         deletion_that_swallows_the_end,
         token_of_another_history_accepted,
         page_cursor_that_skips_on_insert,
+        cancel_lost_at_the_next_update,
+        heartbeat_that_does_not_count,
+        job_that_leaves_a_filter_not_removed,
+        label_index_of_the_creation,
+        history_with_one_entry_a_commit,
+        last_change_within_the_interval_dropped,
+        token_that_passes_a_change_held_back,
+        token_of_a_list_from_after_it,
+        batch_in_reverse,
+        deletion_without_its_revision,
     )
 }
 

@@ -130,6 +130,10 @@ BROKEN = {
     "an-attempt-has-one-owner": [
         Recording().create().update(2, request={"job": {"id": "a", "reason": "b"}, "attempt": 2}, reason="b"),
     ],
+    "a-request-to-cancel-is-kept": [
+        Recording().create().update(2, reason="b", cancelRequested=True).update(3, reason="c"),
+        Recording().create().call("CancelJob", {"id": "a"}, {"job": job(1)}),
+    ],
     "a-done-job-never-changes": [
         Recording().create().update(2, SUCCEEDED, reason="end").update(3, SUCCEEDED, reason="late"),
     ],
@@ -169,8 +173,16 @@ BROKEN = {
             {"id": "a"},
             {"transitions": [{"toState": RUNNING, "revision": 1}, {"fromState": PENDING, "revision": 2}]},
         ),
+        Recording().create().update(2, reason="b", attempt=2).update(3, SUCCEEDED, reason="e", attempt=2).call(
+            "ListJobTransitions",
+            {"id": "a"},
+            {"transitions": [{"toState": RUNNING, "revision": 1}, {"fromState": RUNNING, "revision": 3}]},
+        ),
     ],
     "watches-of-many-jobs-are-complete": [
+        Recording().create().update(2, reason="b").watch_jobs(
+            "", events(("SNAPSHOT", job(1)), ("SYNCED", None)), code="UNAVAILABLE"
+        ),
         Recording().create().watch_jobs("", events(("SYNCED", None))),
         Recording().create().watch_jobs("", events(("SNAPSHOT", job(1)))),
         Recording().create().watch_jobs("", events(("SNAPSHOT", job(1)), ("SYNCED", None), token="t")).update(

@@ -35,6 +35,16 @@ SEEN_BY = {
     "deletion-that-swallows-the-end": {"a-watch-gets-the-end-of-a-job-that-is-deleted"},
     "token-of-another-history-accepted": {"watches-of-many-jobs-are-complete"},
     "page-cursor-that-skips-on-insert": {"a-list-is-complete-in-pages"},
+    "cancel-lost-at-the-next-update": {"a-running-job-is-asked-to-stop"},
+    "heartbeat-that-does-not-count": {"a-heartbeat-keeps-a-job-from-stalling"},
+    "job-that-leaves-a-filter-not-removed": {"a-job-whose-labels-change-leaves"},
+    "label-index-of-the-creation": {"lists-are-complete"},
+    "history-with-one-entry-a-commit": {"the-history-has-each-transition-of-a-batch"},
+    "last-change-within-the-interval-dropped": {"the-last-progress-is-sent"},
+    "token-that-passes-a-change-held-back": {"a-token-passes-no-change-that-is-held-back"},
+    "token-of-a-list-from-after-it": {"watches-of-many-jobs-are-complete"},
+    "batch-in-reverse": {"updates-of-a-batch-are-independent"},
+    "deletion-without-its-revision": {"a-deletion-compares-the-revision"},
 }
 """The check or rule that sees the bug in each run; others may see it too."""
 
