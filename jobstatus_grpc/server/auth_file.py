@@ -18,6 +18,9 @@ CHECK_SECONDS = 0.5
 """Interval at which the file is looked at. A change is used at the second look that finds the same, because a file that
 is being written may be whole and lack callers."""
 
+MAX_LOOKS = 4
+"""At a file that changes between all of them: then it is read as it is, because a revocation must not wait for ever."""
+
 
 class AuthFile:
     """The newest good contents of the file, for the time of `follow`."""
@@ -33,6 +36,8 @@ class AuthFile:
         self._seen: Signatures = {}
         """Of the file and those that were read for it, before they were read last."""
         self._found: Signatures = {}
+        self._looks = 0
+        """At a change that is not read yet."""
         self._listeners: list[Callable[[], None]] = []
         self.contents = self._read(self._seen)
         """What each reader returned, by the name of its section; a section that is absent is absent here."""
@@ -50,11 +55,16 @@ class AuthFile:
             await self.check()
 
     async def check(self) -> None:
-        """Read the file again if it has changed and is not being written; a bad one is logged, and changes nothing."""
+        """Read the file again if it has changed and is not being written; a bad one is logged, and changes nothing.
+
+        One that changes at each look is read at every MAX_LOOKS-th.
+        """
         found = await asyncio.to_thread(_signatures_of, tuple(self._seen))  # the files may be on a network
         is_settled, self._found = found == self._found, found
-        if found == self._seen or not is_settled:
+        self._looks = 0 if found == self._seen else self._looks + 1
+        if not self._looks or not (is_settled or self._looks >= MAX_LOOKS):
             return
+        self._looks = 0
         changed = ", ".join(path for path in found if found[path] != self._seen[path])
         self._seen = {}
         try:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -171,6 +172,26 @@ def test_a_bad_file_changes_nothing_and_is_logged_and_counted_once(auth, run, ca
     (record,) = caplog.records
     assert str(auth.path) in record.getMessage()
     assert "The contents from before stay in use" in record.getMessage()
+
+
+def test_a_file_that_is_touched_all_the_time_delays_no_revocation(auth, run):
+    auth.admit("ops")
+    token = auth.admit("ci")
+
+    async def touch():
+        while True:
+            os.utime(auth.path)
+            await asyncio.sleep(auth_file.CHECK_SECONDS / 10)
+
+    async def scenario(stub):
+        await create(stub, token)
+        auth.remove("ci")
+        touching = asyncio.ensure_future(touch())
+        refusal = await until_refused(lambda: create(stub, token))
+        touching.cancel()
+        return refusal.kind
+
+    assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
 
 
 def test_a_link_that_is_swapped_is_a_change(auth, run, tmp_path):
