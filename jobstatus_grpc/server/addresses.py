@@ -65,7 +65,8 @@ def _lock(address: str) -> Iterator[None]:
     path = f"{unix_path(address)}.lock"
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # In a folder that others may write to, a link would make this create or lock any file of the server's user.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise CannotListenError(address, error.errno, f"cannot create {path}: {error.strerror}") from None
         try:

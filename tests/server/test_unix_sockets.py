@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from jobstatus_grpc import JobStatusClient
+from jobstatus_grpc.server.addresses import CannotListenError, held
 
 
 def mode_of(path):
@@ -75,3 +76,10 @@ def test_the_store_is_for_its_user_alone(serve_on, tmp_path):
     files = [each for each in tmp_path.iterdir() if each.name != "socket"]
     assert {each.name: mode_of(each) for each in files if mode_of(each) & 0o077} == {}
     assert tmp_path / "jobs.db" in files
+
+
+def test_a_link_in_place_of_a_sockets_lock_is_not_followed(tmp_path):
+    (tmp_path / "socket.lock").symlink_to(tmp_path / "made")
+    with pytest.raises(CannotListenError, match=r"cannot create .*socket\.lock"), held([f"unix:{tmp_path}/socket"]):
+        pass
+    assert not (tmp_path / "made").exists()

@@ -220,7 +220,8 @@ def lock(path: str) -> int:
             f"{URL_FORMS}"
         )
     # We never remove the file: two processes could each lock a different file of this name.
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # A link in its place could lead to any file of the server's user, which the process id below would replace.
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import stat
@@ -86,12 +87,18 @@ def make_unwritable(path: Path) -> None:
         pytest.skip("this user may write everything")
 
 
+def make_lock_a_link(path: Path) -> None:
+    (path.parent / "mine").write_text("text")
+    Path(f"{path}.lock").symlink_to("mine")
+
+
 UNUSABLE = {
     make_directory: "Is a directory",
     make_parent_a_file: "Not a directory",
     make_foreign: "it is a database of something else",
     make_newer: f"newer than the {len(STEPS)} known here",
     make_unwritable: "Permission denied",
+    make_lock_a_link: os.strerror(errno.ELOOP),
 }
 
 
