@@ -6,6 +6,7 @@ store's URLs, its object a `StoreType`.
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from importlib.metadata import entry_points
 
@@ -15,6 +16,8 @@ from jobstatus_grpc.stores.interface import DEFAULT_RETENTION, Clock, JobStore, 
 ENTRY_POINT_GROUP = "jobstatus_grpc.stores"
 
 _EXTRAS = {"postgresql": "postgres"}
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:", re.ASCII)
 
 
 async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> JobStore:
@@ -99,7 +102,9 @@ def _store_type(url: str) -> StoreType:
     if scheme in _EXTRAS:
         raise CannotStartError(f"the store {scheme}: is not installed; {_advice(scheme)}")
     known = ", ".join(f"{name}:" for name in sorted(stores)) or "none"
-    raise CannotStartError(f"no store has the scheme {scheme!r}; known are {known}")
+    # Other text is not repeated: libpq's other form, "host=db password=…", has no scheme.
+    what = f"no store has the scheme {scheme!r}" if _SCHEME.match(url) else "the store is not a URL"
+    raise CannotStartError(f"{what}; known are {known}")
 
 
 def _advice(scheme: str) -> str:

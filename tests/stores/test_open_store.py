@@ -34,7 +34,9 @@ def test_a_store_has_a_name_for_the_log_with_an_absolute_path_and_without_a_pass
     assert store_name("postgresql://me:secret@one,two:5433/jobs") == "postgresql on one:5432, two:5433"
 
 
-@pytest.mark.parametrize("url", ["oracle://me:secret@host/jobs", "jobs.db", "", ":"])
+@pytest.mark.parametrize(
+    "url", ["oracle://me:secret@host/jobs", "jobs.db", "", ":", "host=db password=secret", "password=secret:x"]
+)
 def test_an_unknown_scheme_is_refused_with_the_known_ones_and_no_password(url):
     with pytest.raises(CannotStartError, match=r"known are memory:, .*sqlite:") as refusal:
         opened(url)
