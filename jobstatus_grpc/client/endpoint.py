@@ -17,6 +17,7 @@ from jobstatus_grpc.address import parse_address
 from jobstatus_grpc.client import values
 from jobstatus_grpc.client.token import RenewedToken, Token, TokenCommand
 from jobstatus_grpc.files import FollowedFiles, read_file
+from jobstatus_grpc.wire.channel import OWN_CONNECTION, WITHOUT_PROXY, ChannelOption
 
 log = logging.getLogger("jobstatus_grpc.client")
 
@@ -25,7 +26,7 @@ USER_AGENT = "jobstatus-grpc"
 CHECK_SECONDS = 1.0
 """Interval, at least, at which a client that makes calls looks at its files of TLS."""
 
-CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
+CHANNEL_OPTIONS: list[ChannelOption] = [
     ("grpc.primary_user_agent", USER_AGENT),
     # Detect within half a minute that the server's machine is gone, also between calls, so that the next call does not
     # run into its deadline. The server allows a ping every 10 s.
@@ -45,16 +46,7 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.min_reconnect_backoff_ms", 5_000),
     # Resolve the name again soon after a server has moved; by default at most every 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 2_000),
-    # By default all channels of a process to one address share a connection: a thousand watches of one client would
-    # delay the calls of another, and closing one would not close its connection.
-    ("grpc.use_local_subchannel_pool", 1),
-]
-
-_WITHOUT_PROXY: list[tuple[str, str | int]] = [
-    # http_proxy, https_proxy and grpc_proxy, which gRPC heeds also for loopback and without TLS.
-    ("grpc.enable_http_proxy", 0),
-    # GRPC_ADDRESS_HTTP_PROXY, which the option above does not turn off: no address is to be reached by it.
-    ("grpc.address_http_proxy_enabled_addresses", ""),
+    OWN_CONNECTION,
 ]
 
 
@@ -206,7 +198,7 @@ class Endpoint:
         return channel
 
     def _open(self, kind: Any, pems: Pems | None) -> Any:
-        options = CHANNEL_OPTIONS + ([] if self.may_use_proxy else _WITHOUT_PROXY)
+        options = [*CHANNEL_OPTIONS, *(() if self.may_use_proxy else WITHOUT_PROXY)]
         if self.tls is None:
             return kind.insecure_channel(self.target, options)
         pems = pems or self.tls.current()

@@ -28,6 +28,7 @@ from jobstatus_grpc.server.addresses import (
     unix_path,
 )
 from jobstatus_grpc.server.transports.interface import Behaviour, Method
+from jobstatus_grpc.wire.channel import OWN_CONNECTION, WITHOUT_PROXY
 
 if TYPE_CHECKING:
     from jobstatus_grpc.server.tls import Certificates, Identity
@@ -329,13 +330,8 @@ class _HealthCheck:
             await asyncio.wait([self._call])
 
     async def _ask(self) -> None:
-        # On a connection of its own, not through a proxy.
-        options = [
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.address_http_proxy_enabled_addresses", ""),
-        ]
-        async with grpc.aio.insecure_channel(grpc_target(self.address), options=options) as channel:
+        options = [OWN_CONNECTION, *WITHOUT_PROXY]
+        async with grpc.aio.insecure_channel(grpc_target(self.address), options) as channel:
             check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
             try:
                 await check(b"", wait_for_ready=True)
