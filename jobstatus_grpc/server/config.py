@@ -41,6 +41,11 @@ KEEPALIVE_TIMEOUT_MILLISECONDS = 10_000
 """Time for the answer to a ping: outlasts a stall of the client or the network."""
 
 
+IDLE_MILLISECONDS = 300_000
+"""Time without a call after which a connection is closed: long enough for a client that calls now and then, which
+connects again by itself, and a limit for those that only take connections."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """The settings of `jobstatus serve`; the defaults are its flags' defaults."""
@@ -195,6 +200,8 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         # A restart brings all watchers back at once; the defaults of 1,000 and 3,000 refuse most of them.
         ("grpc.server.max_pending_requests", 100_000),
         ("grpc.server.max_pending_requests_hard_limit", 200_000),
+        # A peer that opens connections and makes no calls would keep them until their age.
+        ("grpc.max_connection_idle_ms", IDLE_MILLISECONDS),
         # Notice within half a minute that a peer's machine is gone.
         ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MILLISECONDS),

@@ -48,6 +48,20 @@ async def can_watch(stub, request) -> bool:
     return True
 
 
+def test_a_connection_without_calls_is_closed_after_a_while(monkeypatch):
+    monkeypatch.setattr(config, "IDLE_MILLISECONDS", 500)
+
+    async def main() -> bytes:
+        async with serving_at(MemoryStore(), transport="grpcio") as (_, address):
+            reader, writer = await asyncio.open_connection(*address.split(":"))
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4" + bytes(5))  # an empty SETTINGS
+            received = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            return received
+
+    assert asyncio.run(main()).endswith(b"connection idle")
+
+
 def test_a_dead_connection_is_gone_within_half_a_minute():
     options = dict(config.channel_options(config.ServerConfig()))
     assert options["grpc.keepalive_time_ms"] + options["grpc.http2.ping_timeout_ms"] < 30_000
