@@ -46,6 +46,7 @@ class CertificateAuthenticator:
     def __init__(self, rules: Sequence[CertificateRule]) -> None:
         """Take them in the order in which they are tried."""
         self._rules = rules
+        self.given_names = frozenset(rule.name for rule in rules if rule.name is not None)
 
     async def authenticate(self, credentials: Credentials) -> Identity | None:
         if credentials.certificate is None or bearer_of(credentials) is not None:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from jobstatus_grpc.auth.identity import Authenticator, Credentials, Identity, UnknownIdentityError
 from jobstatus_grpc.auth.plugins import PluginReader
 from jobstatus_grpc.auth.tokens import bearer_of, read_tokens
-from jobstatus_grpc.errors import NoIdentityError
+from jobstatus_grpc.errors import NoIdentityError, PermissionDeniedError
 from jobstatus_grpc.toml_file import Reader, Value
 
 SECTIONS = ("tokens", "jwt", "certificates", "authenticators")
@@ -34,6 +34,8 @@ class Chain:
         keys: Iterable[frozenset[str]] = (getattr(each, "metadata_keys", frozenset()) for each in self._authenticators)
         self.metadata_keys = frozenset({"authorization"}).union(*keys)
         """The metadata by which a caller is known."""
+        self._given_names: frozenset[str] = frozenset().union(*map(_names_given_by, self._authenticators))
+        """The principals that stanzas name."""
         self.reads_certificate = any(getattr(each, "reads_certificate", False) for each in self._authenticators)
         self.reads_peer = any(getattr(each, "reads_peer", False) for each in self._authenticators)
         self.reads_metadata_only = not self.reads_certificate and not self.reads_peer
@@ -43,7 +45,7 @@ class Chain:
 
         Raises:
             UnauthenticatedError: the credentials are missing, not valid, or known to no authenticator.
-            PermissionDeniedError: they are valid, and give no role.
+            PermissionDeniedError: they are valid, and give no role, or a name that the file gives to another caller.
             UnavailableError: they cannot be checked now.
         """
         unknown: UnknownIdentityError | None = None
@@ -61,12 +63,27 @@ class Chain:
                 unknown = error
             else:
                 if caller is not None:
+                    if caller.principal in self._given_names - _names_given_by(each):
+                        raise _name_is_taken(caller.principal)
                     keep = getattr(each, "seconds_kept", None)
                     return caller, float("inf") if keep is None else keep(caller)
         raise unknown or NoIdentityError(
             "the call carries no credentials; send a token (--token-file, JOBSTATUS_TOKEN, or the metadata "
             "authorization: Bearer TOKEN), or connect with a client certificate that the server admits"
         )
+
+
+def _names_given_by(authenticator: Authenticator) -> frozenset[str]:
+    return getattr(authenticator, "given_names", frozenset())
+
+
+def _name_is_taken(principal: str) -> PermissionDeniedError:
+    # In the history, the log and [limits], the two would be one.
+    return PermissionDeniedError(
+        f"your credentials are valid, but their name {principal!r} is that of another caller, which a stanza "
+        "[[tokens]] or [[certificates]] names; the operator of the server can set principal_prefix in [[jwt]], or "
+        "rename the stanza"
+    )
 
 
 class _JwtReader:

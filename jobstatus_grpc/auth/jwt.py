@@ -42,6 +42,13 @@ MAX_FORGED = 10_000
 SEPARATORS = "/:"
 """Of the segments in the values of claims: `repo:acme/tools:ref:refs/heads/main`."""
 
+MAX_PREFIX_BYTES = 64
+"""Of a principal: the most of it is the claim."""
+
+_SEGMENTS = re.compile(r"[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*")
+"""PyJWT ignores other characters in a signature: one token would have any number of spellings, each of which would
+take a place among the callers that are remembered."""
+
 _LATEST = datetime(9999, 12, 31, tzinfo=timezone.utc)
 
 Path: TypeAlias = tuple[str, ...]
@@ -57,6 +64,8 @@ class Issuer:
     algorithms: Sequence[str]
     keys: KeySet
     principal: Path
+    principal_prefix: str
+    """Before the claim: names of two issuers, or of an issuer and of the file, may be equal without it."""
     tenant_claim: Path | None
     tenant: str | None
     """Of callers whose token lacks `tenant_claim`. None: they are refused."""
@@ -119,7 +128,7 @@ class Issuer:
                     f"the token is valid, but its claim {'.'.join(path)} is not one that this server admits"
                 )
         return Identity(
-            _text(claims, self.principal),
+            _text(claims, self.principal, prefix=self.principal_prefix),
             tenant=self._tenant(claims),
             role=self._role(claims),
             only=self.only,
@@ -189,14 +198,14 @@ def _texts(claims: Mapping[str, Any], path: Path) -> list[str]:
     return [each for each in values if isinstance(each, str)]
 
 
-def _text(claims: Mapping[str, Any], path: Path) -> str:
+def _text(claims: Mapping[str, Any], path: Path, *, prefix: str = "") -> str:
     if _find(claims, path) is None:
         raise BadIdentityError(f"the token has no claim {'.'.join(path)}")
     found = _texts(claims, path)
-    if len(found) != 1 or not found[0].isprintable() or not 0 < len(found[0].encode()) <= MAX_PRINCIPAL_BYTES:
-        what = f"must be one text of 1 to {MAX_PRINCIPAL_BYTES} bytes"
-        raise BadIdentityError(f"the token's claim {'.'.join(path)} {what}")
-    return found[0]
+    longest = MAX_PRINCIPAL_BYTES - len(prefix.encode())
+    if len(found) != 1 or not found[0].isprintable() or not 0 < len(found[0].encode()) <= longest:
+        raise BadIdentityError(f"the token's claim {'.'.join(path)} must be one text of 1 to {longest} bytes")
+    return prefix + found[0]
 
 
 class JwtAuthenticator:
@@ -216,6 +225,8 @@ class JwtAuthenticator:
         token = bearer_of(credentials)
         if token is None or not is_jwt(token):
             return None
+        if _SEGMENTS.fullmatch(token) is None:
+            raise _damaged()
         digest = digest_of(token)
         if self._forged_until.get(digest, 0.0) > self._seconds():
             raise _wrongly_signed()
@@ -252,7 +263,18 @@ class JwtReader:
     def __call__(self, section: Value) -> list[JwtAuthenticator]:
         """Return the authenticator of the section."""
         issuers: list[Issuer] = []
-        optional = ("algorithms", "jwks_ca", "jwks_token_file", "claims", "roles", "role", "tenant", "require", "only")
+        optional = (
+            "algorithms",
+            "jwks_ca",
+            "jwks_token_file",
+            "claims",
+            "principal_prefix",
+            "roles",
+            "role",
+            "tenant",
+            "require",
+            "only",
+        )
         for stanza in section.stanzas(("issuer", "audience", "jwks"), optional):
             issuer = self._issuer(stanza)
             for other in issuers:
@@ -276,6 +298,9 @@ class JwtReader:
             algorithms=_algorithms(stanza),
             keys=self._keys(stanza),
             principal=_path(claims["principal"]) if "principal" in claims else ("sub",),
+            principal_prefix=(
+                stanza["principal_prefix"].text(max_bytes=MAX_PREFIX_BYTES) if "principal_prefix" in stanza else ""
+            ),
             tenant_claim=_path(claims["tenant"]) if "tenant" in claims else None,
             tenant=read_tenant(stanza) if "tenant" in stanza else None,
             role_claim=_path(claims["role"]) if "role" in claims else None,

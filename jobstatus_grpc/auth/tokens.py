@@ -42,6 +42,12 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
+def canonical(header: str) -> str:
+    """Return the one spelling of all `authorization` headers with the same bearer token; others as they are."""
+    scheme, _, token = header.partition(" ")
+    return f"Bearer {token.strip(' ')}" if scheme.lower() == "bearer" else header
+
+
 def bearer_of(credentials: Credentials) -> str | None:
     """Return the token in the `authorization` metadata; None if the call has no such metadata.
 
@@ -54,12 +60,11 @@ def bearer_of(credentials: Credentials) -> str | None:
         return None
     if len(headers) > 1:
         raise BadIdentityError("the call has two authorization headers; send one: authorization: Bearer TOKEN")
-    scheme, _, token = str(headers[0]).partition(" ")
-    if scheme.lower() != "bearer":
+    scheme, _, token = canonical(str(headers[0])).partition(" ")
+    if scheme != "Bearer":
         raise UnknownIdentityError(
             "the authorization header is not of the scheme Bearer; send authorization: Bearer TOKEN"
         )
-    token = token.strip(" ")
     if not token or not token.isascii() or " " in token or not token.isprintable():
         raise BadIdentityError("the authorization header has no token, or one that is damaged; send it whole")
     return token
@@ -84,6 +89,7 @@ class TokenAuthenticator:
     def __init__(self, tokens: Mapping[bytes, Token]) -> None:
         """Take them by their SHA-256."""
         self._tokens = tokens
+        self.given_names = frozenset(each.identity.principal for each in tokens.values())
 
     async def authenticate(self, credentials: Credentials) -> Identity | None:
         token = bearer_of(credentials)

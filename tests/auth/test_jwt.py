@@ -130,6 +130,7 @@ BAD = {
     "extension": (lambda now: sign(headers={"crit": ["b64"], "b64": True}), BadIdentityError, "the token"),
     "cut": (lambda now: sign()[:-4], BadIdentityError, "the token"),
     "nonsense": (lambda now: "a.b.c", BadIdentityError, "the token is not a valid JWT; send it whole"),
+    "another spelling": (lambda now: f"{sign()}!", BadIdentityError, "the token is not a valid JWT; send it whole"),
     "empty": (lambda now: "..", BadIdentityError, "the token is not a valid JWT"),
     "no principal": (lambda now: sign(sub=None), BadIdentityError, "the token has no claim sub"),
     "long principal": (lambda now: sign(sub="x" * 257), BadIdentityError, "of 1 to 256 bytes"),
@@ -239,6 +240,13 @@ def test_a_stanza_may_require_claims(ask):
     for bad in bads:
         with pytest.raises(PermissionDeniedError, match="is not one that this server admits"):
             ask(sign(**{**good, **bad}), text)
+
+
+def test_a_stanza_may_set_a_prefix_before_its_principals(ask):
+    text = STANZA + 'role = "worker"\nprincipal_prefix = "acme:"'
+    assert ask(sign(), text).principal == "acme:robot"
+    with pytest.raises(BadIdentityError, match="claim sub must be one text of 1 to 251 bytes"):
+        ask(sign(sub="x" * 252), text)
 
 
 def test_two_stanzas_of_an_issuer_differ_by_audience(ask):
