@@ -13,6 +13,7 @@ from typing import Any
 from jobstatus_grpc.auth import Credentials, Identity, Role
 from jobstatus_grpc.auth.chain import Chain
 from jobstatus_grpc.auth.stanzas import tenant_violations
+from jobstatus_grpc.auth.tokens import canonical
 from jobstatus_grpc.errors import (
     BadIdentityError,
     FieldViolation,
@@ -52,7 +53,10 @@ MAX_KNOWN = 10_000
 
 
 class Access:
-    """Decides which caller a call is from. Without an auth file, each is an operator of the default tenant."""
+    """Decides which caller a call is from. Without an auth file, each is an operator of the default tenant.
+
+    Its methods take a call's metadata beside its context, because grpcio decodes it each time that it is asked for.
+    """
 
     def __init__(self, file: AuthFile | None = None, *, clock: Callable[[], float] = time.time) -> None:
         """Take the file of --auth, and the time in seconds since 1970."""
@@ -69,11 +73,11 @@ class Access:
             self.watches = OpenWatches(self._identify, authorize, clock=clock)
             file.on_change(self._use_changed_file)
 
-    def known(self, context: CallContext) -> Identity | None:
+    def known(self, context: CallContext, metadata: Metadata) -> Identity | None:
         """Return the caller's identity; None: call `identify`. Most calls need no more than this, and do not wait."""
         if self.file is None:
             return Identity(context.peer(), authenticated=False)
-        key = self._key_of(context)
+        key = self._key_of(context, metadata)
         entry = self._known.get(key)
         if entry is None:
             return None
@@ -84,7 +88,7 @@ class Access:
         self._known.move_to_end(key)
         return caller
 
-    async def identify(self, context: CallContext) -> Identity:
+    async def identify(self, context: CallContext, metadata: Metadata) -> Identity:
         """Return the caller's identity.
 
         Raises:
@@ -93,27 +97,30 @@ class Access:
             UnavailableError: its credentials cannot be checked now.
         """
         try:
-            caller, _ = await self._identify(self._key_of(context), self._credentials_of(context))
+            key, credentials = self._key_of(context, metadata), self._credentials_of(context, metadata)
+            caller, _ = await self._identify(key, credentials)
         except JobStatusError as error:
             self.refusals[error.reason] += 1
             raise
         return caller
 
-    def authorize(self, method: str, caller: Identity, context: CallContext) -> Identity:
+    def authorize(self, method: str, caller: Identity, metadata: Metadata) -> Identity:
         """Return what the function `authorize` does, and count its refusals."""
         try:
-            return authorize(method, caller, tenants_of(context.invocation_metadata()))
+            return authorize(method, caller, tenants_of(metadata))
         except PermissionDeniedError as error:
             self.refusals[error.reason] += 1
             raise
 
-    def watch(self, method: str, caller: Identity, context: CallContext) -> AbstractContextManager[None]:
+    def watch(
+        self, method: str, caller: Identity, context: CallContext, metadata: Metadata
+    ) -> AbstractContextManager[None]:
         """Return a context for the task of a stream, which ends it once its caller would be refused."""
         assert self.watches is not None
-        key = self._key_of(context)
+        key = self._key_of(context, metadata)
         _, ends_at = self._known.get(key, (None, 0.0))
-        watch = Watch(method, caller, frozenset(tenants_of(context.invocation_metadata())))
-        return self.watches.opened(watch, key, self._credentials_of(context), ends_at)
+        watch = Watch(method, caller, frozenset(tenants_of(metadata)))
+        return self.watches.opened(watch, key, self._credentials_of(context, metadata), ends_at)
 
     async def _identify(self, key: bytes, credentials: Credentials) -> tuple[Identity, float]:
         """Return the caller, and the time until which that holds."""
@@ -135,22 +142,27 @@ class Access:
         self._chain = Chain(self.file.contents)
         self.watches.check_all()
 
-    def _credentials_of(self, context: CallContext) -> Credentials:
+    def _credentials_of(self, context: CallContext, metadata: Metadata) -> Credentials:
         chain = self._chain
         return Credentials(
-            metadata=[each for each in context.invocation_metadata() or () if each[0] in chain.metadata_keys],
+            metadata=[each for each in metadata if each[0] in chain.metadata_keys],
             peer=context.peer(),
             certificate=_certificate_of(context) if chain.reads_certificate else None,
         )
 
-    def _key_of(self, context: CallContext) -> bytes:
-        """Return a digest of all that the caller is known by, so that no secret is kept here."""
+    def _key_of(self, context: CallContext, metadata: Metadata) -> bytes:
+        """Return a digest of all that the caller is known by, so that no secret is kept here.
+
+        The spellings of one bearer token are one, or a caller could take all places of `_known`.
+        """
         chain = self._chain
         keys = chain.metadata_keys
-        found: list[Any] = [each for each in context.invocation_metadata() or () if each[0] in keys]
+        found: list[Any] = [
+            (key, canonical(str(value)) if key == "authorization" else value) for key, value in metadata if key in keys
+        ]
         if len(found) == 1 and chain.reads_metadata_only:
             return blake2b(str(found[0][1]).encode("utf-8", "surrogateescape"), digest_size=32).digest()
-        parts: list[object] = [tuple(each) for each in found]
+        parts: list[object] = [*found]
         if chain.reads_certificate:
             parts.append(_certificate_of(context))
         if chain.reads_peer:
@@ -164,9 +176,9 @@ def _certificate_of(context: CallContext) -> bytes | None:
     return found[0] if found else None
 
 
-def tenants_of(metadata: Metadata | None) -> set[str]:
+def tenants_of(metadata: Metadata) -> set[str]:
     """Return the tenants that a call's metadata selects."""
-    return {str(value) for key, value in metadata or () if key == TENANT_KEY}
+    return {str(value) for key, value in metadata if key == TENANT_KEY}
 
 
 def authorize(method: str, caller: Identity, tenants: Collection[str]) -> Identity:

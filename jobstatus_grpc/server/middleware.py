@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -42,6 +43,8 @@ MAX_REFUSED_BYTES = 64 * 1024
 
 QUIET_SECONDS = 0.05
 """Time without a new call after which a drain is over."""
+
+_UNGUARDED: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 Admit: TypeAlias = Callable[[Identity, str], str]
 """Counts a call that begins, of a caller (in its own tenant) in a tenant, and returns what it is counted by; raises the
@@ -114,8 +117,6 @@ class CallMiddleware:
             return self._around(rpc, rpc.behaviour, self._admit_request, self._end_request)
         tally = self._tallies.get(rpc.name)
         handler = rpc.behaviour if tally is None else _counting(rpc.behaviour, tally)
-        if self._access.watches is not None:
-            handler = _ending_with_its_caller(handler, rpc.name, self._access)
         return self._around(rpc, handler, self._admit_watch, self._end_watch)
 
     def _admit_request(self, caller: Identity, tenant: str) -> str:
@@ -162,22 +163,27 @@ class CallMiddleware:
     def _around(self, rpc: Rpc[Handler], handler: Handler, admit: Admit, end: End) -> Method:
         name, tally, access = rpc.name, self._tallies.get(rpc.name), self._access
         caller_limits = self._caller_limits
+        ends_with_its_caller = rpc.is_stream and access.watches is not None
 
         async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()
-            code, reason, reply, principal = "OK", "", None, ""
+            code, reason, reply, principal, x_request_id = "OK", "", None, "", ""
             ended_with = None
             is_admitted = False
             if tally is not None:
                 tally.started += 1
+            metadata: Metadata = ()
             try:
+                metadata = context.invocation_metadata() or ()  # once: grpcio decodes it each time
+                if self._log is not None:
+                    x_request_id = _x_request_id(metadata)
                 if self._is_draining:
                     self._refused += 1
                     raise DrainingError
-                own = access.known(context) or await access.identify(context)
+                own = access.known(context, metadata) or await access.identify(context, metadata)
                 principal = own.principal
                 # Limits of one caller are by its own tenant: an admin selects any other.
-                caller = access.authorize(name, own, context)
+                caller = access.authorize(name, own, metadata)
                 tenant = caller.tenant
                 if caller_limits is not None:
                     refusal = caller_limits.admit(own, tenant, lambda: updates_in(name, data), context.time_remaining)
@@ -187,7 +193,10 @@ class CallMiddleware:
                 share = admit(own, tenant)
                 is_admitted = True
                 try:
-                    reply = await handler(data, caller, context)
+                    guard = access.watch(name, caller, context, metadata) if ends_with_its_caller else _UNGUARDED
+                    metadata = ()  # else kept as long as a stream is open
+                    with guard:
+                        reply = await handler(data, caller, context)
                 finally:
                     end(own, tenant, share)
             except JobStatusError as error:
@@ -213,7 +222,7 @@ class CallMiddleware:
                             seconds,
                             peer := context.peer(),
                             principal if principal != peer else "",
-                            _x_request_id(context),
+                            x_request_id,
                             *(subject_of(name, data, reply) if is_parsed else ("", "")),
                         )
                 except Exception:
@@ -224,7 +233,7 @@ class CallMiddleware:
             # grpcio keeps the exception of an abort in a cycle, until the garbage is collected: nothing that the call
             # holds may be in the frames of its traceback.
             abort = [context.abort(*ended_with)]
-            data = b""
+            data, metadata = b"", ()
             del context, ended_with
             return await abort.pop()
 
@@ -272,14 +281,6 @@ def _counting(handler: Handler, tally: CallTally) -> Handler:
     return lambda data, caller, stream: handler(data, caller, _CountedStream(stream, tally))
 
 
-def _ending_with_its_caller(handler: Handler, name: str, access: Access) -> Handler:
-    async def guarded(data: bytes, caller: Identity, stream: StreamContext) -> bytes | None:
-        with access.watch(name, caller, stream):
-            return await handler(data, caller, stream)
-
-    return guarded
-
-
 def _masked(name: str, error: Exception) -> InternalError:
     """Log an unexpected error, and return an error without its details for the client."""
     error_id = uuid.uuid4().hex
@@ -287,9 +288,9 @@ def _masked(name: str, error: Exception) -> InternalError:
     return InternalError(f"the server failed; its log has the details under the id {error_id}", error_id=error_id)
 
 
-def _x_request_id(context: CallContext) -> str:
+def _x_request_id(metadata: Metadata) -> str:
     """Return the id that the client gave the call, empty if none."""
-    for key, value in context.invocation_metadata() or ():
+    for key, value in metadata:
         if key == REQUEST_ID_KEY:
             return str(value)[:MAX_LOGGED_CHARACTERS]
     return ""

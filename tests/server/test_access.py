@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any, cast
+
 import pytest
 
 from jobstatus_grpc.auth import Identity, Role
+from jobstatus_grpc.auth.chain import readers
 from jobstatus_grpc.errors import InvalidFieldError, PermissionDeniedError
-from jobstatus_grpc.server.access import LEAST_ROLES, TENANT_KEY, authorize, tenants_of
+from jobstatus_grpc.server.access import LEAST_ROLES, TENANT_KEY, Access, authorize, tenants_of
+from jobstatus_grpc.server.auth_file import AuthFile
 from jobstatus_grpc.server.servicer import SERVICE
+from jobstatus_grpc.server.transports.native import NativeCall
 from tests.support.comments import comments_of_rpcs
 
 
@@ -62,3 +68,12 @@ def test_what_is_no_name_of_a_tenant_is_refused(tenant):
 def test_a_call_names_one_tenant():
     with pytest.raises(InvalidFieldError, match="must be one tenant, not several"):
         authorize("GetJob", Identity("me", role=Role.ADMIN), ("a", "b"))
+
+
+def test_a_token_is_remembered_once_however_its_header_is_spelled(auth):
+    token, no_front = auth.admit("ci"), cast("Any", None)
+    access = Access(AuthFile(str(auth.path), readers()))
+    first, *others = (f"{scheme}{token} " for scheme in ("Bearer ", "bearer ", "BEARER   "))
+    call = NativeCall(no_front, 1, ((), "ipv4:127.0.0.1:1", None))
+    caller = asyncio.run(access.identify(call, [("authorization", first)]))
+    assert [access.known(call, [("authorization", other)]) for other in others] == [caller, caller]
