@@ -185,6 +185,12 @@ def test_two_teams_may_use_one_request_id_and_a_retry_finds_its_own_job(callers,
     assert len({ours.id, theirs.id, callers["root"].create(labels=CORE, request_id=request_id).id}) == 3
 
 
+def test_a_job_that_comes_to_match_is_seen_whole_with_the_history_from_before(core, root, new_id):
+    job = root.create(id=new_id(), reason="ours alone")
+    root.update(job.id, labels=CORE)
+    assert [entry.reason for entry in history(core, job.id).transitions] == ["ours alone"]
+
+
 def test_a_list_has_no_other_jobs_whatever_its_filter(core, root, new_id):
     parent = root.create(id=new_id(), name="n")
     ours = root.create(id=new_id(), labels=CORE, parent_id=parent.id, name="n")
