@@ -12,6 +12,7 @@
 #include <iterator>
 #include <memory>
 #include <random>
+#include <regex>
 #include <string>
 #include <thread>
 
@@ -53,6 +54,9 @@ grpc::Status UntilReachable(const std::function<grpc::Status(grpc::ClientContext
   thread_local std::mt19937 random{std::random_device{}()};
   for (double pause = 0.1;; pause = std::min(2 * pause, 10.0)) {
     grpc::ClientContext context;
+    if (const char* token = std::getenv("JOBSTATUS_TOKEN")) {
+      context.AddMetadata("authorization", std::string("Bearer ") + token);
+    }
     const auto begun_at = Clock::now();
     const grpc::Status status = attempt(&context);
     if (!IsAway(status)) return status;
@@ -123,6 +127,9 @@ std::shared_ptr<grpc::ChannelCredentials> Credentials() {
 
 int main(int argc, char** argv) {
   Check(argc > 1, "usage: worker HOST:PORT [SECONDS_PER_STEP]");
+  const std::regex loopback(R"((localhost|127(\.\d+){3}|\[::1\]):\d+)");
+  Check(!std::getenv("JOBSTATUS_TOKEN") || std::getenv("JOBSTATUS_CA") || std::regex_match(argv[1], loopback),
+        "a token without TLS is for loopback only: set JOBSTATUS_CA");
   grpc::ChannelArguments arguments;  // keepalive pings detect that the server's machine is down
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);

@@ -13,6 +13,7 @@ import (
 	"log"
 	"math/rand"
 	"os"
+	"regexp"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -181,6 +182,20 @@ func check(ok bool, otherwise ...any) {
 	}
 }
 
+// token is the caller's, which is sent with each call.
+type token string
+
+func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	if t == "" {
+		return nil, nil
+	}
+	return map[string]string{"authorization": "Bearer " + string(t)}, nil
+}
+
+func (t token) RequireTransportSecurity() bool { return false } // main requires it beyond loopback
+
+var loopback = regexp.MustCompile(`^(localhost|127(\.\d+){3}|\[::1\]):\d+$`)
+
 // security returns TLS, with the CA and the client's certificate and key (PEM) that the environment names.
 func security() grpc.DialOption {
 	ca, cert, key := os.Getenv("JOBSTATUS_CA"), os.Getenv("JOBSTATUS_CERT"), os.Getenv("JOBSTATUS_KEY")
@@ -208,7 +223,11 @@ func main() {
 	}
 	// Keepalive pings detect that the server's machine is down.
 	pings := grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second})
-	channel, err := grpc.Dial(os.Args[1], security(), pings, grpc.WithDefaultServiceConfig(serviceConfig))
+	caller := token(os.Getenv("JOBSTATUS_TOKEN"))
+	check(caller == "" || os.Getenv("JOBSTATUS_CA") != "" || loopback.MatchString(os.Args[1]),
+		"a token without TLS is for loopback only: set JOBSTATUS_CA")
+	channel, err := grpc.Dial(os.Args[1], security(), pings, grpc.WithDefaultServiceConfig(serviceConfig),
+		grpc.WithPerRPCCredentials(caller))
 	check(err == nil, err)
 	defer channel.Close()
 	work(pb.NewJobStatusServiceClient(channel), stepTime)

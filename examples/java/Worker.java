@@ -4,11 +4,16 @@ import com.google.protobuf.Duration;
 import com.google.protobuf.Struct;
 import com.google.protobuf.Value;
 import com.google.rpc.ErrorInfo;
+import io.grpc.ChannelCredentials;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
-import io.grpc.ManagedChannelBuilder;
+import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import io.grpc.TlsChannelCredentials;
 import io.grpc.protobuf.StatusProto;
+import io.grpc.stub.MetadataUtils;
 import io.jobstatus.v1.CreateJobRequest;
 import io.jobstatus.v1.GetJobRequest;
 import io.jobstatus.v1.JobState;
@@ -18,6 +23,8 @@ import io.jobstatus.v1.JobStatusServiceGrpc.JobStatusServiceBlockingStub;
 import io.jobstatus.v1.UpdateJobRequest;
 import io.jobstatus.v1.WatchJobRequest;
 import io.jobstatus.v1.WatchJobResponse;
+import java.io.File;
+import java.io.IOException;
 import java.io.InputStreamReader;
 import java.io.Reader;
 import java.util.EnumSet;
@@ -196,9 +203,37 @@ public class Worker {
                 refusal(() -> untilReachable(() -> inTime().getJob(unknown).getJob()), Status.Code.NOT_FOUND)));
     }
 
+    /** Returns TLS, with the CA and the client's certificate and key (PEM) that the environment names. */
+    static ChannelCredentials credentials() throws IOException {
+        String ca = System.getenv("JOBSTATUS_CA");
+        String cert = System.getenv("JOBSTATUS_CERT");
+        if (ca == null) {
+            return InsecureChannelCredentials.create();
+        }
+        TlsChannelCredentials.Builder tls = TlsChannelCredentials.newBuilder().trustManager(new File(ca));
+        if (cert != null) {
+            tls.keyManager(new File(cert), new File(System.getenv("JOBSTATUS_KEY")));
+        }
+        return tls.build();
+    }
+
+    /** Returns the metadata of each call: the caller's token, if the environment has one. */
+    static Metadata metadata(String address) {
+        Metadata metadata = new Metadata();
+        String token = System.getenv("JOBSTATUS_TOKEN");
+        if (token != null) {
+            if (System.getenv("JOBSTATUS_CA") == null
+                    && !address.matches("(localhost|127(\\.\\d+){3}|\\[::1\\]):\\d+")) {
+                throw new IllegalStateException("a token without TLS is for loopback only: set JOBSTATUS_CA");
+            }
+            metadata.put(Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER), "Bearer " + token);
+        }
+        return metadata;
+    }
+
     public static void main(String[] arguments) throws Exception {
-        ManagedChannel channel = ManagedChannelBuilder.forTarget(arguments[0])
-                .usePlaintext()
+        ManagedChannel channel = Grpc.newChannelBuilder(arguments[0], credentials())
+                .intercept(MetadataUtils.newAttachHeadersInterceptor(metadata(arguments[0])))
                 .keepAliveTime(20, TimeUnit.SECONDS) // detects that the server's machine is down
                 .defaultServiceConfig(serviceConfig())
                 .enableRetry()

@@ -19,20 +19,27 @@ const loaded = protoLoader.loadSync(PROTOS, {
 });
 const { JobStatusService } = grpc.loadPackageDefinition(loaded).jobstatus.v1;
 
-// TLS, with the CA and the client's certificate and key (PEM) that the environment names.
-const { JOBSTATUS_CA: ca, JOBSTATUS_CERT: cert, JOBSTATUS_KEY: key } = process.env;
+const [address, secondsPerStep = '0.1'] = process.argv.slice(2);
+
+// TLS, with the CA and the client's certificate and key (PEM) that the environment names, and the caller's token.
+const { JOBSTATUS_CA: ca, JOBSTATUS_CERT: cert, JOBSTATUS_KEY: key, JOBSTATUS_TOKEN: token } = process.env;
 const read = (file) => (file ? fs.readFileSync(file) : null);
 const credentials = ca
   ? grpc.credentials.createSsl(read(ca), read(key), read(cert))
   : grpc.credentials.createInsecure();
+const IS_LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\]):\d+$/;
+assert(!token || ca || IS_LOOPBACK.test(address), 'a token without TLS is for loopback only: set JOBSTATUS_CA');
 
-const [address, secondsPerStep = '0.1'] = process.argv.slice(2);
 const client = new JobStatusService(address, credentials, {
   'grpc.keepalive_time_ms': 20_000, // detects that the server's machine is down
   'grpc.service_config': fs.readFileSync(path.join(__dirname, '../service_config.json'), 'utf8'), // gRPC retries
 });
-// grpc-js uses the retryPolicy of the service config, but not its waitForReady.
-const waiting = () => new grpc.Metadata({ waitForReady: true });
+// Returns the metadata of a call. grpc-js uses the retryPolicy of the service config, but not its waitForReady.
+function metadata() {
+  const made = new grpc.Metadata({ waitForReady: true });
+  if (token) made.set('authorization', `Bearer ${token}`);
+  return made;
+}
 
 // UNAVAILABLE, DEADLINE_EXCEEDED: the server cannot be reached. CANCELLED: the server was shutting down when the call
 // arrived (this program cancels no calls).
@@ -56,7 +63,7 @@ async function untilReachable(attempt) {
 function call(method, request) {
   return untilReachable(() => new Promise((resolve, reject) => {
     const options = { deadline: Date.now() + 10_000 };
-    client[method](request, waiting(), options, (error, reply) => (error ? reject(error) : resolve(reply.job)));
+    client[method](request, metadata(), options, (error, reply) => (error ? reject(error) : resolve(reply.job)));
   }));
 }
 
@@ -71,7 +78,7 @@ function reasonOf(error) {
 async function watch(id, onFirst) {
   let job = {};
   await untilReachable(async () => {
-    for await (const { event } of client.watchJob({ id }, waiting())) {
+    for await (const { event } of client.watchJob({ id }, metadata())) {
       if (event.job.state !== job.state) console.log(`watch: ${event.job.state}`);
       job = event.job;
       onFirst();

@@ -25,9 +25,13 @@ def until_reachable
   end
 end
 
+# The caller's token, which is sent with each call.
+TOKEN = ENV.fetch('JOBSTATUS_TOKEN', '')
+METADATA = TOKEN.empty? ? {} : { 'authorization' => "Bearer #{TOKEN}" }
+
 # Makes one call, with retries; returns the job in its response.
 def call(method, request)
-  until_reachable { method.call(request, deadline: Time.now + 10).job }
+  until_reachable { method.call(request, deadline: Time.now + 10, metadata: METADATA).job }
 end
 
 # Returns the machine-readable reason of an error, from google.rpc.ErrorInfo.
@@ -40,7 +44,7 @@ end
 def watch(client, id)
   job = nil
   until_reachable do
-    client.watch_job(V1::WatchJobRequest.new(id: id)).each do |message|
+    client.watch_job(V1::WatchJobRequest.new(id: id), metadata: METADATA).each do |message|
       puts "watch: #{message.event.job.state}" if message.event.job.state != job&.state
       job = message.event.job
       yield
@@ -114,6 +118,9 @@ def credentials
 end
 
 address, seconds_per_step = ARGV
+unless TOKEN.empty? || ENV['JOBSTATUS_CA'] || address.match?(/\A(localhost|127(\.\d+){3}|\[::1\]):\d+\z/)
+  abort 'a token without TLS is for loopback only: set JOBSTATUS_CA'
+end
 settings = {
   'grpc.keepalive_time_ms' => 20_000, # pings detect that the server's machine is down
   'grpc.http2.max_pings_without_data' => 0,

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.auth import AuthText
 from tests.support.certificates import Authority
 from tests.support.scripted_server import ScriptedServer, fail
 from tests.support.servers import TRANSPORT, ServerProcess
@@ -131,19 +132,36 @@ def test_an_example_sees_a_job_through_to_its_end(run: Callable[..., Run], servi
     assert (job.state, job.done, job.progress, dict(job.result)) == (4, True, 100, {"steps": 3})
 
 
-@pytest.mark.skipif(TRANSPORT == "native", reason="the native transport has no TLS")
-def test_an_example_uses_tls_and_its_client_certificate(
-    run: Callable[..., Run], language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_example_sends_its_token(
+    run: Callable[..., Run], serve: Callable[..., Any], auth: AuthText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if language == "java":
-        pytest.skip("Debian's netty has no ALPN, so its grpc-java has no TLS")
+    monkeypatch.setenv("JOBSTATUS_TOKEN", auth.admit("robot"))
+    with run(serve("--auth", str(auth.path)).address) as example:
+        assert example.finish()
+    assert example.worked == [*BEGINNING, *WELL, *END]
+
+
+def test_an_example_sends_no_token_without_tls_to_another_machine(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBSTATUS_TOKEN", "secret")
+    with run("192.0.2.1:50051") as example:  # an address for documentation, which would time out
+        assert not example.finish()
+    assert example.worked == []
+
+
+@pytest.mark.skipif(TRANSPORT == "native", reason="the native transport has no TLS")
+def test_an_example_uses_tls_with_its_client_certificate_and_token(
+    run: Callable[..., Run], auth: AuthText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority = Authority()
+    monkeypatch.setenv("JOBSTATUS_TOKEN", auth.admit("robot"))
     ca, (cert, key) = authority.write(tmp_path), authority.issue().write(tmp_path, "server")
     for name, path in zip(("CERT", "KEY"), authority.issue(name="client").write(tmp_path, "client"), strict=True):
         monkeypatch.setenv(f"JOBSTATUS_{name}", path)
     monkeypatch.setenv("JOBSTATUS_CA", ca)
     flags = ["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ca, "--tls-require-client-cert"]
-    with ServerProcess(*flags) as server, run(server.address) as example:
+    with ServerProcess(*flags, "--auth", str(auth.path)) as server, run(server.address) as example:
         assert example.finish()
     assert example.worked == [*BEGINNING, *WELL, *END]
 
