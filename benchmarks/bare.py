@@ -1,4 +1,4 @@
-"""`python -m benchmarks.bare DIRECTORY aio|native|uvloop`: the minimal server of the same API.
+"""`python -m benchmarks.bare DIRECTORY aio|native|uvloop [CERT KEY]`: the minimal server of the same API.
 
 It parses each request and replies with a ready message, which it reads from the file in the directory that has the
 method's name, and which gRPC serialises as usual. It stores nothing; an update wakes all watchers at once.
@@ -48,12 +48,15 @@ class BareServicer(JobStatusServiceServicer):
             yield self._event
 
 
-async def serve(replies: Path, kind: str) -> None:
-    """Serve until the process ends, on a free port."""
+async def serve(replies: Path, kind: str, *pem: bytes) -> None:
+    """Serve until the process ends, on a free port, with TLS if `pem` is a certificate and its key."""
     aio = importlib.import_module("pygrpc_native.aio" if kind == "native" else "grpc.aio")
     server: grpc.aio.Server = aio.server()
     add_JobStatusServiceServicer_to_server(BareServicer(replies), server)  # type: ignore[abstract]
-    port = server.add_insecure_port("127.0.0.1:0")
+    if pem:
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(pem[1], pem[0])]))
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"listening on 127.0.0.1:{port}", flush=True)
     await server.wait_for_termination()
@@ -61,4 +64,4 @@ async def serve(replies: Path, kind: str) -> None:
 
 if __name__ == "__main__":
     loop = importlib.import_module("uvloop" if sys.argv[2] == "uvloop" else "asyncio")
-    loop.run(serve(Path(sys.argv[1]), sys.argv[2]))
+    loop.run(serve(Path(sys.argv[1]), sys.argv[2], *(Path(path).read_bytes() for path in sys.argv[3:])))

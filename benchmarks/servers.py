@@ -148,7 +148,7 @@ class Bench:
     def run(self, side: str, folder: Path | None = None, *flags: str) -> Iterator[Server]:
         """Run a side's server for the duration of the block, on an empty store or on the one in `folder`.
 
-        `flags` of `jobstatus serve` are for our server; with `--workers` it runs on both cores.
+        `flags` are those of `jobstatus serve`, with `--workers` on both cores, or the arguments of `benchmarks.bare`.
         """
         with contextlib.ExitStack() as stack:
             home = folder or stack.enter_context(self.folder())
@@ -163,7 +163,7 @@ class Bench:
             else:
                 for method, reply in self._replies.items():
                     (home / method).write_bytes(reply)
-                program = ["benchmarks.bare", str(home), side.removeprefix("bare ")]
+                program = ["benchmarks.bare", str(home), side.removeprefix("bare "), *flags]
             process = stack.enter_context(self._process(program, home / "log", on_both="--workers" in flags))
             assert process.stdout is not None
             line = process.stdout.readline()

@@ -12,17 +12,20 @@ from pathlib import Path
 from benchmarks.report import Table, Target, row
 from benchmarks.rows.calls import CALLERS, COST, SPEED, Subject, take_turns
 from benchmarks.rows.watching import MEMORY, SETTLE_SECONDS, WATCHES_PER_CONNECTION, Audience, single_changes
-from benchmarks.servers import GRPCIO, Bench, Server, numbered_jobs
+from benchmarks.servers import BARE, GRPCIO, Bench, Server, numbered_jobs
 from tests.support.certificates import Authority
 
 COLUMNS = PLAINTEXT, TLS = "plaintext", "TLS"
 """They are no sides: both are served with grpcio."""
 
+BARE_COLUMNS = BARE_PLAINTEXT, BARE_TLS = "bare, plaintext", "bare, TLS"
+"""A bare grpc.aio server, for what a watch takes in gRPC itself."""
+
 
 @row("tls", "TLS beside plaintext")
 def tls(bench: Bench, table: Table) -> None:
     """GetJob with 64 calls in flight over 8 connections, and single changes to many watchers. The memory of a watch is
-    measured with 50 on a connection, and with a connection for each.
+    measured with 50 on a connection, and with a connection for each; of the latter, gRPC itself takes nearly all.
     """
     if GRPCIO not in bench.sides:
         return
@@ -36,7 +39,7 @@ def tls(bench: Bench, table: Table) -> None:
             subjects[column] = Subject(server, server.api.read, [repeat(request).__next__ for request in requests])
         take_turns(bench.plan, table, subjects, [(kind, CALLERS) for kind in (*SPEED, *COST)], "GetJob: ")
     for _ in range(bench.plan.repetitions):
-        for column in COLUMNS:
+        for column in (*COLUMNS, *BARE_COLUMNS):
             for per_connection in (WATCHES_PER_CONNECTION, 1):
                 with bench.folder() as folder, _run(bench, column, folder) as server:
                     figures = _watch(server, watchers, per_connection)
@@ -67,13 +70,15 @@ def _run(bench: Bench, column: str, folder: Path) -> Iterator[Server]:
     """Run the server of a column, each with a store of its own."""
     home = folder / column
     home.mkdir()
-    if column == PLAINTEXT:
-        with bench.run(GRPCIO, home) as server:
+    side = GRPCIO if column in COLUMNS else BARE
+    if column in (PLAINTEXT, BARE_PLAINTEXT):
+        with bench.run(side, home) as server:
             yield server
         return
     authority = Authority()
     cert, key = authority.issue().write(home, "server")
     context = ssl.create_default_context(cadata=authority.pem.decode())
     context.set_alpn_protocols(["h2"])
-    with bench.run(GRPCIO, home, "--tls-cert", cert, "--tls-key", key) as server:
+    flags = ("--tls-cert", cert, "--tls-key", key) if side == GRPCIO else (cert, key)
+    with bench.run(side, home, *flags) as server:
         yield replace(server, tls=context)
