@@ -51,9 +51,10 @@ test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node ## run all tests except those o
 INTEROP_PACKAGES = $(shell $(MAKE) --silent --no-print-directory -C examples packages)
 
 .PHONY: interop
-interop: $(VENV)/.dev node ## run the examples in every language as tests; installs their Debian packages
+interop: $(VENV)/.dev node ## run the examples in every language, and Envoy, as tests; installs what they need
 	@dpkg-query --show $(INTEROP_PACKAGES) >/dev/null 2>&1 || $(call apt-install,$(INTEROP_PACKAGES))
-	$(PYTHON) -m pytest tests/interop/test_languages.py $(ARGS)
+	$(PYTHON) $(PIP_INSTALL) --group envoy
+	$(PYTHON) -m pytest tests/interop/test_languages.py tests/interop/test_envoy.py $(ARGS)
 
 .PHONY: node
 node:
