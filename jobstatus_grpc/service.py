@@ -9,20 +9,17 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, NoReturn
 
 from jobstatus_grpc.commit_queue import CommitQueue
-from jobstatus_grpc.errors import InvalidTokenError, JobExpiredError, JobStatusError
+from jobstatus_grpc.errors import InvalidTokenError, JobStatusError
 from jobstatus_grpc.job import (
     Cancel,
     Command,
     Create,
     Delete,
-    Found,
     Job,
     JobFilter,
     Outcome,
     Transition,
     Update,
-    require_job,
-    visible,
 )
 from jobstatus_grpc.job.ids import derived_job_id, new_job_id
 from jobstatus_grpc.job_quota import JobQuota
@@ -79,12 +76,7 @@ class JobService:
 
     async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
         """Return a job as of the latest committed write."""
-        if only is None:
-            return await self._store.get(tenant, job_id)
-        found: Found = None
-        with contextlib.suppress(JobExpiredError):
-            found = await self._store.get(tenant, job_id)
-        return require_job(visible(found, only), job_id)
+        return await self._store.get(tenant, job_id, only=only)
 
     async def update(self, command: Update) -> Job:
         """Update a job and return it as stored."""

@@ -140,8 +140,14 @@ class JobStore(Protocol):
         """
         ...
 
-    async def get(self, tenant: str, job_id: str) -> Job:
+    async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
         """Return the job as of the latest commit.
+
+        Args:
+            tenant: the job's tenant.
+            job_id: its id.
+            only: the jobs that the caller may see; None: all. Any other job, and each removed one, is JobNotFoundError,
+                by the same steps as an id that was never used, so that the time does not tell them apart.
 
         Raises:
             JobNotFoundError: the id was never used, or the job was removed more than 24 hours ago.

@@ -22,6 +22,7 @@ from jobstatus_grpc.job import (
     Tombstone,
     Transition,
     require_job,
+    visible,
 )
 from jobstatus_grpc.job.limits import CLOCK_TOLERANCE, TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch, apply_all
@@ -116,10 +117,11 @@ class MemoryStore:
             self._latest_removal_at = max(self._latest_removal_at, now)
         self._counts.update(batch.counts)
 
-    async def get(self, tenant: str, job_id: str) -> Job:
+    async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
         """See JobStore."""
         self._check_open()
-        return self._stall_clocks.shown(require_job(self._find((tenant, job_id), self._clock()), job_id))
+        found = visible(self._find((tenant, job_id), self._clock()), only)
+        return self._stall_clocks.shown(require_job(found, job_id))
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000

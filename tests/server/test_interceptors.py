@@ -27,7 +27,7 @@ from tests.support.servers import serving
 class OddStore(MemoryStore):
     """Raises an exception that no store may raise."""
 
-    async def get(self, tenant, job_id):
+    async def get(self, tenant, job_id, *, only=None):
         raise ZeroDivisionError("password=hunter2\nsecond line")
 
     async def commit(self, commands):

@@ -52,7 +52,7 @@ class SlowToRead(MemoryStore):
         self.go_on = asyncio.Event()
         self.has_read = asyncio.Event()
 
-    async def get(self, tenant, job_id):
+    async def get(self, tenant, job_id, *, only=None):
         job = await super().get(tenant, job_id)
         self.has_read.set()
         await self.go_on.wait()
@@ -214,7 +214,7 @@ class ClosedStore(MemoryStore):
 
     is_gone = False
 
-    async def get(self, tenant, job_id):
+    async def get(self, tenant, job_id, *, only=None):
         if self.is_gone:
             raise StoreUnavailableError
         return await super().get(tenant, job_id)

@@ -17,6 +17,7 @@ from jobstatus_grpc.job import (
     Transition,
     has_heartbeats,
     require_job,
+    visible,
     with_heartbeat,
 )
 from jobstatus_grpc.stores.interface import (
@@ -157,16 +158,18 @@ class PostgresStore:
             return CommitResult(())
         return await self._commits.commit(commands)
 
-    async def get(self, tenant: str, job_id: str) -> Job:
+    async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
         """See JobStore."""
         async with self._database.connection() as connection:
             now, revision, removed_at, heard_at, *columns = await connection.fetchrow(_GET, tenant, job_id)
         if columns[0] is not None:
             heartbeat_at = self._maintenance.heartbeat_at((tenant, job_id), heard_at)
-            return with_heartbeat(self._cache.read(columns).job, to_instant(heartbeat_at) if heartbeat_at else None)
+            job = require_job(visible(self._cache.read(columns).job, only), job_id)
+            return with_heartbeat(job, to_instant(heartbeat_at) if heartbeat_at else None)
         if removed_at is None:
             return require_job(None, job_id)
-        return require_job(read_tombstone((tenant, job_id), revision, removed_at, self._time(now)), job_id)
+        tombstone = read_tombstone((tenant, job_id), revision, removed_at, self._time(now))
+        return require_job(visible(tombstone, only), job_id)
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000

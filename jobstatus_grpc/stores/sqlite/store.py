@@ -11,7 +11,19 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from jobstatus_grpc.job import Command, Expire, Found, Job, JobFilter, JobState, Outcome, Stall, Transition, require_job
+from jobstatus_grpc.job import (
+    Command,
+    Expire,
+    Found,
+    Job,
+    JobFilter,
+    JobState,
+    Outcome,
+    Stall,
+    Transition,
+    require_job,
+    visible,
+)
 from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.embedded import Feed, StallClocks
 from jobstatus_grpc.stores.interface import (
@@ -42,6 +54,10 @@ Written: TypeAlias = tuple[Batch, dict[Key, StoredJob]]
 
 CACHED_CHANGES = 20_000
 """The number of changes that the feed keeps in memory; older ones are read from the file."""
+
+NO_ID = ""
+"""An id that no job has. It is read from the file in place of a cached job that the caller does not see, because an
+unknown one is read there: the time does not tell the two apart."""
 
 READERS = 2
 """The number of reading connections: one can run a long list while the other reads single jobs."""
@@ -135,6 +151,7 @@ class SqliteStore:
             self._health.check_writes()
             now = self._clock()
             stored, missing = self._cache.find((command.tenant, command.id) for command in commands)
+            missing += _stand_ins(commands, stored)
             if missing:
                 work = partial(self._load_and_write, commands, stored, missing, now)
             else:
@@ -203,13 +220,15 @@ class SqliteStore:
         if error is not None:
             self._health.failed(error, is_write=True)
 
-    async def get(self, tenant: str, job_id: str) -> Job:
+    async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
         """See JobStore."""
         self._health.check()
         key = (tenant, job_id)
         stored = self._cache.get(key)
-        job = require_job(await self._loader.load(key), job_id) if stored is None else stored.job
-        return self._stall_clocks.shown(job)
+        found = None if stored is None else visible(stored.job, only)
+        if found is None:
+            found = visible(await self._loader.load(key if stored is None else (tenant, NO_ID)), only)
+        return self._stall_clocks.shown(require_job(found, job_id))
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
@@ -330,6 +349,13 @@ class SqliteStore:
         await self._thread.stop()
         self._writer.file.unlock()
         self._health.finish()
+
+
+def _stand_ins(commands: Sequence[Command], stored: Mapping[Key, StoredJob]) -> list[Key]:
+    """Return what to read in place of the cached jobs that a command's caller does not see."""
+    limits = {(command.tenant, command.id): command.only for command in commands if command.only is not None}
+    unseen = [key for key, only in limits.items() if key in stored and visible(stored[key].job, only) is None]
+    return [(tenant, NO_ID) for tenant, _ in unseen]
 
 
 async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> SqliteStore:

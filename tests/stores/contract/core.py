@@ -118,6 +118,17 @@ class CoreContract:
         assert await store.get("default", "a") == job
 
     @on_store
+    async def test_a_job_that_the_caller_does_not_see_is_not_found_and_neither_is_a_removed_one(self, store):
+        core = JobFilter(labels={"team": "core"})
+        ours, *_ = await done(store, Create(id="a", labels={"team": "core"}), Create(id="b"))
+        await done(store, Create(id="c", labels={"team": "core"}), end("c"), Delete(id="c"))
+        assert await store.get("default", "a", only=core) == ours
+        for job_id in ("b", "c", "d"):
+            with pytest.raises(errors.JobNotFoundError, match=f"no job has the id '{job_id}'") as refusal:
+                await store.get("default", job_id, only=core)
+            assert type(refusal.value) is errors.JobNotFoundError
+
+    @on_store
     async def test_a_command_sees_the_limits_of_its_caller_in_the_same_transaction(self, store):
         core = JobFilter(labels={"team": "core"})
         await done(store, Create(id="a", labels={"team": "core"}))

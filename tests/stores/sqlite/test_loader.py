@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Create, Delete, Update
+from jobstatus_grpc.job import Create, Delete, JobFilter, Update
 from jobstatus_grpc.stores.sqlite.queries import read_found
 from tests.support.sqlite import on_file, raw
 from tests.support.stores import done, end
@@ -109,6 +109,27 @@ def test_jobs_asked_for_while_a_read_runs_are_read_together(path, held):
             reads.let_go()
             assert await ids_of(tasks) == ["a", "b", "c", "b", "d"]
         assert reads.ids == [["a"], ["b", "c", "d"]]
+
+    on_file(path, use)
+
+
+def test_a_cached_job_that_the_caller_does_not_see_takes_the_same_read_as_an_unknown_one(path, monkeypatch):
+    reads, only = [], JobFilter(labels={"team": "core"})
+
+    def spy(connection, keys, now):
+        reads.append(keys)
+        return read_found(connection, keys, now)
+
+    async def use(store):
+        await done(store, Create(id="cached"))
+        for module in ("readers", "store"):
+            monkeypatch.setattr(f"jobstatus_grpc.stores.sqlite.{module}.read_found", spy)
+        for job_id in ("cached", "unknown"):
+            with pytest.raises(errors.JobNotFoundError):
+                await store.get("default", job_id, only=only)
+            (refusal,) = (await store.commit([Update(id=job_id, only=only)])).outcomes
+            assert isinstance(refusal, errors.JobNotFoundError)
+        assert [len(keys) for keys in reads] == [1, 1, 1, 1]
 
     on_file(path, use)
 
