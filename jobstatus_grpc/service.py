@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
@@ -9,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple, NoReturn
 
 from jobstatus_grpc.commit_queue import CommitQueue
-from jobstatus_grpc.errors import InvalidTokenError, JobStatusError
+from jobstatus_grpc.errors import InvalidTokenError, JobStatusError, StreamAgeError
 from jobstatus_grpc.job import (
     Cancel,
     Command,
@@ -22,6 +23,7 @@ from jobstatus_grpc.job import (
     Update,
 )
 from jobstatus_grpc.job.ids import derived_job_id, new_job_id
+from jobstatus_grpc.job.limits import MAX_WATCH_INTERVAL
 from jobstatus_grpc.job_quota import JobQuota
 from jobstatus_grpc.stores.interface import Clock, JobStore, Page, Position
 from jobstatus_grpc.watch.filter_watch import FilterHub, FilterStream
@@ -170,6 +172,21 @@ class JobService:
             # The watcher is registered before the job is read: a change in between arrives through the feed.
             watcher.start(await self.get(tenant, job_id, only=only))
             yield watcher
+
+    async def wait(self, tenant: str, job_id: str, *, timeout_seconds: float, only: JobFilter | None = None) -> Job:
+        """Return a job once it is done, or as it is after `timeout_seconds` or the maximum age of a watch."""
+        longest = MAX_WATCH_INTERVAL
+        async with self.watch(
+            tenant, job_id, heartbeat_interval=longest, min_update_interval=longest, only=only
+        ) as watcher:
+            timer = asyncio.get_running_loop().call_later(timeout_seconds, watcher.end, StreamAgeError)
+            try:
+                with contextlib.suppress(StreamAgeError):
+                    while await watcher.next() is not None:
+                        pass
+            finally:
+                timer.cancel()
+            return watcher.latest()
 
     async def watch_jobs(
         self,

@@ -43,6 +43,11 @@ LEAST_ROLES: Mapping[str, Role] = {
     "CancelJob": Role.OPERATOR,
     "DeleteJob": Role.OPERATOR,
     "GetCallerIdentity": Role.WATCHER,
+    "GetOperation": Role.WATCHER,
+    "ListOperations": Role.WATCHER,
+    "WaitOperation": Role.WATCHER,
+    "CancelOperation": Role.OPERATOR,
+    "DeleteOperation": Role.OPERATOR,
 }
 """By the name of the RPC; one without a row is refused to all."""
 

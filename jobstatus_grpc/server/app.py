@@ -22,7 +22,7 @@ from jobstatus_grpc.auth import chain
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError, StoreUnavailableError, StoreUnreachableError
 from jobstatus_grpc.job_quota import JobQuota
-from jobstatus_grpc.server import health, limits, reflection, responses, servicer
+from jobstatus_grpc.server import health, limits, reflection, responses, servicer, services
 from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.addresses import CannotListenError, held
 from jobstatus_grpc.server.auth_file import AuthFile
@@ -30,6 +30,7 @@ from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerCon
 from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import ServerLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
+from jobstatus_grpc.server.operations import OperationsServicer
 from jobstatus_grpc.server.places import Places
 from jobstatus_grpc.server.servicer import JobStatusServicer
 from jobstatus_grpc.server.transports import grpcio
@@ -67,6 +68,8 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
 log = logging.getLogger("jobstatus_grpc.server")
 
 Ready = Callable[[Sequence[str]], None]
+
+SERVICE_NAMES = tuple(service.full_name for service in services.SERVICES)
 
 HEALTH_CHECK_SECONDS = 0.5
 
@@ -215,9 +218,11 @@ class _Server:
             caller_limits,
         )
         self._sweeper = Sweeper(store=store, queue=self._queue, fail_stalled_after=config.fail_stalled_after)
-        self._health = health.HealthServicer([health.SERVICE, health.WRITE])
+        self._health = health.HealthServicer([*SERVICE_NAMES, health.WRITE])
         self._draining = asyncio.Event()
-        methods = [self._calls.wrap(rpc) for rpc in servicer.rpcs(JobStatusServicer(service))]
+        servicers = {services.JOB_STATUS: JobStatusServicer(service), services.OPERATIONS: OperationsServicer(service)}
+        rpcs = (rpc for offered, answering in servicers.items() for rpc in servicer.rpcs(offered, answering))
+        methods = [self._calls.wrap(rpc) for rpc in rpcs]
         methods += health.methods(self._health)
         self._transport = _open_transport(
             config, methods, draining=self._draining, private=private, certificates=self._certificates
@@ -277,8 +282,8 @@ class _Server:
     async def _report_health(self) -> None:
         """Keep the health of the write path in step with the store, and log a lack of file descriptors."""
         descriptors = DescriptorCheck()
-        self._health.set(health.OVERALL, health.SERVING)
-        self._health.set(health.SERVICE, health.SERVING)
+        for name in (health.OVERALL, *SERVICE_NAMES):
+            self._health.set(name, health.SERVING)
         while True:
             self._health.set(health.WRITE, health.SERVING if self._store.writable else health.NOT_SERVING)
             descriptors.run()
@@ -342,8 +347,8 @@ def _open_transport(
         server = grpc.aio.server(options=channel_options(config))
         grpcio.add_methods(server, methods)
         if not config.closed_reflection:
-            services = [servicer.SERVICE_NAME, health.SERVICE_NAME]
-            reflection.add_reflection(server, services, drain=draining, places=places)
+            names = [*SERVICE_NAMES, health.SERVICE_NAME]
+            reflection.add_reflection(server, names, drain=draining, places=places)
         return server
 
     if config.transport != "native":

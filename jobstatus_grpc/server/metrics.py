@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import grpc
-from jobstatus.v1 import job_status_pb2 as pb
+from google.protobuf.descriptor import MethodDescriptor
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -34,12 +34,11 @@ from jobstatus_grpc.job import JobState
 from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.config import host_and_port
 from jobstatus_grpc.server.limits import CallerLimits
+from jobstatus_grpc.server.services import SERVICES
 from jobstatus_grpc.stores.interface import ChangeBatch, Clock, JobStore
 
 if TYPE_CHECKING:
     from jobstatus_grpc.server.tls import Certificates
-
-SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"]
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bounds of durations: those of go-grpc-prometheus, and finer ones below its first, which most calls stay under."""
@@ -89,8 +88,9 @@ class CallTally:
 
     __slots__ = ("_handled", "_is_stream", "_seconds", "labels", "sent", "started")
 
-    def __init__(self, method: str, *, is_stream: bool) -> None:
-        self.labels = ("server_stream" if is_stream else "unary", SERVICE.full_name, method)
+    def __init__(self, method: MethodDescriptor) -> None:
+        is_stream = method.server_streaming
+        self.labels = ("server_stream" if is_stream else "unary", method.containing_service.full_name, method.name)
         self.started = 0
         self.sent = 0
         """Messages of streams, counted where they are sent. A unary call has sent one if its code is OK."""
@@ -146,7 +146,7 @@ class Metrics(Collector):
         self._log_lines_dropped = log_lines_dropped
         self._certificates = certificates
         self.calls: Mapping[str, CallTally] = {
-            method.name: CallTally(method.name, is_stream=method.server_streaming) for method in SERVICE.methods
+            method.name: CallTally(method) for service in SERVICES for method in service.methods
         }
         """By the method's name: all methods, so that each series starts at zero."""
         self._commit_commands = Histogram(COMMANDS)
@@ -232,7 +232,7 @@ class Metrics(Collector):
 
     def _watchers(self) -> Metric:
         watchers = GaugeMetricFamily("jobstatus_watchers", "Open watches: of one job, of many jobs.", labels=("kind",))
-        watchers.add_metric(("job",), self.calls["WatchJob"].open)
+        watchers.add_metric(("job",), self.calls["WatchJob"].open + self.calls["WaitOperation"].open)
         watchers.add_metric(("jobs",), self.calls["WatchJobs"].open)
         return watchers
 

@@ -59,7 +59,10 @@ Handler: TypeAlias = Callable[[bytes, Identity, Any], Awaitable["bytes | None"]]
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """Limits of open calls. Unary calls and watches are counted separately, so that neither starves the other."""
+    """Limits of open calls. Unary calls and watches are counted separately, so that neither starves the other.
+
+    A long poll counts as a watch.
+    """
 
     max_requests: int
     max_watchers: int
@@ -113,10 +116,10 @@ class CallMiddleware:
 
     def wrap(self, rpc: Rpc[Handler]) -> Method:
         """Return an RPC of the service as the method of a transport."""
-        if not rpc.is_stream:
+        if not (rpc.is_stream or rpc.is_long_poll):
             return self._around(rpc, rpc.behaviour, self._admit_request, self._end_request)
         tally = self._tallies.get(rpc.name)
-        handler = rpc.behaviour if tally is None else _counting(rpc.behaviour, tally)
+        handler = _counting(rpc.behaviour, tally) if rpc.is_stream and tally is not None else rpc.behaviour
         return self._around(rpc, handler, self._admit_watch, self._end_watch)
 
     def _admit_request(self, caller: Identity, tenant: str) -> str:
@@ -163,7 +166,7 @@ class CallMiddleware:
     def _around(self, rpc: Rpc[Handler], handler: Handler, admit: Admit, end: End) -> Method:
         name, tally, access = rpc.name, self._tallies.get(rpc.name), self._access
         caller_limits = self._caller_limits
-        ends_with_its_caller = rpc.is_stream and access.watches is not None
+        ends_with_its_caller = (rpc.is_stream or rpc.is_long_poll) and access.watches is not None
 
         async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()

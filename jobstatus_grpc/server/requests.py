@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from google.protobuf import duration_pb2, struct_pb2
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Identity, Role
@@ -37,6 +38,7 @@ from jobstatus_grpc.job import (
 )
 from jobstatus_grpc.job.validation import Violations
 from jobstatus_grpc.server.access import LEAST_ROLES
+from jobstatus_grpc.server.services import SERVICES
 from jobstatus_grpc.server.tokens import Scope, filter_scope, job_scope, read_token, write_token
 from jobstatus_grpc.service import HistoryPlace
 from jobstatus_grpc.stores.interface import Position
@@ -65,9 +67,10 @@ def _malformed(message_class: type[Message]) -> InvalidFieldError:
 
 
 _NAMING_CLASSES: Mapping[str, type[Message]] = {
-    method.name: getattr(pb, method.input_type.name)
-    for method in pb.DESCRIPTOR.services_by_name["JobStatusService"].methods
-    if not {"id", "job", "request_id"}.isdisjoint(method.input_type.fields_by_name)
+    method.name: GetMessageClass(method.input_type)
+    for service in SERVICES
+    for method in service.methods
+    if not {"id", "job", "name", "request_id"}.isdisjoint(method.input_type.fields_by_name)
 }
 """The requests that may name one job or have a request_id, by the RPC."""
 
@@ -77,7 +80,10 @@ def subject_of(method: str, data: bytes, reply: bytes | None) -> tuple[str, str]
     try:
         request: Any = _NAMING_CLASSES[method].FromString(data)
         names = request.DESCRIPTOR.fields_by_name
-        job_id = request.id if "id" in names else request.job.id if "job" in names else ""
+        if "name" in names:  # of an operation
+            job_id = request.name.partition("/")[2]
+        else:
+            job_id = request.id if "id" in names else request.job.id if "job" in names else ""
         if not job_id and method == "CreateJob" and reply:
             job_id = pb.CreateJobResponse.FromString(reply).job.id
         return job_id, request.request_id if "request_id" in names else ""
@@ -397,12 +403,21 @@ def to_jobs_query(request: pb.ListJobsRequest, caller: Identity) -> JobsQuery:
     """Return the query; raise InvalidTokenError if the page token was made for another filter."""
     violations: Violations = []
     job_filter = filter_from_wire(request.filter, violations)
-    limit = _limit(request.page_size, violations)
+    return jobs_query(job_filter, request.page_size, request.page_token, caller, violations)
+
+
+def jobs_query(
+    job_filter: JobFilter, page_size: int, page_token: str, caller: Identity, violations: Violations
+) -> JobsQuery:
+    """Return the query for a page of the jobs that match and that the caller may see; raise InvalidFieldError with the
+    violations found so far, if any, and those found here.
+    """
+    limit = _limit(page_size, violations)
     _raise_if_any(violations)
     if caller.only is not None:
         job_filter &= caller.only
     scope = filter_scope(caller.tenant, job_filter)
-    cursor, position = _read_page_token(scope, request.page_token) if request.page_token else ("", "")
+    cursor, position = _read_page_token(scope, page_token) if page_token else ("", "")
     return JobsQuery(filter=job_filter, limit=limit, cursor=cursor, position=position, scope=scope)
 
 

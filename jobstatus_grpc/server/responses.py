@@ -80,20 +80,31 @@ async def jobs_reply(query: JobsQuery, position: Position, page: Page) -> bytes:
     Args:
         position: the position of the feed before the first page was read.
     """
+    parts, next_cursor = await fitting_part(page, render_job)
+    tokens = pb.ListJobsResponse(
+        resume_token=write_token("resume", query.scope, position),
+        next_page_token=page_token(query, position, next_cursor),
+    )
+    return b"".join((*parts, tokens.SerializeToString()))
+
+
+async def fitting_part(page: Page, render: Callable[[Job], bytes]) -> tuple[list[bytes], str]:
+    """Return as many of the page's jobs as fit, each rendered as field 1 of a response, and the cursor behind them."""
     parts: list[bytes] = []
-    size, next_cursor = 0, page.next_cursor
+    size = 0
     for number, (job, cursor) in enumerate(zip(page.jobs, page.cursors, strict=True), start=1):
-        parts.append(field_1(render_job(job)))
+        parts.append(field_1(render(job)))
         size += len(parts[-1])
         if size >= limits.MAX_RESPONSE_BYTES and number < len(page.jobs):
-            next_cursor = cursor
-            break
+            return parts, cursor
         if number % JOBS_PER_TURN == 0:
             await asyncio.sleep(0)
-    tokens = pb.ListJobsResponse(resume_token=write_token("resume", query.scope, position))
-    if next_cursor:
-        tokens.next_page_token = write_token("page", query.scope, json.dumps([next_cursor, position]))
-    return b"".join((*parts, tokens.SerializeToString()))
+    return parts, page.next_cursor
+
+
+def page_token(query: JobsQuery, position: Position, cursor: str) -> str:
+    """Return the token of the page behind a cursor; empty: there is none."""
+    return write_token("page", query.scope, json.dumps([cursor, position])) if cursor else ""
 
 
 def history_reply(query: HistoryQuery, transitions: Sequence[Transition]) -> bytes:

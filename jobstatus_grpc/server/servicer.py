@@ -6,17 +6,16 @@ rendering of a job serves all its watchers.
 
 from __future__ import annotations
 
+from google.protobuf.descriptor import ServiceDescriptor
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.server import requests, responses
 from jobstatus_grpc.server.middleware import Handler
 from jobstatus_grpc.server.requests import parse
+from jobstatus_grpc.server.services import LONG_POLLS
 from jobstatus_grpc.server.transports.interface import CallContext, Rpc, StreamContext
 from jobstatus_grpc.service import JobService
-
-SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"]
-SERVICE_NAME = SERVICE.full_name
 
 
 class JobStatusServicer:
@@ -104,10 +103,15 @@ class JobStatusServicer:
         return responses.identity_reply(caller)
 
 
-def rpcs(servicer: JobStatusServicer) -> list[Rpc[Handler]]:
-    """Return the RPCs that the servicer implements; others are UNIMPLEMENTED."""
+def rpcs(service: ServiceDescriptor, servicer: object) -> list[Rpc[Handler]]:
+    """Return the RPCs of a service that `servicer` implements; others are UNIMPLEMENTED."""
     return [
-        Rpc(f"/{SERVICE_NAME}/{method.name}", getattr(servicer, method.name), method.server_streaming)
-        for method in SERVICE.methods
+        Rpc(
+            f"/{service.full_name}/{method.name}",
+            getattr(servicer, method.name),
+            method.server_streaming,
+            is_long_poll=method.name in LONG_POLLS,
+        )
+        for method in service.methods
         if hasattr(servicer, method.name)
     ]

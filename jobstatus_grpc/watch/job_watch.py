@@ -112,8 +112,7 @@ class JobHub:
         topics, self._topics = self._topics, {}
         for topic in topics.values():
             for watcher in topic.watchers:
-                watcher.error = error
-                watcher.wake_soon()
+                watcher.end(error)
 
     def close(self, error: type[JobStatusError]) -> None:
         """End every open watch with `error`, and refuse new ones with it."""
@@ -217,7 +216,7 @@ class JobWatcher(TimedWatcher):
     """Yields the events of one job to one stream. For one task at a time."""
 
     __slots__ = (
-        "_min_update_seconds", "_only", "_read", "_sent", "_topic", "_try_send", "_updated_at", "_waiting", "error",
+        "_error", "_min_update_seconds", "_only", "_read", "_sent", "_topic", "_try_send", "_updated_at", "_waiting",
     )  # fmt: skip
 
     def __init__(
@@ -232,8 +231,7 @@ class JobWatcher(TimedWatcher):
         only: JobFilter | None,
     ) -> None:
         super().__init__(wake_queue, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
-        self.error: type[JobStatusError] | None = None
-        """Set by the hub to end the watch with it."""
+        self._error: type[JobStatusError] | None = None
         self._topic = topic
         self._min_update_seconds = min_update_seconds
         self._only = only
@@ -265,13 +263,25 @@ class JobWatcher(TimedWatcher):
             return self._snapshot(newest)
         if sent.done:
             return None
-        if newest.revision > sent.revision or self.error or self._topic.is_removed:
+        if newest.revision > sent.revision or self._error or self._topic.is_removed:
             self.wake_soon()
         self._waiting = self._loop.create_future()
         try:
             return await self._waiting
         finally:
             self._waiting = None
+
+    def latest(self) -> Job:
+        """Return the newest state, whether it was sent or not; raise JobNotFoundError if the caller may not see it."""
+        newest = self._topic.newest
+        assert newest is not None
+        self._require_visible(newest)
+        return newest
+
+    def end(self, error: type[JobStatusError]) -> None:
+        """End the watch with `error`, unless its terminal state is to be sent."""
+        self._error = error
+        self.wake_soon()
 
     def run(self) -> int:
         """Send what is due; see Wakeable."""
@@ -320,8 +330,8 @@ class JobWatcher(TimedWatcher):
         return None
 
     def _raise_if_ended(self, now: float) -> None:
-        if self.error is not None:
-            raise self.error()
+        if self._error is not None:
+            raise self._error()
         if self._topic.is_removed and self._sent is not None:
             job_id = self._sent.id
             raise JobExpiredError(f"job {job_id!r} was deleted or has expired", id=job_id)

@@ -74,7 +74,7 @@ def lasting_to_wire(job: Job, message: pb.JobStatus) -> None:
         message.parent_id = job.parent_id
     _rarer_fields_to_wire(job, message)
     if job.result is not None:
-        message.result.CopyFrom(_struct(job.result))
+        message.result.CopyFrom(result_to_wire(job.result))
 
 
 def _rarer_fields_to_wire(job: Job, message: pb.JobStatus) -> None:
@@ -200,7 +200,8 @@ def transition_to_wire(transition: Transition) -> pb.JobTransition:
     return message
 
 
-def _struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
+def result_to_wire(values: Mapping[str, Any]) -> struct_pb2.Struct:
+    """Return a result as a message."""
     struct = struct_pb2.Struct()
     struct.update(values)
     return struct

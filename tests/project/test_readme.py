@@ -60,6 +60,11 @@ def test_the_python_in_the_readme_runs(readme, server):
     assert said[3] == "retrying\n"
 
 
+def test_the_python_about_operations_runs(root, server):
+    (block,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "operations.md").read_text(), re.DOTALL)
+    assert "rows: 100.0" in run(["python", "-c", block], server).splitlines()
+
+
 def test_the_grpcurl_in_the_readme_runs(readme, server):
     commands = [shlex.split(line) for line in re.findall(r"^\$ (grpcurl .*)$", readme, re.MULTILINE)]
     said = {

@@ -32,7 +32,8 @@ from jobstatus_grpc.job import (
 from jobstatus_grpc.job.validation import Violations
 from jobstatus_grpc.server.access import LEAST_ROLES
 from jobstatus_grpc.server.requests import to_create
-from jobstatus_grpc.server.servicer import SERVICE, JobStatusServicer
+from jobstatus_grpc.server.servicer import JobStatusServicer
+from jobstatus_grpc.server.services import JOB_STATUS
 from jobstatus_grpc.server.tokens import filter_scope
 from jobstatus_grpc.service import JobService
 from jobstatus_grpc.wire import convert
@@ -179,7 +180,7 @@ def test_an_update_writes_each_writable_field(name):
 
 # The RPCs
 
-RPCS = [method.name for method in SERVICE.methods]
+RPCS = [method.name for method in JOB_STATUS.methods]
 METHODS = {"ListJobTransitions": "transitions", "WatchJobs": "watch_jobs"}
 CLIENT_METHODS = {"ListJobTransitions": "history", "WatchJobs": "watch_jobs", "GetCallerIdentity": "whoami"}
 COMMANDS_OF = {"ListJobTransitions": "history", "BatchUpdateJobs": "update", "GetCallerIdentity": "whoami"}

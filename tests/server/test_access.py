@@ -12,13 +12,13 @@ from jobstatus_grpc.auth.chain import readers
 from jobstatus_grpc.errors import InvalidFieldError, PermissionDeniedError
 from jobstatus_grpc.server.access import LEAST_ROLES, TENANT_KEY, Access, authorize, tenants_of
 from jobstatus_grpc.server.auth_file import AuthFile
-from jobstatus_grpc.server.servicer import SERVICE
+from jobstatus_grpc.server.services import JOB_STATUS, SERVICES
 from jobstatus_grpc.server.transports.native import NativeCall
 from tests.support.comments import comments_of_rpcs
 
 
 def test_every_rpc_has_a_role():
-    assert set(LEAST_ROLES) == {method.name for method in SERVICE.methods}
+    assert set(LEAST_ROLES) == {method.name for service in SERVICES for method in service.methods}
 
 
 @pytest.mark.parametrize("role", Role)
@@ -39,7 +39,7 @@ def test_an_rpc_without_a_row_is_refused_to_all():
         authorize("RebootWorld", Identity("me", role=Role.ADMIN), ())
 
 
-@pytest.mark.parametrize("method", LEAST_ROLES)
+@pytest.mark.parametrize("method", JOB_STATUS.methods_by_name)
 def test_the_comment_of_an_rpc_names_its_role(method):
     assert f"Least role: {LEAST_ROLES[method].name.lower()}." in comments_of_rpcs()[method]
 

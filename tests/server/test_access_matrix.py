@@ -22,14 +22,16 @@ import asyncpg
 import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from google.longrunning import operations_pb2
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Role
 from jobstatus_grpc.auth.jwt import LEEWAY_SECONDS
 from jobstatus_grpc.auth.tokens import make_token
-from jobstatus_grpc.server.servicer import SERVICE
+from jobstatus_grpc.server.services import OPERATIONS, SERVICES
 from tests.support.auth import TRANSPORTS, AuthText, Callers, bearer
 from tests.support.certificates import EXPIRED as EXPIRED_CERTIFICATE
 from tests.support.certificates import Authority, Pair
@@ -51,12 +53,14 @@ NO_IDENTITY, BAD_IDENTITY, EXPIRED = (
 )
 INVALID_FIELD = ("INVALID_ARGUMENT", "INVALID_FIELD")
 
-RPCS = {method.name: method for method in SERVICE.methods}
+RPCS = {method.name: method for service in SERVICES for method in service.methods}
 LEAST = {
     rpc: Role[comment.partition("Least role: ")[2].partition(".")[0].upper()]
     for rpc, comment in comments_of_rpcs().items()
 }
 """The least role of each RPC, as its comment names it."""
+LEAST |= dict.fromkeys(("GetOperation", "ListOperations", "WaitOperation"), Role.WATCHER)
+LEAST |= dict.fromkeys(("CancelOperation", "DeleteOperation"), Role.OPERATOR)
 
 TENANT_KEY = "x-jobstatus-tenant"
 
@@ -86,15 +90,20 @@ def unseen(creation: Outcome) -> Callable[[str], Outcome]:
 
 
 def names_a_job(rpc: str) -> bool:
-    return rpc != "CreateJob" and not {"id", "job", "updates"}.isdisjoint(RPCS[rpc].input_type.fields_by_name)
+    names = {"id", "job", "updates", "name"}
+    return rpc not in ("CreateJob", "ListOperations") and not names.isdisjoint(RPCS[rpc].input_type.fields_by_name)
 
 
 def request_for(rpc: str, job_id: str) -> Message:
     """Return a request that would take effect on the job, or would create it."""
-    request: Any = getattr(pb, RPCS[rpc].input_type.name)()
+    request: Any = GetMessageClass(RPCS[rpc].input_type)()
     fields = RPCS[rpc].input_type.fields_by_name
     if "id" in fields:
         request.id = job_id
+    if names_a_job(rpc) and "name" in fields:
+        request.name = f"jobs/{job_id}"
+    if "timeout" in fields:
+        request.timeout.SetInParent()
     if "job" in fields:
         request.job.CopyFrom(pb.JobStatus(id=job_id, reason="x"))
     if "updates" in fields:
@@ -229,7 +238,8 @@ async def _postgres_content(url: str) -> Mapping[str, Any]:
 def outcome_of(service: Service, rpc: str, job_id: str) -> tuple[Outcome, list[str]]:
     """Call an RPC; return how it ended, and the ids of the jobs in the answer. A watch is read until it is synced."""
     try:
-        answer = getattr(service.stub, rpc)(request_for(rpc, job_id), timeout=20)
+        stub = service.operations if RPCS[rpc].containing_service is OPERATIONS else service.stub
+        answer = getattr(stub, rpc)(request_for(rpc, job_id), timeout=20)
         if not RPCS[rpc].server_streaming:
             return _outcome_of_answer(answer), _ids_in(answer)
         try:
@@ -258,6 +268,8 @@ def _ids_in(message: Any) -> list[str]:
     """Return the ids of the jobs in any message."""
     if isinstance(message, pb.JobStatus):
         return [message.id]
+    if isinstance(message, operations_pb2.Operation):
+        return [message.name.removeprefix("jobs/")]
     values = [value for field, value in message.ListFields() if field.message_type is not None]
     parts = [part for value in values for part in (value if not isinstance(value, Message) else [value])]
     return [job_id for part in parts if isinstance(part, Message) for job_id in _ids_in(part)]
@@ -303,7 +315,7 @@ def victims_of(root: Service, prefix: str) -> dict[str, str]:
     ids = {rpc: f"{prefix}-{rpc}" for rpc in RPCS}
     for rpc, job_id in ids.items():
         if rpc != "CreateJob" and names_a_job(rpc):
-            root.job_in("SUCCEEDED" if rpc == "DeleteJob" else "IN_PROGRESS", id=job_id)
+            root.job_in("SUCCEEDED" if rpc.startswith("Delete") else "IN_PROGRESS", id=job_id)
     return ids
 
 

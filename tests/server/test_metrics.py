@@ -11,7 +11,8 @@ from prometheus_client import generate_latest
 from prometheus_client.metrics_core import HistogramMetricFamily
 
 from jobstatus_grpc.job import Create, Delete, JobState, Update
-from jobstatus_grpc.server.metrics import GO_CODES, SERVICE, Histogram, Metrics
+from jobstatus_grpc.server.metrics import GO_CODES, Histogram, Metrics
+from jobstatus_grpc.server.services import SERVICES
 from jobstatus_grpc.stores.interface import ChangeBatch
 from jobstatus_grpc.stores.memory import MemoryStore
 
@@ -60,8 +61,12 @@ def test_a_histogram_counts_a_value_in_each_bucket_that_it_does_not_exceed():
 def test_every_series_of_every_method_is_there_before_the_first_call():
     metrics = Metrics(MemoryStore(), clock=lambda: NOW)
     value = reader_of(metrics)
-    for method in SERVICE.methods:
-        labels = ("server_stream" if method.server_streaming else "unary", SERVICE.full_name, method.name)
+    for method in (method for service in SERVICES for method in service.methods):
+        labels = (
+            "server_stream" if method.server_streaming else "unary",
+            method.containing_service.full_name,
+            method.name,
+        )
         handled = {value("grpc_server_handled_total", *labels, code) for code in CODES_OF_GO}
         others = ("started_total", "msg_received_total", "msg_sent_total", "handling_seconds_count")
         assert handled | {value(f"grpc_server_{name}", *labels) for name in others} == {0}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.longrunning.operations_pb2_grpc import OperationsStub
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from jobstatus.v1 import job_status_pb2 as pb
@@ -72,7 +73,9 @@ class Service:
             self.channel = grpc.insecure_channel(address, options)
         else:
             self.channel = grpc.secure_channel(address, credentials, options)
-        self.stub = JobStatusServiceStub(grpc.intercept_channel(self.channel, _Metadata(metadata)))
+        channel = grpc.intercept_channel(self.channel, _Metadata(metadata))
+        self.stub = JobStatusServiceStub(channel)
+        self.operations: Any = OperationsStub(channel)
 
     def close(self) -> None:
         self.channel.close()

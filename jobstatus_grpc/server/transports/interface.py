@@ -74,6 +74,8 @@ class Rpc(Generic[B]):
     """Such as `/jobstatus.v1.JobStatusService/GetJob`."""
     behaviour: B
     is_stream: bool
+    is_long_poll: bool = False
+    """Whether a unary call may last as long as a watch does."""
 
     @property
     def name(self) -> str:
