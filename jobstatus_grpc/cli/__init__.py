@@ -32,6 +32,7 @@ COMMANDS = {
     "wait": "commands.watch:wait",
     "history": "commands.history:history",
     "run": "run.command:run",
+    "relay": "commands.relay:relay",
     "whoami": "commands.whoami:whoami",
     "health": "commands.health:health",
     "profile": "commands.profile:profile",

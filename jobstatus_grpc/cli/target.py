@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -15,9 +15,11 @@ from click.core import ParameterSource
 from jobstatus_grpc.cli import exits, profiles
 
 if TYPE_CHECKING:
-    from jobstatus_grpc.client import JobStatusClient, Tls
+    from jobstatus_grpc.client import AsyncJobStatusClient, JobStatusClient, Tls
     from jobstatus_grpc.client.endpoint import Endpoint
     from jobstatus_grpc.client.token import Token
+
+C = TypeVar("C")
 
 DEFAULT_TIMEOUT = timedelta(seconds=5)
 
@@ -43,9 +45,18 @@ class Connection:
         """Return a client, for a `with` block."""
         from jobstatus_grpc.client import JobStatusClient
 
+        return self._open(JobStatusClient)
+
+    def open_async(self) -> AsyncJobStatusClient:
+        """Return a client for asyncio, for an `async with` block."""
+        from jobstatus_grpc.client import AsyncJobStatusClient
+
+        return self._open(AsyncJobStatusClient)
+
+    def _open(self, client: Callable[..., C]) -> C:
         exits.print_logged_warnings()
         with _usage_errors():
-            return JobStatusClient(
+            return client(
                 self.address,
                 token=self._token(),
                 tenant=self.tenant,

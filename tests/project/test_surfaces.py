@@ -78,7 +78,7 @@ def test_a_token_is_valid_only_with_the_same_value_of_a_filter_field(field):
     assert is_in, f"filter_scope in server/tokens.py ignores JobFilter.{field.name}: its page tokens fit other filters"
 
 
-@pytest.mark.parametrize("command", ["list", "watch"])
+@pytest.mark.parametrize("command", ["list", "watch", "relay"])
 @pytest.mark.parametrize("name", FILTER_FIELDS)
 def test_a_filter_field_has_a_flag(command, name):
     has_flag = FILTER_ARGUMENTS.get(name, name) in flags_of(command)

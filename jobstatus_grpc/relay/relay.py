@@ -1,0 +1,379 @@
+"""Follows the changes of jobs, and delivers each event at least once: those of one job in order, others side by side.
+
+The resume token of the watch is saved once everything before it has been delivered. What was delivered beyond it is
+saved too, so that a restart repeats only deliveries that were under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from jobstatus_grpc.client import AsyncJobStatusClient, JobChange, JobChangeType
+from jobstatus_grpc.client.retry import Backoff
+from jobstatus_grpc.errors import InvalidTokenError
+from jobstatus_grpc.job import Job, JobFilter
+from jobstatus_grpc.relay.event import Event, entered_at, event_id
+from jobstatus_grpc.relay.place import Delivered, Place
+from jobstatus_grpc.relay.targets import DeliveryError, Target
+
+log = logging.getLogger("jobstatus_grpc.relay")
+
+MAX_PENDING = 1000
+"""Events that are not delivered yet. If there are more, the relay stops reading, and the server keeps the rest."""
+
+LONGEST_PAUSE_SECONDS = 60.0
+"""Limit of the pauses between tries, unless the receiver asks for a longer one."""
+
+CLOCK_TOLERANCE = timedelta(minutes=10)
+"""By how much ends may reach the relay out of the order of their times: servers' clocks differ, and commits overlap."""
+
+IDLE_SAVE_SECONDS = 30.0
+"""Interval at which the token is saved while nothing is delivered: the service keeps changes for 24 hours."""
+
+FINISH_SECONDS = 5.0
+"""Time that deliveries under way have when the relay stops; those that do not end are repeated at the next start."""
+
+UPDATE_INTERVAL_SECONDS = 60.0
+"""How often the watch gets progress at most: it is not delivered. Other changes are sent at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelaySettings:
+    """What is delivered, and how."""
+
+    filter: JobFilter
+    is_each_state: bool = False
+    """Whether each change of state is delivered, and not only the end."""
+    source: str
+    """Of the CloudEvents."""
+    concurrency: int
+    """Deliveries at a time."""
+    retry_seconds: float
+    """How long a delivery is retried before it is a dead letter."""
+    dead_letter_file: str
+
+    @property
+    def watched(self) -> JobFilter:
+        """The filter of the watch: for ends, of done jobs only."""
+        return self.filter if self.is_each_state else self.filter & JobFilter(done=True)
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A delivery, and the token that may be saved once it and all before it are over."""
+
+    event: Event
+    task: asyncio.Task[None] | None = None
+    token: str = ""
+    is_over: bool = False
+
+
+class Relay:
+    """Delivers the events of jobs to a target until it is stopped. For one event loop."""
+
+    def __init__(
+        self,
+        client: AsyncJobStatusClient,
+        target: Target,
+        place: Place,
+        settings: RelaySettings,
+        *,
+        to_object: Callable[[Job], Mapping[str, Any]],
+    ) -> None:
+        """`to_object` returns a job as the JSON object of its events."""
+        self._client = client
+        self._target = target
+        self._place = place
+        self._settings = settings
+        self._to_object = to_object
+        self._room = asyncio.Semaphore(MAX_PENDING)
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._pending: deque[_Pending] = deque()
+        self._last_of_job: dict[str, _Pending] = {}
+        self._unsaved: list[_Pending] = []
+        """Those that are over."""
+        self._token = place.token
+        """The newest one that may be saved."""
+        self._newest_at = place.horizon
+        """The newest time of an event before that token."""
+        self._is_saving = False
+        self._is_stopping = False
+        self._attempts: set[asyncio.Task[Any] | None] = set()
+        """The tasks that deliver at the moment, and do not wait for their next try."""
+        self._seen_since_reset: set[str] | None = None
+        self._resume_at = 0.0
+        """The time, of the loop's clock, before which the receiver wants no request."""
+        self._failing_since: float | None = None
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def begin(self) -> None:
+        """Take the place of now, if the relay has none: what happened before is not delivered.
+
+        Raises:
+            JobStatusError: the server cannot be reached, or refuses the filter.
+        """
+        if self._place.token:
+            return
+        page = await self._client.list(self._settings.watched, page_size=1)
+        known = []
+        if self._settings.is_each_state:
+            async for job in self._client.list_all(self._settings.filter & JobFilter(done=False)):
+                known.append(self._delivered_of(job))
+        self._place.begin(page.resume_token, datetime.now(timezone.utc), known)
+        self._token, self._newest_at = self._place.token, self._place.horizon
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Deliver events until `stopping` is set.
+
+        Raises:
+            JobStatusError: the watch cannot go on.
+            sqlite3.Error: the place cannot be saved.
+        """
+        following = asyncio.create_task(self._follow())
+        stop = asyncio.create_task(stopping.wait())
+        ends: set[asyncio.Future[Any]] = {following, stop, self._failed}
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            following.cancel()
+            await asyncio.wait({following})
+            await self._finish()
+        if not following.cancelled():
+            following.result()
+        if self._failed.done():
+            self._failed.result()
+
+    async def _finish(self) -> None:
+        self._is_stopping = True
+        tasks = {each.task for each in self._pending if each.task is not None}
+        for task in tasks - self._attempts:
+            task.cancel()
+        if tasks:
+            _, unended = await asyncio.wait(tasks, timeout=FINISH_SECONDS)
+            for task in unended:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if not self._failed.done():
+            self._save()
+
+    async def _follow(self) -> None:
+        settings = self._settings
+        try:
+            async with self._client.watch_jobs(
+                settings.watched,
+                resume_token=self._place.token,
+                min_update_interval_seconds=UPDATE_INTERVAL_SECONDS,
+            ) as changes:
+                idle = asyncio.create_task(self._save_while_idle(lambda: changes.resume_token))
+                try:
+                    while True:
+                        # Between a change and its entry nothing may wait: the token after it could be saved.
+                        await self._room.acquire()
+                        change = await anext(changes)
+                        if not self._take(change):
+                            self._room.release()
+                        self._note(changes.resume_token)
+                finally:
+                    idle.cancel()
+        except InvalidTokenError:
+            raise InvalidTokenError(
+                "the state file was made for other filter flags, another tenant or another server; "
+                "give this relay another --state-file"
+            ) from None
+
+    async def _save_while_idle(self, token: Callable[[], str]) -> None:
+        while True:
+            await asyncio.sleep(IDLE_SAVE_SECONDS)
+            self._note(token())
+
+    def _take(self, change: JobChange) -> bool:
+        """Take a change; return whether a delivery has begun."""
+        if change.type is JobChangeType.RESET:
+            self._seen_since_reset = set()
+            log.warning(
+                "the server no longer has all changes since the last delivery; what is still stored is delivered now, "
+                "but jobs that were removed in between are missed%s",
+                ", and so may be states in between" if self._settings.is_each_state else "",
+            )
+        elif change.type is JobChangeType.SYNCED and self._seen_since_reset is not None:
+            self._place.forget_open_jobs(unless=self._seen_since_reset)
+            self._seen_since_reset = None
+        elif change.type is JobChangeType.REMOVED:
+            self._place.forget(change.id)
+        elif change.job is not None:
+            if self._seen_since_reset is not None:
+                self._seen_since_reset.add(change.id)
+            if self._is_due(change.job):
+                self._begin_delivery(change.job)
+                return True
+        return False
+
+    def _is_due(self, job: Job) -> bool:
+        """Return whether the event that the job is in its state is to be delivered."""
+        before = self._last_of_job.get(job.id)
+        last = before.event.id if before is not None else self._place.last_event(job.id)
+        if last == event_id(self._settings.source, job):
+            return False
+        # A snapshot of an end that is not known: one of before the relay began, or of a time that is all delivered.
+        is_known_end = job.done and last is None and entered_at(job) <= self._place.horizon
+        return not (self._seen_since_reset is not None and is_known_end)
+
+    def _begin_delivery(self, job: Job) -> None:
+        source = self._settings.source
+        event = Event(id=event_id(source, job), source=source, job=job, data=self._to_object(job))
+        pending = _Pending(event)
+        pending.task = asyncio.create_task(self._deliver(pending, self._last_of_job.get(job.id)))
+        pending.task.add_done_callback(self._note_failure)
+        self._last_of_job[job.id] = pending
+        self._pending.append(pending)
+
+    def _note(self, token: str) -> None:
+        """Note that all changes up to a token have been taken."""
+        if not token:
+            return
+        if self._pending:
+            self._pending[-1].token = token
+        elif token != self._token:
+            self._token = token
+            self._save_soon()
+
+    async def _deliver(self, pending: _Pending, before: _Pending | None) -> None:
+        """Deliver an event after the one before it of the same job."""
+        if before is not None and before.task is not None:
+            await asyncio.wait({before.task})
+        event = pending.event
+        error = await self._try_until_delivered(event)
+        if error is not None:
+            await self._write_dead_letter(event, error)
+        pending.is_over = True
+        self._unsaved.append(pending)
+        self._save_soon()
+        self._room.release()
+
+    async def _try_until_delivered(self, event: Event) -> DeliveryError | None:
+        """Return the last error once the time for tries is over; None: the event was delivered."""
+        clock = asyncio.get_running_loop().time
+        backoff, give_up_at = Backoff(LONGEST_PAUSE_SECONDS), clock() + self._settings.retry_seconds
+        while True:
+            async with self._slots:
+                # In a loop: another delivery may have been asked for a longer pause meanwhile.
+                while (pause_seconds := self._resume_at - clock()) > 0:  # noqa: ASYNC110
+                    await asyncio.sleep(pause_seconds)
+                task = asyncio.current_task()
+                self._attempts.add(task)
+                try:
+                    await self._target.deliver(event)
+                except DeliveryError as error:
+                    self._note_error(event, error)
+                    self._resume_at = max(self._resume_at, clock() + error.retry_after_seconds)
+                    last = error
+                else:
+                    self._note_success()
+                    return None
+                finally:
+                    self._attempts.discard(task)
+            if self._is_stopping:
+                raise asyncio.CancelledError
+            left_seconds = give_up_at - clock()
+            if left_seconds <= 0:
+                return last
+            await asyncio.sleep(min(backoff.pause_seconds(), left_seconds))
+
+    def _note_error(self, event: Event, error: DeliveryError) -> None:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            log.warning(
+                "%s: event %s (job %s %s) was not delivered: %s. It is tried again, as are others that fail",
+                self._target.name,
+                event.id,
+                event.job.id,
+                event.job.state.word,
+                error,
+            )
+
+    def _note_success(self) -> None:
+        if self._failing_since is not None:
+            seconds, self._failing_since = time.monotonic() - self._failing_since, None
+            log.warning("%s: events are delivered again, after %.1f s", self._target.name, seconds)
+
+    async def _write_dead_letter(self, event: Event, error: DeliveryError) -> None:
+        path = self._settings.dead_letter_file
+        letter = {
+            "failedAt": datetime.now(timezone.utc).isoformat(),
+            "target": self._target.name,
+            "error": str(error),
+            "event": event.envelope,
+        }
+        while True:
+            try:
+                append_line(path, json.dumps(letter, ensure_ascii=False))
+                break
+            except OSError as problem:
+                log.error("%s cannot be written, and is tried again: %s", path, problem.strerror)
+                await asyncio.sleep(LONGEST_PAUSE_SECONDS)
+        log.error(
+            "%s: event %s (job %s %s) was given up after %g s, and is in %s: %s",
+            self._target.name,
+            event.id,
+            event.job.id,
+            event.job.state.word,
+            self._settings.retry_seconds,
+            path,
+            error,
+        )
+
+    def _delivered_of(self, job: Job) -> Delivered:
+        return Delivered(job.id, event_id(self._settings.source, job), entered_at(job), job.done)
+
+    def _save_soon(self) -> None:
+        """Save in the next turn of the loop: deliveries that end together are saved together."""
+        if not self._is_saving:
+            self._is_saving = True
+            asyncio.get_running_loop().call_soon(self._save)
+
+    def _save(self) -> None:
+        self._is_saving = False
+        while self._pending and self._pending[0].is_over:
+            over = self._pending.popleft()
+            self._token = over.token or self._token
+            self._newest_at = max(self._newest_at, over.event.at)
+        horizon = self._place.horizon
+        if self._token != self._place.token:
+            # A time in the future is of a server whose clock is wrong.
+            horizon = max(horizon, min(self._newest_at, datetime.now(timezone.utc)) - CLOCK_TOLERANCE)
+        try:
+            self._place.save([self._delivered_of(each.event.job) for each in self._unsaved], self._token, horizon)
+        except Exception as error:
+            self._fail(error)
+            return
+        for each in self._unsaved:  # `_is_due` finds them in the place from now on
+            if self._last_of_job.get(each.event.job.id) is each:
+                del self._last_of_job[each.event.job.id]
+        self._unsaved.clear()
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+
+def append_line(path: str, line: str) -> None:
+    """Append a line to a file, durably; a file that is created is for its owner only."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.closing(os.fdopen(descriptor, "ab", buffering=0)) as file:
+        file.write(line.encode() + b"\n")
+        os.fsync(file.fileno())
