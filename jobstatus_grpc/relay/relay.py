@@ -225,9 +225,10 @@ class Relay:
         last = before.event.id if before is not None else self._place.last_event(job.id)
         if last == event_id(self._settings.source, job):
             return False
-        # A snapshot of an end that is not known: one of before the relay began, or of a time that is all delivered.
-        is_known_end = job.done and last is None and entered_at(job) <= self._place.horizon
-        return not (self._seen_since_reset is not None and is_known_end)
+        if self._seen_since_reset is None:
+            return True
+        # Snapshots have ends of before the relay began, and ends whose delivery is so long ago that it is forgotten.
+        return not job.done or last is not None or entered_at(job) > self._place.horizon
 
     def _begin_delivery(self, job: Job) -> None:
         source = self._settings.source

@@ -79,12 +79,13 @@ def test_a_unary_call_has_sent_a_message_if_it_ended_well_and_a_stream_what_it_w
     get.end("OK", 0.002)
     get.end("NOT_FOUND", 0.002)
     watch.end("OK", 1.0)
+    metrics.calls["WaitOperation"].started = 5
     value = reader_of(metrics)
     assert value("grpc_server_msg_sent_total", *get.labels) == 1
     assert value("grpc_server_msg_sent_total", *watch.labels) == 7
     assert value("grpc_server_handled_total", *get.labels, "NotFound") == 1
     assert [value("grpc_server_handling_seconds_bucket", *get.labels, le) for le in ("0.001", "0.0025")] == [0, 2]
-    assert value("jobstatus_watchers", "job") == 2
+    assert value("jobstatus_watchers", "job") == 2 + 5
 
 
 def test_the_feed_lag_is_that_of_a_batchs_oldest_change():

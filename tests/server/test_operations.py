@@ -19,6 +19,7 @@ from google.longrunning import operations_pb2 as lro
 from google.longrunning.operations_pb2_grpc import OperationsStub
 from google.protobuf import duration_pb2, struct_pb2
 from google.rpc import code_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from jobstatus.v1 import job_status_pb2 as pb
 
@@ -442,6 +443,12 @@ def test_the_log_of_calls_names_the_job(serve, tmp_path):
     assert {method: (line["code"], line["job"]) for method, line in found.items()} == dict.fromkeys(
         ("GetOperation", "WaitOperation"), ("OK", job.id)
     )
+
+
+def test_health_has_the_service(service):
+    stub: Any = health_pb2_grpc.HealthStub(service.channel)
+    request = health_pb2.HealthCheckRequest(service="google.longrunning.Operations")
+    assert stub.Check(request, timeout=20).status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_reflection_describes_the_service(service):
