@@ -36,6 +36,8 @@ class Delivered(NamedTuple):
 class Place:
     """The newest resume token of which everything before has been delivered, and the events delivered lately.
 
+    `token` is "" before `begin`. Ends up to `horizon` have been delivered, or were before the relay began.
+
     Every method may raise sqlite3.Error, if the disk is full for example; the file is as it was before then.
     """
 
@@ -53,26 +55,20 @@ class Place:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             # Without isolation_level, transactions begin and end where this file says so.
             self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
-            found = self._open(kind)
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise CannotStartError(
-                    f"another relay uses {path}; give each relay a --state-file of its own"
-                ) from None
-            raise CannotStartError(f"{path} cannot be used as --state-file: {error}") from None
-        except (OSError, sqlite3.DatabaseError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise CannotStartError(f"{path} cannot be used as --state-file: {why}") from None
+        except (OSError, sqlite3.Error) as error:
+            raise _cannot_use(path, error) from None
+        try:
+            found, self.token, horizon = self._open(kind)
+        except sqlite3.Error as error:
+            self.close()
+            raise _cannot_use(path, error) from None
         if found != kind:
-            self._database.close()
+            self.close()
             raise CannotStartError(f"{path} is of a relay with --on {found}; give this one a --state-file of its own")
-        self.token, horizon = self._database.execute("SELECT token, horizon FROM place").fetchone()
-        """The resume token; "" before `begin`."""
         self.horizon = datetime.fromisoformat(horizon)
-        """Ends up to this time have been delivered, or were before the relay began."""
 
-    def _open(self, kind: str) -> str:
-        """Lock the file until it is closed, create what is missing, and return the kind that it has."""
+    def _open(self, kind: str) -> tuple[str, str, str]:
+        """Lock the file until it is closed, create what is missing, and return its kind, token and horizon."""
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._database.execute("PRAGMA synchronous = FULL")
         self._database.execute("BEGIN EXCLUSIVE")
@@ -87,8 +83,8 @@ class Place:
         elif application != _APPLICATION_ID:
             raise sqlite3.DatabaseError("it is another file")
         self._database.execute("COMMIT")
-        (found,) = self._database.execute("SELECT kind FROM place").fetchone()
-        return str(found)
+        found, token, horizon = self._database.execute("SELECT kind, token, horizon FROM place").fetchone()
+        return found, token, horizon
 
     def close(self) -> None:
         """Release the file."""
@@ -125,6 +121,13 @@ class Place:
         with _transaction(self._database):
             gone = [(job_id,) for (job_id,) in rows if job_id not in unless]
             self._database.executemany("DELETE FROM delivered WHERE job = ?", gone)
+
+
+def _cannot_use(path: str, error: OSError | sqlite3.Error) -> CannotStartError:
+    if "locked" in str(error):
+        return CannotStartError(f"another relay uses {path}; give each relay a --state-file of its own")
+    why = getattr(error, "strerror", None) or error
+    return CannotStartError(f"{path} cannot be used as --state-file: {why}")
 
 
 def _text(instant: datetime) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ssl
 import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -12,6 +13,7 @@ import standardwebhooks
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 
 from jobstatus_grpc.relay.targets import _seconds_of, read_secrets
+from tests.support.certificates import Authority
 from tests.support.receiver import Receiver
 
 SECRETS = [f"whsec_{base64.b64encode(bytes(range(size))).decode()}" for size in (24, 64)]
@@ -96,6 +98,21 @@ def test_a_receiver_that_is_too_slow_gets_the_event_again(relaying, receiver, ma
     received = receiver.wait_until(lambda received: len(received) == 2)
     assert len({each.id for each in received}) == 1
     assert "no answer within 0.2 s" in relay.said
+
+
+def test_a_receiver_of_https_must_have_a_certificate_that_is_trusted(relaying, make, tmp_path):
+    authority, context = Authority(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue().write(tmp_path, "receiver"))
+    with Receiver(context=context) as receiver:
+        flags = ("--webhook", receiver.url, "--retry-for", "0s", "--concurrency", "1")
+        relay = relaying(*flags)
+        make()
+        relay.wait_until_said("was given up")
+        assert "certificate verify failed" in relay.dead_letters[0]["error"]
+        relay.stop()
+        relaying(*flags, SSL_CERT_FILE=authority.write(tmp_path))
+        job = make()
+        assert [each.job["id"] for each in receiver.wait_for(1)] == [job.id]
 
 
 def test_a_receiver_that_is_away_gets_the_events_when_it_is_back(relaying, make):

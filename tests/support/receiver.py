@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -48,7 +49,12 @@ Answer: TypeAlias = "tuple[int, dict[str, str]]"
 class Receiver:
     """An HTTP server; a context manager. `answer` decides on each request, given its number from 0 and its headers."""
 
-    def __init__(self, answer: Callable[[int, Mapping[str, str]], Answer] = lambda number, headers: (204, {})) -> None:
+    def __init__(
+        self,
+        answer: Callable[[int, Mapping[str, str]], Answer] = lambda number, headers: (204, {}),
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        """With a context it is a server of HTTPS."""
         self.answer = answer
         self._received: list[Received] = []
         self._count = 0
@@ -65,7 +71,11 @@ class Receiver:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http{'s' if context else ''}://127.0.0.1:{self._server.server_port}"
+        if context is not None:
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     def __enter__(self) -> Receiver:
