@@ -266,15 +266,16 @@ class _Receiver:
             if not exchange.done():
                 raise DeliveryError(f"no answer within {self._timeout_seconds:g} s")
             status, reason, retry_after = exchange.result()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a host's name is too long
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise DeliveryError(f"the request failed: {text}") from None
         finally:
             exchange.cancel()
-            if connection.sock is not None:
+            connected = connection.sock  # the thread may take it away at any time
+            if connected is not None:
                 # Ends the thread, if it still waits.
                 with contextlib.suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
+                    connected.shutdown(socket.SHUT_RDWR)
         if not 200 <= status < 300:
             what = "; redirects are not followed" if 300 <= status < 400 else ""
             seconds = _seconds_of(retry_after)
@@ -311,7 +312,7 @@ def _seconds_of(retry_after: str) -> float:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    """Return what `function` returns, called in a thread that keeps the process from nothing."""
+    """Return what `function` returns, called in a thread that does not delay the end of the process."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

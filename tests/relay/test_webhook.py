@@ -115,13 +115,22 @@ def test_a_receiver_of_https_must_have_a_certificate_that_is_trusted(relaying, m
         assert [each.job["id"] for each in receiver.wait_for(1)] == [job.id]
 
 
-def test_a_receiver_that_is_away_gets_the_events_when_it_is_back(relaying, make):
+def test_what_a_receiver_that_is_away_does_not_get_is_a_dead_letter(relaying, make):
     with Receiver() as gone:
         pass
     relay = relaying("--webhook", gone.url, "--retry-for", "0s")
     make()
     relay.wait_until_said("was given up")
     assert "Connection refused" in relay.dead_letters[0]["error"]
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 64])
+def test_a_host_that_is_not_there_does_not_end_the_relay(relaying, make, host):
+    relay = relaying("--webhook", f"http://{host}/", "--retry-for", "0s")
+    make()
+    relay.wait_until_said("was given up")
+    assert relay.dead_letters[0]["error"].startswith("the request failed: ")
+    assert relay.stop() == 0
 
 
 def test_no_request_is_sent_before_the_time_that_the_receiver_asked_for(relaying, receiver, make):
