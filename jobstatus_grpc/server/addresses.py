@@ -129,7 +129,7 @@ async def require_free(address: str) -> None:
         if await reach(address) is not False:
             raise CannotListenError(address, errno.EADDRINUSE, "another server listens there")
         return
-    for trial in await _bind(address):
+    for trial in await bind(address):
         trial.close()
 
 
@@ -150,7 +150,7 @@ class Reservation:
         Raises:
             CannotListenError: another program has it, or it is not of this machine.
         """
-        sockets = await _bind(address)
+        sockets = await bind(address)
         self._sockets += sockets
         for each in sockets:
             # Binding with SO_REUSEADDR succeeds on addresses that are bound but not listened on, such as these.
@@ -165,8 +165,14 @@ class Reservation:
         self._sockets.clear()
 
 
-async def _bind(address: str) -> list[socket.socket]:
-    """Return sockets bound to all addresses that `address` resolves to, with one port; they do not listen."""
+async def bind(address: str, *, is_shared: bool = False) -> list[socket.socket]:
+    """Return sockets bound to all addresses that `address` resolves to, with one port; they do not listen.
+
+    With `is_shared` other processes of this user may bind the same port so.
+
+    Raises:
+        CannotListenError: another program has it, or it is not of this machine.
+    """
     host, port = host_and_port(address)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -176,20 +182,20 @@ async def _bind(address: str) -> list[socket.socket]:
     places = [(family, place) for family, _, _, _, place in found]
     for _ in range(0 if port else _PORT_TRIES):
         try:
-            return _bind_all(address, places)
+            return _bind_all(address, places, is_shared)
         except CannotListenError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-    return _bind_all(address, places)
+    return _bind_all(address, places, is_shared)
 
 
-def _bind_all(address: str, places: Sequence[_Place]) -> list[socket.socket]:
+def _bind_all(address: str, places: Sequence[_Place], is_shared: bool) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     missing: OSError | None = None
     try:
         for family, (host, port, *more) in places:
             try:
-                sockets.append(_bind_one(family, (host, port or _port_of(sockets), *more)))
+                sockets.append(_bind_one(family, (host, port or _port_of(sockets), *more), is_shared))
             except OSError as error:
                 if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     raise
@@ -204,10 +210,12 @@ def _bind_all(address: str, places: Sequence[_Place]) -> list[socket.socket]:
     return sockets
 
 
-def _bind_one(family: socket.AddressFamily, place: tuple[object, ...]) -> socket.socket:
+def _bind_one(family: socket.AddressFamily, place: tuple[object, ...], is_shared: bool) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.bind(place)
     except OSError:
         made.close()

@@ -18,15 +18,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
+from jobstatus_grpc.address import is_loopback
 from jobstatus_grpc.auth import chain
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError, StoreUnavailableError, StoreUnreachableError
 from jobstatus_grpc.job_quota import JobQuota
 from jobstatus_grpc.server import health, limits, reflection, responses, servicer, services
 from jobstatus_grpc.server.access import Access
-from jobstatus_grpc.server.addresses import CannotListenError, held
+from jobstatus_grpc.server.addresses import CannotListenError, bind, held
 from jobstatus_grpc.server.auth_file import AuthFile
-from jobstatus_grpc.server.config import CONNECTION_AGE_GRACE_SECONDS, ServerConfig, channel_options, stop_signals
+from jobstatus_grpc.server.config import (
+    ServerConfig,
+    channel_options,
+    host_and_port,
+    max_stream_seconds,
+    stop_signals,
+)
 from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import ServerLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
     from jobstatus_grpc.server.tls import Certificates
     from jobstatus_grpc.server.transports.native import NativeServer
+    from jobstatus_grpc.web.listener import WebListener
 
 T = TypeVar("T")
 
@@ -103,6 +111,8 @@ async def serve(config: ServerConfig, *, ready: Ready, server_log: ServerLog, pr
     # Before the store: with wrong settings none is created.
     if config.transport == "native":
         _import_native()
+    if config.http is not None:
+        _import_web()
     files = _Files(config)
     store = await open_store(config.store, clock=utc_now, retention=config.retention)
     try:
@@ -152,6 +162,8 @@ class _Files:
         self.certificates = config.open_certificates()
         if config.metrics is not None:
             self._check_metrics(config)
+        if config.http is not None and self.certificates is not None:
+            self.certificates.https_context(asks_clients=True)
 
     def _check_metrics(self, config: ServerConfig) -> None:
         from jobstatus_grpc.server.metrics import TokenFile
@@ -227,6 +239,8 @@ class _Server:
         self._transport = _open_transport(
             config, methods, draining=self._draining, private=private, certificates=self._certificates
         )
+        self._web: WebListener | None = None
+        self._methods = methods
         self._background: list[asyncio.Task[None]] = []
         self._held = contextlib.ExitStack()
 
@@ -250,9 +264,16 @@ class _Server:
             if self._endpoint is not None:
                 await self._endpoint.start()
             self._held.enter_context(held(self._config.listen))
+            if self._config.http is not None:
+                self._web = await _open_web(self._config, self._methods, self._access, self._certificates)
             self.addresses = await self._transport.start()
+            if self._web is not None:
+                await self._web.start()
+                self.addresses.append(self._web.url)
         except BaseException as error:
             await self._stop_background()
+            if self._web is not None:
+                await self._web.stop(0)
             self._held.close()
             if isinstance(error, CannotListenError):
                 raise CannotStartError(str(error)) from None
@@ -266,7 +287,8 @@ class _Server:
         self._job_hub.close(DrainingError)
         self._filter_hub.close(DrainingError)
         await self._calls.drain(min(1.0, grace_seconds))
-        await self._transport.stop(grace_seconds)
+        web_stop = [] if self._web is None else [self._web.stop(grace_seconds)]
+        await asyncio.gather(self._transport.stop(grace_seconds), *web_stop)
         self._held.close()
         # Handlers end within a few turns of the loop once their calls are over.
         ends = [asyncio.create_task(self._calls.finished()), asyncio.create_task(self._queue.close())]
@@ -367,7 +389,7 @@ def _open_transport(
         methods,
         lambda: build(lasting, ()),
         is_shared=config.workers > 1,
-        max_stream_seconds=1.1 * config.max_connection_age.total_seconds() + CONNECTION_AGE_GRACE_SECONDS,
+        max_stream_seconds=max_stream_seconds(config),
         unix_mode=config.unix_mode,
     )
 
@@ -380,6 +402,41 @@ def _import_native() -> type[NativeServer]:
             raise
         raise CannotStartError("--transport native is not installed; pip install 'jobstatus-grpc[native]'") from None
     return NativeServer
+
+
+async def _open_web(
+    config: ServerConfig, methods: Sequence[Method], access: Access, certificates: Certificates | None
+) -> WebListener:
+    """Return the listener of the web side, bound to its address, which serves once it is started.
+
+    Raises:
+        CannotListenError: the address cannot be listened on.
+    """
+    from jobstatus_grpc.web.gateway import Gateway
+    from jobstatus_grpc.web.listener import WebListener
+    from jobstatus_grpc.web.site import Site
+
+    assert config.http is not None
+    site = Site(
+        Gateway(methods, max_stream_seconds=max_stream_seconds(config)),
+        identify=None if access.file is None else access.identify,
+        origins=config.http_origin,
+        is_loopback=is_loopback(host_and_port(config.http)[0]),
+    )
+    return WebListener(
+        site,
+        await bind(config.http, is_shared=config.workers > 1),
+        tls_context=None if certificates is None else lambda: certificates.https_context(asks_clients=True),
+    )
+
+
+def _import_web() -> None:
+    try:
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "uvicorn":
+            raise
+        raise CannotStartError("--http needs an extra; pip install 'jobstatus-grpc[web]'") from None
 
 
 def _metrics_of(

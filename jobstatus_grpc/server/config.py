@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ TRANSPORTS = ("grpcio", "native")
 CONNECTION_AGE_GRACE_SECONDS = 30.0
 """Time for running calls to end once their connection has reached `max_connection_age`."""
 
+
+_ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:_-]+", re.ASCII)
 
 MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 """Of the path of a Unix socket: the operating system's limit."""
@@ -80,6 +83,10 @@ class ServerConfig:
     """Serve no reflection, which needs no identity: clients then need the .proto."""
     unix_mode: int = 0o600
     """Permissions of Unix sockets."""
+    http: str | None = None
+    """`host:port` of the web side. None: nowhere."""
+    http_origin: tuple[str, ...] = ()
+    """Origins, `scheme://host[:port]`, whose pages may call the web side; its own always may."""
     metrics: str | None = None
     """`host:port` to serve metrics on, beyond loopback too: they hold no data of single jobs. None: nowhere."""
     metrics_tls: bool = False
@@ -94,7 +101,8 @@ class ServerConfig:
         for address in self.listen:
             host = _host_of(address)
             if not self.insecure and host is not None and not is_loopback(host):
-                self._check_closed(address)
+                self._check_closed("--listen", address)
+        self._check_http()
         if self.metrics is not None:
             try:
                 host_and_port(self.metrics)
@@ -102,12 +110,30 @@ class ServerConfig:
                 raise CannotStartError(f"--metrics {self.metrics} is not an address; write HOST:PORT") from None
         self._check_tls()
 
-    def _check_closed(self, address: str) -> None:
+    def _check_http(self) -> None:
+        if self.http is None:
+            if self.http_origin:
+                raise CannotStartError("--http-origin needs --http too")
+            return
+        try:
+            host, _ = host_and_port(self.http)
+        except ValueError:
+            raise CannotStartError(f"--http {self.http} is not an address; write HOST:PORT") from None
+        if not self.insecure and not is_loopback(host):
+            self._check_closed("--http", self.http)
+        for origin in self.http_origin:
+            if _ORIGIN.fullmatch(origin) is None:
+                raise CannotStartError(
+                    f"--http-origin {origin} is not an origin; write it as browsers do, such as https://board.example"
+                )
+
+    def _check_closed(self, flag: str, address: str) -> None:
         missing = {"encryption (--tls-cert, --tls-key)": self.tls_cert, "authentication (--auth)": self.auth}
         if names := " and without ".join(name for name, value in missing.items() if value is None):
             raise CannotStartError(
-                f"--listen {address} would be open to other machines without {names}; add what is missing, listen on "
-                "127.0.0.1 or unix:/path, or add --insecure if all that can connect are trusted"
+                f"{flag} {address} would be open to other machines without {names}; add what is missing, listen on "
+                f"127.0.0.1{' or unix:/path' if flag == '--listen' else ''}, or add --insecure if all that can connect "
+                "are trusted"
             )
 
     def _check_tls(self) -> None:
@@ -181,6 +207,11 @@ def host_and_port(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"not an address: {address!r}")
     return host.strip("[]"), int(port)
+
+
+def max_stream_seconds(config: ServerConfig) -> float:
+    """Return the time after which a stream with a reader that does not read ends, where grpcio does not end it."""
+    return 1.1 * config.max_connection_age.total_seconds() + CONNECTION_AGE_GRACE_SECONDS
 
 
 def channel_options(config: ServerConfig) -> list[tuple[str, int]]:

@@ -184,12 +184,14 @@ async def supervise(config: ServerConfig, *, ready: Ready, log_format: str, log_
     loop = asyncio.get_running_loop()
     for number in stop_signals():
         loop.add_signal_handler(number, stopping.set)
-    async with _reserved(config.listen) as addresses:
+    shared = [*config.listen, *([config.http] if config.http else [])]
+    async with _reserved(shared) as reserved:
+        addresses, http = reserved[: len(config.listen)], None if config.http is None else reserved[-1]
         with private_folder() as folder:
             assignments = [
                 Assignment(
                     index=index,
-                    config=dataclasses.replace(config, listen=addresses, metrics=metrics_of(config, index)),
+                    config=dataclasses.replace(config, listen=addresses, http=http, metrics=metrics_of(config, index)),
                     private=f"unix:{folder}/{index}",
                     log_format=log_format,
                     log_level=log_level,
@@ -198,7 +200,8 @@ async def supervise(config: ServerConfig, *, ready: Ready, log_format: str, log_
                 for index in range(config.workers)
             ]
             workers = [Worker(WorkerProcess(assignment)) for assignment in assignments]
-            await _keep(workers, stopping, lambda: ready(addresses))
+            scheme = "https" if config.tls_cert else "http"
+            await _keep(workers, stopping, lambda: ready([*addresses, *([f"{scheme}://{http}"] if http else [])]))
     return EXIT_OK
 
 

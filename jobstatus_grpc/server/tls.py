@@ -159,7 +159,7 @@ class Certificates:
         """
         self._files = files
         self._now = now
-        self._context: tuple[Identity, ssl.SSLContext] | None = None
+        self._contexts: dict[bool, tuple[Identity, ssl.SSLContext]] = {}
         paths = (files.cert, files.key, files.client_ca)
         self._followed = FollowedFiles(paths, self._read_again, (CannotStartError,))
         self.reloads = Counter({"success": 0, "failure": 0})
@@ -170,22 +170,29 @@ class Certificates:
         """The newest good contents."""
         return self._followed.current
 
-    def https_context(self) -> ssl.SSLContext:
-        """Return a context for an HTTPS server with the certificate, which asks clients for none.
+    def https_context(self, *, asks_clients: bool = False) -> ssl.SSLContext:
+        """Return a context for an HTTPS server with the certificate.
+
+        With `asks_clients` clients must have a certificate of the CAs in the files, if there are any; else none is
+        asked for.
 
         Raises:
             CannotStartError: OpenSSL refuses the files, and there is no context from before.
         """
-        if self._context is None or self._context[0] is not self.current:
+        known = self._contexts.get(asks_clients)
+        if known is None or known[0] is not self.current:
             current, context = self.current, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             try:
                 context.load_cert_chain(self._files.cert, self._files.key, password="")
-                self._context = current, context
+                if asks_clients and current.client_ca is not None:
+                    context.load_verify_locations(cadata=current.client_ca.decode("ascii", "ignore"))
+                    context.verify_mode = ssl.CERT_REQUIRED
+                known = self._contexts[asks_clients] = current, context
             except (OSError, ValueError) as error:
-                if self._context is None:
+                if known is None:
                     raise CannotStartError(f"--tls-cert {self._files.cert}: OpenSSL refuses it: {error}") from None
-        return self._context[1]
+        return known[1]
 
     async def follow(self) -> None:
         """Read the files again whenever they change, for ever."""

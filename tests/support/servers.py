@@ -54,6 +54,8 @@ class ServerProcess:
         self._log = log
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
+        self.http = ""
+        """The URL of the web side, with the flag --http."""
 
     def __enter__(self) -> ServerProcess:
         self.start()
@@ -85,6 +87,8 @@ class ServerProcess:
             self.kill()
             raise AssertionError(f"the server said {line!r} instead of where it listens")
         self.address = self._listen = line.removeprefix("listening on ").strip()
+        if "--http" in self._flags:
+            self.http = self._process.stdout.readline().removeprefix("listening on ").strip()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -149,3 +153,11 @@ async def serving_at(
         # With a grace period: replies that are under way still arrive.
         after_the_server.push_async_callback(channel.close, 1)
         yield JobStatusServiceStub(channel), server.addresses[0]
+
+
+@contextlib.asynccontextmanager
+async def serving_web(store: JobStore, **settings: Any) -> AsyncIterator[str]:
+    """Serve a store with a web side within the running event loop, and yield the URL of the web side."""
+    config = ServerConfig(listen=("127.0.0.1:0",), http="127.0.0.1:0", drain_grace=timedelta(seconds=2), **settings)
+    async with _Server(config, store, _Files(config), ServerLog()) as server:
+        yield server.addresses[-1]

@@ -84,6 +84,12 @@ YEAR = timedelta(days=365)
     type=parsers.file_mode,
     default=f"{DEFAULTS.unix_mode:04o}",
 )
+@flag(
+    "--http HOST:PORT",
+    "Serve the web side on this address: the RPCs for browsers and curl, see docs/web.md; port 0: a free port. Needs "
+    "the extra `web`.",
+)
+@flag("--http-origin ORIGIN", "An origin whose pages may call the web side. May be repeated.", multiple=True)
 @flag("--metrics HOST:PORT", "Serve Prometheus metrics over HTTP on this address; port 0: a free port.")
 @flag("--metrics-tls", "Serve metrics over HTTPS, with --tls-cert.")
 @flag("--metrics-token-file FILE", "Serve metrics only to requests with the bearer token in this file.")

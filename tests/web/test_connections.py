@@ -1,0 +1,152 @@
+"""Clients that are slow, silent, large or broken: each gets a clear answer or none, and others are served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import subprocess
+import time
+from contextlib import ExitStack, suppress
+from datetime import timedelta
+
+import pytest
+
+from jobstatus_grpc.job import limits
+from jobstatus_grpc.server import config
+from jobstatus_grpc.stores.memory import MemoryStore
+from jobstatus_grpc.web import http, listener
+from tests.support.loop import on_a_loop
+from tests.support.servers import serving_web
+from tests.support.web import SERVICE_PATH, Web, read_all
+
+GET = f"{SERVICE_PATH}/GetJob"
+WATCH = f"{SERVICE_PATH}/WatchJob"
+HEAD = f"POST {GET} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+
+
+def test_a_body_that_is_announced_too_large_is_refused_unread(web):
+    reply = read_all(web.raw(f"{HEAD}content-length: {limits.MAX_REQUEST_BYTES + 1}\r\n\r\n".encode()))
+    assert reply.startswith(b"HTTP/1.1 413 ")
+    assert b'"code": "resource_exhausted"' in reply
+
+
+def test_a_body_without_a_length_is_cut_off_while_it_comes(web):
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    sent = 0
+    with web.raw(f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode()) as connection, suppress(ConnectionError):
+        while sent < 8 * limits.MAX_REQUEST_BYTES:
+            connection.sendall(chunk)
+            sent += 0x10000
+    assert sent < 4 * limits.MAX_REQUEST_BYTES
+
+
+def test_curl_is_told_that_its_body_is_too_large(web, tmp_path):
+    (tmp_path / "large").write_bytes(b" " * (limits.MAX_REQUEST_BYTES + 1))
+    command = ["curl", "-s", "-w", "%{http_code}", f"{web.url}{GET}", "-H", "content-type: application/json"]
+    command += ["--data-binary", f"@{tmp_path}/large"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.endswith("413")
+
+
+def test_a_body_of_the_limit_is_taken(web):
+    body = b'{"id": "a"' + b" " * (limits.MAX_REQUEST_BYTES - 11) + b"}"
+    assert web.request("POST", GET, body, content_type="application/json").status == 404
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET  / HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET /\xc3\xbc HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 20_000,
+        b"\0" * 20_000,
+    ],
+    ids=range(10),
+)
+def test_what_is_not_http_gets_a_4xx_and_the_end(web, data):
+    reply = read_all(web.raw(data))
+    assert reply.startswith(b"HTTP/1.1 4") or reply.startswith(b"HTTP/1.1 501"), reply
+
+
+def test_a_header_beyond_ascii_reaches_its_reader(web):
+    request = f"{HEAD}content-length: 2\r\nauthorization: Bearer \xff\r\nconnection: close\r\n\r\n{{}}"
+    assert read_all(web.raw(request.encode("latin-1"))).startswith(b"HTTP/1.1 400 ")
+
+
+def test_two_thousand_silent_connections_do_not_keep_others_waiting(serve_web):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 10_000), hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        service, web = serve_web()
+        for _ in range(2000):
+            stack.enter_context(web.raw(HEAD.encode()))
+        started = time.monotonic()
+        assert web.call("CreateJob", {"job": {"id": "x"}}).status == 200
+        assert service.get("x").id == "x"
+        assert time.monotonic() - started < 2
+
+
+@pytest.fixture
+def quick_limits(monkeypatch):
+    monkeypatch.setattr(listener, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(http, "BODY_SECONDS", 0.2)
+
+
+@on_a_loop
+async def test_half_a_header_is_closed_and_half_a_body_is_answered(quick_limits):
+    async with serving_web(MemoryStore()) as url:
+        halves = [b"", b"POST", HEAD.encode(), f"{HEAD}content-length: 9\r\n\r\n{{".encode()]
+        replies = [await asyncio.to_thread(read_all, Web(url).raw(half)) for half in halves]
+    assert replies[:3] == [b"", b"", b""]
+    assert replies[3].startswith(b"HTTP/1.1 408 ")
+
+
+@on_a_loop
+async def test_the_second_request_of_a_connection_has_a_time_limit_too(quick_limits):
+    async with serving_web(MemoryStore()) as url:
+        connection = Web(url).raw(f"{HEAD}content-length: 2\r\n\r\n{{}}".encode())
+        assert (await asyncio.to_thread(connection.recv, 65536)).startswith(b"HTTP/1.1 400 ")
+        connection.sendall(b"POST")
+        assert await asyncio.to_thread(read_all, connection) == b""
+
+
+@on_a_loop
+async def test_a_reader_that_does_not_read_is_cut_off_at_the_age_of_streams(monkeypatch):
+    monkeypatch.setattr(config, "CONNECTION_AGE_GRACE_SECONDS", 0.1)
+    async with serving_web(MemoryStore(), max_connection_age=timedelta(seconds=1)) as url:
+        web = Web(url)
+        await asyncio.to_thread(web.call, "CreateJob", {"job": {"id": "x", "result": {"text": "x" * 60_000}}})
+        message = b'{"id":"x","minUpdateInterval":"0s"}'
+        frame = b"\0" + len(message).to_bytes(4, "big") + message
+        head = f"POST {WATCH} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/connect+json\r\n"
+        silent = web.raw(f"{head}content-length: {len(frame)}\r\n\r\n".encode() + frame, receive_buffer_bytes=4096)
+        for number in range(100):
+            await asyncio.to_thread(web.call, "UpdateJob", {"job": {"id": "x", "reason": str(number)}})
+        await asyncio.sleep(1.3)
+        received = await asyncio.to_thread(read_all, silent)
+    assert b'"error"' not in received
+
+
+def test_a_client_that_leaves_frees_its_stream(serve_web):
+    _, web = serve_web("--max-watchers-per-caller", "1")
+    web.call("CreateJob", {"job": {"id": "x"}})
+    for _ in range(3):
+        stream = _first_stream_that_is_admitted(web)
+        stream.close()
+
+
+def _first_stream_that_is_admitted(web):
+    until = time.monotonic() + 5
+    while True:
+        stream = web.stream("WatchJob", {"id": "x"})
+        if "event" in next(stream):
+            return stream
+        assert time.monotonic() < until

@@ -1,0 +1,254 @@
+"""Who may call the web side: hosts, origins, the login and its cookie; what every response carries."""
+
+from __future__ import annotations
+
+import ssl
+import time
+
+import pytest
+
+from jobstatus_grpc.auth import Role
+from tests.support.auth import AuthText
+from tests.support.certificates import Authority
+from tests.support.web import SERVICE_PATH, Web, read_all
+
+WHOAMI = f"{SERVICE_PATH}/GetCallerIdentity"
+BOARD = "https://board.example"
+
+
+@pytest.fixture(scope="module")
+def secured(serve_module, tmp_path_factory):
+    """A server with tokens, and another origin; its web side, and the token of an operator `anna`."""
+    auth = AuthText(tmp_path_factory.mktemp("auth") / "auth.toml")
+    token = auth.admit("anna")
+    service = serve_module("--http", "127.0.0.1:0", "--http-origin", BOARD, "--auth", str(auth.path))
+    return Web(service.process.http), token
+
+
+def log_in(web, token, **headers):
+    return web.request("POST", "/login", {"token": token}, origin=web.url, **headers)
+
+
+def cookie_of(reply):
+    return reply.headers["set-cookie"].partition(";")[0]
+
+
+def test_a_login_sets_a_cookie_that_pages_of_this_site_call_with(secured):
+    web, token = secured
+    reply = log_in(web, token)
+    assert (reply.status, reply.headers["set-cookie"]) == (
+        204, f"jobstatus={token}; Path=/; HttpOnly; SameSite=Strict",
+    )  # fmt: skip
+    me = web.request("POST", WHOAMI, {}, origin=web.url, cookie=f"other=1; {cookie_of(reply)}")
+    assert me.json()["identity"]["principal"] == "anna"
+
+
+def test_a_logout_deletes_the_cookie(secured):
+    web, _ = secured
+    reply = web.request("POST", "/logout", b"", origin=web.url)
+    assert (reply.status, reply.headers["set-cookie"]) == (
+        204, "jobstatus=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", [{}, {"origin": BOARD}], ids=["none", "another"])
+def test_a_cookie_counts_only_for_pages_of_this_site(secured, origin):
+    web, token = secured
+    reply = web.request("POST", WHOAMI, {}, cookie=f"jobstatus={token}", **origin)
+    assert (reply.status, reply.reason) == (401, "NO_IDENTITY")
+
+
+def test_a_header_goes_before_a_cookie(secured):
+    web, token = secured
+    reply = web.request(
+        "POST", WHOAMI, {}, origin=web.url, cookie=f"jobstatus={token}", authorization="Bearer jst_unknown"
+    )
+    assert (reply.status, reply.reason) == (401, "BAD_IDENTITY")
+
+
+def test_two_cookies_of_our_name_are_refused(secured):
+    web, token = secured
+    assert web.request("POST", WHOAMI, {}, origin=web.url, cookie=f"jobstatus=x; jobstatus={token}").status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"token": "jst_unknown"}, 401),
+        ({"token": ""}, 400),
+        ({"token": "a; Domain=evil"}, 400),
+        ({"token": "a\r\nset-cookie: x=y"}, 400),
+        ({"token": "x" * 4000}, 400),
+        ({"token": 5}, 400),
+        ([], 400),
+        (b"", 400),
+        (b"[" * 100_000, 400),
+    ],
+)
+def test_a_login_that_is_not_one_sets_no_cookie(secured, body, status):
+    web, _ = secured
+    reply = web.request("POST", "/login", body, origin=web.url, content_type="application/json")
+    assert (reply.status, reply.headers["set-cookie"]) == (status, None)
+
+
+def test_a_form_of_another_site_cannot_log_in(secured):
+    web, token = secured
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    assert web.request("POST", "/login", f"token={token}".encode(), **form).status == 415
+
+
+def test_no_token_is_taken_from_a_url(secured):
+    web, token = secured
+    assert web.request("POST", f"{WHOAMI}?token={token}&access_token={token}", {}).reason == "NO_IDENTITY"
+
+
+def test_without_authentication_there_is_no_login(web):
+    assert web.request("POST", "/login", {"token": "x"}).status == 404
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1", "", "http://127.0.0.1:1"])
+def test_a_page_of_another_origin_writes_nothing(web, origin):
+    reply = web.call("CreateJob", {"job": {"id": "evil"}}, origin=origin)
+    assert (reply.status, reply.headers["access-control-allow-origin"]) == (403, None)
+    assert web.call("GetJob", {"id": "evil"}).status == 404
+
+
+def test_a_page_of_this_origin_writes(web, new_id):
+    assert web.call("CreateJob", {"job": {"id": new_id()}}, origin=web.url).status == 200
+
+
+def test_an_origin_of_the_flag_calls_with_its_token(secured):
+    web, token = secured
+    preflight = web.request("OPTIONS", WHOAMI, origin=BOARD, access_control_request_method="POST")
+    assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, BOARD)
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    reply = web.request("POST", WHOAMI, {}, origin=BOARD, authorization=f"Bearer {token}")
+    assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, BOARD)
+    assert (reply.headers["access-control-allow-credentials"], reply.headers["vary"]) == (None, "Origin")
+
+
+def test_a_preflight_of_another_origin_allows_nothing(web):
+    reply = web.request("OPTIONS", WHOAMI, origin="http://evil.example", access_control_request_method="POST")
+    assert not [name for name in reply.headers if name.lower().startswith("access-control")]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
+def test_a_name_of_dns_that_leads_to_this_machine_is_refused(web, host):
+    assert web.call("ListJobs", {}, host=host).status == 421
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "[::1]", "127.0.0.1", "10.0.0.1:80"])
+def test_addresses_of_machines_are_hosts(web, host):
+    assert web.call("ListJobs", {}, host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", WHOAMI), ("GET", WHOAMI), ("GET", "/nothing"), ("OPTIONS", "/"), ("GET", "/login")]
+)
+def test_every_response_has_the_security_fields(web, method, path):
+    headers = web.request(method, path).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/..{WHOAMI}",
+        f"/{WHOAMI}",
+        WHOAMI.replace("/Get", "%2FGet"),
+        WHOAMI.replace("Get", "%47et"),
+        f"{WHOAMI}/",
+        WHOAMI.lower(),
+        "/%00",
+        "/../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "*",
+        f"http://127.0.0.1{WHOAMI}",
+    ],
+)
+def test_a_path_is_taken_as_it_is(web, path):
+    assert web.request("POST", path, {}).status == 404
+
+
+def test_a_tenant_is_chosen_by_the_header_of_grpc(serve_web, auth):
+    token = auth.admit("root", Role.ADMIN)
+    _, web = serve_web("--auth", str(auth.path))
+    known = {"authorization": f"Bearer {token}"}
+    assert web.call("GetCallerIdentity", {}, **known, x_jobstatus_tenant="b").json()["identity"]["tenant"] == "b"
+    assert web.call("CreateJob", {"job": {"id": "x"}}, **known, x_jobstatus_tenant="b").status == 200
+    assert web.call("GetJob", {"id": "x"}, **known).status == 404
+
+
+def test_a_role_is_refused_what_grpc_refuses_it(serve_web, auth):
+    token = auth.admit("eve", Role.WATCHER)
+    _, web = serve_web("--auth", str(auth.path))
+    reply = web.call("CreateJob", {}, authorization=f"Bearer {token}")
+    assert (reply.status, reply.reason) == (403, "NOT_ALLOWED")
+
+
+def test_duplicates_of_a_header_are_refused(web, secured):
+    lines = [
+        f"POST {WHOAMI} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", "content-length: 2",
+        "connection: close",
+    ]  # fmt: skip
+    for name in ("content-type: application/json", "host: evil", "content-length: 3", "origin: a\r\norigin: b"):
+        request = "\r\n".join([*lines, name, "", "{}"]).encode()
+        assert read_all(web.raw(request)).startswith(b"HTTP/1.1 400")
+    twice = "\r\n".join([*lines, f"authorization: Bearer {secured[1]}", "authorization: Bearer x", "", "{}"])
+    assert b"BAD_IDENTITY" in read_all(secured[0].raw(twice.encode()))
+
+
+def test_a_stream_ends_when_its_caller_is_removed(serve_web, auth):
+    auth.admit("boss")
+    token = auth.admit("anna")
+    service, web = serve_web("--auth", str(auth.path))
+    known = {"authorization": f"Bearer {token}"}
+    web.call("CreateJob", {"job": {"id": "x"}}, **known)
+    stream = web.stream("WatchJob", {"id": "x"}, **known)
+    assert next(stream)["event"]["job"]["id"] == "x"
+    auth.remove("anna")
+    (end,) = stream
+    assert (end["error"]["code"], end["error"]["details"][0]["debug"]["reason"]) == ("unauthenticated", "BAD_IDENTITY")
+    assert service.process.terminate() == 0
+
+
+def test_with_tls_the_cookie_is_secure_and_the_files_are_read_again(serve_web, auth, tmp_path):
+    token, authority = auth.admit("anna"), Authority()
+    cert, key = authority.issue().write(tmp_path, "server")
+    tls = ssl.create_default_context(cafile=authority.write(tmp_path))
+    service, plain = serve_web("--auth", str(auth.path), "--tls-cert", cert, "--tls-key", key)
+    web = Web(plain.url, tls=tls)
+    reply = log_in(web, token)
+    assert reply.headers["set-cookie"] == f"__Host-jobstatus={token}; Path=/; HttpOnly; SameSite=Strict; Secure"
+    assert web.request("POST", WHOAMI, {}, origin=web.url, cookie=cookie_of(reply)).status == 200
+    other = Authority()
+    other.issue().write(tmp_path, "server")
+    trusting_both = ssl.create_default_context(cadata=other.pem.decode())
+    until = time.monotonic() + 10
+    while True:
+        try:
+            assert Web(plain.url, tls=trusting_both, token=token).call("GetCallerIdentity", {}).status == 200
+            break
+        except ssl.SSLError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    assert service.process.terminate() == 0
+
+
+def test_clients_need_the_certificates_that_grpc_asks_for(serve_web, tmp_path):
+    authority = Authority()
+    cert, key = authority.issue().write(tmp_path, "server")
+    ca = authority.write(tmp_path)
+    flags = ["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ca, "--tls-require-client-cert"]
+    (tmp_path / "auth.toml").write_text('[[certificates]]\ncn = "worker"\nname = "w"\nrole = "worker"\n')
+    _, plain = serve_web(*flags, "--auth", str(tmp_path / "auth.toml"))
+    without = ssl.create_default_context(cafile=ca)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        Web(plain.url, tls=without).call("GetCallerIdentity", {})
+    having = ssl.create_default_context(cafile=ca)
+    having.load_cert_chain(*authority.issue(name="worker").write(tmp_path, "client"))
+    assert Web(plain.url, tls=having).call("GetCallerIdentity", {}).json()["identity"]["principal"] == "w"
