@@ -10,7 +10,10 @@ import pytest
 from jobstatus_grpc.auth import Role
 from tests.support.auth import AuthText
 from tests.support.certificates import Authority
+from tests.support.servers import TRANSPORT
 from tests.support.web import SERVICE_PATH, Web, read_all
+
+needs_tls = pytest.mark.skipif(TRANSPORT == "native", reason="the native transport has no TLS")
 
 WHOAMI = f"{SERVICE_PATH}/GetCallerIdentity"
 BOARD = "https://board.example"
@@ -216,6 +219,7 @@ def test_a_stream_ends_when_its_caller_is_removed(serve_web, auth):
     assert service.process.terminate() == 0
 
 
+@needs_tls
 def test_with_tls_the_cookie_is_secure_and_the_files_are_read_again(serve_web, auth, tmp_path):
     token, authority = auth.admit("anna"), Authority()
     cert, key = authority.issue().write(tmp_path, "server")
@@ -239,6 +243,7 @@ def test_with_tls_the_cookie_is_secure_and_the_files_are_read_again(serve_web, a
     assert service.process.terminate() == 0
 
 
+@needs_tls
 def test_clients_need_the_certificates_that_grpc_asks_for(serve_web, tmp_path):
     authority = Authority()
     cert, key = authority.issue().write(tmp_path, "server")
