@@ -44,7 +44,7 @@ test: $(VENV)/.dev ## run the tests, without slow tests and tests that build (un
 check: lint types imports test-all ## run everything that CI runs (under 12 minutes)
 
 .PHONY: test-all
-test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node ## run all tests except those of make interop
+test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node browser ## run all tests except those of make interop
 	$(PYTHON) -m pytest $(WORKERS) -m 'not interop' $(ARGS)
 
 # examples/Makefile lists the packages that the examples in other languages need.
@@ -59,6 +59,14 @@ interop: $(VENV)/.dev node ## run the examples in every language, and Envoy, as 
 .PHONY: node
 node:
 	@command -v npm >/dev/null || $(call apt-install,nodejs npm)
+
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || $(call apt-install,chromium)
+
+.PHONY: screenshots
+screenshots: $(VENV)/.dev browser ## make the pictures of the board in docs/
+	$(PYTHON) -m tests.support.screenshots
 
 FAULT_ROWS := build/faults.jsonl
 

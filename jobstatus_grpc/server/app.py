@@ -265,7 +265,13 @@ class _Server:
                 await self._endpoint.start()
             self._held.enter_context(held(self._config.listen))
             if self._config.http is not None:
-                self._web = await _open_web(self._config, self._methods, self._access, self._certificates)
+                self._web = await _open_web(
+                    self._config,
+                    self._methods,
+                    self._access,
+                    self._certificates,
+                    grpc_address=lambda: self.addresses[0],
+                )
             self.addresses = await self._transport.start()
             if self._web is not None:
                 await self._web.start()
@@ -405,13 +411,21 @@ def _import_native() -> type[NativeServer]:
 
 
 async def _open_web(
-    config: ServerConfig, methods: Sequence[Method], access: Access, certificates: Certificates | None
+    config: ServerConfig,
+    methods: Sequence[Method],
+    access: Access,
+    certificates: Certificates | None,
+    *,
+    grpc_address: Callable[[], str],
 ) -> WebListener:
     """Return the listener of the web side, bound to its address, which serves once it is started.
+
+    `grpc_address` is called after that: the address that the board names.
 
     Raises:
         CannotListenError: the address cannot be listened on.
     """
+    from jobstatus_grpc.web import board
     from jobstatus_grpc.web.gateway import Gateway
     from jobstatus_grpc.web.listener import WebListener
     from jobstatus_grpc.web.site import Site
@@ -423,6 +437,7 @@ async def _open_web(
         origins=config.http_origin,
         is_loopback=is_loopback(host_and_port(config.http)[0]),
     )
+    site.routes.update(board.routes(grpc_address))
     return WebListener(
         site,
         await bind(config.http, is_shared=config.workers > 1),

@@ -16,14 +16,12 @@ from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import InternalError, JobStatusError
 from jobstatus_grpc.web.calls import Call
 from jobstatus_grpc.web.gateway import Gateway
-from jobstatus_grpc.web.http import DisconnectedError, HttpError, Receive, Request, Send, respond_problem
+from jobstatus_grpc.web.http import DisconnectedError, HttpError, Receive, Request, Route, Send, respond_problem
 
 log = logging.getLogger("jobstatus_grpc.server")
 
 Identify: TypeAlias = Callable[[Any], Awaitable[Identity]]
 """From a Call to its caller; raises the error with which an RPC would be refused."""
-
-Route: TypeAlias = Callable[[Request], Awaitable[None]]
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 

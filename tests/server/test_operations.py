@@ -467,9 +467,9 @@ class CountingStore(MemoryStore):
 
     reads = 0
 
-    async def get(self, tenant, job_id):
+    async def get(self, tenant, job_id, *, only=None):
         self.reads += 1
-        return await super().get(tenant, job_id)
+        return await super().get(tenant, job_id, only=only)
 
 
 def test_a_wait_reads_the_job_once():
