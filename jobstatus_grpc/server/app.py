@@ -433,7 +433,7 @@ async def _open_web(
     assert config.http is not None
     site = Site(
         Gateway(methods, max_stream_seconds=max_stream_seconds(config)),
-        identify=None if access.file is None else access.identify,
+        identify=None if access.file is None else lambda call: access.identify(call, call.invocation_metadata()),
         origins=config.http_origin,
         is_loopback=is_loopback(host_and_port(config.http)[0]),
     )

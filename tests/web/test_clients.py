@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import json_format
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.server.servicer import SERVICE
+from jobstatus_grpc.server.services import JOB_STATUS
 from tests.support.web import DESCRIPTOR_SET, SERVICE_PATH, run_node
 
 NODE_CLIENTS = [
@@ -20,7 +20,7 @@ NODE_CLIENTS = [
     "connect-web grpc-web", "grpc-web binary", "grpc-web text",
 ]  # fmt: skip
 
-RPCS = {method.name for method in SERVICE.methods}
+RPCS = {method.name for method in JOB_STATUS.methods}
 
 
 @pytest.mark.parametrize("client", NODE_CLIENTS)
