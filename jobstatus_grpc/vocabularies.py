@@ -22,6 +22,8 @@ from jobstatus_grpc.job import Job, JobError, JobState, limits
 from jobstatus_grpc.job.validation import clean_text
 
 __all__ = [
+    "CONTENT_QUEUE_WORDS",
+    "TASK_API_WORDS",
     "ContentQueueJob",
     "TaskApiJob",
     "from_content_queue",
@@ -61,7 +63,7 @@ class ContentQueueJob(_ContentQueueJob, total=False):
     error: str
 
 
-_TASK_API_WORDS: Mapping[JobState, str] = {
+TASK_API_WORDS: Mapping[JobState, str] = {
     JobState.PENDING: "pending",
     JobState.IN_PROGRESS: "in_progress",
     JobState.RETRYING: "retrying",
@@ -70,7 +72,7 @@ _TASK_API_WORDS: Mapping[JobState, str] = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "aborted",
 }
-_CONTENT_QUEUE_WORDS: Mapping[JobState, str] = {
+CONTENT_QUEUE_WORDS: Mapping[JobState, str] = {
     JobState.PENDING: "queued",
     JobState.IN_PROGRESS: "processing",
     JobState.RETRYING: "processing",
@@ -80,16 +82,16 @@ _CONTENT_QUEUE_WORDS: Mapping[JobState, str] = {
     JobState.CANCELLED: "cancelled",
 }
 # A word that two states share is read as the more general one.
-_TASK_API_STATES = {word: state for state, word in _TASK_API_WORDS.items() if state is not JobState.CANCELLED}
+_TASK_API_STATES = {word: state for state, word in TASK_API_WORDS.items() if state is not JobState.CANCELLED}
 _CONTENT_QUEUE_STATES = {
-    word: state for state, word in _CONTENT_QUEUE_WORDS.items() if state not in (JobState.RETRYING, JobState.ABORTED)
+    word: state for state, word in CONTENT_QUEUE_WORDS.items() if state not in (JobState.RETRYING, JobState.ABORTED)
 }
 
 
 def to_task_api(job: Job) -> TaskApiJob:
     """Return `job` as a task API's JSON object. `updatedAt` is absent until the job changes."""
     document = TaskApiJob(
-        id=job.id, name=job.name, state=_TASK_API_WORDS[job.state], createdAt=_to_rfc3339(job.created_at)
+        id=job.id, name=job.name, state=TASK_API_WORDS[job.state], createdAt=_to_rfc3339(job.created_at)
     )
     if job.reason:
         document["reason"] = job.reason
@@ -108,7 +110,7 @@ def to_content_queue(job: Job) -> ContentQueueJob:
     `error` is the error's message, or its reason where it has no message; absent if both are empty.
     `estimatedCompletion` is the worker's own.
     """
-    document = ContentQueueJob(id=job.id, status=_CONTENT_QUEUE_WORDS[job.state])
+    document = ContentQueueJob(id=job.id, status=CONTENT_QUEUE_WORDS[job.state])
     if job.progress is not None:
         document["progress"] = _to_number(job.progress)
     if job.estimated_completion is not None:

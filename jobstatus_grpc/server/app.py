@@ -427,12 +427,15 @@ async def _open_web(
     """
     from jobstatus_grpc.web import board
     from jobstatus_grpc.web.gateway import Gateway
+    from jobstatus_grpc.web.jobs import JobsApi
     from jobstatus_grpc.web.listener import WebListener
     from jobstatus_grpc.web.site import Site
 
     assert config.http is not None
+    gateway = Gateway(methods, max_stream_seconds=max_stream_seconds(config))
     site = Site(
-        Gateway(methods, max_stream_seconds=max_stream_seconds(config)),
+        gateway,
+        JobsApi(gateway),
         identify=None if access.file is None else lambda call: access.identify(call, call.invocation_metadata()),
         origins=config.http_origin,
         is_loopback=is_loopback(host_and_port(config.http)[0]),

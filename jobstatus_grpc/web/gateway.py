@@ -69,19 +69,17 @@ class Gateway:
     def __init__(self, methods: Iterable[Method], *, max_stream_seconds: float) -> None:
         """Take the methods, and the time after which a stream with a reader that does not read is closed."""
         self.rpcs: Mapping[str, Rpc] = {each.path: Rpc.of(each) for each in methods}
-        self._max_stream_seconds = max_stream_seconds
+        self.max_stream_seconds = max_stream_seconds
         self._parsing = asyncio.Semaphore(1)
 
     async def answer(self, request: Request) -> None:
-        """Answer a request whose path is that of an RPC.
+        """Answer a POST whose path is that of an RPC.
 
         Raises:
             HttpError: it is none of these protocols.
             DisconnectedError: the client has left.
         """
         rpc = self.rpcs[request.path]
-        if request.method != "POST":
-            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "RPCs are called with POST", fields=[("allow", "POST")])
         make = _PROTOCOLS.get((request.content_type(), rpc.method.is_stream))
         if make is None:
             accepted = [name for name, is_stream in _PROTOCOLS if is_stream == rpc.method.is_stream]
@@ -106,7 +104,7 @@ class Gateway:
         if protocol.is_json:
             data, parse_error = await self._from_json(rpc.input, data)
         call = Call(request, seconds=seconds, send=protocol.write if rpc.method.is_stream else None)
-        max_seconds = self._max_stream_seconds if rpc.method.is_stream else None
+        max_seconds = self.max_stream_seconds if rpc.method.is_stream else None
         try:
             return await run(rpc.method, data, call, request, max_seconds=max_seconds)
         except CallEndedError as error:

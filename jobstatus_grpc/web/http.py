@@ -53,7 +53,7 @@ class Connection(Protocol):
 
 
 class HttpError(Exception):
-    """A request that gets an error before it reaches an RPC."""
+    """A request that gets an error of HTTP."""
 
     def __init__(self, code: int, detail: str, *, fields: Fields = ()) -> None:
         """Take an HTTP status, one line that says what to do, and more header fields."""
@@ -73,6 +73,10 @@ class TooLargeError(HttpError):
     def __init__(self) -> None:
         text = f"the body is larger than {limits.MAX_REQUEST_BYTES} bytes"
         super().__init__(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+
+
+Route: TypeAlias = Callable[["Request"], Awaitable[None]]
+"""Answers a request."""
 
 
 class Request:
@@ -95,6 +99,7 @@ class Request:
         self.send = send
         self.is_started = False
         """Whether a response has begun."""
+        self._body: bytes | None = None
         self._is_read = not any(key in ("content-length", "transfer-encoding") for key, _ in self.fields)
 
     def header(self, name: str) -> str | None:
@@ -113,20 +118,23 @@ class Request:
         return (self.header("content-type") or "").partition(";")[0].strip().lower()
 
     async def body(self) -> bytes:
-        """Read the body.
+        """Read the body, or return it if it has been read.
 
         Raises:
             HttpError: it is too large, or did not arrive within BODY_SECONDS.
             DisconnectedError: the client has left.
         """
+        if self._body is not None:
+            return self._body
         length = self.header("content-length")
         if length is not None and int(length) > limits.MAX_REQUEST_BYTES:  # h11 has checked that it is a number
             raise TooLargeError
         try:
-            return await asyncio.wait_for(self._read(), BODY_SECONDS)
+            self._body = await asyncio.wait_for(self._read(), BODY_SECONDS)
         except asyncio.TimeoutError:
             text = f"the body has not arrived within {BODY_SECONDS:g} s; send it again, faster"
             raise HttpError(HTTPStatus.REQUEST_TIMEOUT, text) from None
+        return self._body
 
     async def _read(self) -> bytes:
         body = bytearray()
@@ -185,24 +193,39 @@ PROBLEM_TYPE = "application/problem+json"
 
 
 async def respond_problem(request: Request, error: HttpError | JobStatusError) -> None:
-    """Send an error as a problem (RFC 9457); that of a call has the reason, metadata and violations that gRPC has."""
+    """Send an error as a problem (RFC 9457)."""
+    problem = problem_of(error)
     if isinstance(error, HttpError):
-        problem = {"title": HTTPStatus(error.code).phrase, "status": error.code, "detail": error.detail}
-        await request.respond(error.code, PROBLEM_TYPE, json.dumps(problem).encode(), error.fields)
-        return
-    code, fields = http_status_of(error), []
-    problem = {"title": HTTPStatus(code).phrase, "status": code, "detail": error.message, "reason": error.reason}
+        fields = [*error.fields]
+    else:
+        fields = []
+        if isinstance(error, RetryableError):
+            fields.append(("retry-after", str(max(round(error.retry_after_seconds), 1))))
+        if problem["status"] == HTTPStatus.UNAUTHORIZED:
+            fields.append(("www-authenticate", "Bearer"))
+    await request.respond(problem["status"], PROBLEM_TYPE, json.dumps(problem).encode(), fields)
+
+
+def problem_of(error: HttpError | JobStatusError) -> dict[str, Any]:
+    """Return an error as a problem; that of a call has the reason, metadata and violations that gRPC has."""
+    if isinstance(error, HttpError):
+        return {"title": HTTPStatus(error.code).phrase, "status": int(error.code), "detail": error.detail}
+    code = http_status_of(error)
+    problem = {"title": HTTPStatus(code).phrase, "status": code, "detail": error.message}
+    if error.reason:
+        problem["reason"] = error.reason
     if error.metadata:
         problem["metadata"] = error.metadata
     if isinstance(error, InvalidFieldError) and error.violations:
         problem["violations"] = [{"field": each.field, "description": each.description} for each in error.violations]
-    if isinstance(error, RetryableError):
-        fields.append(("retry-after", str(max(round(error.retry_after_seconds), 1))))
-    if code == HTTPStatus.UNAUTHORIZED:
-        fields.append(("www-authenticate", "Bearer"))
-    await request.respond(code, PROBLEM_TYPE, json.dumps(problem).encode(), fields)
+    return problem
 
 
 def http_status_of(error: JobStatusError) -> int:
-    """Return the HTTP status of an error."""
-    return HTTP_STATUS_OF_CODE[status.code_of(error).name]
+    """Return the HTTP status of a problem."""
+    code = status.code_of(error).name
+    return _PROBLEM_STATUS.get(code, HTTP_STATUS_OF_CODE[code])
+
+
+_PROBLEM_STATUS: Mapping[str, int] = {"FAILED_PRECONDITION": 409, "ABORTED": 412}
+"""Where HTTP has a better one than Connect: the state of the job forbids it; If-Match names another revision."""

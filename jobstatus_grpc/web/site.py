@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 import logging
@@ -14,9 +15,11 @@ from urllib.parse import urlsplit
 
 from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import InternalError, JobStatusError
+from jobstatus_grpc.web import openapi
 from jobstatus_grpc.web.calls import Call
 from jobstatus_grpc.web.gateway import Gateway
 from jobstatus_grpc.web.http import DisconnectedError, HttpError, Receive, Request, Route, Send, respond_problem
+from jobstatus_grpc.web.jobs import JobsApi
 
 log = logging.getLogger("jobstatus_grpc.server")
 
@@ -35,8 +38,6 @@ SECURITY_FIELDS: Sequence[tuple[bytes, bytes]] = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-
-CORS_METHODS = "GET, HEAD, POST, PATCH, DELETE"
 
 CORS_REQUEST_FIELDS = (
     "authorization, content-type, x-jobstatus-tenant, x-request-id, connect-protocol-version, connect-timeout-ms, "
@@ -61,24 +62,27 @@ class Site:
     """The application that the listener runs."""
 
     def __init__(
-        self, gateway: Gateway, *, identify: Identify | None, origins: Sequence[str] = (), is_loopback: bool
+        self, gateway: Gateway, jobs: JobsApi, *, identify: Identify | None, origins: Sequence[str], is_loopback: bool
     ) -> None:
         """Take what answers RPCs.
 
         Args:
             gateway: answers RPCs.
+            jobs: answers `/v1/jobs…`.
             identify: identifies the caller of a login. None: the server has no authentication.
             origins: other origins whose pages may call, each `scheme://host[:port]`.
             is_loopback: the listener is for this machine alone. Then the host that a request is for must be this
                 machine too: a page of another name that resolves to it, by DNS rebinding, may call nothing.
         """
         self._gateway = gateway
+        self._jobs = jobs
         self._identify = identify
         self._origins = frozenset(origins)
         self._is_loopback = is_loopback
         self.routes: dict[str, Mapping[str, Route]] = {
             "/login": {"POST": self._log_in},
             "/logout": {"POST": self._log_out},
+            "/openapi.json": {"GET": self._describe},
         }
         """By path and method."""
 
@@ -107,21 +111,24 @@ class Site:
     async def _answer(self, request: Request) -> None:
         self._check_host(request)
         is_own = self._check_origin(request)
+        routes = self._routes_of(request.path)
+        if routes is None:
+            raise HttpError(HTTPStatus.NOT_FOUND, f"nothing is at {request.path[:200]}")
+        allowed = ", ".join([*routes, *(["HEAD"] if "GET" in routes else []), "OPTIONS"])
         if request.method == "OPTIONS":
-            await self._answer_preflight(request)
+            await self._answer_preflight(request, allowed)
             return
         self._use_cookie(request, is_own=is_own)
-        if request.path in self._gateway.rpcs:
-            await self._gateway.answer(request)
-            return
-        route = self.routes.get(request.path)
-        if route is None:
-            raise HttpError(HTTPStatus.NOT_FOUND, f"nothing is at {request.path[:200]}")
-        answer = route.get("GET" if request.method == "HEAD" else request.method)
+        answer = routes.get("GET" if request.method == "HEAD" else request.method)
         if answer is None:
-            text = f"{request.path} takes {', '.join(route)}"
-            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, text, fields=[("allow", ", ".join(route))])
+            text = f"{request.path[:200]} takes {allowed}"
+            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, text, fields=[("allow", allowed)])
         await answer(request)
+
+    def _routes_of(self, path: str) -> Mapping[str, Route] | None:
+        if path in self._gateway.rpcs:
+            return {"POST": self._gateway.answer}
+        return self.routes.get(path) or self._jobs.routes_of(path)
 
     def _check_host(self, request: Request) -> None:
         if not self._is_loopback:
@@ -159,11 +166,11 @@ class Site:
         if tokens and is_own and request.header("authorization") is None:
             request.fields.append(("authorization", f"Bearer {tokens[0]}"))
 
-    async def _answer_preflight(self, request: Request) -> None:
-        fields = [("allow", f"{CORS_METHODS}, OPTIONS")]
+    async def _answer_preflight(self, request: Request, allowed: str) -> None:
+        fields = [("allow", allowed)]
         if request.header("origin") in self._origins:
             fields += [
-                ("access-control-allow-methods", CORS_METHODS),
+                ("access-control-allow-methods", allowed),
                 ("access-control-allow-headers", CORS_REQUEST_FIELDS),
                 ("access-control-max-age", str(CORS_MAX_AGE_SECONDS)),
             ]
@@ -182,6 +189,9 @@ class Site:
     async def _log_out(self, request: Request) -> None:
         await request.body()
         await request.respond(HTTPStatus.NO_CONTENT, fields=[("set-cookie", f"{_cookie(request, '')}; Max-Age=0")])
+
+    async def _describe(self, request: Request) -> None:
+        await request.respond(HTTPStatus.OK, "application/json", _description())
 
     def _with_fields(self, request: Request, send: Send) -> Send:
         origin = next((value for key, value in request.fields if key == "origin"), None)
@@ -205,6 +215,11 @@ class Site:
             await send(message)
 
         return send_with_fields
+
+
+@functools.cache
+def _description() -> bytes:
+    return json.dumps(openapi.document(), ensure_ascii=False).encode()
 
 
 def cookie_name(request: Request) -> str:

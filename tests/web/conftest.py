@@ -24,7 +24,7 @@ def web_service() -> Iterator[Service]:
         service.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def web(web_service: Service) -> Web:
     assert web_service.process is not None
     return Web(web_service.process.http)

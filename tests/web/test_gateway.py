@@ -101,7 +101,7 @@ def test_parameters_of_a_content_type_do_not_count(web):
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "HEAD"])
 def test_rpcs_are_called_with_post(web, method):
     reply = web.request(method, GET)
-    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert (reply.status, reply.headers["allow"]) == (405, "POST, OPTIONS")
 
 
 @pytest.mark.parametrize("frame", [b"", b"{}", b"\0\0\0\0\3{}", b"\0\0\0\0\1{}", FRAME * 2, b"\2\0\0\0\2{}", b"\0" * 3])
