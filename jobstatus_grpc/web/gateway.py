@@ -34,7 +34,8 @@ MAX_TIMEOUT_SECONDS = 1e7
 """Of the deadline that a client gives: 115 days."""
 
 LARGE_BYTES = 64 * 1024
-"""A JSON request above this is parsed in a thread, so that other calls get their turns: 4 MiB take half a second."""
+"""Messages above this are converted from and to JSON in a thread, so that other calls get their turns: 4 MiB take half
+a second."""
 
 MAX_RENDERED = 128
 """Messages of streams whose JSON is kept for the next watcher that is sent the same."""
@@ -237,12 +238,13 @@ class _Protocol:
         """
         raise NotImplementedError
 
-    def encoded(self, message: bytes) -> bytes:
+    async def encoded(self, message: bytes) -> bytes:
         """Return a message of the response in the codec of the request."""
         if not self.is_json:
             return message
-        render = _to_json_once if self.rpc.method.is_stream and len(message) <= LARGE_BYTES else to_json
-        return render(self.rpc.output, message)
+        if len(message) > LARGE_BYTES:
+            return await asyncio.to_thread(to_json, self.rpc.output, message)
+        return (_to_json_once if self.rpc.method.is_stream else to_json)(self.rpc.output, message)
 
 
 def _connect_timeout(request: Request) -> float | None:
@@ -271,7 +273,7 @@ class _ConnectUnary(_Protocol):
         self, reply: bytes, error: CallEndedError | None, *, http_status: int | None = None, fields: Any = ()
     ) -> None:
         if error is None:
-            await self.request.respond(HTTPStatus.OK, self.content_type, self.encoded(reply), fields)
+            await self.request.respond(HTTPStatus.OK, self.content_type, await self.encoded(reply), fields)
             return
         code = http_status or HTTP_STATUS_OF_CODE[error.code().name]
         text = json.dumps(_connect_error(error), ensure_ascii=False).encode()
@@ -288,7 +290,7 @@ class _ConnectStream(_Protocol):
 
     async def write(self, message: bytes) -> None:
         await self._start(())
-        await self.request.write(_frame(0, self.encoded(message)))
+        await self.request.write(_frame(0, await self.encoded(message)))
 
     async def end(
         self, reply: bytes, error: CallEndedError | None, *, http_status: int | None = None, fields: Any = ()
@@ -329,14 +331,14 @@ class _GrpcWeb(_Protocol):
 
     async def write(self, message: bytes) -> None:
         await self._start(())
-        await self.request.write(self._as_sent(_frame(0, self.encoded(message))))
+        await self.request.write(self._as_sent(_frame(0, await self.encoded(message))))
 
     async def end(
         self, reply: bytes, error: CallEndedError | None, *, http_status: int | None = None, fields: Any = ()
     ) -> None:
         await self._start(fields)
         is_unary = error is None and not self.rpc.method.is_stream
-        first = _frame(0, self.encoded(reply)) if is_unary else b""
+        first = _frame(0, await self.encoded(reply)) if is_unary else b""
         last = _frame(WEB_TRAILERS, _trailers(error).encode())
         await self.request.write(self._as_sent(first + last), is_last=True)
 

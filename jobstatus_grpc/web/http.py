@@ -186,7 +186,7 @@ def _peer_of(client: tuple[str, int] | None) -> str:
     if client is None:
         return "unknown:0"
     host, port = client
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 PROBLEM_TYPE = "application/problem+json"

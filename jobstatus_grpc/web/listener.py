@@ -14,7 +14,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 10.0
-"""Time for a request's header, from the opening of the connection or the first byte; includes the TLS handshake."""
+"""Time for a request's header, from the opening of the connection, or from its first byte for those after the first.
+A TLS handshake comes before it, and may take the 60 s of asyncio."""
 
 IDLE_SECONDS = 60
 """Time without a request after which a connection is closed."""

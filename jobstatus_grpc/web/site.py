@@ -145,9 +145,13 @@ class Site:
         if origin is None:
             # Browsers send it with every request that writes: without it, only a read can be from a page.
             return request.method in SAFE_METHODS and request.header("sec-fetch-site") in (None, "same-origin", "none")
-        if origin == f"{'https' if request.is_https else 'http'}://{request.header('host')}":
+        scheme, _, host = origin.partition("://")
+        is_named = origin in self._origins
+        # Behind a proxy that terminates TLS the scheme is another one, and has to be named.
+        has_scheme = scheme == ("https" if request.is_https else "http")
+        if host == request.header("host") and (has_scheme or is_named):
             return True
-        if origin not in self._origins and request.method not in SAFE_METHODS:
+        if not is_named and request.method not in SAFE_METHODS:
             text = f"pages of {origin[:200]} may not call this server; start it with --http-origin to allow that"
             raise HttpError(HTTPStatus.FORBIDDEN, text)
         return False
@@ -228,7 +232,8 @@ def cookie_name(request: Request) -> str:
 
 
 def _cookie(request: Request, token: str) -> str:
-    secure = "; Secure" if request.is_https else ""
+    is_secure = request.is_https or (request.header("origin") or "").startswith("https://")
+    secure = "; Secure" if is_secure else ""
     return f"{cookie_name(request)}={token}; Path=/; HttpOnly; SameSite=Strict{secure}"
 
 
