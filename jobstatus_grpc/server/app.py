@@ -432,11 +432,12 @@ async def _open_web(
     from jobstatus_grpc.web.site import Site
 
     assert config.http is not None
-    gateway = Gateway(methods, max_stream_seconds=max_stream_seconds(config))
+    identify = None if access.file is None else lambda call: access.identify(call, call.invocation_metadata())
+    gateway = Gateway(methods, identify=identify, max_stream_seconds=max_stream_seconds(config))
     site = Site(
         gateway,
         JobsApi(gateway),
-        identify=None if access.file is None else lambda call: access.identify(call, call.invocation_metadata()),
+        identify=identify,
         origins=config.http_origin,
         is_loopback=is_loopback(host_and_port(config.http)[0]),
     )

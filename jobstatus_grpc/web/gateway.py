@@ -13,10 +13,10 @@ import functools
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import grpc
@@ -24,11 +24,15 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # noqa: F401 - the details of errors, for their JSON
 
-from jobstatus_grpc.errors import FieldViolation, InvalidFieldError
+from jobstatus_grpc.auth import Identity
+from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, JobStatusError
 from jobstatus_grpc.job import limits
 from jobstatus_grpc.web.calls import Call, CallEndedError, Method, run
 from jobstatus_grpc.web.http import HTTP_STATUS_OF_CODE, HttpError, Request, TooLargeError
 from jobstatus_grpc.wire import status
+
+Identify: TypeAlias = Callable[[Call], Awaitable[Identity]]
+"""From a call to its caller; raises the error with which an RPC would be refused."""
 
 MAX_TIMEOUT_SECONDS = 1e7
 """Of the deadline that a client gives: 115 days."""
@@ -67,10 +71,17 @@ class Rpc:
 class Gateway:
     """Answers requests for RPCs."""
 
-    def __init__(self, methods: Iterable[Method], *, max_stream_seconds: float) -> None:
-        """Take the methods, and the time after which a stream with a reader that does not read is closed."""
+    def __init__(self, methods: Iterable[Method], *, identify: Identify | None, max_stream_seconds: float) -> None:
+        """Take the methods.
+
+        Args:
+            methods: those of the server.
+            identify: identifies the caller of a call. None: the server has no authentication.
+            max_stream_seconds: time after which a stream with a reader that does not read is closed.
+        """
         self.rpcs: Mapping[str, Rpc] = {each.path: Rpc.of(each) for each in methods}
         self.max_stream_seconds = max_stream_seconds
+        self._identify = identify
         self._parsing = asyncio.Semaphore(1)
 
     async def answer(self, request: Request) -> None:
@@ -102,9 +113,9 @@ class Gateway:
     async def _call(self, request: Request, rpc: Rpc, protocol: _Protocol) -> bytes:
         seconds = protocol.timeout_seconds()
         data, parse_error = protocol.message_in(await request.body()), ""
-        if protocol.is_json:
-            data, parse_error = await self._from_json(rpc.input, data)
         call = Call(request, seconds=seconds, send=protocol.write if rpc.method.is_stream else None)
+        if protocol.is_json:
+            data, parse_error = await self._from_json(rpc.input, data, call)
         max_seconds = self.max_stream_seconds if rpc.method.is_stream else None
         try:
             return await run(rpc.method, data, call, request, max_seconds=max_seconds)
@@ -113,10 +124,15 @@ class Gateway:
                 raise _refusal(parse_error) from None
             raise
 
-    async def _from_json(self, message_class: type[Message], data: bytes) -> tuple[bytes, str]:
+    async def _from_json(self, message_class: type[Message], data: bytes, call: Call) -> tuple[bytes, str]:
         """Return the message in JSON, or one that no method takes and why."""
         if len(data) <= LARGE_BYTES:
             return from_json(message_class, data)
+        if self._identify is not None:
+            try:
+                await self._identify(call)
+            except JobStatusError:
+                return _MALFORMED, ""  # the method refuses the caller before it looks at the message
         async with self._parsing:
             return await asyncio.to_thread(from_json, message_class, data)
 

@@ -194,7 +194,7 @@ class JobsApi:
 
     async def _watch(self, request: Request, job_id: str) -> None:
         vocabulary = vocabulary_of(request, _query_of(request))
-        last_seen = _last_event_id(request)
+        last_seen = request.header("last-event-id")
         if last_seen and not re.fullmatch(r"\d{1,18}", last_seen, re.ASCII):
             raise InvalidTokenError("Last-Event-ID is not the id of an event of a job")
         seen = int(last_seen or 0)
@@ -227,14 +227,15 @@ class JobsApi:
             if not events:
                 await stream.comment(event_id=message.resume_token)
 
-        watch = pb.WatchJobsRequest(filter=_filter_of(request, vocabulary), resume_token=_last_event_id(request) or "")
+        watch = pb.WatchJobsRequest(
+            filter=_filter_of(request, vocabulary), resume_token=request.header("last-event-id") or ""
+        )
         watch.heartbeat_interval.seconds = HEARTBEAT_SECONDS
         await self._stream("WatchJobs", request, watch, send, stream)
 
     async def _call(self, name: str, request: Request, message: Message, reply: type[M]) -> M:
-        """Make a unary call with the message of a request whose body has been read, and return its response."""
-        if request.method in ("GET", "DELETE"):
-            await request.body()
+        """Make a unary call, and return its response."""
+        await request.body()
         method = self._gateway.rpcs[f"{_SERVICE_PATH}/{name}"].method
         try:
             return reply.FromString(await run(method, message.SerializeToString(), Call(request), request))
@@ -246,6 +247,9 @@ class JobsApi:
     ) -> None:
         """Send the events of a stream until it ends."""
         await request.body()
+        if request.method == "HEAD":
+            await request.respond(HTTPStatus.OK, EVENT_STREAM)
+            return
         method = self._gateway.rpcs[f"{_SERVICE_PATH}/{name}"].method
         call = Call(request, send=send)
         data = message.SerializeToString()
@@ -454,7 +458,3 @@ def _wait_seconds(request: Request) -> int:
     """Return the time of a `Prefer: wait=N` (RFC 7240), at most MAX_WAIT_SECONDS; 0: there is none."""
     found = re.search(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,9})"?', request.header("prefer") or "", re.ASCII | re.IGNORECASE)
     return 0 if found is None else min(int(found[1]), MAX_WAIT_SECONDS)
-
-
-def _last_event_id(request: Request) -> str | None:
-    return request.header("last-event-id")

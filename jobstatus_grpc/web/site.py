@@ -8,23 +8,19 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import urlsplit
 
-from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import InternalError, JobStatusError
 from jobstatus_grpc.web import openapi
 from jobstatus_grpc.web.calls import Call
-from jobstatus_grpc.web.gateway import Gateway
+from jobstatus_grpc.web.gateway import Gateway, Identify
 from jobstatus_grpc.web.http import DisconnectedError, HttpError, Receive, Request, Route, Send, respond_problem
 from jobstatus_grpc.web.jobs import JobsApi
 
 log = logging.getLogger("jobstatus_grpc.server")
-
-Identify: TypeAlias = Callable[[Any], Awaitable[Identity]]
-"""From a Call to its caller; raises the error with which an RPC would be refused."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 

@@ -285,6 +285,10 @@ def test_head_has_the_fields_of_get(web):
     assert (reply.status, reply.body, reply.headers["etag"]) == (200, b"", '"1"')
 
 
+def test_head_opens_no_stream(web):
+    assert web.request("HEAD", "/v1/jobs/events").headers["content-type"] == "text/event-stream"
+
+
 def test_the_events_of_a_job_end_with_its_end(web, web_service):
     path = f"/v1/jobs/{create(web, hasProgress=True)['id']}"
     found = []

@@ -108,6 +108,12 @@ def test_a_form_of_another_site_cannot_log_in(secured):
     assert web.request("POST", "/login", f"token={token}".encode(), **form).status == 415
 
 
+def test_a_large_body_of_an_unknown_caller_is_not_parsed(secured):
+    web, _ = secured
+    reply = web.request("POST", WHOAMI, b"{" * 1_000_000, content_type="application/json")
+    assert (reply.status, reply.reason) == (401, "NO_IDENTITY")
+
+
 def test_no_token_is_taken_from_a_url(secured):
     web, token = secured
     assert web.request("POST", f"{WHOAMI}?token={token}&access_token={token}", {}).reason == "NO_IDENTITY"
