@@ -91,20 +91,22 @@ def test_two_thousand_silent_connections_do_not_keep_others_waiting(serve_web):
         started = time.monotonic()
         assert web.call("CreateJob", {"job": {"id": "x"}}).status == 200
         assert service.get("x").id == "x"
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5
 
 
 @pytest.fixture
 def quick_limits(monkeypatch):
-    monkeypatch.setattr(listener, "HEADER_SECONDS", 0.2)
-    monkeypatch.setattr(http, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(listener, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(http, "BODY_SECONDS", 1.0)
 
 
 @on_a_loop
 async def test_half_a_header_is_closed_and_half_a_body_is_answered(quick_limits):
     async with serving_web(MemoryStore()) as url:
         halves = [b"", b"POST", HEAD.encode(), f"{HEAD}content-length: 9\r\n\r\n{{".encode()]
-        replies = [await asyncio.to_thread(read_all, Web(url).raw(half)) for half in halves]
+        replies = await asyncio.gather(
+            *(asyncio.to_thread(lambda half: read_all(Web(url).raw(half)), half) for half in halves)
+        )
     assert replies[:3] == [b"", b"", b""]
     assert replies[3].startswith(b"HTTP/1.1 408 ")
 
@@ -112,10 +114,11 @@ async def test_half_a_header_is_closed_and_half_a_body_is_answered(quick_limits)
 @on_a_loop
 async def test_the_second_request_of_a_connection_has_a_time_limit_too(quick_limits):
     async with serving_web(MemoryStore()) as url:
-        connection = Web(url).raw(f"{HEAD}content-length: 2\r\n\r\n{{}}".encode())
-        assert (await asyncio.to_thread(connection.recv, 65536)).startswith(b"HTTP/1.1 400 ")
-        connection.sendall(b"POST")
-        assert await asyncio.to_thread(read_all, connection) == b""
+        connection = Web(url).connect()
+        await asyncio.to_thread(connection.request, "GET", "/openapi.json")
+        await asyncio.to_thread(lambda: connection.getresponse().read())
+        connection.sock.sendall(b"POST")
+        assert await asyncio.to_thread(read_all, connection.sock) == b""
 
 
 @on_a_loop
