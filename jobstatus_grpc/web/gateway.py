@@ -22,7 +22,7 @@ from urllib.parse import quote
 import grpc
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2  # noqa: F401 - the details of errors, for their JSON
+from google.rpc import status_pb2
 
 from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, JobStatusError

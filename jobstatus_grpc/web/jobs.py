@@ -85,9 +85,9 @@ class JobsApi:
 
         An id that is `events`, or ends in `:cancel`, needs a character of these to be percent-encoded.
         """
-        head, _, rest = path.partition("/v1/jobs")
-        if head or not path.startswith("/v1/jobs"):
+        if not path.startswith("/v1/jobs"):
             return None
+        rest = path.removeprefix("/v1/jobs")
         if not rest:
             return {"GET": self._list, "POST": self._create}
         if rest == "/events":

@@ -9,6 +9,7 @@ import time
 from contextlib import ExitStack, suppress
 from datetime import timedelta
 
+import psutil
 import pytest
 
 from jobstatus_grpc.job import limits
@@ -136,6 +137,19 @@ async def test_a_reader_that_does_not_read_is_cut_off_at_the_age_of_streams(monk
         await asyncio.sleep(1.3)
         received = await asyncio.to_thread(read_all, silent)
     assert b'"error"' not in received
+
+
+def test_a_stream_takes_at_most_60_kilobytes(serve_web):
+    service, web = serve_web()
+    web.call("CreateJob", {"job": {"id": "x"}})
+    request = b"GET /v1/jobs/x/events HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with ExitStack() as stack:
+        first = [stack.enter_context(web.raw(request)) for _ in range(20)]
+        assert all(each.recv(10) for each in first)
+        before = psutil.Process(service.process.pid).memory_info().rss
+        more = [stack.enter_context(web.raw(request)) for _ in range(300)]
+        assert all(each.recv(10) for each in more)
+        assert (psutil.Process(service.process.pid).memory_info().rss - before) / len(more) < 60_000
 
 
 def test_a_client_that_leaves_frees_its_stream(serve_web):

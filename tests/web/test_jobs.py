@@ -323,6 +323,13 @@ def test_the_events_of_many_jobs_resume_after_the_last_one(web, new_id, web_serv
     assert "snapshot" not in {event[0] for event in resumed}
 
 
+def test_a_token_of_another_store_begins_anew(web, serve_web):
+    (*_, synced) = first_events(web, "/v1/jobs/events?name=a", "synced")
+    _, other = serve_web()
+    found = first_events(other, "/v1/jobs/events?name=a", "synced", last_event_id=synced[1])
+    assert [event[0] for event in found] == ["reset", "synced"]
+
+
 def test_a_token_of_another_filter_is_refused(web):
     (*_, synced) = first_events(web, "/v1/jobs/events?name=a", "synced")
     reply = web.request("GET", "/v1/jobs/events?name=b", last_event_id=synced[1])
