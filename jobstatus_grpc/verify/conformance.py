@@ -808,23 +808,29 @@ CHECKS: Sequence[Check] = [
 async def run(
     recorder: Recorder, *, labels: Mapping[str, str], report: Callable[[Result], None]
 ) -> tuple[list[Result], int]:
-    """Run all checks, one after another, and delete their jobs; `report` is called after each.
+    """Run all checks, one after another, and delete their jobs, also if cancelled; `report` is called after each.
 
     Return the results, and the number of jobs that are left.
     """
     server = Server(recorder, labels)
     results = []
-    for check in CHECKS:
-        started_at = time.monotonic()
-        problem = skipped = ""
-        try:
-            await check(server)
-        except SkippedError as error:
-            skipped = str(error)
-        except BrokenRuleError as error:
-            problem = " ".join(str(error).split()) or "wrong response"
-        name = name_of(check)
-        result = Result(name, inspect.cleandoc(check.__doc__ or ""), time.monotonic() - started_at, problem, skipped)
-        results.append(result)
-        report(result)
-    return results, await recorder.delete(server.made)
+    try:
+        for check in CHECKS:
+            results.append(await _result_of(check, server))
+            report(results[-1])
+    finally:
+        left = await recorder.delete(server.made)
+    return results, left
+
+
+async def _result_of(check: Check, server: Server) -> Result:
+    started_at = time.monotonic()
+    problem = skipped = ""
+    try:
+        await check(server)
+    except SkippedError as error:
+        skipped = str(error)
+    except BrokenRuleError as error:
+        problem = " ".join(str(error).split()) or "wrong response"
+    rule = inspect.cleandoc(check.__doc__ or "")
+    return Result(name_of(check), rule, time.monotonic() - started_at, problem, skipped)

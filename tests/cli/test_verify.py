@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from jobstatus_grpc import JobStatusClient
 from jobstatus_grpc.auth import Role
 from jobstatus_grpc.verify import history
+from tests.support.load import replicas
 from tests.support.servers import ServerProcess
 from tests.verify.test_checker import Recording
 
@@ -27,9 +32,12 @@ def test_a_server_is_verified(cli, tmp_path, transport):
     assert "0 violations" in done.stdout
 
 
-def test_replicas_are_verified(cli, postgres_url):
-    with ServerProcess(store=postgres_url) as one, ServerProcess(store=postgres_url) as two:
-        done = cli("verify", "--address", one.address, "--replica", two.address, *QUICK, "--timeout", "10s")
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_three_replicas_are_verified(cli, postgres_url, transport):
+    with replicas(postgres_url, "--transport", transport) as servers:
+        first, *others = [server.address for server in servers]
+        flags = [flag for address in others for flag in ("--replica", address)]
+        done = cli("verify", "--address", first, *flags, *QUICK, "--timeout", "10s")
     assert done.returncode == 0, done.stdout
 
 
@@ -38,6 +46,18 @@ def test_its_jobs_are_deleted_and_others_left(cli):
         client.create("mine", id="mine")
         assert cli("verify", "--address", server.address, *QUICK, "--label", "team=core").returncode == 0
         assert [job.id for job in client.list().jobs] == ["mine"]
+
+
+def test_its_jobs_are_deleted_if_it_is_interrupted():
+    command = [sys.executable, "-u", "-m", "jobstatus_grpc", "verify", "--duration", "1m", "--address"]
+    with ServerProcess() as server, JobStatusClient(server.address) as client:
+        with subprocess.Popen([*command, server.address], stdout=subprocess.PIPE, text=True) as verify:
+            assert verify.stdout is not None
+            while not client.list().jobs:
+                time.sleep(0.01)
+            verify.send_signal(signal.SIGINT)
+            assert verify.wait(30) == 130
+        assert client.list().jobs == ()
 
 
 def test_results_are_written_for_programs(cli, tmp_path):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jobstatus_grpc.verify.history import Entry
     from jobstatus_grpc.verify.recorder import Recorder
 
-DEFAULT_DURATION = timedelta(seconds=40)
+DEFAULT_DURATION = timedelta(seconds=30)
 """With the checks before it and the judgement after it, the command ends within a minute."""
 
 
@@ -187,12 +187,16 @@ async def _require_access(recorder: Recorder, labels: Mapping[str, str]) -> None
         ("CancelJob", pb.CancelJobRequest(id=job.id), 0),
         ("DeleteJob", pb.DeleteJobRequest(id=job.id), 0),
     ]
-    for method, request, server in requests:
-        entry = await recorder.call(method, request, server=server)
-        if entry.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-            raise errors.UnavailableError(f"no answer from {entry.server}: {entry.message}")
-        if entry.code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            raise click.UsageError(f"{method} on {entry.server} is refused: {entry.message}")
+    try:
+        for method, request, server in requests:
+            entry = await recorder.call(method, request, server=server)
+            if entry.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+                raise errors.UnavailableError(f"no answer from {entry.server}: {entry.message}")
+            if entry.code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+                raise click.UsageError(f"{method} on {entry.server} is refused: {entry.message}")
+    except asyncio.CancelledError:
+        await recorder.delete([job.id])
+        raise
 
 
 def _line_of(result: Result) -> str:
@@ -209,7 +213,8 @@ def _print(verdict: Verdict, seed: int | None, rules: int, shown: Mapping[str, P
     calls = f"{sum(verdict.calls.values()):,} calls"
     if verdict.jobs:
         calls += f", {verdict.jobs:,} jobs under random load (seed {seed})"
-    click.echo(f"{calls}, judged by {rules} rules: {len(verdict.violations)} violations")
+    found = len(verdict.violations)
+    click.echo(f"{calls}, judged by {rules} rules: {found} violation{'' if found == 1 else 's'}")
     for rule, count in Counter(violation.rule for violation in verdict.violations).items():
         first = next(violation for violation in verdict.violations if violation.rule == rule)
         where = f"; its calls are in {shown[rule]}" if rule in shown else ""
