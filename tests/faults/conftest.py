@@ -17,6 +17,12 @@ def is_full(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture
+def patience_seconds(is_full: bool) -> float:
+    """Time within which a change must reach its watchers: at full length, also on a busy machine."""
+    return 10.0 if is_full else 3.0
+
+
+@pytest.fixture
 def record_fault(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Callable[..., None]:
     """Add a row to docs/reliability.md, with --fault-report; called at the end of a test that has passed.
 

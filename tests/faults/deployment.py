@@ -21,7 +21,9 @@ FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), No
 class Deployment:
     """A context manager. Clients call `address`, the proxy's; each fault returns when the server answers again."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, *, seed: int, suspended_seconds: float) -> None:
+        """`suspended_seconds` is how long `suspend` stops the server."""
+        self._suspended_seconds = suspended_seconds
         self._chance = random.Random(seed)
         self._server = ServerProcess(store=f"sqlite:///{folder}/jobs.db")
         self._clock = folder / "clock"
@@ -57,10 +59,10 @@ class Deployment:
         """Let the server drain, and start it again."""
         await self._start_after(self._server.terminate)
 
-    async def suspend(self, seconds: float = 3.0) -> None:
+    async def suspend(self) -> None:
         """Stop the server's process with SIGSTOP, and continue it."""
         self._server.signal(signal.SIGSTOP)
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(self._suspended_seconds)
         self._server.signal(signal.SIGCONT)
 
     async def set_clock(self) -> None:
@@ -99,7 +101,7 @@ class Deployment:
         return {
             "`kill -9` of the server": self.kill,
             "SIGTERM and a new start": self.replace,
-            "SIGSTOP of the server for 3 s": self.suspend,
+            f"SIGSTOP of the server for {self._suspended_seconds:g} s": self.suspend,
             **({"the server's clock set by up to 12 hours, both ways": self.set_clock} if FAKETIME else {}),
             "all connections reset": self.cut,
             "each connection reset after 10 to 30,000 bytes": self.cut_after_bytes,

@@ -12,8 +12,9 @@ from tests.faults.deployment import FAKETIME, Deployment
 from tests.support.judged import judged_under_faults
 
 TIMES, TIMES_IN_FULL = 1, 30
-LONGEST_FAULT_SECONDS = 3.0
-PATIENCE_SECONDS = LONGEST_FAULT_SECONDS + 1.5
+SUSPENDED_SECONDS, SUSPENDED_SECONDS_IN_FULL = 3.0, 35.0
+"""In full longer than each timeout: of calls 5 s, of keepalives 25 s."""
+SUSPENSIONS_IN_FULL = 5
 SOAK_INTERVAL_SECONDS = 20.0
 SOAK_FAULTS, SOAK_FAULTS_IN_FULL = 3, 180
 SOAK_PART = 15
@@ -25,11 +26,14 @@ OTHERS = ["set_clock", "cut", "cut_after_bytes", "black_hole", "delay", "suspend
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_service_keeps_its_promises_under_a_fault(name, tmp_path, is_full, record_fault):
+def test_the_service_keeps_its_promises_under_a_fault(name, tmp_path, is_full, patience_seconds, record_fault):
     if name == "set_clock" and FAKETIME is None:
         pytest.skip("libfaketime is not installed (Debian package faketime)")
     times, chance = TIMES_IN_FULL if is_full else TIMES, random.Random(1)
-    with Deployment(tmp_path, seed=1) as deployment:
+    suspended_seconds = SUSPENDED_SECONDS_IN_FULL if is_full else SUSPENDED_SECONDS
+    if name == "suspend":
+        times = min(times, SUSPENSIONS_IN_FULL)
+    with Deployment(tmp_path, seed=1, suspended_seconds=suspended_seconds) as deployment:
         fault = getattr(deployment, name)
         (text,) = [text for text, one in deployment.faults().items() if one == fault]
         judging = judged_under_faults(
@@ -38,7 +42,8 @@ def test_the_service_keeps_its_promises_under_a_fault(name, tmp_path, is_full, r
             times=times,
             pause=lambda: chance.uniform(0.2, 1),
             seed=1,
-            patience_seconds=PATIENCE_SECONDS,
+            # A change from just before a suspension, or a black hole, arrives after it.
+            patience_seconds=patience_seconds + (suspended_seconds if name == "suspend" else 2),
         )
         judged = asyncio.run(judging)
     record_fault(text, count=times, checked=judged.what, result="no violation")
@@ -46,11 +51,13 @@ def test_the_service_keeps_its_promises_under_a_fault(name, tmp_path, is_full, r
 
 @pytest.mark.timeout(7200)
 @pytest.mark.slow
-def test_the_service_keeps_its_promises_under_faults_at_random(tmp_path, is_full, pytestconfig, record_fault):
+def test_the_service_keeps_its_promises_under_faults_at_random(
+    tmp_path, is_full, patience_seconds, pytestconfig, record_fault
+):
     is_soak = is_full and pytestconfig.getoption("--soak")
     chance, done = random.Random(2), Counter[str]()
     calls = acknowledged = 0
-    with Deployment(tmp_path, seed=2) as deployment:
+    with Deployment(tmp_path, seed=2, suspended_seconds=SUSPENDED_SECONDS) as deployment:
         faults = deployment.faults()
 
         async def random_fault():
@@ -68,7 +75,7 @@ def test_the_service_keeps_its_promises_under_faults_at_random(tmp_path, is_full
                 times=part,
                 pause=lambda: SOAK_INTERVAL_SECONDS if is_full else 1,
                 seed=left,
-                patience_seconds=PATIENCE_SECONDS,
+                patience_seconds=patience_seconds + SUSPENDED_SECONDS,
             )
             judged = asyncio.run(judging)
             calls, acknowledged = calls + judged.calls, acknowledged + judged.acknowledged

@@ -15,7 +15,9 @@ KILLS, KILLS_IN_FULL = 3, 150
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1])
-def test_no_acknowledged_write_is_lost_and_every_watcher_reaches_the_end(tmp_path, is_full, record_fault, seed):
+def test_no_acknowledged_write_is_lost_and_every_watcher_reaches_the_end(
+    tmp_path, is_full, patience_seconds, record_fault, seed
+):
     chance = random.Random(seed)
     kills = KILLS_IN_FULL if is_full else KILLS
     with ServerProcess("--log-level", "warning", store=f"sqlite:///{tmp_path}/jobs.db") as server:
@@ -24,7 +26,12 @@ def test_no_acknowledged_write_is_lost_and_every_watcher_reaches_the_end(tmp_pat
             await asyncio.to_thread(server.restart)
 
         judging = judged_under_faults(
-            [server.address], kill, times=kills, pause=lambda: chance.uniform(0.1, 1), seed=seed
+            [server.address],
+            kill,
+            times=kills,
+            pause=lambda: chance.uniform(0.1, 1),
+            seed=seed,
+            patience_seconds=patience_seconds,
         )
         judged = asyncio.run(judging)
     assert judged.acknowledged > kills

@@ -31,7 +31,7 @@ def killed_at(point):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", sorted(set(POINTS) - {"in a migration", "in a backup"}))
-def test_no_acknowledged_write_is_lost_by_a_kill(point, tmp_path, is_full, monkeypatch, record_fault):
+def test_no_acknowledged_write_is_lost_by_a_kill(point, tmp_path, is_full, patience_seconds, monkeypatch, record_fault):
     kills = KILLS_IN_FULL if is_full else KILLS
     ended = itertools.count(1)
     monkeypatch.setenv("KILL", "")
@@ -43,7 +43,10 @@ def test_no_acknowledged_write_is_lost_by_a_kill(point, tmp_path, is_full, monke
                 monkeypatch.delenv("KILL")
             await asyncio.to_thread(server.start)
 
-        judged = asyncio.run(judged_under_faults([server.address], die, times=kills, pause=lambda: 0.5, seed=1))
+        judging = judged_under_faults(
+            [server.address], die, times=kills, pause=lambda: 0.5, seed=1, patience_seconds=patience_seconds
+        )
+        judged = asyncio.run(judging)
     record_fault(f"`kill -9` of the server {point}, on SQLite", count=kills, checked=judged.what, result="no violation")
 
 
@@ -87,7 +90,7 @@ def jobs_of(path):
 
 @pytest.mark.timeout(300)
 def test_a_backup_that_was_killed_leaves_the_server_and_the_earlier_backup_as_they_are(
-    tmp_path, is_full, monkeypatch, record_fault
+    tmp_path, is_full, patience_seconds, monkeypatch, record_fault
 ):
     kills = KILLS_IN_FULL if is_full else KILLS
     target, store = tmp_path / "backup.db", f"sqlite:///{tmp_path}/jobs.db"
@@ -102,7 +105,10 @@ def test_a_backup_that_was_killed_leaves_the_server_and_the_earlier_backup_as_th
             with closing(sqlite3.connect(target)) as copy:
                 assert copy.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
-        judged = asyncio.run(judged_under_faults([server.address], back_up, times=kills, pause=lambda: 0.2, seed=2))
+        judging = judged_under_faults(
+            [server.address], back_up, times=kills, pause=lambda: 0.2, seed=2, patience_seconds=patience_seconds
+        )
+        judged = asyncio.run(judging)
     record_fault(
         "`kill -9` of `jobstatus backup`",
         count=kills,

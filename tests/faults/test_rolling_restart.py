@@ -32,7 +32,7 @@ async def work(client, is_over):
 
 
 @pytest.mark.timeout(600)
-def test_a_rolling_restart_fails_no_call_that_is_not_retried(postgres_url, is_full, record_fault):
+def test_a_rolling_restart_fails_no_call_that_is_not_retried(postgres_url, is_full, patience_seconds, record_fault):
     rounds, chance = ROUNDS_IN_FULL if is_full else ROUNDS, random.Random(1)
 
     async def scenario(servers):
@@ -48,7 +48,12 @@ def test_a_rolling_restart_fails_no_call_that_is_not_retried(postgres_url, is_fu
             is_over = asyncio.Event()
             working = [start(work(client, is_over)) for _ in range(4)]
             judged = await judged_under_faults(
-                addresses, replace_one, times=rounds * REPLICAS, pause=lambda: chance.uniform(0.2, 1), seed=1
+                addresses,
+                replace_one,
+                times=rounds * REPLICAS,
+                pause=lambda: chance.uniform(0.2, 1),
+                seed=1,
+                patience_seconds=patience_seconds,
             )
             is_over.set()
             return judged, sum(await asyncio.gather(*working))

@@ -12,7 +12,7 @@ from tests.support.servers import ServerProcess
 TIMES, TIMES_IN_FULL = 1, 10
 
 
-def test_a_log_that_is_stuck_stops_nothing(transport, tmp_path, is_full, record_fault):
+def test_a_log_that_is_stuck_stops_nothing(transport, tmp_path, is_full, patience_seconds, record_fault):
     times = TIMES_IN_FULL if is_full else TIMES
     os.mkfifo(pipe := tmp_path / "pipe")
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -25,7 +25,10 @@ def test_a_log_that_is_stuck_stops_nothing(transport, tmp_path, is_full, record_
 
     flags = ("--transport", transport, "--log-level", "debug")
     with ServerProcess(*flags, log=pipe, store=f"sqlite:///{tmp_path}/jobs.db") as server:
-        judged = asyncio.run(judged_under_faults([server.address], read_some, times=times, pause=lambda: 1, seed=1))
+        judging = judged_under_faults(
+            [server.address], read_some, times=times, pause=lambda: 1, seed=1, patience_seconds=patience_seconds
+        )
+        judged = asyncio.run(judging)
         assert server.terminate() == 0
     os.close(reader)
     assert not judged.failures

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jobstatus_grpc.client.endpoint import Endpoint
-from jobstatus_grpc.verify import checker
+from jobstatus_grpc.verify import checker, history
 from jobstatus_grpc.verify.history import Entry
 from jobstatus_grpc.verify.recorder import Recorder
 from jobstatus_grpc.verify.workload import Workload
@@ -67,7 +69,7 @@ async def judged_under_faults(
             loading.cancel()
             await asyncio.wait([loading])
     violations = checker.check(recorder.entries, patience_seconds=patience_seconds)
-    assert not violations, "\n".join(f"{violation.rule}: {violation.text}" for violation in violations[:10])
+    assert not violations, _shown(violations)
     unary = [entry for entry in recorder.entries if not entry.method.startswith("Watch")]
     return Judged(
         faults=times,
@@ -75,6 +77,14 @@ async def judged_under_faults(
         acknowledged=sum(map(_acknowledged, recorder.entries)),
         failures=Counter(entry.code for entry in unary if entry.code != "OK" and not entry.is_refused),
     )
+
+
+def _shown(violations: Sequence[checker.Violation]) -> str:
+    """Say what was found, with the calls of the first in a file for `jobstatus verify --history`."""
+    file = Path(tempfile.mkdtemp(prefix="violation-")) / "history.jsonl"
+    history.write(violations[0].entries, file)
+    lines = [f"{violation.rule}: {violation.text}" for violation in violations[:10]]
+    return "\n".join([*lines, f"the calls of the first are in {file}"])
 
 
 def _acknowledged(entry: Entry) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from google.protobuf import json_format
@@ -264,6 +265,35 @@ def test_a_line_that_is_no_entry_is_named(line, tmp_path):
     path.write_text(f"\n{line}\n")
     with pytest.raises(ValueError, match="line 2: not an entry"):
         history.read(path)
+
+
+def a_history_of(jobs):
+    """Entries as of the random load: each job is created, updated, read, listed, watched."""
+    recording = Recording()
+    for number in range(jobs):
+        job_id, name = f"job-{number}", {"name": "a"}
+        states = [job(revision, reason=f"step {revision}", **name) | {"id": job_id} for revision in range(1, 9)]
+        end = job(9, SUCCEEDED, reason="end", **name) | {"id": job_id}
+        recording.call("CreateJob", {"job": {"id": job_id, "reason": "step 1"}}, {"job": states[0]})
+        for state in states[1:]:
+            recording.call("UpdateJob", {"job": {"id": job_id, "reason": state["reason"]}}, {"job": state})
+            recording.call("GetJob", {"id": job_id}, {"job": state})
+        recording.call("ListJobs", {"filter": {"names": ["a"], "done": False}}, {"jobs": [states[-1]]})
+        recording.call("UpdateJob", {"job": {"id": job_id, "reason": "end"}}, {"job": end})
+        recording.stream(
+            "WatchJob", {"id": job_id}, {"event": {"type": "JOB_EVENT_TYPE_SNAPSHOT", "job": end}}, code="OK"
+        )
+    return recording.entries
+
+
+def test_the_time_to_judge_is_nearly_linear():
+    taken = []
+    for jobs in (200, 800):
+        entries = a_history_of(jobs)
+        began = time.process_time()
+        assert checker.check(entries) == []
+        taken.append(time.process_time() - began)
+    assert taken[1] < 8 * taken[0], "16 times as long would be quadratic"
 
 
 def test_each_rule_says_what_it_promises():
