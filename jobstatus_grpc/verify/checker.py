@@ -171,6 +171,13 @@ class _Job:
         """The time from which it may be deleted."""
         return min((entry.started_at for entry in self.deletes if not entry.is_refused), default=math.inf)
 
+    def is_written_between(self, start: float, end: float) -> bool:
+        """Return whether a write may have taken effect in this time."""
+        return any(
+            write.entry.started_at < end and write.entry.ended_at > start and not write.is_refused
+            for write in self.writes
+        )
+
     @property
     def last_effect_at(self) -> float:
         """The time after which no request changes it any more."""
@@ -684,10 +691,15 @@ def watches_of_many_jobs_are_complete(history: _History) -> Iterator[_Finding]:
 
 def _lacks_at_synced(history: _History, entry: Entry, view: _View, wanted: JobFilter, at: float) -> Iterator[_Finding]:
     """Compare a view at SYNCED with what clients had received before the stream began."""
+    interval = entry.request.min_update_interval
+    if not entry.request.HasField("min_update_interval") or interval.ToNanoseconds():
+        return  # the newest change of a job may be held back
     for job in _concerned(history, entry, view):
         known, held = job.newest_at(entry.started_at), view.jobs.get(job.id)
         if known is None or (held is not None and held.revision >= known.job.revision):
             continue
+        if job.is_written_between(entry.started_at, at):
+            continue  # its newest change, which replaces the others, may come after SYNCED
         later = [sighting for revision, sighting in job.by_revision.items() if revision >= known.job.revision]
         are_matches = {history.matches(wanted, sighting.job) for sighting in (known, *later)}
         if are_matches == {True} and at < job.deleted_from:

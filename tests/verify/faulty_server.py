@@ -287,7 +287,7 @@ def token_that_passes_a_change_held_back() -> None:
 def token_of_a_list_from_after_it() -> None:
     async def list_first(self: Any, tenant: str, job_filter: Any, *, position: Any = "", **place: Any) -> Any:
         page = await self._store.page(tenant, job_filter, **place)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         return position or self._filter_hub.position, page
 
     JobService.list = list_first  # type: ignore[method-assign]

@@ -67,7 +67,7 @@ class Recording:
         return self.stream("WatchJob", {"id": "a"}, *messages, **ending)
 
     def watch_jobs(self, token, *messages, **ending):
-        return self.stream("WatchJobs", {"resumeToken": token}, *messages, **ending)
+        return self.stream("WatchJobs", {"resumeToken": token, "minUpdateInterval": "0s"}, *messages, **ending)
 
 
 def events(*pairs, token=""):
