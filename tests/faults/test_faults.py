@@ -11,6 +11,8 @@ import pytest
 from tests.faults.deployment import FAKETIME, Deployment
 from tests.support.judged import judged_under_faults
 
+pytestmark = pytest.mark.slow
+
 TIMES, TIMES_IN_FULL = 1, 30
 SUSPENDED_SECONDS, SUSPENDED_SECONDS_IN_FULL = 3.0, 35.0
 """In full longer than each timeout: of calls 5 s, of keepalives 25 s."""
@@ -50,7 +52,6 @@ def test_the_service_keeps_its_promises_under_a_fault(name, tmp_path, is_full, p
 
 
 @pytest.mark.timeout(7200)
-@pytest.mark.slow
 def test_the_service_keeps_its_promises_under_faults_at_random(
     tmp_path, is_full, patience_seconds, pytestconfig, record_fault
 ):

@@ -20,6 +20,8 @@ from tests.support.judged import judged_under_faults
 from tests.support.servers import ServerProcess
 from tests.support.sqlite import raw_script
 
+pytestmark = pytest.mark.slow
+
 KILLS, KILLS_IN_FULL = 1, 30
 STATEMENTS = 3
 VERSION_1 = (Path(__file__).parents[1] / "stores" / "sqlite" / "version_1.sql").read_text("utf-8")

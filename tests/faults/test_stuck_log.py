@@ -6,8 +6,12 @@ import asyncio
 import contextlib
 import os
 
+import pytest
+
 from tests.support.judged import judged_under_faults
 from tests.support.servers import ServerProcess
+
+pytestmark = pytest.mark.slow
 
 TIMES, TIMES_IN_FULL = 1, 10
 
