@@ -616,9 +616,9 @@ def histories_are_chains(history: _History) -> Iterator[_Finding]:
         transitions = entry.response.transitions
         recorded = {transition.revision for transition in transitions}
         by_revision = history.job(entry.request.id).by_revision
-        for revision in range(transitions[0].revision + 1, transitions[-1].revision) if transitions else ():
-            before, after = (by_revision.get(number) for number in (revision - 1, revision))
-            if before is None or after is None or revision in recorded:
+        for revision, after in by_revision.items():
+            before = by_revision.get(revision - 1)
+            if before is None or revision in recorded or not recorded or not min(recorded) < revision < max(recorded):
                 continue
             if (before.job.state, before.job.attempt) != (after.job.state, after.job.attempt):
                 text = f"the history lacks the transition of revision {revision}"

@@ -23,6 +23,12 @@ pytestmark = pytest.mark.slow
 QUICK = ("--duration", "1s", "--patience", "1s", "--clients", "4")
 
 
+@pytest.fixture(autouse=True)
+def _files_of_violations(tmp_path, monkeypatch):
+    """They are written to the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("transport", ["grpcio", "native"])
 def test_a_server_is_verified(cli, tmp_path, transport):
     with ServerProcess("--transport", transport, store=f"sqlite:///{tmp_path}/jobs.db") as server:
