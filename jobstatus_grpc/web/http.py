@@ -178,10 +178,6 @@ class Request:
         await self.write(body, is_last=True)
 
 
-Route: TypeAlias = Callable[[Request], Awaitable[None]]
-"""What answers the requests of a path and a method."""
-
-
 def _peer_of(client: tuple[str, int] | None) -> str:
     if client is None:
         return "unknown:0"

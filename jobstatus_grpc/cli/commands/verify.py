@@ -230,8 +230,13 @@ def _write_shown(verdict: Verdict, prefix: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for violation in verdict.violations:
         if violation.rule not in files:
-            files[violation.rule] = Path(f"{prefix}-{violation.rule}.jsonl")
-            histories.write(violation.entries, files[violation.rule])
+            path = Path(f"{prefix}-{violation.rule}.jsonl")
+            try:
+                histories.write(violation.entries, path)
+            except OSError as error:
+                exits.say_error(f"the calls of {violation.rule} could not be written to {path}: {error.strerror}")
+            else:
+                files[violation.rule] = path
     return files
 
 
