@@ -68,11 +68,11 @@ def duration_flag(
     default: str | None = None,
     shortest: timedelta = timedelta(0),
     longest: timedelta,
+    or_off: bool = False,
     **settings: Any,
 ) -> Decorator:
-    """Declare a flag that takes a duration within bounds; for `or_off` and `or_seconds` see parsers.duration."""
-    kinds = {kind: settings.pop(kind) for kind in ("or_off", "or_seconds") if kind in settings}
-    parser = parsers.duration(shortest=shortest, longest=longest, **kinds)
+    """Declare a flag that takes a duration within bounds; for `or_off` see parsers.duration."""
+    parser = parsers.duration(shortest=shortest, longest=longest, or_off=or_off)
     return flag(spelling, text, type=parser, **settings, **({} if default is None else {"default": default}))
 
 

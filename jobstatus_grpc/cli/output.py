@@ -78,6 +78,7 @@ def summary(job: Job) -> str:
         "id": job.id,
         "name": job.name,
         "state": state_words(job),
+        "attempt": str(job.attempt) if job.attempt else "",
         "progress": percent(job.progress) if job.progress is not None else "not yet" if job.reports_progress else "",
         "reason": job.reason,
         "error": error_words(job.error) if job.error else "",

@@ -39,21 +39,19 @@ def duration(
     shortest: timedelta = timedelta(0),
     longest: timedelta = timedelta(days=36_500),
     or_off: bool = False,
-    or_seconds: bool = False,
 ) -> Callable[[str], timedelta | None]:
-    """Return a parser of durations within these bounds, both included.
+    """Return a parser of durations within these bounds, both included; with `or_off`, of `off` too, as None.
 
-    Args:
-        or_off: accept `off` too, as None.
-        or_seconds: accept a number without a unit, as seconds.
+    Each has a unit: `--retention 7` would be taken for days by its writer, and for seconds here.
     """
 
     def parse(value: str) -> timedelta | None:
         if or_off and value == "off":
             return None
-        parsed = _timedelta(f"{value}s" if or_seconds and _NUMBER.fullmatch(value) else value)
+        parsed = _timedelta(value)
         if parsed is None:
-            raise click.BadParameter(f"{value!r} is not a duration; write 250ms, 90s, 10m, 1h, 7d{' or off' * or_off}")
+            why = "has no unit" if _NUMBER.fullmatch(value) else "is not a duration"
+            raise click.BadParameter(f"{value!r} {why}; write 250ms, 90s, 10m, 1h, 7d{' or off' * or_off}")
         if not shortest <= parsed <= longest:
             raise click.BadParameter(f"{value} is not within {spell(shortest)} to {spell(longest)}")
         return parsed

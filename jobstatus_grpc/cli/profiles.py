@@ -26,7 +26,7 @@ import click
 from jobstatus_grpc.cli import parsers
 from jobstatus_grpc.toml_file import FileError, Value, parse_toml, read_toml
 
-TIMEOUT = parsers.duration(shortest=timedelta(milliseconds=1), longest=timedelta(days=365), or_seconds=True)
+TIMEOUT = parsers.duration(shortest=timedelta(milliseconds=1), longest=timedelta(days=365))
 
 SECRETS = ("token", "token_command")
 """Settings that are not printed: a command may hold a secret in its arguments."""

@@ -189,7 +189,7 @@ def test_a_damaged_store_leaves_the_last_backup_as_it_was(offline, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["backup", "b.db", "--store", "sqlite:///missing.db"], "there is no file"),
+        (["backup", "b.db"], "jobstatus.db; name the one to copy: --store sqlite:///PATH"),
         (["restore", "b.db", "--store", "sqlite:///b.db"], "there is no file"),
         (["backup", "b.db", "--store", "memory:"], "has no backups of its own"),
         (["restore", "b.db", "--store", "postgresql://me:secret@host/db"], "use pg_dump and pg_restore"),

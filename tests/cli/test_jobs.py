@@ -225,7 +225,7 @@ def test_what_is_refused_is_one_line_and_its_exit_code(here, arguments, code):
     "arguments", [["get", "x"], ["watch", "x"], ["watch"], ["list"], ["history", "x"], ["delete", "x", "y"]]
 )
 def test_a_server_that_is_not_there_is_exit_4(offline, arguments):
-    done = offline(*arguments, "--timeout", "0.1")
+    done = offline(*arguments, "--timeout", "0.1s")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
     assert offline.address in done.stderr
 

@@ -29,7 +29,7 @@ def one_error_line(done: subprocess.CompletedProcess[str]) -> str:
     ("arguments", "says"),
     [
         (["--retention", "soon"], "'soon' is not a duration"),
-        (["--retention", "7"], "'7' is not a duration"),
+        (["--retention", "7"], "'7' has no unit; write 250ms, 90s"),
         (["--drain-grace", "off"], "'off' is not a duration"),
         (["--max-connection-age", "0s"], "is not within 1s to 20d"),
         (["--max-watchers", "0"], "is not a number from 1"),
@@ -204,7 +204,7 @@ def test_it_serves_although_its_first_line_is_not_read(start, cli_of, tmp_path):
     address = f"unix:{tmp_path}/jobs.sock"
     server = start("serve", "--store", "memory:", "--listen", address, stdout=write_end)
     os.close(write_end)
-    assert cli_of(address)("create", "--timeout", "20").returncode == 0  # tries until it is there
+    assert cli_of(address)("create", "--timeout", "20s").returncode == 0  # tries until it is there
     server.send_signal(signal.SIGTERM)
     assert "Traceback" not in server.communicate()[1]
     assert server.returncode == 0

@@ -107,7 +107,6 @@ def watch(
     default="off",
     longest=LONGEST,
     or_off=True,
-    or_seconds=True,
     to="limit",
     envvar=("JOBSTATUS_WAIT_TIMEOUT", "JOBSTATUS_TIMEOUT"),
 )

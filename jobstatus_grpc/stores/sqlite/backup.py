@@ -34,6 +34,8 @@ def back_up(url: str, target: str) -> int:
         CannotStartError: there is no store, it is damaged, or the copy cannot be written. The message says what to do.
     """
     path, target = path_of(url), os.path.realpath(target)
+    if not os.path.isfile(path):
+        raise CannotStartError(f"there is no store {path}; name the one to copy: --store sqlite:///PATH")
     try:
         _check_names(path, target)
         if not log_is_empty(path):
