@@ -103,7 +103,11 @@ def _store_type(url: str) -> StoreType:
         raise CannotStartError(f"the store {scheme}: is not installed; {_advice(scheme)}")
     known = ", ".join(f"{name}:" for name in sorted(stores)) or "none"
     # Other text is not repeated: libpq's other form, "host=db password=…", has no scheme.
-    what = f"no store has the scheme {scheme!r}" if _SCHEME.match(url) else "the store is not a URL"
+    what = (
+        f"no store has the scheme {scheme!r}"
+        if _SCHEME.match(url)
+        else "the store is not a URL such as sqlite:///jobs.db"
+    )
     raise CannotStartError(f"{what}; known are {known}")
 
 
