@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import Any, cast
 
 import pytest
@@ -12,8 +13,12 @@ from jobstatus_grpc.auth.chain import readers
 from jobstatus_grpc.errors import InvalidFieldError, PermissionDeniedError
 from jobstatus_grpc.server.access import LEAST_ROLES, TENANT_KEY, Access, authorize, tenants_of
 from jobstatus_grpc.server.auth_file import AuthFile
+from jobstatus_grpc.server.logs import RequestLog
+from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
 from jobstatus_grpc.server.services import JOB_STATUS, SERVICES
+from jobstatus_grpc.server.transports.interface import Rpc
 from jobstatus_grpc.server.transports.native import NativeCall
+from tests.support.auth import bearer
 from tests.support.comments import comments_of_rpcs
 
 
@@ -70,10 +75,39 @@ def test_a_call_names_one_tenant():
         authorize("GetJob", Identity("me", role=Role.ADMIN), ("a", "b"))
 
 
+class CountingCall(NativeCall):
+    """A call that counts how often its metadata is asked for."""
+
+    def __init__(self, metadata):
+        super().__init__(cast("Any", None), 1, (metadata, "ipv4:127.0.0.1:1", None))
+        self.asked = 0
+
+    def invocation_metadata(self):
+        self.asked += 1
+        return super().invocation_metadata()
+
+
 def test_a_token_is_remembered_once_however_its_header_is_spelled(auth):
-    token, no_front = auth.admit("ci"), cast("Any", None)
+    token = auth.admit("ci")
     access = Access(AuthFile(str(auth.path), readers()))
     first, *others = (f"{scheme}{token} " for scheme in ("Bearer ", "bearer ", "BEARER   "))
-    call = NativeCall(no_front, 1, ((), "ipv4:127.0.0.1:1", None))
+    call = CountingCall(())
     caller = asyncio.run(access.identify(call, [("authorization", first)]))
     assert [access.known(call, [("authorization", other)]) for other in others] == [caller, caller]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_the_metadata_of_a_call_which_grpcio_decodes_each_time_is_asked_for_once(auth, is_stream):
+    async def answer(data, caller, context):
+        return None
+
+    call = CountingCall(bearer(auth.admit("ci")))
+    access = Access(AuthFile(str(auth.path), readers()))
+    calls = CallMiddleware(CallLimits(1, 1), access, RequestLog(log_format="json", stream=io.StringIO()))
+    method = calls.wrap(Rpc("/jobstatus.v1.JobStatusService/WatchJob", answer, is_stream))
+
+    async def main():
+        await method.behaviour(b"", call)
+
+    asyncio.run(main())
+    assert call.asked == 1
