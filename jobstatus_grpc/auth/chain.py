@@ -63,7 +63,7 @@ class Chain:
                 unknown = error
             else:
                 if caller is not None:
-                    if caller.principal in self._given_names - _names_given_by(each):
+                    if caller.principal in self._given_names and caller.principal not in _names_given_by(each):
                         raise _name_is_taken(caller.principal)
                     keep = getattr(each, "seconds_kept", None)
                     return caller, float("inf") if keep is None else keep(caller)
