@@ -41,6 +41,12 @@ void Check(bool ok, const std::string& otherwise) {
   }
 }
 
+// Returns the caller's token, which is sent with each call; empty if the environment has none.
+std::string Token() {
+  const char* token = std::getenv("JOBSTATUS_TOKEN");
+  return token ? token : "";
+}
+
 // UNAVAILABLE, DEADLINE_EXCEEDED: the server cannot be reached. CANCELLED: the server was shutting down when the call
 // arrived (this program cancels no calls).
 bool IsAway(const grpc::Status& status) {
@@ -54,9 +60,7 @@ grpc::Status UntilReachable(const std::function<grpc::Status(grpc::ClientContext
   thread_local std::mt19937 random{std::random_device{}()};
   for (double pause = 0.1;; pause = std::min(2 * pause, 10.0)) {
     grpc::ClientContext context;
-    if (const char* token = std::getenv("JOBSTATUS_TOKEN")) {
-      context.AddMetadata("authorization", std::string("Bearer ") + token);
-    }
+    if (!Token().empty()) context.AddMetadata("authorization", "Bearer " + Token());
     const auto begun_at = Clock::now();
     const grpc::Status status = attempt(&context);
     if (!IsAway(status)) return status;
@@ -128,7 +132,7 @@ std::shared_ptr<grpc::ChannelCredentials> Credentials() {
 int main(int argc, char** argv) {
   Check(argc > 1, "usage: worker HOST:PORT [SECONDS_PER_STEP]");
   const std::regex loopback(R"((localhost|127(\.\d+){3}|\[::1\]):\d+)");
-  Check(!std::getenv("JOBSTATUS_TOKEN") || std::getenv("JOBSTATUS_CA") || std::regex_match(argv[1], loopback),
+  Check(Token().empty() || std::getenv("JOBSTATUS_CA") || std::regex_match(argv[1], loopback),
         "a token without TLS is for loopback only: set JOBSTATUS_CA");
   grpc::ChannelArguments arguments;  // keepalive pings detect that the server's machine is down
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);

@@ -221,7 +221,7 @@ public class Worker {
     static Metadata metadata(String address) {
         Metadata metadata = new Metadata();
         String token = System.getenv("JOBSTATUS_TOKEN");
-        if (token != null) {
+        if (token != null && !token.isEmpty()) {
             if (System.getenv("JOBSTATUS_CA") == null
                     && !address.matches("(localhost|127(\\.\\d+){3}|\\[::1\\]):\\d+")) {
                 throw new IllegalStateException("a token without TLS is for loopback only: set JOBSTATUS_CA");
