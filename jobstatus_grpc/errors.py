@@ -127,6 +127,12 @@ class StaleAttemptError(FailedPreconditionError):
     reason = "STALE_ATTEMPT"
 
 
+class RequestIdTooOldError(FailedPreconditionError):
+    """The request_id is older than the service remembers: the request may have taken effect. Read the job."""
+
+    reason = "REQUEST_ID_TOO_OLD"
+
+
 class JobNotDoneError(FailedPreconditionError):
     """The job is not done. Cancel it, or wait for its end."""
 

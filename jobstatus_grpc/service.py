@@ -22,7 +22,7 @@ from jobstatus_grpc.job import (
     Transition,
     Update,
 )
-from jobstatus_grpc.job.ids import derived_job_id, new_job_id
+from jobstatus_grpc.job.ids import derived_job_id, new_uuid7
 from jobstatus_grpc.job.limits import MAX_WATCH_INTERVAL
 from jobstatus_grpc.job_quota import JobQuota
 from jobstatus_grpc.stores.interface import Clock, JobStore, Page, Position
@@ -70,7 +70,7 @@ class JobService:
         if not command.id:
             request = command.request
             if request is None:
-                made = new_job_id(self._clock())
+                made = new_uuid7(self._clock())
             else:
                 made = derived_job_id(command.tenant, request.value, command.only)
             command = dataclasses.replace(command, id=made)

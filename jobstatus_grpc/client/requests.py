@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import enum
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -17,6 +16,7 @@ from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.client import values
 from jobstatus_grpc.errors import FieldViolation, InternalError, InvalidFieldError, JobStatusError
 from jobstatus_grpc.job import Job, JobError, JobFilter, JobState, Transition, limits, to_state
+from jobstatus_grpc.job.ids import new_uuid7
 from jobstatus_grpc.job.model import ERROR_STATES, TERMINAL_STATES
 from jobstatus_grpc.job.validation import Violations, clean_text
 from jobstatus_grpc.wire import convert, status
@@ -265,8 +265,8 @@ def _cleaned(value: Any, field: str) -> Any:
 
 
 def new_request_id() -> str:
-    """Return a unique request_id: 32 hexadecimal digits."""
-    return secrets.token_hex(16)
+    """Return a unique request_id: a UUIDv7, so that the service can tell its age when it has forgotten the request."""
+    return new_uuid7(datetime.now(timezone.utc))
 
 
 Request = TypeVar("Request", bound=Message)

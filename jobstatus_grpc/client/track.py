@@ -47,7 +47,7 @@ from jobstatus_grpc.errors import (
     UnavailableError,
 )
 from jobstatus_grpc.job import Job, JobError, JobState, limits, validation
-from jobstatus_grpc.job.ids import new_job_id
+from jobstatus_grpc.job.ids import new_uuid7
 from jobstatus_grpc.job.limits import CANCELLED_CODE, UNKNOWN_CODE
 from jobstatus_grpc.job.validation import Violations, clean_text
 
@@ -913,7 +913,7 @@ class Claim:
         self._name, self._parent_id, self._labels = template.name, template.parent_id, dict(template.labels)
         self._heartbeat_timeout_seconds = UNSET if heartbeat_timeout_seconds is None else heartbeat_timeout_seconds
         if id is None or id == "":
-            self.id = new_job_id(datetime.now(timezone.utc))
+            self.id = new_uuid7(datetime.now(timezone.utc))
             self.call = self._make_creation()
             """The call to make now."""
             return

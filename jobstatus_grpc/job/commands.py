@@ -94,6 +94,7 @@ class Delete:
     tenant: str = DEFAULT_TENANT
     actor: str = ""
     only: JobFilter | None = None
+    request: ClassVar[None] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,7 @@ class Stall:
     tenant: str = DEFAULT_TENANT
     actor: str = "server"
     only: ClassVar[None] = None
+    request: ClassVar[None] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,7 @@ class Expire:
     tenant: str = DEFAULT_TENANT
     actor: str = "server"
     only: ClassVar[None] = None
+    request: ClassVar[None] = None
 
 
 Command: TypeAlias = Create | Update | Cancel | Delete | Stall | Expire

@@ -1,19 +1,35 @@
-"""Ids of jobs that are created without one: UUIDs by RFC 9562."""
+"""UUIDs by RFC 9562: ids of jobs that are created without one, and request_ids of clients."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 
 from jobstatus_grpc.job.filter import JobFilter
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-def new_job_id(now: datetime) -> str:
+_V7_SHAPE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def new_uuid7(now: datetime) -> str:
     """Return a UUIDv7: 48 bits of milliseconds, then random bits (RFC 9562, 5.7)."""
     milliseconds = int(now.timestamp() * 1000)
     return _uuid(milliseconds << 80 | secrets.randbits(80), version=7)
+
+
+def uuid7_bytes(text: str) -> bytes | None:
+    """Return the bytes of a UUIDv7, which are in the order of time; None if the text is not one, with hyphens."""
+    return bytes.fromhex(text.replace("-", "")) if _V7_SHAPE.fullmatch(text) else None
+
+
+def time_in(text: str) -> datetime | None:
+    """Return when a UUIDv7 was made; None if the text is not one, with hyphens."""
+    content = uuid7_bytes(text)
+    return None if content is None else _EPOCH + timedelta(milliseconds=int.from_bytes(content[:6], "big"))
 
 
 def derived_job_id(tenant: str, request_id: str, only: JobFilter | None = None) -> str:

@@ -34,8 +34,8 @@ MAX_HEARTBEAT_TIMEOUT = timedelta(days=7)
 MIN_HEARTBEAT_INTERVAL = timedelta(seconds=1)
 MAX_WATCH_INTERVAL = timedelta(days=1)
 
-REQUEST_IDS_KEPT = 16
-"""Requests per job that are recognised when a client sends them again."""
+MAX_REQUEST_AGE = timedelta(hours=24)
+"""The age, by the time in it, from which an unknown request_id is refused: it may be a repeat that is forgotten."""
 TRANSITIONS_KEPT = 1000
 """Entries of a job's history; older ones are trimmed."""
 CLOCK_TOLERANCE = timedelta(minutes=1)

@@ -102,7 +102,7 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class RequestId:
-    """A request that took effect on a job, and a hash of its payload to detect reuse with another payload."""
+    """The request_id of a request, and a hash of its payload to detect reuse with another payload."""
 
     value: str
     payload_hash: str
@@ -148,7 +148,7 @@ class Job:
     creation_request: RequestId | None = field(default=None, repr=False)
     """The request that created the job. Kept as long as the job, never sent."""
     requests: tuple[RequestId, ...] = field(default=(), repr=False)
-    """The newest 16 requests that took effect after the creation, oldest first; never sent."""
+    """Requests that an earlier version of the store remembered with the job; never sent."""
 
     @property
     def done(self) -> bool:
@@ -161,7 +161,7 @@ JOB_FIELDS = tuple(field.name for field in fields(Job) if field.name != "project
 
 REPORT_FIELDS = (
     "revision", "updated_at", "reports_progress", "progress", "reason", "estimated_completion",
-    "last_heartbeat_at", "requests",
+    "last_heartbeat_at",
 )  # fmt: skip
 """The fields that a report of progress changes. Stores write only these for a report."""
 

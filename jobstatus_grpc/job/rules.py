@@ -24,7 +24,8 @@ from jobstatus_grpc.job.commands import (
     Update,
 )
 from jobstatus_grpc.job.filter import JobFilter
-from jobstatus_grpc.job.limits import CLOCK_TOLERANCE, DEADLINE_EXCEEDED_CODE, REQUEST_IDS_KEPT, UNKNOWN_CODE
+from jobstatus_grpc.job.ids import time_in
+from jobstatus_grpc.job.limits import CLOCK_TOLERANCE, DEADLINE_EXCEEDED_CODE, MAX_REQUEST_AGE, UNKNOWN_CODE
 from jobstatus_grpc.job.model import (
     ERROR_STATES,
     TERMINAL_STATES,
@@ -53,40 +54,49 @@ class Applied(NamedTuple):
     """The entry to add to the job's history."""
     removed: bool = False
     """The job is to be replaced by a tombstone."""
+    request: RequestId | None = None
+    """The request to remember for this job."""
 
 
-def apply(found: Found, command: Command, *, now: datetime, retention: timedelta) -> Applied:
+def apply(
+    found: Found, command: Command, *, now: datetime, retention: timedelta, known_payload: str | None = None
+) -> Applied:
     """Apply `command` to what is stored under its id.
 
     Args:
         now: the store's clock; a job's updated_at never goes back behind it.
         retention: how long a job is kept after its end.
+        known_payload: the hash of the payload with which the job remembers the command's request_id; None: it does not.
 
     Raises:
         errors.JobStatusError: the command is refused; nothing is to be written.
     """
     only = command.only
     if only is None:
-        return _apply(found, command, now, retention)
+        return _apply(found, command, now, retention, known_payload)
     seen = visible(found, only)
-    applied = _apply(seen, command, now, retention)
+    applied = _apply(seen, command, now, retention, known_payload)
     _check_within(only, applied.job)
     if seen is not found:  # the command creates a job under the id of one that the caller does not see
         raise _already_exists(command.id)
     return applied
 
 
-def _apply(found: Found, command: Command, now: datetime, retention: timedelta) -> Applied:
+def _apply(found: Found, command: Command, now: datetime, retention: timedelta, known_payload: str | None) -> Applied:
     clock_now = now
-    if isinstance(found, Job) and now < found.updated_at:
-        now = found.updated_at
+    request = command.request
+    if isinstance(found, Job):
+        if now < found.updated_at:
+            now = found.updated_at
+        if request is not None and _is_replay(found, request, known_payload):
+            return Applied(found)
     match command:
         case Update():
-            return _update(found, command, now, retention)
+            return _update(found, command, now, clock_now, retention)
         case Create():
-            return _create(found, command, now)
+            return _create(found, command, now, clock_now)
         case Cancel():
-            return _cancel(found, command, now, retention)
+            return _cancel(found, command, now, clock_now, retention)
         case Delete():
             return _delete(found, command)
         case Stall():
@@ -95,9 +105,8 @@ def _apply(found: Found, command: Command, now: datetime, retention: timedelta) 
             return _expire(found, command, now, clock_now, retention)
 
 
-def _create(found: Found, command: Create, now: datetime) -> Applied:
-    if isinstance(found, Job) and _is_replay(found, command.request):
-        return Applied(found)
+def _create(found: Found, command: Create, now: datetime, clock_now: datetime) -> Applied:
+    _check_age(command.id, command.request, clock_now)
     if found is not None:
         raise _already_exists(command.id)
     started = command.state is JobState.IN_PROGRESS
@@ -119,16 +128,19 @@ def _create(found: Found, command: Create, now: datetime) -> Applied:
     return Applied(job, _transition(None, job, command.reason, command.actor, command.request))
 
 
-def _update(found: Found, command: Update, now: datetime, retention: timedelta) -> Applied:
+def _update(found: Found, command: Update, now: datetime, clock_now: datetime, retention: timedelta) -> Applied:
     if found is None and command.allow_missing:
+        _check_age(command.id, command.request, clock_now)
         return _create_by_update(command, now, retention)
     job = require_job(found, command.id)
-    if _is_replay(job, command.request) or _is_same_end(job, command):
-        return Applied(job)
+    _check_age(command.id, command.request, clock_now)
+    if _is_same_end(job, command):
+        return Applied(job, request=command.request)
     check_allowed(job, command)
     changes = changed_fields(job, command, now, retention)
     if not changes:
-        return Applied(job)
+        # A heartbeat that is sent again is a heartbeat again: remembering it would cost a write each time.
+        return Applied(job, request=command.request if command.changes else None)
     _note_heartbeat(job, changes, now)
     reason = command.changes.get("reason", "")
     if "stalled" in changes and not reason and "state" not in changes and "attempt" not in changes:
@@ -157,11 +169,12 @@ def _create_by_update(command: Update, now: datetime, retention: timedelta) -> A
     return Applied(job, _transition(None, job, reason, command.actor, command.request))
 
 
-def _cancel(found: Found, command: Cancel, now: datetime, retention: timedelta) -> Applied:
+def _cancel(found: Found, command: Cancel, now: datetime, clock_now: datetime, retention: timedelta) -> Applied:
     job = require_job(found, command.id)
+    _check_age(command.id, command.request, clock_now)
     is_forced = command.force and job.stalled
-    if _is_replay(job, command.request) or job.done or (job.cancel_requested and not is_forced):
-        return Applied(job)
+    if job.done or (job.cancel_requested and not is_forced):
+        return Applied(job, request=command.request)
     changes: dict[str, Any] = {}
     if command.reason:
         changes["cancel_reason"] = command.reason
@@ -270,16 +283,31 @@ def require_job(found: Found, job_id: str) -> Job:
     raise errors.JobExpiredError(f"job {job_id!r} was deleted or has expired", id=job_id)
 
 
-def _is_replay(job: Job, request: RequestId | None) -> bool:
-    """Return whether `request` took effect on `job` before."""
-    if request is None:
+def _is_replay(job: Job, request: RequestId, known_payload: str | None) -> bool:
+    """Return whether `request` was accepted for `job` before."""
+    if known_payload is None:
+        for known in (job.creation_request, *job.requests):
+            if known is not None and known.value == request.value:
+                known_payload = known.payload_hash
+    if known_payload is None:
         return False
-    for known in (job.creation_request, *job.requests):
-        if known is not None and known.value == request.value:
-            if known.payload_hash != request.payload_hash:
-                raise errors.RequestIdReusedError(id=job.id, request_id=request.value)
-            return True
-    return False
+    if known_payload != request.payload_hash:
+        raise errors.RequestIdReusedError(id=job.id, request_id=request.value)
+    return True
+
+
+def _check_age(job_id: str, request: RequestId | None, clock_now: datetime) -> None:
+    """Raise RequestIdTooOldError if the request, which is not known, may be one that is forgotten."""
+    made_at = None if request is None else time_in(request.value)
+    if request is None or made_at is None or clock_now - made_at <= MAX_REQUEST_AGE:
+        return
+    raise errors.RequestIdTooOldError(
+        f"the request_id is of {made_at:%Y-%m-%d %H:%M} UTC, and request_ids are remembered for 24 hours: the request "
+        "may have taken effect; read the job, and use a new request_id (if this one is new, correct the clock of the "
+        "machine that made it)",
+        id=job_id,
+        request_id=request.value,
+    )
 
 
 def _is_same_end(job: Job, command: Update) -> bool:
@@ -417,14 +445,13 @@ def _next_revision(
     """Return the job with `changes`, and an entry for its history if state, attempt, cancel request or stall differ."""
     changes["revision"] = job.revision + 1
     changes["updated_at"] = now
-    if request is not None:
-        changes["requests"] = (*job.requests, request)[-REQUEST_IDS_KEPT:]
     after = evolve(job, changes)
     error = changes.get("error")
     reason = reason or (error.message if error is not None else "")
+    transition = None
     if "state" in changes or "attempt" in changes or "cancel_requested" in changes or "stalled" in changes:
-        return Applied(after, _transition(job.state, after, reason, actor, request))
-    return Applied(after)
+        transition = _transition(job.state, after, reason, actor, request)
+    return Applied(after, transition, request=request)
 
 
 def _transition(

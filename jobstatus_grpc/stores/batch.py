@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,7 +24,7 @@ from jobstatus_grpc.job import (
     evolve,
     with_heartbeat,
 )
-from jobstatus_grpc.stores.interface import STALLED, Change, Key, Silence
+from jobstatus_grpc.stores.interface import STALLED, Change, Key, RequestKey, Silence
 
 log = logging.getLogger("jobstatus_grpc.jobs")
 """The log that says what happened to each job."""
@@ -39,7 +39,17 @@ _NOT_SHOWN: dict[str, Any] = {"creation_request": None, "requests": ()}
 class Batch:
     """What a transaction has to write, and the outcomes of its commands."""
 
-    __slots__ = ("changes", "counts", "deletions", "jobs", "outcomes", "removed", "transitions")
+    __slots__ = (
+        "changes",
+        "counts",
+        "deletions",
+        "is_unsure",
+        "jobs",
+        "outcomes",
+        "removed",
+        "requests",
+        "transitions",
+    )
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
@@ -56,11 +66,16 @@ class Batch:
         """The differences in the number of jobs by state, and of the stalled ones under STALLED."""
         self.deletions: list[tuple[Tombstone, str]] = []
         """The tombstones of the jobs that were deleted, not expired, and the actors of the deletions."""
+        self.requests: dict[RequestKey, str] = {}
+        """The requests to remember, with the hashes of their payloads. If one of them is stored already, its command
+        was a repeat: the commands have to be applied again with what is known."""
+        self.is_unsure = False
+        """Whether a command that leaves nothing to remember may be a repeat: as with a stored request."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
-        return not self.jobs and not self.removed
+        return not self.jobs and not self.removed and not self.requests
 
     def log(self) -> None:
         """Log a line for each entry of the history and each deletion. Stores call it once the batch is durable."""
@@ -88,6 +103,7 @@ class Batch:
         self.jobs.pop(key, None)
         self.removed[key] = tombstone
         self.transitions = [entry for entry in self.transitions if entry[0] != key]
+        self.requests = {request: payload for request, payload in self.requests.items() if request[:2] != key}
         self.changes[key] = Change(*key, tombstone.revision, None, evolve(job, _NOT_SHOWN))
         self.counts[job.state] -= 1
         self.counts[STALLED] -= job.stalled
@@ -101,6 +117,7 @@ def apply_all(
     now: datetime,
     retention: timedelta,
     silence_of: Callable[[Key], Silence],
+    known: Mapping[RequestKey, str] | None = None,
 ) -> Batch:
     """Apply `commands` in order, each to the result of the ones before it.
 
@@ -110,9 +127,12 @@ def apply_all(
         now: the store's time.
         retention: how long a job is kept after its end.
         silence_of: returns the silence of a job's worker.
+        known: those of the commands' requests that the jobs remember, with the hashes of their payloads. None: they are
+            not looked up, as most requests are new.
     """
     batch = Batch()
     outcomes, jobs, changes = batch.outcomes, batch.jobs, batch.changes
+    is_looked_up, known = known is not None, known or {}
     updated: set[Key] = set()
     for command in commands:
         key = (command.tenant, command.id)
@@ -121,12 +141,22 @@ def apply_all(
             duration, heard_at = silence_of(key)
             command = replace(command, silent_for=duration)
             before = with_heartbeat(before, heard_at) if isinstance(before, Job) else before
+        request, payload = command.request, None
+        if request is not None:
+            request_key = (*key, request.value)
+            payload = batch.requests.get(request_key) or known.get(request_key)
+        may_be_repeat = not is_looked_up and request is not None and payload is None and isinstance(before, Job)
         try:
-            applied = apply(before, command, now=now, retention=retention)
+            applied = apply(before, command, now=now, retention=retention, known_payload=payload)
         except JobStatusError as refusal:
             outcomes.append(refusal)
+            batch.is_unsure |= may_be_repeat
             continue
         job = applied.job
+        if applied.request is not None:
+            batch.requests[request_key] = applied.request.payload_hash
+        else:
+            batch.is_unsure |= may_be_repeat
         outcomes.append(job)
         if isinstance(command, Update):
             updated.add(key)

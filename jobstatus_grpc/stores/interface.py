@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 from typing import NamedTuple, Protocol, TypeAlias
 
 from jobstatus_grpc.job import Command, Job, JobFilter, JobState, Outcome, Transition
+from jobstatus_grpc.job.limits import MAX_REQUEST_AGE
 
 
 def utc_now() -> datetime:
@@ -22,6 +23,9 @@ def utc_now() -> datetime:
 
 Key: TypeAlias = tuple[str, str]
 """A job's tenant and id."""
+
+RequestKey: TypeAlias = tuple[str, str, str]
+"""A request: the tenant and id of its job, and its request_id."""
 
 Position: TypeAlias = str
 """A place in a store's change feed, with the name of the history that it is in. Opaque to all but that store.
@@ -46,6 +50,10 @@ TOMBSTONE_RETENTION = timedelta(hours=24)
 
 FEED_RETENTION = timedelta(hours=24)
 """The age from which a change may be dropped from the feed, unless it is the newest of a job that exists."""
+
+REQUEST_RETENTION = MAX_REQUEST_AGE + timedelta(hours=1)
+"""How long a job remembers a request, at least. An hour longer than a request_id may be old: that hour is for clients
+whose clocks are ahead."""
 
 
 def is_remembered(removed_at: datetime, now: datetime) -> bool:
@@ -241,9 +249,10 @@ class JobStore(Protocol):
         ...
 
     async def trim(self, *, limit: int) -> bool:
-        """Examine up to `limit` rows of history, and drop the changes and tombstones that are older than 24 hours.
+        """Examine up to `limit` rows of history, and drop what is old.
 
-        The newest change of a job that exists is never dropped.
+        That is changes and tombstones of more than 24 hours ago, but never the newest change of a job that exists, and
+        requests of more than REQUEST_RETENTION ago.
         What was recorded for a time that is in the future, while the clock was wrong, counts as recorded now.
 
         Returns:

@@ -29,6 +29,7 @@ from jobstatus_grpc.stores.batch import Batch, apply_all
 from jobstatus_grpc.stores.embedded import Feed, StallClocks, new_epoch
 from jobstatus_grpc.stores.interface import (
     DEFAULT_RETENTION,
+    REQUEST_RETENTION,
     STALLED,
     ChangeBatch,
     Clock,
@@ -36,6 +37,7 @@ from jobstatus_grpc.stores.interface import (
     Key,
     Page,
     Position,
+    RequestKey,
     StoreType,
     is_remembered,
     utc_now,
@@ -75,6 +77,10 @@ class MemoryStore:
         self._expiring: OrderedDict[Key, None] = OrderedDict()
         self._tombstones: OrderedDict[Key, tuple[Tombstone, datetime]] = OrderedDict()
         self._transitions: dict[Key, deque[Transition]] = defaultdict(_new_history)
+        self._seconds = seconds
+        self._requests: dict[Key, dict[str, tuple[str, float]]] = defaultdict(dict)
+        """By job and request_id: the hash of the payload, and when the request was committed."""
+        self._requests_by_age: deque[tuple[float, RequestKey]] = deque()
         self._feed = Feed([new_epoch(0)])
         self._stall_clocks = StallClocks(seconds)
         self._latest_end_at = self._latest_removal_at = clock()
@@ -85,8 +91,15 @@ class MemoryStore:
         """See JobStore. Nothing is durable here."""
         self._check_open()
         now = self._clock()
-        found = {key: self._find(key, now) for key in {(command.tenant, command.id) for command in commands}}
-        batch = apply_all(commands, found, now=now, retention=self._retention, silence_of=self._stall_clocks.silence_of)
+        found = {key: self._find(key, now) for key in set(map(_key, commands))}
+        batch = apply_all(
+            commands,
+            found,
+            now=now,
+            retention=self._retention,
+            silence_of=self._stall_clocks.silence_of,
+            known=self._known(commands),
+        )
         self._write(batch, now)
         self._stall_clocks.note(commands, batch.outcomes, now)
         if batch.changes:
@@ -112,10 +125,25 @@ class MemoryStore:
                 self._jobs_of[key[0]] -= 1
             self._expiring.pop(key, None)
             self._transitions.pop(key, None)
+            self._requests.pop(key, None)
             self._tombstones.pop(key, None)
             self._tombstones[key] = (tombstone, now)
             self._latest_removal_at = max(self._latest_removal_at, now)
         self._counts.update(batch.counts)
+        at = self._seconds()
+        for (tenant, job_id, request_id), payload in batch.requests.items():
+            self._requests[tenant, job_id][request_id] = (payload, at)
+            self._requests_by_age.append((at, (tenant, job_id, request_id)))
+
+    def _known(self, commands: Sequence[Command]) -> dict[RequestKey, str]:
+        """Return those of the commands' requests that are remembered, with the hashes of their payloads."""
+        known: dict[RequestKey, str] = {}
+        for command in commands:
+            request, key = command.request, _key(command)
+            found = None if request is None else self._requests.get(key, {}).get(request.value)
+            if request is not None and found is not None:
+                known[key[0], key[1], request.value] = found[0]
+        return known
 
     async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
         """See JobStore."""
@@ -205,13 +233,27 @@ class MemoryStore:
             for removed, (tombstone, removed_at) in self._tombstones.items():
                 self._tombstones[removed] = (tombstone, min(removed_at, now))
             self._latest_removal_at = now
+        requests = self._forget_requests(limit)
         for _ in range(limit):
             key = next(iter(self._tombstones), None)
             if key is None or is_remembered(self._tombstones[key][1], now):
-                return False
+                return requests == limit
             del self._tombstones[key]
             self._feed.forget(key)
         return True
+
+    def _forget_requests(self, limit: int) -> int:
+        """Forget at most `limit` old requests, and return their number."""
+        old_at = self._seconds() - REQUEST_RETENTION.total_seconds()
+        count = 0
+        while count < limit and self._requests_by_age and self._requests_by_age[0][0] <= old_at:
+            at, (tenant, job_id, request_id) = self._requests_by_age.popleft()
+            requests = self._requests.get((tenant, job_id), {})
+            # The job may be another one since, under the same id.
+            if request_id in requests and requests[request_id][1] == at:
+                del requests[request_id]
+            count += 1
+        return count
 
     @property
     def writable(self) -> bool:
@@ -240,6 +282,10 @@ class MemoryStore:
             if is_remembered(removed_at, now):
                 return tombstone
         return None
+
+
+def _key(command: Command) -> Key:
+    return (command.tenant, command.id)
 
 
 def _new_history() -> deque[Transition]:

@@ -14,11 +14,13 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from google.protobuf import duration_pb2, struct_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.job.ids import new_uuid7
 from jobstatus_grpc.verify.checker import name_of
 from jobstatus_grpc.verify.history import Entry
 from jobstatus_grpc.verify.recorder import Recorder, Stream
@@ -341,6 +343,35 @@ async def a_request_takes_effect_once(server: Server) -> None:
     later = await server.update(job.id, reason="b")
     again = (await server.ok("UpdateJob", request)).job
     _expect((first.revision, again) == (job.revision + 1, later), again)
+
+
+async def an_old_request_takes_effect_once(server: Server) -> None:
+    """A request takes effect once, even if 100 others have followed since."""
+    job = await server.started()
+    request = _update(job.id, reason="a", request_id="r")
+    await server.ok("UpdateJob", request)
+    others = [_update(job.id, reason=str(number), request_id=str(number)) for number in range(100)]
+    later = [(await server.ok("UpdateJob", other)).job for other in others][-1]
+    again = (await server.ok("UpdateJob", request)).job
+    _expect(again == later, again)
+
+
+async def a_request_that_changed_nothing_changes_nothing_later(server: Server) -> None:
+    """A repeat of a request that changed nothing changes nothing, even if the job has changed since."""
+    job = await server.started(reason="a")
+    request = _update(job.id, reason="a", request_id="r")
+    unchanged = (await server.ok("UpdateJob", request)).job
+    later = await server.update(job.id, reason="b")
+    again = (await server.ok("UpdateJob", request)).job
+    _expect((unchanged.revision, again) == (job.revision, later), again)
+
+
+async def a_request_id_that_is_too_old_is_refused(server: Server) -> None:
+    """A new request whose request_id is a UUIDv7 of days ago is FAILED_PRECONDITION (REQUEST_ID_TOO_OLD)."""
+    job = await server.started()
+    days_ago = datetime.now(timezone.utc) - timedelta(days=3)
+    request = _update(job.id, reason="a", request_id=new_uuid7(days_ago))
+    await server.refused("UpdateJob", request, "FAILED_PRECONDITION", "REQUEST_ID_TOO_OLD")
 
 
 async def simultaneous_repeats_take_effect_once(server: Server) -> None:

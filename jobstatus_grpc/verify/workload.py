@@ -40,6 +40,9 @@ REPEAT_SECONDS = 30.0
 UNAVAILABLE_SECONDS = 0.05
 """The pause after a call that the server did not answer."""
 
+WRITES_BEFORE_REPEATS = 40
+"""Writes to a job after which some of its first requests are sent again: services that remember few are found."""
+
 _ENDS = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_ABORTED, pb.JOB_STATE_CANCELLED)
 
 
@@ -122,6 +125,8 @@ class Workload:
             if time.monotonic() > self._ends_at:
                 break
             await life.report()
+        if chance.random() < 0.1:
+            await life.repeat_old_requests()
         await life.end()
         if chance.random() < 0.3:
             await life.delete()
@@ -217,6 +222,8 @@ class _Life:
         self._progress = 0.0
         self._writes = 0
         self._revision = 0
+        self._accepted: list[tuple[str, Any]] = []
+        """The method and the request of each write with a request_id that was accepted."""
 
     async def create(self) -> bool:
         """Create the job; return whether it exists."""
@@ -264,6 +271,13 @@ class _Life:
             case _:
                 await self._send("UpdateJob", pb.UpdateJobRequest(job=self._job(), attempt=self._attempt))
 
+    async def repeat_old_requests(self) -> None:
+        """Send requests again that many others have followed."""
+        for _ in range(WRITES_BEFORE_REPEATS):
+            await self._send("UpdateJob", pb.UpdateJobRequest(job=self._job(), attempt=self._attempt))
+        for method, request in self._chance.sample(self._accepted[:10], min(3, len(self._accepted))):
+            await self._recorder.call(method, request, server=self._server())
+
     async def end(self) -> None:
         """Try to end the job, by a final state or a cancel, then to change it."""
         if self._chance.random() < 0.1:
@@ -306,6 +320,8 @@ class _Life:
             await self._recorder.call(method, request, server=self._server())
         if entry.response is None:
             return None
+        if is_repeatable:
+            self._accepted.append((method, request))
         job = entry.response.job if method != "BatchUpdateJobs" else entry.response.results[-1].job
         if job.revision:
             self._revision, self._attempt = job.revision, job.attempt

@@ -7,6 +7,7 @@ import concurrent.futures
 import sys
 import threading
 import time
+import uuid
 from typing import Any
 
 import grpc
@@ -46,7 +47,7 @@ def test_a_write_is_tried_again_with_the_same_request_id(connect, name):
     ids = [request.request_id for request in server.requests[name]]
     assert len(ids) == 3
     assert len(set(ids)) == 1
-    assert len(ids[0]) == 32
+    assert uuid.UUID(ids[0]).version == 7
 
 
 def test_each_update_of_a_batch_is_tried_again_with_its_own_request_id(connect):

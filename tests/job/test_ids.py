@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobstatus_grpc.job.ids import derived_job_id, new_job_id
+from jobstatus_grpc.job.ids import derived_job_id, new_uuid7
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 NOW = datetime(2026, 5, 4, 3, 2, 1, 987_654, tzinfo=timezone.utc)
@@ -16,19 +16,19 @@ NOW = datetime(2026, 5, 4, 3, 2, 1, 987_654, tzinfo=timezone.utc)
 
 @given(st.integers(0, 253_402_300_799_999).map(lambda number: EPOCH + timedelta(milliseconds=number)))
 def test_a_new_id_is_a_uuid_of_version_7_that_holds_its_millisecond(now):
-    text = new_job_id(now)
+    text = new_uuid7(now)
     made = uuid.UUID(text)
     assert (str(made), made.version, made.variant) == (text, 7, uuid.RFC_4122)
     assert abs((made.int >> 80) - (now - EPOCH) // timedelta(milliseconds=1)) <= 1
 
 
 def test_later_ids_sort_behind_earlier_ones():
-    ids = [new_job_id(NOW + timedelta(milliseconds=number)) for number in range(1000)]
+    ids = [new_uuid7(NOW + timedelta(milliseconds=number)) for number in range(1000)]
     assert ids == sorted(ids)
 
 
 def test_ids_of_one_millisecond_differ():
-    assert len({new_job_id(NOW) for _ in range(10_000)}) == 10_000
+    assert len({new_uuid7(NOW) for _ in range(10_000)}) == 10_000
 
 
 @given(st.text(), st.text())

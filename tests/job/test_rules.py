@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import uuid
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +15,7 @@ from jobstatus_grpc import errors
 from jobstatus_grpc.job import (
     CREATION_STATES,
     Cancel,
+    Command,
     Create,
     Delete,
     Expire,
@@ -28,6 +31,7 @@ from jobstatus_grpc.job import (
     is_urgent,
     projection_of,
 )
+from jobstatus_grpc.job.ids import new_uuid7
 from jobstatus_grpc.job.model import ERROR_STATES, TERMINAL_STATES, TRANSITIONS
 from tests.support.jobs import LATER, RETENTION, START, S, job_in, update
 
@@ -477,21 +481,50 @@ def test_checks_come_in_their_documented_order() -> None:
 
 def test_a_request_has_one_effect_and_its_replay_answers_with_the_job_as_it_is() -> None:
     request = RequestId("r", "h")
-    once = update(job_in(S.IN_PROGRESS), reason="a", request=request)
-    newer = update(once, reason="b")
-    assert update(newer, reason="a", request=request) is newer
+    newer = update(update(job_in(S.IN_PROGRESS), reason="a", request=request), reason="b")
+    assert update(newer, reason="a", request=request, known_payload="h") is newer
 
 
 def test_a_request_id_with_another_payload_is_refused() -> None:
     once = update(job_in(S.IN_PROGRESS), reason="a", request=RequestId("r", "h"))
     with pytest.raises(errors.RequestIdReusedError):
-        update(once, reason="b", request=RequestId("r", "other"))
+        update(once, reason="b", request=RequestId("r", "other"), known_payload="h")
 
 
-def test_the_newest_16_request_ids_are_kept_and_the_creations() -> None:
+def test_the_request_of_the_creation_is_kept_with_the_job() -> None:
     creation = RequestId("creation", "h")
     job = apply(None, Create(id="a", request=creation), now=START, retention=RETENTION).job
-    for number in range(20):
-        job = update(job, reason=str(number), request=RequestId(str(number), "h"))
-    assert [request.value for request in job.requests] == [str(number) for number in range(4, 20)]
     assert update(job, reason="x", request=creation) is job
+
+
+@pytest.mark.parametrize(
+    ("command", "is_remembered"),
+    [
+        (Update(id="a", changes={"reason": "new"}, request=RequestId("r", "h")), True),
+        (Update(id="a", changes={"reason": ""}, request=RequestId("r", "h")), True),
+        (Cancel(id="a", request=RequestId("r", "h")), True),
+        (Update(id="a", request=RequestId("r", "h")), False),
+        (Update(id="a", changes={"reason": "new"}), False),
+    ],
+)
+def test_all_accepted_requests_but_heartbeats_are_to_be_remembered(command: Command, is_remembered: bool) -> None:
+    applied = apply(job_in(S.IN_PROGRESS), command, now=LATER, retention=RETENTION)
+    assert (applied.request is not None) is is_remembered
+
+
+@pytest.mark.parametrize(
+    ("request_id", "is_refused"),
+    [
+        (new_uuid7(LATER - timedelta(hours=24)), False),
+        (new_uuid7(LATER - timedelta(hours=24, milliseconds=1)), True),
+        (new_uuid7(LATER - timedelta(hours=25)).upper(), True),
+        (new_uuid7(LATER + timedelta(days=365)), False),
+        (new_uuid7(LATER - timedelta(hours=25)).replace("-", ""), False),
+        (str(uuid.UUID(int=0, version=4)), False),
+        ("a request", False),
+    ],
+)
+def test_a_uuid7_is_refused_as_request_id_when_it_is_older_than_the_memory(request_id: str, is_refused: bool) -> None:
+    fields: dict[str, Any] = {"reason": "a", "request": RequestId(request_id, "h")}
+    with pytest.raises(errors.RequestIdTooOldError) if is_refused else contextlib.nullcontext():
+        update(job_in(S.IN_PROGRESS), **fields)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc.job.ids import new_uuid7
 
 
 def test_a_replayed_update_has_one_effect_and_answers_with_the_job_as_it_is_now(any_service, new_id):
@@ -53,13 +57,32 @@ def test_a_request_id_belongs_to_its_job(any_service, new_id):
         assert any_service.update(job.id, reason="a", request_id="r").revision == job.revision + 1
 
 
-def test_the_newest_16_request_ids_are_known_and_the_creations_for_ever(any_service, new_id):
+def test_a_request_is_known_after_100_others(any_service, update_of, new_id):
     job = any_service.create(id=new_id(), request_id="creation")
-    for number in range(17):
-        last = any_service.update(job.id, reason=str(number), request_id=f"r{number}")
-    assert any_service.update(job.id, reason="1", request_id="r1") == last
+    updates = [update_of(job.id, reason=str(number), request_id=f"r{number}") for number in range(100)]
+    any_service.batch(*updates)
+    last = any_service.get(job.id)
+    assert any_service.update(job.id, reason="0", request_id="r0") == last
     assert any_service.create(id=job.id, request_id="creation") == last
-    assert any_service.update(job.id, reason="0", request_id="r0").revision == last.revision + 1
+    assert [result.job for result in any_service.batch(*updates[1:3])] == [last] * 2
+
+
+def test_a_request_that_changed_nothing_changes_nothing_later(any_service, new_id):
+    job = any_service.job_in("IN_PROGRESS", id=new_id(), reason="a")
+    job = any_service.update(job.id, reason="a")
+    assert any_service.update(job.id, reason="a", request_id="r") == job
+    now = any_service.update(job.id, reason="b")
+    assert any_service.update(job.id, reason="a", request_id="r") == now
+
+
+def test_a_request_id_of_the_day_before_yesterday_is_refused(any_service, refused, new_id):
+    job = any_service.create(id=new_id())
+    old = new_uuid7(datetime.now(timezone.utc) - timedelta(days=2))
+    for call, fields in ((any_service.update, {"reason": "a"}), (any_service.cancel, {})):
+        refusal = refused(call, job.id, request_id=old, **fields)
+        assert refusal.kind == ("FAILED_PRECONDITION", "REQUEST_ID_TOO_OLD")
+    assert refused(any_service.create, id=new_id(), request_id=old).reason == "REQUEST_ID_TOO_OLD"
+    assert any_service.get(job.id) == job
 
 
 def test_a_refused_update_does_not_use_up_its_request_id(any_service, refused, new_id):

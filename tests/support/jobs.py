@@ -28,4 +28,6 @@ def job_in(state: JobState, **fields: Any) -> Job:
 
 def update(job: Job | Tombstone | None, now: datetime = LATER, /, **fields: Any) -> Job:
     fences = {name: fields.pop(name) for name in ("attempt", "expected_revision", "request") if name in fields}
-    return apply(job, Update(id="a", changes=fields, **fences), now=now, retention=RETENTION).job
+    known_payload = fields.pop("known_payload", None)
+    command = Update(id="a", changes=fields, **fences)
+    return apply(job, command, now=now, retention=RETENTION, known_payload=known_payload).job

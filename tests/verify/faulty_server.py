@@ -17,7 +17,6 @@ from typing import Any
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import cli
-from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.job import JobState, Update, rules, validation
 from jobstatus_grpc.server import responses
 from jobstatus_grpc.server.servicer import JobStatusServicer
@@ -98,22 +97,33 @@ def lock_across_a_write() -> None:
 
 
 def request_id_outside_the_transaction() -> None:
-    commit, is_replay = JobService._commit, rules._is_replay
+    commit, accepted = JobService._commit, set[tuple[str, str]]()
 
     async def commit_unless_known(self: Any, command: Any) -> Any:
-        request = getattr(command, "request", None)
-        if request is not None:
-            try:
-                job = await self._store.get(command.tenant, command.id)
-            except JobStatusError:
-                return await commit(self, command)
-            if is_replay(job, request):
-                return job
-            await asyncio.sleep(0.001)
-        return await commit(self, command)
+        if not isinstance(command, Update) or command.request is None:
+            return await commit(self, command)
+        request = (command.id, command.request.value)
+        if request in accepted:
+            return await self._store.get(command.tenant, command.id)
+        await asyncio.sleep(0.001)
+        job = await commit(self, command._replace(request=None))
+        accepted.add(request)
+        return job
 
-    rules._is_replay = lambda job, request: False
     JobService._commit = commit_unless_known  # type: ignore[method-assign]
+
+
+def request_id_remembers_16() -> None:
+    write = MemoryStore._write
+
+    def write_and_forget(self: MemoryStore, batch: Any, now: Any) -> None:
+        write(self, batch, now)
+        for tenant, job_id, _ in batch.requests:
+            remembered = self._requests[tenant, job_id]
+            while len(remembered) > 16:
+                del remembered[next(iter(remembered))]
+
+    MemoryStore._write = write_and_forget  # type: ignore[method-assign]
 
 
 def stale_attempt_accepted() -> None:
@@ -317,6 +327,7 @@ BUGS: dict[str, Callable[[], None]] = {
         slow_reader_dropped_silently,
         lock_across_a_write,
         request_id_outside_the_transaction,
+        request_id_remembers_16,
         stale_attempt_accepted,
         feed_by_last_id,
         stale_replica_read,

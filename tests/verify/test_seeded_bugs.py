@@ -26,6 +26,7 @@ SEEN_BY = {
     "slow-reader-dropped-silently": {"watches-get-the-newest"},
     "lock-across-a-write": {"watches-get-the-newest"},
     "request-id-outside-the-transaction": {"simultaneous-repeats-take-effect-once"},
+    "request-id-remembers-16": {"an-old-request-takes-effect-once", "a-request-id-has-one-effect"},
     "stale-attempt-accepted": {"a-replaced-worker-cannot-write", "an-attempt-has-one-owner"},
     "feed-by-last-id": {"watches-of-many-jobs-are-complete"},
     "stale-replica-read": {"acknowledged-writes-last", "a-read-returns-the-latest-write"},

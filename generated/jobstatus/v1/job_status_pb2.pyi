@@ -603,7 +603,9 @@ class CreateJobRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """1 to 64 bytes that make it safe to retry the request. If job has no id, the id is derived from the request_id."""
+    """1 to 64 bytes that make it safe to retry the request: the job remembers it as long as it exists. If job has no id,
+    the id is derived from the request_id. REQUEST_ID_TOO_OLD as in UpdateJobRequest.
+    """
     @_builtins.property
     def job(self) -> Global___JobStatus:
         """The job to create. These fields are used: id, name, state (PENDING or IN_PROGRESS), reason, reports_progress,
@@ -713,9 +715,15 @@ class UpdateJobRequest(_message.Message):
     expected_revision: _builtins.int
     """Above 0: must equal the job's revision, else REVISION_MISMATCH. 0: not checked."""
     request_id: _builtins.str
-    """1 to 64 bytes that make it safe to retry the request: it takes effect once, however often it is sent. A repeat
-    returns the job in its current state. A different request with the same request_id is REQUEST_ID_REUSED. A job
-    remembers the newest 16 request_ids.
+    """1 to 64 bytes that make it safe to retry the request: it takes effect once, however often it is sent, also if it
+    changed nothing. A repeat returns the job in its current state. A different request with the same request_id is
+    REQUEST_ID_REUSED.
+
+    A job remembers each accepted request for 24 hours at least, however many follow, except heartbeats that write no
+    field: such a request is a heartbeat each time that it is sent. A request_id that is a UUIDv7 (RFC 9562, with
+    hyphens) contains its time: if it is older than 24 hours and not remembered, the request is refused with
+    REQUEST_ID_TOO_OLD, as it may have taken effect before. Any other request_id must not be sent again after 24 hours:
+    the request could take effect again. A UUIDv7 also costs the service the least.
     """
     allow_missing: _builtins.bool
     """Create the job first if the id is unknown, with name, parent_id and labels from job."""
@@ -874,7 +882,7 @@ class CancelJobRequest(_message.Message):
     becomes CANCELLED at once.
     """
     request_id: _builtins.str
-    """1 to 64 bytes that make it safe to retry the request."""
+    """1 to 64 bytes that make it safe to retry the request, as in UpdateJobRequest."""
     force: _builtins.bool
     """End the job as CANCELLED if it is stalled: its worker cannot. Has no other effect."""
     def __init__(

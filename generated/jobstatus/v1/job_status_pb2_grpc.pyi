@@ -63,8 +63,8 @@ class JobStatusServiceStub:
 
     Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
     within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
-    (INVALID_FIELD, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (TOO_MANY_JOBS) with RetryInfo if the tenant has as many jobs
-    as the server allows it.
+    (INVALID_FIELD, REQUEST_ID_REUSED); FAILED_PRECONDITION (REQUEST_ID_TOO_OLD); RESOURCE_EXHAUSTED (TOO_MANY_JOBS)
+    with RetryInfo if the tenant has as many jobs as the server allows it.
 
     Least role: worker.
     """
@@ -87,7 +87,7 @@ class JobStatusServiceStub:
     any) equal the stored ones, the call returns OK and changes nothing.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED); NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED);
-    FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
+    FAILED_PRECONDITION (REQUEST_ID_TOO_OLD, STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
     (NOT_ALLOWED) if the caller is limited to other jobs than this would become; with allow_missing ALREADY_EXISTS
     (JOB_ALREADY_EXISTS) if such a caller does not see the job that has the id.
 
@@ -106,7 +106,8 @@ class JobStatusServiceStub:
     cancel_requested, which its worker receives in the response to its next update. If the job is done, or a cancel was
     requested before, the call returns OK and changes nothing.
 
-    Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+    Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED);
+    FAILED_PRECONDITION (REQUEST_ID_TOO_OLD).
 
     Least role: operator.
     """
@@ -194,8 +195,8 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
 
     Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
     within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
-    (INVALID_FIELD, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (TOO_MANY_JOBS) with RetryInfo if the tenant has as many jobs
-    as the server allows it.
+    (INVALID_FIELD, REQUEST_ID_REUSED); FAILED_PRECONDITION (REQUEST_ID_TOO_OLD); RESOURCE_EXHAUSTED (TOO_MANY_JOBS)
+    with RetryInfo if the tenant has as many jobs as the server allows it.
 
     Least role: worker.
     """
@@ -218,7 +219,7 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     any) equal the stored ones, the call returns OK and changes nothing.
 
     Errors: INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED); NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED);
-    FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
+    FAILED_PRECONDITION (REQUEST_ID_TOO_OLD, STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
     (NOT_ALLOWED) if the caller is limited to other jobs than this would become; with allow_missing ALREADY_EXISTS
     (JOB_ALREADY_EXISTS) if such a caller does not see the job that has the id.
 
@@ -237,7 +238,8 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     cancel_requested, which its worker receives in the response to its next update. If the job is done, or a cancel was
     requested before, the call returns OK and changes nothing.
 
-    Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+    Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED);
+    FAILED_PRECONDITION (REQUEST_ID_TOO_OLD).
 
     Least role: operator.
     """
@@ -328,8 +330,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: ALREADY_EXISTS (JOB_ALREADY_EXISTS) if the id is in use, or was used by a job that was deleted or expired
         within the last 24 hours; PERMISSION_DENIED (NOT_ALLOWED) if the caller is limited to other jobs; INVALID_ARGUMENT
-        (INVALID_FIELD, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED (TOO_MANY_JOBS) with RetryInfo if the tenant has as many jobs
-        as the server allows it.
+        (INVALID_FIELD, REQUEST_ID_REUSED); FAILED_PRECONDITION (REQUEST_ID_TOO_OLD); RESOURCE_EXHAUSTED (TOO_MANY_JOBS)
+        with RetryInfo if the tenant has as many jobs as the server allows it.
 
         Least role: worker.
         """
@@ -364,7 +366,7 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         any) equal the stored ones, the call returns OK and changes nothing.
 
         Errors: INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED); NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED);
-        FAILED_PRECONDITION (STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
+        FAILED_PRECONDITION (REQUEST_ID_TOO_OLD, STALE_ATTEMPT, ILLEGAL_TRANSITION); ABORTED (REVISION_MISMATCH); PERMISSION_DENIED
         (NOT_ALLOWED) if the caller is limited to other jobs than this would become; with allow_missing ALREADY_EXISTS
         (JOB_ALREADY_EXISTS) if such a caller does not see the job that has the id.
 
@@ -395,7 +397,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         cancel_requested, which its worker receives in the response to its next update. If the job is done, or a cancel was
         requested before, the call returns OK and changes nothing.
 
-        Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED).
+        Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED);
+        FAILED_PRECONDITION (REQUEST_ID_TOO_OLD).
 
         Least role: operator.
         """

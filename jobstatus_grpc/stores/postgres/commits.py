@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -29,7 +30,7 @@ from jobstatus_grpc.job import (
 )
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch, apply_all
-from jobstatus_grpc.stores.interface import Clock, CommitResult, Key, Silence
+from jobstatus_grpc.stores.interface import Clock, CommitResult, Key, RequestKey, Silence
 from jobstatus_grpc.stores.postgres import statements
 from jobstatus_grpc.stores.postgres.database import CALL_SECONDS, Connection, Database
 from jobstatus_grpc.stores.postgres.feed import INCARNATION, PostgresFeed
@@ -44,7 +45,8 @@ from jobstatus_grpc.stores.sql.rows import (
     label_changes,
     read_tombstone,
     report_row,
-    store_job,
+    request_keys,
+    request_row,
     to_instant,
     transition_row,
     write_final,
@@ -91,6 +93,10 @@ class _InsertConflictError(Exception):
     def __init__(self, keys: set[Key]) -> None:
         super().__init__()
         self.keys = keys
+
+
+class _RequestKnownError(Exception):
+    """One of the batch's requests is stored: its command was a repeat. The transaction must be rolled back."""
 
 
 class _Loaded(NamedTuple):
@@ -210,10 +216,18 @@ class Commits:
     async def _transact(self, commands: Sequence[Command], *, waits: bool) -> _Written:
         """Apply `commands` in one transaction, and once it is durable, publish what it did.
 
+        Most requests are new: they are looked up only if it turns out that one of them is stored.
+
         Raises:
             _InsertConflictError: nothing was written; without the commands on these keys it may succeed.
             StoreUnavailableError, StoreFullError: see JobStore.commit.
         """
+        try:
+            return await self._try(commands, waits=waits, looks_up=False)
+        except _RequestKnownError:
+            return await self._try(commands, waits=waits, looks_up=True)
+
+    async def _try(self, commands: Sequence[Command], *, waits: bool, looks_up: bool) -> _Written:
         written: _Written | None = None
         incarnation = self._feed.incarnation
         answer_at = asyncio.get_running_loop().time() + ANSWER_SECONDS
@@ -222,7 +236,7 @@ class Commits:
                 transaction = connection.transaction()
                 await transaction.start()
                 try:
-                    written = await self._apply(connection, commands, waits=waits)
+                    written = await self._apply(connection, commands, waits=waits, looks_up=looks_up)
                 except BaseException:
                     await _roll_back(transaction)
                     raise
@@ -275,20 +289,26 @@ class Commits:
             self._notifier.notify()
         batch.log()
 
-    async def _apply(self, connection: Connection, commands: Sequence[Command], *, waits: bool) -> _Written:
+    async def _apply(
+        self, connection: Connection, commands: Sequence[Command], *, waits: bool, looks_up: bool
+    ) -> _Written:
         """Apply `commands` and write the result in the connection's transaction, which the caller commits.
 
-        With `waits`, wait for jobs that other transactions have locked; else leave out the commands on them.
+        With `waits`, wait for jobs that other transactions have locked; else leave out the commands on them. With
+        `looks_up`, look up in any case which of the requests are stored.
         """
         loaded = await self._load(connection, sorted({_key(command) for command in commands}), waits=waits)
         applied = [command for command in commands if _key(command) not in loaded.locked]
         silence_of = await self._silence(connection, applied, loaded)
         found: dict[Key, Found] = {key: stored.job for key, stored in loaded.jobs.items()}
         found.update(loaded.tombstones)
-        batch = apply_all(applied, found, now=loaded.now, retention=self._retention, silence_of=silence_of)
+        apply_loaded = partial(apply_all, applied, now=loaded.now, retention=self._retention, silence_of=silence_of)
+        batch = None if looks_up else apply_loaded(dict(found))
+        if batch is None or batch.is_unsure:
+            batch = apply_loaded(found, known=await _read_requests(connection, applied, loaded.jobs))
         if batch.is_empty:
             return _Written(batch, loaded.now, loaded.locked, None, ())
-        xid, stored = await _write(connection, applied, batch, loaded)
+        xid, stored = await _write(connection, batch, loaded)
         return _Written(batch, loaded.now, loaded.locked, xid, stored)
 
     async def _load(self, connection: Connection, keys: Sequence[Key], *, waits: bool) -> _Loaded:
@@ -330,17 +350,19 @@ class Commits:
         return silence_of
 
 
-async def _write(
-    connection: Connection, commands: Sequence[Command], batch: Batch, loaded: _Loaded
-) -> tuple[str, Collection[StoredJob]]:
-    """Write what a batch changed, and return the transaction's id and the jobs as stored."""
+async def _write(connection: Connection, batch: Batch, loaded: _Loaded) -> tuple[str, Collection[StoredJob]]:
+    """Write what a batch changed, and return the transaction's id and the jobs as stored.
+
+    Raises:
+        _RequestKnownError: one of the batch's requests is stored.
+    """
     now = from_instant(loaded.now)
     written = await _insert(connection, batch, loaded)
     parts: dict[str, list[Row]] = {part: [] for part in statements.PARTS}
     for key, stored in loaded.jobs.items():
         job = batch.jobs.get(key)
         if job is not None:
-            written[key] = after = store_job(stored.key, job, stored)
+            written[key] = after = StoredJob(stored.key, job)
             part, row = ("reports", report_row(after)) if is_report(stored.job, job) else ("jobs", job_row(after))
             parts[part].append(row)
     old_labels, parts["new_labels"] = label_changes(loaded.jobs, written, batch.removed)
@@ -361,12 +383,32 @@ async def _write(
     parts["tombstones"] = [(*key, tombstone.revision, now) for key, tombstone in batch.removed.items()]
     parts["removed"] = parts["removed_histories"] = list(batch.removed)
     parts["counts"] = [(int(state), rise) for state, rise in batch.counts.items() if rise]
+    for (tenant, job_id, request_id), payload_hash in batch.requests.items():
+        stored = written.get((tenant, job_id)) or loaded.jobs[tenant, job_id]
+        parts["requests"].append((*request_row(stored.key, request_id, payload_hash), now))
     names = tuple(name for name in statements.PARTS if parts[name])
     columns = [column for name in names for column in statements.columns_of(parts[name])]
-    xid: str = await connection.fetchval(statements.write(names), *columns)
+    xid: str
+    xid, new_requests = await connection.fetchrow(statements.write(names), *columns)
+    if new_requests < len(parts["requests"]):
+        raise _RequestKnownError
     for tenant, job_id in {key for key, entry in batch.transitions if entry.revision > TRANSITIONS_KEPT}:
         await connection.execute(_TRIM_TRANSITIONS, tenant, job_id)
     return xid, written.values()
+
+
+async def _read_requests(
+    connection: Connection, commands: Sequence[Command], jobs: dict[Key, StoredJob]
+) -> dict[RequestKey, str]:
+    """Return those of the commands' requests that are stored, with the hashes of their payloads.
+
+    Not in the statement that locks the jobs: it sees the other tables as they were before it waited for the locks.
+    """
+    keys = request_keys(commands, jobs)
+    if not keys:
+        return {}
+    rows = await connection.fetch(statements.READ_REQUESTS, *statements.columns_of(list(keys)))
+    return {keys[request, job_key]: payload_hash for request, job_key, payload_hash in rows}
 
 
 async def _insert(connection: Connection, batch: Batch, loaded: _Loaded) -> dict[Key, StoredJob]:
@@ -374,12 +416,12 @@ async def _insert(connection: Connection, batch: Batch, loaded: _Loaded) -> dict
     new = {key: job for key, job in batch.jobs.items() if key not in loaded.jobs}
     if not new:
         return {}
-    rows = [job_row(store_job(0, job, None))[1:] for job in new.values()]
+    rows = [job_row(StoredJob(0, job))[1:] for job in new.values()]
     inserted: Any = await connection.fetch(statements.INSERT_JOBS, *statements.columns_of(rows))
     keys = {(tenant, job_id): key for tenant, job_id, key in inserted}
     if len(keys) < len(new):
         raise _InsertConflictError(set(new) - set(keys))
-    return {key: store_job(keys[key], job, None) for key, job in new.items()}
+    return {key: StoredJob(keys[key], job) for key, job in new.items()}
 
 
 async def _roll_back(transaction: asyncpg.transaction.Transaction) -> None:

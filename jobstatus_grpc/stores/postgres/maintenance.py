@@ -20,7 +20,14 @@ from jobstatus_grpc.errors import RetryableError
 from jobstatus_grpc.job import Command, Expire, JobState, Stall
 from jobstatus_grpc.job.limits import CLOCK_TOLERANCE
 from jobstatus_grpc.stores.embedded import AGAIN_SECONDS
-from jobstatus_grpc.stores.interface import FEED_RETENTION, STALLED, TOMBSTONE_RETENTION, Clock, Key
+from jobstatus_grpc.stores.interface import (
+    FEED_RETENTION,
+    REQUEST_RETENTION,
+    STALLED,
+    TOMBSTONE_RETENTION,
+    Clock,
+    Key,
+)
 from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS
 from jobstatus_grpc.stores.postgres.database import Connection, Database
 from jobstatus_grpc.stores.postgres.statements import NOW, columns_of
@@ -94,6 +101,11 @@ _TAKE_BACK = (
             SELECT tenant, id FROM jobstatus.tombstones WHERE removed_at > $2::bigint LIMIT $3
         )
     """,
+    """
+        UPDATE jobstatus.requests SET remembered_at = $1::bigint WHERE (request, job_key) IN (
+            SELECT request, job_key FROM jobstatus.requests WHERE remembered_at > $2::bigint LIMIT $3
+        )
+    """,
 )
 
 _OLD_CHANGES = """
@@ -125,6 +137,13 @@ _FORGET = """
 _DROP_TOMBSTONES = """
     DELETE FROM jobstatus.tombstones WHERE (tenant, id) IN (
         SELECT tenant, id FROM jobstatus.tombstones WHERE removed_at <= $1::bigint ORDER BY removed_at LIMIT $2
+    )
+"""
+
+_DROP_REQUESTS = """
+    DELETE FROM jobstatus.requests WHERE (request, job_key) IN (
+        SELECT request, job_key FROM jobstatus.requests
+        WHERE remembered_at <= $1::bigint ORDER BY remembered_at LIMIT $2
     )
 """
 
@@ -271,13 +290,19 @@ class Maintenance:
                     await connection.execute(_FORGET, removals)
                 if old:
                     await connection.execute(_DROP_CHANGES, *columns_of(old))
-                done = await connection.execute(_DROP_TOMBSTONES, now - TOMBSTONE_RETENTION // _MICROSECOND, limit)
+                dropped = [
+                    await connection.execute(statement, now - retention // _MICROSECOND, limit)
+                    for statement, retention in (
+                        (_DROP_TOMBSTONES, TOMBSTONE_RETENTION),
+                        (_DROP_REQUESTS, REQUEST_RETENTION),
+                    )
+                ]
             has_more = len(rows) == limit
             self._trimmed_to = tuple(rows[-1])[:3] if has_more else _OLDEST
             if not has_more:
                 await connection.execute(_DROP_HEARTBEATS)
                 await connection.execute(_SUM_COUNTS)
-        return has_more or done == f"DELETE {limit}" or f"UPDATE {limit}" in taken_back
+        return has_more or f"DELETE {limit}" in dropped or f"UPDATE {limit}" in taken_back
 
     async def close(self) -> None:
         """End the leader's session, so that another process can lead at once."""

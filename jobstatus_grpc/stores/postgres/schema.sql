@@ -142,3 +142,17 @@ UPDATE jobstatus.changes SET final = NULL WHERE final IS NOT NULL;
 
 ALTER TABLE jobstatus.jobs ADD COLUMN first_progress double precision;
 ALTER TABLE jobstatus.jobs ADD COLUMN first_progress_at bigint;
+
+-- version 6
+
+-- The requests that the jobs remember; `jobs.requests` has those of before this version. `request` has the bytes of a
+-- request_id that is a UUIDv7, which is in the order of time, else a hash. The requests of a removed job stay until they
+-- are old.
+CREATE TABLE jobstatus.requests (
+    request bytea NOT NULL,
+    job_key bigint NOT NULL,
+    payload_hash text COLLATE "C" NOT NULL,
+    remembered_at bigint NOT NULL,
+    PRIMARY KEY (request, job_key)
+);
+CREATE INDEX requests_by_age ON jobstatus.requests (remembered_at);

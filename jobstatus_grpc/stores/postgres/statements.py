@@ -13,6 +13,7 @@ from jobstatus_grpc.stores.sql.rows import (
     JOB_COLUMNS,
     LABEL_COLUMNS,
     REPORT_COLUMNS,
+    REQUEST_COLUMNS,
     STORED_COLUMNS,
     TOMBSTONE_COLUMNS,
     TRANSITION_COLUMNS,
@@ -27,14 +28,14 @@ JOB = ", ".join(f"j.{name}" for name in STORED_COLUMNS)
 
 _TEXTS = {
     "tenant", "id", "name", "parent_id", "reason", "error", "labels", "creation_request", "requests", "result", "actor",
-    "value", "final", "cancel_reason",
+    "value", "final", "cancel_reason", "payload_hash",
 }  # fmt: skip
 
 _SMALLINTS = {"state", "reports_progress", "cancel_requested", "stalled", "from_state", "to_state"}
 
 _OTHER_TYPES = {
     "progress": "double precision", "first_progress": "double precision",
-    "attempt": "integer", "number": "integer", "removed": "boolean",
+    "attempt": "integer", "number": "integer", "removed": "boolean", "request": "bytea",
 }  # fmt: skip
 
 
@@ -74,6 +75,12 @@ def _load(*, waits: bool) -> str:
 
 
 LOAD_UNLOCKED, LOAD_WAITING = _load(waits=False), _load(waits=True)
+
+READ_REQUESTS = f"""
+    SELECT {", ".join(f"r.{name}" for name in REQUEST_COLUMNS)}
+    FROM unnest($1::bytea[], $2::bigint[]) AS w (request, job_key)
+    JOIN jobstatus.requests AS r ON r.request = w.request AND r.job_key = w.job_key
+"""
 
 _INSERTED = ", ".join(JOB_COLUMNS)
 
@@ -134,6 +141,12 @@ _PARTS: dict[str, Callable[[count[int]], str]] = {
     ),
     "transitions": lambda numbers: _insert("transitions", TRANSITION_COLUMNS, numbers),
     "counts": lambda numbers: _insert("counts", COUNT_COLUMNS, numbers),
+    "requests": lambda numbers: _insert(
+        "requests",
+        (*REQUEST_COLUMNS, "remembered_at"),
+        numbers,
+        "ON CONFLICT (request, job_key) DO NOTHING RETURNING 1",
+    ),
 }
 
 PARTS = tuple(_PARTS)
@@ -142,7 +155,11 @@ PARTS = tuple(_PARTS)
 
 @cache
 def write(parts: tuple[str, ...]) -> str:
-    """Return one statement that writes these parts, their columns as arrays in this order, and returns the xid."""
+    """Return one statement that writes these parts, their columns as arrays in this order.
+
+    It returns the transaction's id, and how many of the requests were not stored before.
+    """
     numbers = count(1)
     steps = ", ".join(f"{part} AS ({_PARTS[part](numbers)})" for part in parts)
-    return f"WITH {steps} SELECT pg_current_xact_id()::text"
+    new_requests = "(SELECT count(*) FROM requests)" if "requests" in parts else "0"
+    return f"WITH {steps} SELECT pg_current_xact_id()::text, {new_requests}"

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
+from hashlib import blake2b
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,6 +20,7 @@ from jobstatus_grpc.job import (
     PACE_FIELDS,
     REPORT_FIELDS,
     URGENT_FIELDS,
+    Command,
     Job,
     JobError,
     JobState,
@@ -27,7 +29,8 @@ from jobstatus_grpc.job import (
     Transition,
     is_large,
 )
-from jobstatus_grpc.stores.interface import Key, is_remembered
+from jobstatus_grpc.job.ids import uuid7_bytes
+from jobstatus_grpc.stores.interface import Key, RequestKey, is_remembered
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -108,7 +111,7 @@ _CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
         _unless_none(lambda text: RequestId(*next(iter(json.loads(text).items())))),
     ),
     "requests": (
-        lambda _: None,  # job_row writes StoredJob.requests instead
+        _from_requests,
         lambda text: () if text is None else tuple(RequestId(*item) for item in json.loads(text).items()),
     ),
     "result": (_unless_none(_to_json), _unless_none(json.loads)),
@@ -132,6 +135,8 @@ TRANSITION_COLUMNS = (
     "tenant", "id", "revision", "from_state", "to_state", "reason", "transitioned_at", "attempt", "actor",
 )  # fmt: skip
 
+REQUEST_COLUMNS = ("request", "job_key", "payload_hash")
+
 TOMBSTONE_COLUMNS = ("tenant", "id", "revision", "removed_at")
 
 COUNT_COLUMNS = ("state", "jobs")
@@ -140,32 +145,19 @@ _ENCODERS = tuple(_CODECS[name][0] for name in JOB_COLUMNS)
 
 _DECODERS = tuple(_CODECS[name][1] for name in JOB_COLUMNS)
 
-_REQUESTS = JOB_COLUMNS.index("requests")
-
 _fields_of = attrgetter(*JOB_COLUMNS)
 
 
 class StoredJob(NamedTuple):
-    """A job and the parts of its row that are not fields of Job."""
+    """A job and the key of its row."""
 
     key: int
     job: Job
-    requests: str | None
-    """The column `requests`, kept so that the next change can append to the text."""
-
-
-def store_job(key: int, job: Job, before: StoredJob | None) -> StoredJob:
-    """Return `job` as it will be stored under `key`, where it replaces `before` (None: the job is new)."""
-    if before is None:
-        return StoredJob(key, job, _from_requests(job.requests))
-    if job.requests is before.job.requests:
-        return StoredJob(key, job, before.requests)
-    return StoredJob(key, job, _next_requests(job.requests, before))
 
 
 def report_row(stored: StoredJob) -> Row:
     """Return the key, followed by the values of REPORT_COLUMNS."""
-    key, job, requests = stored
+    key, job = stored
     return (
         key,
         job.tenant,
@@ -177,15 +169,12 @@ def report_row(stored: StoredJob) -> Row:
         job.reason,
         None if job.estimated_completion is None else from_instant(job.estimated_completion),
         None if job.last_heartbeat_at is None else from_instant(job.last_heartbeat_at),
-        requests,
     )
 
 
 def job_row(stored: StoredJob) -> Row:
     """Return the values of STORED_COLUMNS."""
-    values = [encode(value) for encode, value in zip(_ENCODERS, _fields_of(stored.job), strict=True)]
-    values[_REQUESTS] = stored.requests
-    return (stored.key, *values)
+    return (stored.key, *(encode(value) for encode, value in zip(_ENCODERS, _fields_of(stored.job), strict=True)))
 
 
 def label_changes(
@@ -214,7 +203,7 @@ def label_changes(
 
 
 def _label_rows(stored: StoredJob) -> list[Row]:
-    key, job, _ = stored
+    key, job = stored
     created_at = from_instant(job.created_at)
     return [(job.tenant, name, value, created_at, key) for name, value in job.labels.items()]
 
@@ -223,7 +212,7 @@ def read_job(row: Sequence[Any]) -> StoredJob:
     """Return the job in a row of STORED_COLUMNS."""
     key, *values = row
     fields = {name: decode(value) for name, decode, value in zip(JOB_COLUMNS, _DECODERS, values, strict=True)}
-    return StoredJob(key, Job(**fields), values[_REQUESTS])
+    return StoredJob(key, Job(**fields))
 
 
 def write_final(job: Job) -> str:
@@ -241,15 +230,27 @@ def read_final(text: str | None) -> Job | None:
     return Job(**{name: decode(values[name]) for name, decode in decoders if name in values})
 
 
-def _next_requests(requests: tuple[RequestId, ...], before: StoredJob) -> str | None:
-    """Return the column for `requests`: the text of `before` and one more line, or else all of it written anew."""
-    known, text = before.job.requests, before.requests
-    dropped = len(known) + 1 - len(requests)
-    if text is None or dropped not in (0, 1) or requests[:-1] != known[dropped:]:
-        return _from_requests(requests)
-    newest = f"{_to_json(requests[-1].value)}:{_to_json(requests[-1].payload_hash)}"
-    kept = text[1:-1] if not dropped else text[text.index("\n") + 1 : -1]
-    return f"{{{kept},\n{newest}}}"
+def request_row(job_key: int, request_id: str, payload_hash: str) -> Row:
+    """Return the values of REQUEST_COLUMNS."""
+    return (_request_of(request_id), job_key, payload_hash)
+
+
+def request_keys(commands: Iterable[Command], stored: Mapping[Key, StoredJob]) -> dict[tuple[bytes, int], RequestKey]:
+    """Return the commands' requests for stored jobs, by the request and the job_key of their rows, if they have any."""
+    keys: dict[tuple[bytes, int], RequestKey] = {}
+    for command in commands:
+        request, key = command.request, (command.tenant, command.id)
+        if request is not None and key in stored:
+            keys[_request_of(request.value), stored[key].key] = (*key, request.value)
+    return keys
+
+
+def _request_of(request_id: str) -> bytes:
+    """Return the bytes of a UUIDv7, a hash of as many of another text.
+
+    The requests of one commit are side by side in an index of UUIDv7s; of others, each changes another page.
+    """
+    return uuid7_bytes(request_id) or blake2b(request_id.encode(), digest_size=16).digest()
 
 
 def transition_row(key: Key, entry: Transition) -> Row:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from jobstatus_grpc.job.limits import CLOCK_TOLERANCE
-from jobstatus_grpc.stores.interface import FEED_RETENTION, TOMBSTONE_RETENTION, Key
+from jobstatus_grpc.stores.interface import FEED_RETENTION, REQUEST_RETENTION, TOMBSTONE_RETENTION, Key
 from jobstatus_grpc.stores.sql.rows import from_instant, to_duration
 from jobstatus_grpc.stores.sqlite.writer import Writer
 
@@ -60,6 +60,14 @@ _TAKE_TOMBSTONES_BACK = """
 _OLD_TOMBSTONES = "SELECT tenant, id FROM tombstones WHERE removed_at <= ? ORDER BY removed_at LIMIT ?"
 
 
+# Both numbers increase with time. A request of the mark's own sequence may be newer than the mark.
+_DROP_REQUESTS = """
+    DELETE FROM requests WHERE number IN (
+        SELECT number FROM (SELECT number, sequence FROM requests ORDER BY number LIMIT ?) WHERE sequence < ?
+    )
+"""
+
+
 def read_silent(connection: sqlite3.Connection, after: int) -> tuple[list[tuple[Key, timedelta, bool]], int | None]:
     """Return jobs IN_PROGRESS with a heartbeat_timeout as key, timeout and whether they are stalled.
 
@@ -103,7 +111,7 @@ class Trimmer:
         self._next_walk_at: datetime | None = None
 
     def step(self, now: datetime, sequence: int, limit: int) -> Trimmed:
-        """Examine the next `limit` changes and as many tombstones, and drop the old ones.
+        """Examine the next `limit` changes and as many tombstones and requests, and drop the old ones.
 
         Args:
             now: the store's time.
@@ -117,6 +125,7 @@ class Trimmer:
             self._mark(now, sequence)
             after = self._drop_changes(now, limit) if self._is_walking(now) else 0
             has_more = self._drop_tombstones(now, limit) or after > 0
+            has_more = self._drop_requests(now, limit) or has_more
             (forgotten,) = connection.execute("SELECT forgotten_sequence FROM store").fetchone()
         if self._is_walking(now) and not after:
             self._next_walk_at = now + WALK_INTERVAL
@@ -135,21 +144,27 @@ class Trimmer:
         """
         at, since = from_instant(now), from_instant(now - MARK_INTERVAL)
         self._connection.execute("DELETE FROM marks WHERE marked_at > ?", (at,))
+        oldest = self._mark_before(now - REQUEST_RETENTION)
+        if oldest is not None:
+            self._connection.execute("DELETE FROM marks WHERE marked_at < ?", (oldest[0],))
         insert = """
             INSERT OR IGNORE INTO marks (marked_at, sequence)
             SELECT ?, ? WHERE NOT EXISTS (SELECT 1 FROM marks WHERE marked_at > ? OR sequence = ?)
         """
         self._connection.execute(insert, (at, sequence, since, sequence))
 
+    def _mark_before(self, at: datetime) -> tuple[int, int] | None:
+        """Return the newest mark until then: its time and the sequence."""
+        query = "SELECT marked_at, sequence FROM marks WHERE marked_at <= ? ORDER BY marked_at DESC LIMIT 1"
+        mark: tuple[int, int] | None = self._connection.execute(query, (from_instant(at),)).fetchone()
+        return mark
+
     def _drop_changes(self, now: datetime, limit: int) -> int:
         """Drop the old ones of the next changes, and return the sequence to continue after; 0 at the end."""
-        old_at = from_instant(now - FEED_RETENTION)
-        newest_old = "SELECT max(marked_at), sequence FROM marks WHERE marked_at <= ?"
-        marked_at, horizon = self._connection.execute(newest_old, (old_at,)).fetchone()
-        if marked_at is None:
+        mark = self._mark_before(now - FEED_RETENTION)
+        if mark is None:
             return 0
-        self._connection.execute("DELETE FROM marks WHERE marked_at < ?", (marked_at,))
-        chunk = {"after": self._after, "horizon": horizon, "limit": limit}
+        chunk = {"after": self._after, "horizon": mark[1], "limit": limit}
         last, count = self._connection.execute(_LAST_OF_CHUNK, chunk).fetchone()
         if not count:
             return 0
@@ -161,6 +176,10 @@ class Trimmer:
             self._connection.execute(forget, (removal,))
         self._connection.execute(f"DELETE FROM changes WHERE sequence IN (SELECT c.sequence {_OLD_CHANGES})", bounds)
         return last if count == limit else 0
+
+    def _drop_requests(self, now: datetime, limit: int) -> bool:
+        mark = self._mark_before(now - REQUEST_RETENTION)
+        return mark is not None and self._connection.execute(_DROP_REQUESTS, (limit, mark[1])).rowcount == limit
 
     def _drop_tombstones(self, now: datetime, limit: int) -> bool:
         at = from_instant(now)

@@ -10,12 +10,13 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from jobstatus_grpc.errors import StoreChangedError
-from jobstatus_grpc.job import Job, JobFilter, Tombstone, Transition, require_job
+from jobstatus_grpc.job import Command, Job, JobFilter, Tombstone, Transition, require_job
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.embedded import TOO_OLD, Epoch
-from jobstatus_grpc.stores.interface import MAX_BATCH_CHANGES, Change, Key, Page
+from jobstatus_grpc.stores.interface import MAX_BATCH_CHANGES, Change, Key, Page, RequestKey
 from jobstatus_grpc.stores.sql.criteria import Criterion, Dialect, choose, counts_of, criteria_of, parameters_of
 from jobstatus_grpc.stores.sql.rows import (
+    REQUEST_COLUMNS,
     STORED_COLUMNS,
     TOMBSTONE_COLUMNS,
     TRANSITION_COLUMNS,
@@ -24,6 +25,7 @@ from jobstatus_grpc.stores.sql.rows import (
     read_job,
     read_tombstone,
     read_transition,
+    request_keys,
 )
 
 MAX_ROWS = 100
@@ -52,6 +54,7 @@ class Head(NamedTuple):
     sequence: int
     forgotten_sequence: int
     last_key: int
+    """Of all jobs, also of those that were removed."""
     epochs: Sequence[Epoch]
     """The epochs that made changes, in order."""
     counts: Mapping[int, int]
@@ -62,7 +65,7 @@ def read_head(connection: sqlite3.Connection) -> Head:
     """Return the highest numbers in use, the epochs, and the counts of jobs."""
     query = """
         SELECT max(forgotten_sequence, coalesce((SELECT max(sequence) FROM changes), 0)),
-            forgotten_sequence, coalesce((SELECT max(key) FROM jobs), 0)
+            forgotten_sequence, max(last_key, coalesce((SELECT max(key) FROM jobs), 0))
         FROM store
     """
     counts = connection.execute("SELECT state, jobs FROM counts").fetchall()
@@ -90,6 +93,12 @@ def _select_tombstones(count: int) -> str:
     return f"SELECT {', '.join(TOMBSTONE_COLUMNS)} FROM tombstones WHERE {keys_in(count)}"
 
 
+@cache
+def _select_requests(count: int) -> str:
+    values = f"(request, job_key) IN (SELECT * FROM (VALUES {', '.join(['(?, ?)'] * count)}))"
+    return f"SELECT {', '.join(REQUEST_COLUMNS)} FROM requests WHERE {values}"
+
+
 def read_jobs(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, StoredJob]:
     """Return the jobs that exist."""
     found: dict[Key, StoredJob] = {}
@@ -112,6 +121,19 @@ def read_tombstones(connection: sqlite3.Connection, keys: Iterable[Key], now: da
             if tombstone is not None:
                 found[tenant, job_id] = tombstone
     return found
+
+
+def read_requests(
+    connection: sqlite3.Connection, commands: Iterable[Command], stored: Mapping[Key, StoredJob]
+) -> dict[RequestKey, str]:
+    """Return those of the commands' requests that the stored jobs remember, with the hashes of their payloads."""
+    keys = request_keys(commands, stored)
+    known: dict[RequestKey, str] = {}
+    remaining = iter(keys)
+    while chunk := list(islice(remaining, MAX_ROWS)):
+        rows = connection.execute(_select_requests(len(chunk)), list(chain.from_iterable(chunk))).fetchall()
+        known.update({keys[request, job_key]: payload_hash for request, job_key, payload_hash in rows})
+    return known
 
 
 def read_found(

@@ -158,3 +158,21 @@ UPDATE changes SET final = NULL;
 
 ALTER TABLE jobs ADD COLUMN first_progress REAL;
 ALTER TABLE jobs ADD COLUMN first_progress_at INTEGER;
+
+-- version 7
+
+-- The requests that the jobs remember; `jobs.requests` has those of before this version. `number` increases with time,
+-- `sequence` is that of the newest change before: together with `marks` it is the age. `request` has the bytes of a
+-- request_id that is a UUIDv7, which is in the order of time, else a hash. The requests of a removed job stay until they
+-- are old.
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY,
+    sequence INTEGER NOT NULL,
+    request BLOB NOT NULL,
+    job_key INTEGER NOT NULL,
+    payload_hash TEXT NOT NULL,
+    UNIQUE (request, job_key)
+);
+
+-- The highest key of a job when a job was last removed: no later job gets a key that stored requests name.
+ALTER TABLE store ADD COLUMN last_key INTEGER NOT NULL DEFAULT 0;

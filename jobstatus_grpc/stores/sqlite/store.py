@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
@@ -35,6 +36,7 @@ from jobstatus_grpc.stores.interface import (
     Key,
     Page,
     Position,
+    RequestKey,
     StoreType,
     utc_now,
 )
@@ -42,9 +44,16 @@ from jobstatus_grpc.stores.sql.rows import CACHED_JOBS, JobCache, StoredJob
 from jobstatus_grpc.stores.sqlite.backup import back_up, restore
 from jobstatus_grpc.stores.sqlite.database import path_of
 from jobstatus_grpc.stores.sqlite.maintenance import Trimmer, read_expired, read_silent
-from jobstatus_grpc.stores.sqlite.queries import count_jobs, read_changes, read_found, read_page, read_transitions
+from jobstatus_grpc.stores.sqlite.queries import (
+    count_jobs,
+    read_changes,
+    read_found,
+    read_page,
+    read_requests,
+    read_transitions,
+)
 from jobstatus_grpc.stores.sqlite.readers import JobLoader, ReaderPool
-from jobstatus_grpc.stores.sqlite.writer import Health, WorkerThread, Writer, resolve
+from jobstatus_grpc.stores.sqlite.writer import Health, RequestKnownError, WorkerThread, Writer, resolve
 
 P = ParamSpec("P")
 
@@ -156,10 +165,10 @@ class SqliteStore:
                 work = partial(self._load_and_write, commands, stored, missing, now)
             else:
                 batch = self._apply(commands, stored, {}, now)
-                if batch.is_empty:
+                if batch.is_empty and not batch.is_unsure:
                     self._stall_clocks.note(commands, batch.outcomes, now)
                     return CommitResult(batch.outcomes)
-                work = partial(self._write, batch, stored, now)
+                work = partial(self._write, commands, batch, stored, {}, now)
             waiter = asyncio.get_running_loop().create_future()
             # _finish releases the turn: this call may be cancelled while the thread works.
             self._thread.submit(work, partial(self._finish, commands, now, waiter))
@@ -174,20 +183,47 @@ class SqliteStore:
         """Load the jobs that the cache lacks, apply the commands and write the result, in the writer's thread."""
         jobs, tombstones = read_found(self._writer.connection, missing, now)
         stored |= jobs
-        return self._write(self._apply(commands, stored, tombstones, now), stored, now)
+        return self._write(commands, self._apply(commands, stored, tombstones, now), stored, tombstones, now)
 
-    def _write(self, batch: Batch, stored: dict[Key, StoredJob], now: datetime) -> Written:
-        """Write the batch in the writer's thread."""
-        if not batch.is_empty:
-            stored |= self._writer.write(batch, stored, sequence=self._feed.sequence, now=now)
-        return batch, stored
+    def _write(
+        self,
+        commands: Sequence[Command],
+        batch: Batch,
+        stored: dict[Key, StoredJob],
+        others: Mapping[Key, Found],
+        now: datetime,
+    ) -> Written:
+        """Write the batch in the writer's thread; if there are repeats in it, apply the commands again before."""
+        if not batch.is_unsure:
+            with suppress(RequestKnownError):
+                return batch, stored | self._written(batch, stored, now)
+        known = read_requests(self._writer.connection, commands, stored)
+        batch = self._apply(commands, stored, others, now, known)
+        return batch, stored | self._written(batch, stored, now)
+
+    def _written(self, batch: Batch, stored: dict[Key, StoredJob], now: datetime) -> dict[Key, StoredJob]:
+        if batch.is_empty:
+            return {}
+        return self._writer.write(batch, stored, sequence=self._feed.sequence, now=now)
 
     def _apply(
-        self, commands: Sequence[Command], stored: dict[Key, StoredJob], others: Mapping[Key, Found], now: datetime
+        self,
+        commands: Sequence[Command],
+        stored: dict[Key, StoredJob],
+        others: Mapping[Key, Found],
+        now: datetime,
+        known: Mapping[RequestKey, str] | None = None,
     ) -> Batch:
         found: dict[Key, Found] = {key: entry.job for key, entry in stored.items()}
         found.update(others)
-        return apply_all(commands, found, now=now, retention=self._retention, silence_of=self._stall_clocks.silence_of)
+        return apply_all(
+            commands,
+            found,
+            now=now,
+            retention=self._retention,
+            silence_of=self._stall_clocks.silence_of,
+            known=known,
+        )
 
     def _finish(
         self,

@@ -25,6 +25,7 @@ from jobstatus_grpc.stores.sql.rows import (
     COUNT_COLUMNS,
     LABEL_COLUMNS,
     REPORT_COLUMNS,
+    REQUEST_COLUMNS,
     STORED_COLUMNS,
     TOMBSTONE_COLUMNS,
     TRANSITION_COLUMNS,
@@ -34,7 +35,7 @@ from jobstatus_grpc.stores.sql.rows import (
     job_row,
     label_changes,
     report_row,
-    store_job,
+    request_row,
     transition_row,
     write_final,
 )
@@ -63,6 +64,10 @@ MAX_EPOCHS = 10_000
 
 CHECKPOINT_TEXT = 16 * 1024 * 1024
 """The number of characters in results written between checkpoints: large results fill the log before many rows do."""
+
+
+class RequestKnownError(Exception):
+    """One of a batch's requests is stored: its command was a repeat. Nothing was written."""
 
 
 class Writer:
@@ -121,6 +126,9 @@ class Writer:
 
         Returns:
             The jobs that were written, as they are stored now.
+
+        Raises:
+            RequestKnownError: one of the batch's requests is stored already.
         """
         last_key = self._last_key
         written: dict[Key, StoredJob] = {}
@@ -130,7 +138,7 @@ class Writer:
             stored = before.get(key)
             if stored is None:
                 last_key += 1
-            written[key] = next_stored = store_job(stored.key if stored else last_key, job, stored)
+            written[key] = next_stored = StoredJob(stored.key if stored else last_key, job)
             if stored is not None and is_report(stored.job, job):
                 reports.append(report_row(next_stored))
             else:
@@ -148,13 +156,15 @@ class Writer:
             self._execute(_write_labels, new_labels)
             self._execute(_write_counts, counts)
             self._execute(_write_changes, _change_rows(batch, sequence))
+            if batch.requests:
+                self._write_requests(batch, before, written, sequence)
             if batch.changes and not self._is_epoch_written:
                 self._write_epoch()
             if batch.transitions:
                 self._write_history(batch)
         self._last_key = last_key
         self._is_epoch_written = self._is_epoch_written or bool(batch.changes)
-        self._rows_since_checkpoint += len(written)
+        self._rows_since_checkpoint += max(len(written), len(batch.requests))
         self._text_since_checkpoint += sum(len(row[-1]) for row in rows if row[-1])
         return written
 
@@ -198,6 +208,20 @@ class Writer:
         removed_at = from_instant(now)
         tombstones = [(*key, tombstone.revision, removed_at) for key, tombstone in batch.removed.items()]
         self._execute(_write_tombstones, tombstones)
+        self.connection.execute("UPDATE store SET last_key = ?", (self._last_key,))
+
+    def _write_requests(
+        self, batch: Batch, before: Mapping[Key, StoredJob], written: Mapping[Key, StoredJob], sequence: int
+    ) -> None:
+        rows: list[Row] = []
+        for (tenant, job_id, request_id), payload_hash in batch.requests.items():
+            key = (tenant, job_id)
+            job_key = (before.get(key) or written[key]).key
+            rows.append((sequence, *request_row(job_key, request_id, payload_hash)))
+        changes_before = self.connection.total_changes
+        self._execute(_write_requests, rows)
+        if self.connection.total_changes - changes_before < len(rows):
+            raise RequestKnownError
 
     def _write_epoch(self) -> None:
         self.connection.execute("INSERT INTO epochs (first_sequence, name) VALUES (?, ?)", self.epochs[-1])
@@ -239,6 +263,11 @@ def _write_reports(count: int) -> str:
 @cache
 def _write_changes(count: int) -> str:
     return _values("changes", ("sequence", "tenant", "id", "revision", "removed", "final"), count)
+
+
+@cache
+def _write_requests(count: int) -> str:
+    return f"{_values('requests', ('sequence', *REQUEST_COLUMNS), count)} ON CONFLICT (request, job_key) DO NOTHING"
 
 
 @cache

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from tests.stores.contract.core import CoreContract
 from tests.stores.contract.lists import ListsContract
+from tests.stores.contract.requests import RequestsContract
 from tests.stores.contract.time import TimeContract
 
 
-class StoreContract(CoreContract, TimeContract, ListsContract):
+class StoreContract(CoreContract, RequestsContract, TimeContract, ListsContract):
     """The whole contract. Names of tests are facts; `open` says which store they are about."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jobstatus_grpc.job import Job, JobState
-from jobstatus_grpc.stores.sql.rows import JobCache, StoredJob, store_job
+from jobstatus_grpc.stores.sql.rows import JobCache, StoredJob
 from tests.support.stores import StandingClock
 
 NOW = StandingClock()()
@@ -13,7 +13,7 @@ NOW = StandingClock()()
 
 def stored(job_id: str = "a", revision: int = 1) -> StoredJob:
     job = Job(id=job_id, state=JobState.PENDING, created_at=NOW, updated_at=NOW)
-    return store_job(1, dataclasses.replace(job, revision=revision), None)
+    return StoredJob(1, dataclasses.replace(job, revision=revision))
 
 
 KEY, OTHER = ("default", "a"), ("default", "b")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Create, Delete, JobState, Update, evolve
+from jobstatus_grpc.job import Create, Delete, JobState, RequestId, Update, evolve
 from tests.stores.contract import StoreContract
 from tests.support.sqlite import on_file, open_at, raw
 from tests.support.stores import TIMEOUT, StandingClock, claim, done, end, following, sweep
@@ -171,3 +171,36 @@ def test_a_removed_job_is_read_where_its_version_had_fewer_columns(tmp_path):
     raw(tmp_path / "jobs.db", "UPDATE changes SET final = json_remove(final, '$.heartbeat_timeout')")
     ((change,),) = on_file(tmp_path / "jobs.db", read)
     assert change.final == evolve(ended, {"heartbeat_timeout": None})
+
+
+def test_the_requests_that_earlier_versions_kept_with_the_job_are_known(tmp_path):
+    async def write(store):
+        return await done(store, Create(id="a"), Update(id="a", changes={"reason": "1"}))
+
+    async def repeat(store):
+        repeated = Update(id="a", changes={"reason": "0"}, request=RequestId("r0", "h"))
+        return await done(store, repeated, Update(id="a", changes={"reason": "2"}), repeated)
+
+    on_file(tmp_path / "jobs.db", write)
+    raw(tmp_path / "jobs.db", """UPDATE jobs SET requests = '{"r0":"h",\n"r1":"h"}'""")
+    assert [job.reason for job in on_file(tmp_path / "jobs.db", repeat)[0]] == ["1", "2", "2"]
+
+
+def test_requests_are_known_when_the_file_is_opened_again(tmp_path):
+    updates = [Update(id="a", changes={"reason": f"{n}"}, request=RequestId(f"r{n}", "h")) for n in range(30)]
+    written, repeated = on_file(
+        tmp_path / "jobs.db", lambda store: done(store, Create(id="a"), *updates), lambda store: done(store, *updates)
+    )
+    assert repeated == written[-1:] * 30
+
+
+def test_a_new_job_does_not_know_the_requests_of_one_that_was_deleted_before_a_restart(tmp_path):
+    update = Update(id="a", changes={"reason": "x"}, request=RequestId("r", "h"))
+
+    async def remove(store):
+        await done(store, Create(id="a"), update, end("a"), Delete(id="a"))
+
+    async def create(store):
+        return (await done(store, Create(id="b"), update._replace(id="b")))[-1]
+
+    assert on_file(tmp_path / "jobs.db", remove, create)[-1].revision == 2
