@@ -56,7 +56,8 @@ class Feed:
         self.sequence = sequence
         """The number of the newest change."""
         self.forgotten_sequence = 0
-        """The number of the newest removal that was dropped: a reader at an earlier position would miss it."""
+        """The number of the newest removal that was dropped, or whose id names a new job since: a reader at an earlier
+        position would miss it."""
         self._epochs = epochs
         self._first_sequences = [epoch.first_sequence for epoch in epochs]
         self._max_jobs = max_jobs
@@ -70,6 +71,7 @@ class Feed:
         """Append `changes` in their order, and wake the readers."""
         newest = self._newest
         for number, (key, change) in enumerate(changes.items(), start=self.sequence + 1):
+            self.forget(key)
             newest[key] = (number, change)
             newest.move_to_end(key)
             self._note_size(key, change)
@@ -151,7 +153,7 @@ class Feed:
         return ChangeBatch(self.position(last), [change for _, change in newer[:MAX_BATCH_CHANGES]], beyond)
 
     def forget(self, key: Key) -> None:
-        """Drop the newest change of a removed job: readers at earlier positions get StoreChangedError."""
+        """Drop the job's newest change if it is its removal: readers at earlier positions get StoreChangedError."""
         entry = self._newest.get(key)
         if entry is not None and entry[1].job is None:
             self.forgotten_sequence = max(self.forgotten_sequence, entry[0])

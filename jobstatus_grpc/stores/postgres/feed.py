@@ -354,13 +354,16 @@ class PostgresFeed:
             key = (row.tenant, row.id)
             rows_of[key] = [*rows_of.pop(key, ()), row]  # a job takes its place in the order by its last row
         jobs = {key: job for key, changes in rows_of.items() if (job := self._cached_job(key, changes)) is not None}
-        missing = [
-            key for key, changes in rows_of.items() if key not in jobs and not all(row.removed for row in changes)
-        ]
+        missing = [key for key in rows_of if key not in jobs]
         if missing:
             for row in await connection.fetch(_JOBS, *columns_of(missing)):
                 job = self._cache.read(row).job
                 jobs[job.tenant, job.id] = job
+        for key, of_job in rows_of.items():
+            removals = sum(row.removed for row in of_job)
+            if removals > 1 or (removals and key in jobs):
+                # The id names a new job since, which is possible after a day only: the position is that old.
+                raise StoreChangedError(TOO_OLD)
         newest = {key: _newest_of(key, changes, jobs.get(key)) for key, changes in rows_of.items()}
         changes = [change for change in newest.values() if change is not None]
         return changes, [key for key, change in newest.items() if change is None]

@@ -41,6 +41,7 @@ _TRANSITIONS = f"""
 # A change that a later one has replaced has no job here: the later one returns it.
 _CHANGES = f"""
     SELECT c.sequence, c.tenant, c.id, c.revision, c.removed, c.final,
+        c.removed AND EXISTS (SELECT 1 FROM jobs AS n WHERE n.tenant = c.tenant AND n.id = c.id),
         {", ".join(f"j.{name}" for name in STORED_COLUMNS)}
     FROM changes AS c
     LEFT JOIN jobs AS j ON j.tenant = c.tenant AND j.id = c.id AND j.revision = c.revision AND NOT c.removed
@@ -175,14 +176,18 @@ def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple
         The number up to which the changes are complete, the changes, and the jobs whose newest change follows later.
 
     Raises:
-        StoreChangedError: some of the changes have been dropped.
+        StoreChangedError: some of the changes have been dropped, or the id of a removed job names a new one since: it
+            can be used after a day only, so that `after` is that old.
     """
     rows = connection.execute(_CHANGES, (after, last)).fetchall()
     if after < connection.execute("SELECT forgotten_sequence FROM store").fetchone()[0]:
         raise StoreChangedError(TOO_OLD)
     changes: dict[Key, Change] = {}
     superseded = {(tenant, job_id) for _, tenant, job_id, *_ in rows}
-    for _, tenant, job_id, revision, removed, final, *columns in rows:
+    for _, tenant, job_id, revision, removed, final, is_used_anew, *columns in rows:
+        earlier = changes.get((tenant, job_id))
+        if is_used_anew or (removed and earlier is not None and earlier.job is None):
+            raise StoreChangedError(TOO_OLD)
         if removed or columns[0] is not None:
             job = None if removed else read_job(columns).job
             changes.pop((tenant, job_id), None)

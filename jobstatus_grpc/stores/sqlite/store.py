@@ -344,7 +344,7 @@ class SqliteStore:
             trimmed = await self._thread.call(self._trimmer.step, self._clock(), self._feed.sequence, limit)
         except sqlite3.Error as error:
             raise self._health.failed(error, is_write=True) from error
-        self._feed.forgotten_sequence = trimmed.forgotten_sequence
+        self._feed.forgotten_sequence = max(self._feed.forgotten_sequence, trimmed.forgotten_sequence)
         return trimmed.has_more
 
     @property

@@ -242,6 +242,20 @@ class TimeContract:
         clock.advance(seconds=2)
         assert [job.state for job in await sweep(store, timedelta(seconds=3))] == [S.FAILED]
 
+    @pytest.mark.parametrize("again", [[], [end("a"), Delete(id="a")]])
+    @on_store
+    async def test_a_position_before_the_removal_of_a_job_whose_id_was_used_anew_is_too_old(self, store, clock, again):
+        await done(store, Create(id="a"), end("a"), Create(id="b"))
+        before = await store.position()
+        await done(store, Delete(id="a"))
+        after = await store.position()
+        clock.advance(hours=24)
+        await done(store, Create(id="a"), *again)
+        await done(store, end("b"))
+        with pytest.raises(errors.StoreChangedError):
+            await following(store, before)
+        assert {change.id for change in await following(store, after)} == {"a", "b"}
+
     # Retention
 
     @on_store
