@@ -303,8 +303,8 @@ def _check_age(job_id: str, request: RequestId | None, clock_now: datetime) -> N
         return
     raise errors.RequestIdTooOldError(
         f"the request_id is of {made_at:%Y-%m-%d %H:%M} UTC, and request_ids are remembered for 24 hours: the request "
-        "may have taken effect; read the job, and use a new request_id (if this one is new, correct the clock of the "
-        "machine that made it)",
+        "may have taken effect; read the job, and use a new request_id (if this one is new, the clock of the machine "
+        "that made it, or of the server, is wrong)",
         id=job_id,
         request_id=request.value,
     )

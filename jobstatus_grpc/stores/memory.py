@@ -43,6 +43,7 @@ from jobstatus_grpc.stores.interface import (
     utc_now,
 )
 from jobstatus_grpc.stores.paging import MAX_EXAMINED_ROWS, Cursor, read_cursor, write_cursor
+from jobstatus_grpc.stores.retention_clock import RetentionClock
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -83,6 +84,7 @@ class MemoryStore:
         self._requests_by_age: deque[tuple[float, RequestKey]] = deque()
         self._feed = Feed([new_epoch(0)])
         self._stall_clocks = StallClocks(seconds)
+        self._retention_clock = RetentionClock(seconds)
         self._latest_end_at = self._latest_removal_at = clock()
         """If they are in the future, the clock was wrong then."""
         self._closed = asyncio.Event()
@@ -206,13 +208,13 @@ class MemoryStore:
 
     def _expired(self, now: datetime, limit: int) -> list[Key]:
         """Return at most `limit` jobs that have expired, or whose end is in the future."""
-        future = now + CLOCK_TOLERANCE
+        due_at, future = self._retention_clock.at(now), now + CLOCK_TOLERANCE
         expired: list[Key] = []
         for key in self._expiring:  # in the order of the jobs' ends, unless the clock was wrong
             job = self._jobs[key]
             assert job.expires_at is not None
             assert job.finished_at is not None
-            is_due = job.expires_at <= now or job.finished_at > future
+            is_due = job.expires_at <= due_at or job.finished_at > future
             if len(expired) >= limit or not (is_due or self._latest_end_at > future):
                 return expired
             if is_due:
@@ -233,10 +235,11 @@ class MemoryStore:
             for removed, (tombstone, removed_at) in self._tombstones.items():
                 self._tombstones[removed] = (tombstone, min(removed_at, now))
             self._latest_removal_at = now
+        old_at = self._retention_clock.at(now)
         requests = self._forget_requests(limit)
         for _ in range(limit):
             key = next(iter(self._tombstones), None)
-            if key is None or is_remembered(self._tombstones[key][1], now):
+            if key is None or is_remembered(self._tombstones[key][1], old_at):
                 return requests == limit
             del self._tombstones[key]
             self._feed.forget(key)

@@ -1,4 +1,4 @@
-"""A clock that is wrong for a minute and set back: what was recorded in that minute is taken back."""
+"""A clock that is wrong for a while and set back: what was recorded in that time is taken back, nothing is removed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Create, Delete, Update
+from jobstatus_grpc.job import Create, Delete, RequestId, Update
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.support.sqlite import open_at
@@ -43,7 +43,7 @@ class WrongClockContract:
         await done(store, Delete(id="a"))
         await trim(store)
         for _ in range(2):
-            clock.now += DAY + timedelta(hours=1)
+            clock.advance(days=1, hours=1)
             await trim(store)
         with pytest.raises(errors.StoreChangedError):
             await store.changes(before)
@@ -76,12 +76,43 @@ class WrongClockContract:
             assert (job.finished_at, job.expires_at) == (clock.now, clock.now + RETENTION)
         assert d.revision + 1 == next(job.revision for job in taken_back if job.id == "d")
         assert await due(store) == []
-        clock.now += RETENTION - timedelta(seconds=1)
+        clock.advance(seconds=RETENTION.total_seconds() - 1)
         assert await due(store) == []
-        clock.now += timedelta(seconds=1)
+        clock.advance(seconds=1)
         assert {job.id for job in await sweep(store)} == set("abcd")
         with pytest.raises(errors.JobExpiredError):
             await store.get("default", "b")
+
+    @on_store
+    async def test_a_clock_that_is_ahead_for_less_than_a_day_removes_nothing(self, store, clock):
+        request = Update(id="c", changes={"reason": "r"}, request=RequestId("r", "h"))
+        *_, c = await done(store, *(Create(id=job_id) for job_id in "abc"), end("a"), end("b"), request)
+        before = await store.position()
+        await done(store, Delete(id="b"))
+        assert await sweep(store) == []
+        clock.now += TEN_YEARS
+        for _ in range(2):
+            assert await sweep(store) == []
+            await trim(store)
+            clock.advance(hours=11)
+        clock.now -= TEN_YEARS
+        await trim(store)
+        assert [change.id for change in await following(store, before)] == ["b"]
+        with pytest.raises(errors.JobExpiredError):
+            await store.get("default", "b")
+        assert (await store.get("default", "a")).done
+        assert await done(store, request) == [c]
+
+    @on_store
+    async def test_a_step_forward_counts_after_24_hours(self, store, clock):
+        await done(store, Create(id="a"), end("a"))
+        assert await due(store) == []
+        clock.now += RETENTION
+        assert await due(store) == []
+        clock.advance(hours=23.9)
+        assert await due(store) == []
+        clock.advance(hours=0.1)
+        assert await due(store) == [("Expire", "a")]
 
     @on_store
     async def test_an_end_that_is_taken_back_is_a_change(self, store, clock):

@@ -31,7 +31,8 @@ from jobstatus_grpc.stores.interface import (
 from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS
 from jobstatus_grpc.stores.postgres.database import Connection, Database
 from jobstatus_grpc.stores.postgres.statements import NOW, columns_of
-from jobstatus_grpc.stores.sql.rows import from_instant
+from jobstatus_grpc.stores.retention_clock import RetentionClock
+from jobstatus_grpc.stores.sql.rows import from_instant, to_instant
 
 MAINTENANCE_LOCK = 0x4A6F6253_0002
 """Key of the advisory lock that the leader's session holds."""
@@ -176,6 +177,7 @@ class Maintenance:
         self._database = database
         self._clock = clock
         self._seconds = seconds
+        self._retention_clock = RetentionClock(seconds)
         self._heartbeats: dict[Key, int] = {}
         self._handed_out: dict[Key, float] = {}
         self._session: asyncpg.Connection[Any] | None = None
@@ -253,7 +255,7 @@ class Maintenance:
                 for tenant, job_id in self._hand_out([(row[0], row[1]) for row in silent], limit=limit)
             ]
             if len(commands) < limit:
-                expired = await connection.fetch(_EXPIRED, now, limit - len(commands))
+                expired = await connection.fetch(_EXPIRED, self._old_from(now), limit - len(commands))
                 commands.extend(Expire(id=job_id, tenant=tenant) for tenant, job_id in expired)
             if len(commands) < limit:
                 ended = await connection.fetch(_ENDED_IN_FUTURE, now + TOLERANCE, limit - len(commands))
@@ -273,7 +275,8 @@ class Maintenance:
             return False
         async with self._database.connection(seconds=TRIM_SECONDS) as connection:
             now = await self._now(connection)
-            old_at = now - FEED_RETENTION // _MICROSECOND
+            old_from = self._old_from(now)
+            old_at = old_from - FEED_RETENTION // _MICROSECOND
             rows = await connection.fetch(_OLD_CHANGES, old_at, *self._trimmed_to, limit)
             async with connection.transaction():
                 taken_back = [
@@ -291,7 +294,7 @@ class Maintenance:
                 if old:
                     await connection.execute(_DROP_CHANGES, *columns_of(old))
                 dropped = [
-                    await connection.execute(statement, now - retention // _MICROSECOND, limit)
+                    await connection.execute(statement, old_from - retention // _MICROSECOND, limit)
                     for statement, retention in (
                         (_DROP_TOMBSTONES, TOMBSTONE_RETENTION),
                         (_DROP_REQUESTS, REQUEST_RETENTION),
@@ -310,6 +313,10 @@ class Maintenance:
         if session is not None:
             with contextlib.suppress(asyncpg.PostgresError, *TRANSIENT_ERRORS):
                 await session.close()
+
+    def _old_from(self, now: int) -> int:
+        """Return the time from which to count back to what is old, in microseconds since 1970."""
+        return from_instant(self._retention_clock.at(to_instant(now)))
 
     async def _now(self, connection: Connection) -> int:
         if self._clock is not None:

@@ -83,9 +83,9 @@ def read_silent(connection: sqlite3.Connection, after: int) -> tuple[list[tuple[
     return jobs, rows[-1][0] if len(rows) == MAX_SILENT_ROWS else None
 
 
-def read_expired(connection: sqlite3.Connection, now: datetime, limit: int) -> list[Key]:
-    """Return at most `limit` jobs that have expired, or whose end is in the future."""
-    keys = connection.execute(_EXPIRED, (from_instant(now), limit)).fetchall()
+def read_expired(connection: sqlite3.Connection, now: datetime, due_at: datetime, limit: int) -> list[Key]:
+    """Return at most `limit` jobs that have expired by `due_at`, or whose end is after `now`."""
+    keys = connection.execute(_EXPIRED, (from_instant(due_at), limit)).fetchall()
     latest = from_instant(now + CLOCK_TOLERANCE)
     return keys + connection.execute(_ENDED_IN_FUTURE, (latest, limit - len(keys), latest)).fetchall()
 
@@ -110,11 +110,12 @@ class Trimmer:
         self._after = 0
         self._next_walk_at: datetime | None = None
 
-    def step(self, now: datetime, sequence: int, limit: int) -> Trimmed:
+    def step(self, now: datetime, old_at: datetime, sequence: int, limit: int) -> Trimmed:
         """Examine the next `limit` changes and as many tombstones and requests, and drop the old ones.
 
         Args:
             now: the store's time.
+            old_at: the time from which to count back to what is old: `now`, or before it if `now` is not believed yet.
             sequence: the number of the newest change.
             limit: the maximum number of rows to examine in each table.
 
@@ -122,10 +123,10 @@ class Trimmer:
             sqlite3.Error: nothing was dropped.
         """
         with self._writer.transaction() as connection:
-            self._mark(now, sequence)
-            after = self._drop_changes(now, limit) if self._is_walking(now) else 0
-            has_more = self._drop_tombstones(now, limit) or after > 0
-            has_more = self._drop_requests(now, limit) or has_more
+            self._mark(now, old_at, sequence)
+            after = self._drop_changes(old_at, limit) if self._is_walking(now) else 0
+            has_more = self._drop_tombstones(now, old_at, limit) or after > 0
+            has_more = self._drop_requests(old_at, limit) or has_more
             (forgotten,) = connection.execute("SELECT forgotten_sequence FROM store").fetchone()
         if self._is_walking(now) and not after:
             self._next_walk_at = now + WALK_INTERVAL
@@ -137,14 +138,14 @@ class Trimmer:
         # Later than one interval from now: the clock was set back.
         return next_walk_at is None or not now < next_walk_at <= now + WALK_INTERVAL
 
-    def _mark(self, now: datetime, sequence: int) -> None:
+    def _mark(self, now: datetime, old_at: datetime, sequence: int) -> None:
         """Record the number of the newest change with the time, once per MARK_INTERVAL.
 
         Marks in the future, of a clock that was wrong, are replaced by this one: what they mark is not newer.
         """
         at, since = from_instant(now), from_instant(now - MARK_INTERVAL)
         self._connection.execute("DELETE FROM marks WHERE marked_at > ?", (at,))
-        oldest = self._mark_before(now - REQUEST_RETENTION)
+        oldest = self._mark_before(old_at - REQUEST_RETENTION)
         if oldest is not None:
             self._connection.execute("DELETE FROM marks WHERE marked_at < ?", (oldest[0],))
         insert = """
@@ -159,9 +160,9 @@ class Trimmer:
         mark: tuple[int, int] | None = self._connection.execute(query, (from_instant(at),)).fetchone()
         return mark
 
-    def _drop_changes(self, now: datetime, limit: int) -> int:
+    def _drop_changes(self, old_at: datetime, limit: int) -> int:
         """Drop the old ones of the next changes, and return the sequence to continue after; 0 at the end."""
-        mark = self._mark_before(now - FEED_RETENTION)
+        mark = self._mark_before(old_at - FEED_RETENTION)
         if mark is None:
             return 0
         chunk = {"after": self._after, "horizon": mark[1], "limit": limit}
@@ -177,13 +178,13 @@ class Trimmer:
         self._connection.execute(f"DELETE FROM changes WHERE sequence IN (SELECT c.sequence {_OLD_CHANGES})", bounds)
         return last if count == limit else 0
 
-    def _drop_requests(self, now: datetime, limit: int) -> bool:
-        mark = self._mark_before(now - REQUEST_RETENTION)
+    def _drop_requests(self, old_at: datetime, limit: int) -> bool:
+        mark = self._mark_before(old_at - REQUEST_RETENTION)
         return mark is not None and self._connection.execute(_DROP_REQUESTS, (limit, mark[1])).rowcount == limit
 
-    def _drop_tombstones(self, now: datetime, limit: int) -> bool:
+    def _drop_tombstones(self, now: datetime, old_at: datetime, limit: int) -> bool:
         at = from_instant(now)
         taken_back = self._connection.execute(_TAKE_TOMBSTONES_BACK, {"now": at, "limit": limit}).rowcount
-        rows = self._connection.execute(_OLD_TOMBSTONES, (from_instant(now - TOMBSTONE_RETENTION), limit)).fetchall()
+        rows = self._connection.execute(_OLD_TOMBSTONES, (from_instant(old_at - TOMBSTONE_RETENTION), limit)).fetchall()
         self._connection.executemany("DELETE FROM tombstones WHERE tenant = ? AND id = ?", rows)
         return limit in (len(rows), taken_back)

@@ -40,6 +40,7 @@ from jobstatus_grpc.stores.interface import (
     StoreType,
     utc_now,
 )
+from jobstatus_grpc.stores.retention_clock import RetentionClock
 from jobstatus_grpc.stores.sql.rows import CACHED_JOBS, JobCache, StoredJob
 from jobstatus_grpc.stores.sqlite.backup import back_up, restore
 from jobstatus_grpc.stores.sqlite.database import path_of
@@ -102,6 +103,7 @@ class SqliteStore:
         self._cache = JobCache(CACHED_JOBS)
         self._counts = Counter(writer.head.counts)
         self._stall_clocks = StallClocks(seconds)
+        self._retention_clock = RetentionClock(seconds)
         self._has_all_clocks = False
         self._turn = asyncio.Lock()
         probe = partial(thread.submit, writer.probe)
@@ -321,7 +323,8 @@ class SqliteStore:
             Stall(id=job_id, tenant=tenant, fail_after=fail_stalled_after) for tenant, job_id in silent
         ]
         if len(commands) < limit:
-            expired = await self._read(read_expired, self._clock(), limit - len(commands))
+            now = self._clock()
+            expired = await self._read(read_expired, now, self._retention_clock.at(now), limit - len(commands))
             commands.extend(Expire(id=job_id, tenant=tenant) for tenant, job_id in expired)
         return commands
 
@@ -341,7 +344,9 @@ class SqliteStore:
         """See JobStore."""
         self._health.check_writes()
         try:
-            trimmed = await self._thread.call(self._trimmer.step, self._clock(), self._feed.sequence, limit)
+            now = self._clock()
+            old_at = self._retention_clock.at(now)
+            trimmed = await self._thread.call(self._trimmer.step, now, old_at, self._feed.sequence, limit)
         except sqlite3.Error as error:
             raise self._health.failed(error, is_write=True) from error
         self._feed.forgotten_sequence = max(self._feed.forgotten_sequence, trimmed.forgotten_sequence)
