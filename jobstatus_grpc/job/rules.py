@@ -133,9 +133,9 @@ def _update(found: Found, command: Update, now: datetime, clock_now: datetime, r
         _check_age(command.id, command.request, clock_now)
         return _create_by_update(command, now, retention)
     job = require_job(found, command.id)
-    _check_age(command.id, command.request, clock_now)
     if _is_same_end(job, command):
         return Applied(job, request=command.request)
+    _check_age(command.id, command.request, clock_now, job if _shows_its_effect(command) else None)
     check_allowed(job, command)
     changes = changed_fields(job, command, now, retention)
     if not changes:
@@ -296,10 +296,22 @@ def _is_replay(job: Job, request: RequestId, known_payload: str | None) -> bool:
     return True
 
 
-def _check_age(job_id: str, request: RequestId | None, clock_now: datetime) -> None:
-    """Raise RequestIdTooOldError if the request, which is not known, may be one that is forgotten."""
+def _shows_its_effect(command: Update) -> bool:
+    """Return whether the update could not take effect twice on one job: it ends or claims it, or names its revision."""
+    state = command.changes.get("state")
+    is_claim = state is JobState.IN_PROGRESS and command.attempt > 0
+    return state in TERMINAL_STATES or is_claim or command.expected_revision > 0
+
+
+def _check_age(job_id: str, request: RequestId | None, clock_now: datetime, only_job: Job | None = None) -> None:
+    """Raise RequestIdTooOldError if the request, which is not known, may be one that is forgotten.
+
+    Unless it can take effect on `only_job` once, and was made when that existed: not for one before it of the same id.
+    """
     made_at = None if request is None else time_in(request.value)
     if request is None or made_at is None or clock_now - made_at <= MAX_REQUEST_AGE:
+        return
+    if only_job is not None and made_at >= only_job.created_at:
         return
     raise errors.RequestIdTooOldError(
         f"the request_id is of {made_at:%Y-%m-%d %H:%M} UTC, and request_ids are remembered for 24 hours: the request "

@@ -498,6 +498,21 @@ def test_the_request_of_the_creation_is_kept_with_the_job() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"state": S.FAILED},
+        {"state": S.IN_PROGRESS, "attempt": 2},
+        {"reason": "a", "expected_revision": 5},
+    ],
+)
+def test_an_old_request_that_cannot_take_effect_twice_is_not_refused(fields: dict[str, Any]) -> None:
+    late, request = START + timedelta(days=3), RequestId(new_uuid7(START), "h")
+    assert update(job_in(S.IN_PROGRESS), late, **fields, request=request).revision == 6
+    with pytest.raises(errors.RequestIdTooOldError):
+        update(evolve(job_in(S.IN_PROGRESS), {"created_at": LATER}), late, **fields, request=request)
+
+
+@pytest.mark.parametrize(
     ("command", "is_remembered"),
     [
         (Update(id="a", changes={"reason": "new"}, request=RequestId("r", "h")), True),

@@ -722,7 +722,8 @@ class UpdateJobRequest(_message.Message):
     A job remembers each accepted request for 24 hours at least, however many follow, except heartbeats that write no
     field: such a request is a heartbeat each time that it is sent. A request_id that is a UUIDv7 (RFC 9562, with
     hyphens) contains its time: if it is older than 24 hours and not remembered, the request is refused with
-    REQUEST_ID_TOO_OLD, as it may have taken effect before. Any other request_id must not be sent again after 24 hours:
+    REQUEST_ID_TOO_OLD, as it may have taken effect before; except updates that end or claim the job, or name an
+    expected_revision, which cannot take effect twice. Any other request_id must not be sent again after 24 hours:
     the request could take effect again. A UUIDv7 also costs the service the least.
     """
     allow_missing: _builtins.bool
