@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.errors import (
     BadIdentityError,
+    DataLossError,
     DeadlineExceededError,
     DrainingError,
     FailedPreconditionError,
@@ -84,6 +85,7 @@ __all__ = [
     "AsyncTrackedJob",
     "AsyncWatch",
     "BadIdentityError",
+    "DataLossError",
     "DeadlineExceededError",
     "DrainingError",
     "FailedPreconditionError",

@@ -188,6 +188,15 @@ class StoreFullError(ResourceExhaustedError):
     retry_after_seconds = 5.0
 
 
+# DATA_LOSS
+
+
+class DataLossError(JobStatusError):
+    """What is stored of this job is damaged. Other jobs are not affected; the operator can restore a backup."""
+
+    reason = "JOB_DAMAGED"
+
+
 # UNAVAILABLE
 
 

@@ -332,8 +332,10 @@ class AsyncJobStatusClient:
 
         Raises:
             InvalidArgumentError: a value is not valid.
+            DataLossError: after all other jobs: some are left out because what is stored of them is damaged.
         """
         token = ""
+        unreachable: list[str] = []
         while True:
             page = await self.list(
                 filter,
@@ -343,9 +345,12 @@ class AsyncJobStatusClient:
             )
             for job in page.jobs:
                 yield job
+            unreachable += page.unreachable
             token = page.next_page_token
             if not token:
-                return
+                break
+        if unreachable:
+            raise requests.left_out(unreachable)
 
     async def history(
         self, id: str, *, page_size: int = 0, page_token: str = "", timeout_seconds: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from datetime import datetime, timezone
 from operator import attrgetter
@@ -14,7 +14,14 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.client import values
-from jobstatus_grpc.errors import FieldViolation, InternalError, InvalidFieldError, JobStatusError
+from jobstatus_grpc.errors import (
+    MAX_LISTED_VIOLATIONS,
+    DataLossError,
+    FieldViolation,
+    InternalError,
+    InvalidFieldError,
+    JobStatusError,
+)
 from jobstatus_grpc.job import Job, JobError, JobFilter, JobState, Transition, limits, to_state
 from jobstatus_grpc.job.ids import new_uuid7
 from jobstatus_grpc.job.model import ERROR_STATES, TERMINAL_STATES
@@ -79,6 +86,8 @@ class JobPage:
     """"": this is the last page."""
     resume_token: str
     """For `watch_jobs` with the same filter: changes since before the first page was read."""
+    unreachable: tuple[str, ...] = ()
+    """The ids of jobs that are left out because what is stored of them is damaged; "" where the id cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,9 +436,20 @@ def jobs_in(response: pb.ListJobsResponse | None) -> JobPage:
 
     def read(response: pb.ListJobsResponse) -> JobPage:
         jobs = tuple(map(convert.job_from_wire, response.jobs))
-        return JobPage(jobs=jobs, next_page_token=response.next_page_token, resume_token=response.resume_token)
+        return JobPage(
+            jobs=jobs,
+            next_page_token=response.next_page_token,
+            resume_token=response.resume_token,
+            unreachable=tuple(response.unreachable),
+        )
 
     return _read(response, read)
+
+
+def left_out(unreachable: Sequence[str]) -> DataLossError:
+    """Return the error of a list that lacks damaged jobs."""
+    names = ", ".join(job_id or "(unknown)" for job_id in unreachable[:MAX_LISTED_VIOLATIONS])
+    return DataLossError(f"{len(unreachable)} damaged jobs are left out: {names}")
 
 
 def transitions_in(response: pb.ListJobTransitionsResponse | None) -> TransitionPage:

@@ -332,8 +332,10 @@ class JobStatusClient:
 
         Raises:
             InvalidArgumentError: a value is not valid.
+            DataLossError: after all other jobs: some are left out because what is stored of them is damaged.
         """
         token = ""
+        unreachable: list[str] = []
         while True:
             page = self.list(
                 filter,
@@ -342,9 +344,12 @@ class JobStatusClient:
                 timeout_seconds=timeout_seconds,
             )
             yield from page.jobs
+            unreachable += page.unreachable
             token = page.next_page_token
             if not token:
-                return
+                break
+        if unreachable:
+            raise requests.left_out(unreachable)
 
     def history(
         self, id: str, *, page_size: int = 0, page_token: str = "", timeout_seconds: float | None = None

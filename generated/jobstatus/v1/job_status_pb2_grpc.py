@@ -34,6 +34,10 @@ class JobStatusServiceStub(object):
     (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
     reason; its message has an id that is also in the server's log.
 
+    If the disk has damaged what is stored of a job, each call for that job fails with DATA_LOSS (JOB_DAMAGED), and its
+    data is never sent; calls for other jobs do not fail. ListJobs names such a job as unreachable, WatchJobs leaves it
+    out. If the file itself is damaged, writes fail with UNAVAILABLE (STORE_UNAVAILABLE) until a backup is restored.
+
     TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
     allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
     RetryInfo is over gets its refusals late, up to 5 seconds after the call.
@@ -119,6 +123,10 @@ class JobStatusServiceServicer(object):
     Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), with RESOURCE_EXHAUSTED
     (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
     reason; its message has an id that is also in the server's log.
+
+    If the disk has damaged what is stored of a job, each call for that job fails with DATA_LOSS (JOB_DAMAGED), and its
+    data is never sent; calls for other jobs do not fail. ListJobs names such a job as unreachable, WatchJobs leaves it
+    out. If the file itself is damaged, writes fail with UNAVAILABLE (STORE_UNAVAILABLE) until a backup is restored.
 
     TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
     allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
@@ -358,6 +366,10 @@ class JobStatusService(object):
     Any call can also fail with UNAVAILABLE (DRAINING, STORE_UNAVAILABLE, IDENTITY_UNAVAILABLE), with RESOURCE_EXHAUSTED
     (TOO_MANY_REQUESTS), and a write with RESOURCE_EXHAUSTED (STORE_FULL). These errors carry RetryInfo. INTERNAL has no
     reason; its message has an id that is also in the server's log.
+
+    If the disk has damaged what is stored of a job, each call for that job fails with DATA_LOSS (JOB_DAMAGED), and its
+    data is never sent; calls for other jobs do not fail. ListJobs names such a job as unreachable, WatchJobs leaves it
+    out. If the file itself is damaged, writes fail with UNAVAILABLE (STORE_UNAVAILABLE) until a backup is restored.
 
     TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
     allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in

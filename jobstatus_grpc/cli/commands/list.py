@@ -63,6 +63,8 @@ def _show_pages(client: JobStatusClient, filter: JobFilter, limit: int | None, s
         if jobs:
             show(jobs)
             sys.stdout.flush()
+        if page.unreachable:
+            exits.say(f"left out, because they are damaged: {', '.join(id or '(unknown)' for id in page.unreachable)}")
         shown += len(jobs)
         token = page.next_page_token
         if len(jobs) < len(page.jobs) or not token:
