@@ -229,6 +229,11 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "jobstatus_store_writable", "Whether the last write went through, 1 or 0.", value=self._store.writable
         )
+        yield GaugeMetricFamily(
+            "jobstatus_store_damaged_rows",
+            "Rows found damaged since the start: calls for their jobs fail with DATA_LOSS.",
+            value=self._store.damaged_rows(),
+        )
 
     def _watchers(self) -> Metric:
         watchers = GaugeMetricFamily("jobstatus_watchers", "Open watches: of one job, of many jobs.", labels=("kind",))

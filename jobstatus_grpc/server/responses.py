@@ -84,6 +84,7 @@ async def jobs_reply(query: JobsQuery, position: Position, page: Page) -> bytes:
     tokens = pb.ListJobsResponse(
         resume_token=write_token("resume", query.scope, position),
         next_page_token=page_token(query, position, next_cursor),
+        unreachable=(error.metadata.get("id", "") for error in page.damaged),
     )
     return b"".join((*parts, tokens.SerializeToString()))
 

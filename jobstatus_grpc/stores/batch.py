@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
-from jobstatus_grpc.errors import JobStatusError
+from jobstatus_grpc.errors import DataLossError, JobStatusError
 from jobstatus_grpc.job import (
     Command,
     Delete,
@@ -118,6 +119,7 @@ def apply_all(
     retention: timedelta,
     silence_of: Callable[[Key], Silence],
     known: Mapping[RequestKey, str] | None = None,
+    damaged: Mapping[Key, DataLossError] = MappingProxyType({}),
 ) -> Batch:
     """Apply `commands` in order, each to the result of the ones before it.
 
@@ -129,6 +131,7 @@ def apply_all(
         silence_of: returns the silence of a job's worker.
         known: those of the commands' requests that the jobs remember, with the hashes of their payloads. None: they are
             not looked up, as most requests are new.
+        damaged: the errors that refuse all commands on jobs that cannot be read.
     """
     batch = Batch()
     outcomes, jobs, changes = batch.outcomes, batch.jobs, batch.changes
@@ -136,6 +139,9 @@ def apply_all(
     updated: set[Key] = set()
     for command in commands:
         key = (command.tenant, command.id)
+        if damaged and key in damaged:
+            outcomes.append(damaged[key])
+            continue
         before = found.get(key)
         if isinstance(command, Stall) and key not in updated:
             duration, heard_at = silence_of(key)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import NamedTuple, Protocol, TypeAlias
 
+from jobstatus_grpc.errors import DataLossError
 from jobstatus_grpc.job import Command, Job, JobFilter, JobState, Outcome, Transition
 from jobstatus_grpc.job.limits import MAX_REQUEST_AGE
 
@@ -121,6 +122,8 @@ class Page:
     """One per job: where the list continues after it. Opaque to all but the store."""
     next_cursor: str
     """Where the list continues after this page; empty at the end of the list."""
+    damaged: Sequence[DataLossError] = ()
+    """One for each job that is left out because what is stored of it is damaged. `id` in the metadata, if known."""
 
 
 class JobStore(Protocol):
@@ -160,6 +163,7 @@ class JobStore(Protocol):
         Raises:
             JobNotFoundError: the id was never used, or the job was removed more than 24 hours ago.
             JobExpiredError: the job was deleted or has expired within the last 24 hours.
+            DataLossError: what is stored of the job is damaged; that of other jobs may not be.
             StoreUnavailableError: retry later.
         """
         ...
@@ -170,7 +174,7 @@ class JobStore(Protocol):
         """Return the job's history, oldest first: at most `limit` entries with a revision above `after_revision`.
 
         Raises:
-            JobNotFoundError, JobExpiredError, StoreUnavailableError: as `get`.
+            JobNotFoundError, JobExpiredError, DataLossError, StoreUnavailableError: as `get`.
         """
         ...
 
@@ -196,6 +200,10 @@ class JobStore(Protocol):
 
     def stalled_jobs(self) -> int:
         """Return the number of stalled jobs, as `jobs_by_state`."""
+        ...
+
+    def damaged_rows(self) -> int:
+        """Return the number of rows that were found damaged since the store was opened."""
         ...
 
     def jobs_by_state(self) -> Mapping[JobState, int]:

@@ -176,6 +176,10 @@ class MemoryStore:
         """See JobStore."""
         return self._counts[STALLED]
 
+    def damaged_rows(self) -> int:
+        """See JobStore."""
+        return 0
+
     def jobs_by_state(self) -> Mapping[JobState, int]:
         """See JobStore."""
         return {state: self._counts[state] for state in JobState}

@@ -206,6 +206,10 @@ class PostgresStore:
         """See JobStore."""
         return self._maintenance.stalled_jobs()
 
+    def damaged_rows(self) -> int:
+        """See JobStore. PostgreSQL has checksums of its own."""
+        return 0
+
     def jobs_by_state(self) -> Mapping[JobState, int]:
         """See JobStore. Commits of other processes are counted every few seconds."""
         return self._maintenance.jobs_by_state()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import tempfile
@@ -14,14 +15,18 @@ from jobstatus_grpc.stores.sqlite.database import (
     APPLICATION_ID,
     check_log,
     connect,
+    damaged_log_path,
     describe,
     find_damage,
+    has_lost_commits,
     lock,
     lock_database,
     log_is_empty,
     path_of,
     rename_log,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def back_up(url: str, target: str) -> int:
@@ -63,7 +68,10 @@ def restore(url: str, source: str) -> int:
             if os.path.exists(path):
                 held.callback(os.close, lock_database(path))
             # Without a log, the backup is read without making files beside it: its directory may be read-only.
+            has_lost = has_lost_commits(path)
             jobs = _copy(source, path, mode="ro&immutable=1" if log_is_empty(source) else "ro")
+            if has_lost:
+                os.replace(f"{path}-wal", damaged_log_path(path))
             # Only now: the store before has no changes without its log. Until then check_log refuses the log.
             for suffix in ("-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
@@ -84,16 +92,24 @@ def _check_names(source: str, target: str) -> None:
 def _check_log_unless_in_use(path: str) -> None:
     """Refuse a foreign log, as opening does. While a server has the store open, the log is its own."""
     if not os.path.exists(f"{path}.lock"):  # the caller may be another user than the server's: it must not make one
-        check_log(path)
+        _check_log(path)
         return
     try:
         held = lock(path)
     except CannotStartError:
         return
     try:
-        check_log(path)
+        _check_log(path)
     finally:
         os.close(held)
+
+
+def _check_log(path: str) -> None:
+    check_log(path, may_lack_commits=True)
+    if has_lost_commits(path):
+        logger.warning(
+            "the log of the store %s is damaged: the copy lacks the last writes, as far as they are lost", path
+        )
 
 
 def _copy(source: str, target: str, *, mode: str) -> int:

@@ -7,9 +7,11 @@ import fcntl
 import os
 import secrets
 import sqlite3
+import struct
+import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 from urllib.parse import quote
 
 from jobstatus_grpc.errors import CannotStartError, RetryableError, StoreFullError, StoreUnavailableError
@@ -37,12 +39,21 @@ def error_code(error: sqlite3.Error) -> int:
 
 
 def is_fatal(error: sqlite3.Error) -> bool:
-    """Return whether the file may be damaged.
+    """Return whether a sync has failed.
 
-    After a failed fsync the system may discard the data that it could not write, and report success for the next fsync.
+    After that the system may discard the data that it could not write, and report success for the next sync.
     """
-    code = error_code(error)
-    return code in (_IOERR_FSYNC, _IOERR_DIR_FSYNC) or code & 0xFF in (_CORRUPT, _NOTADB)
+    return error_code(error) in (_IOERR_FSYNC, _IOERR_DIR_FSYNC)
+
+
+def is_malformed(error: BaseException | None) -> bool:
+    """Return whether the file's structure is damaged, or a part of it cannot be read: SQLite has one code for both."""
+    return isinstance(error, sqlite3.Error) and error_code(error) & 0xFF in (_CORRUPT, _NOTADB)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether the file is malformed, or a text in it."""
+    return is_malformed(error) or str(error).startswith("Could not decode to UTF-8")
 
 
 def as_store_error(error: sqlite3.Error) -> RetryableError:
@@ -52,8 +63,11 @@ def as_store_error(error: sqlite3.Error) -> RetryableError:
     return StoreUnavailableError(f"the store failed: {describe(error)}")
 
 
-def describe(error: sqlite3.Error) -> str:
-    """Return SQLite's message and the name of its code."""
+def describe(error: sqlite3.Error | UnicodeDecodeError) -> str:
+    """Return SQLite's message and the name of its code.
+
+    UnicodeDecodeError: the message quotes a schema that is damaged.
+    """
     name = getattr(error, "sqlite_errorname", None)
     return f"{error} ({name})" if name else str(error)
 
@@ -67,8 +81,25 @@ PAGE_BYTES = 2048
 """The page size of new files, half of SQLite's default: a commit writes each page that it changes to the log. In groups
 of 16 updates of 5,000 jobs, 2.9 kB are written per update, and 7.3 kB with the default."""
 
+RESERVE_BYTES = 4 * 1024 * 1024
+"""The room on the disk that the lock's file takes, and gives up when the disk is full: the log is copied into the file
+then, which makes it larger, and jobs can be removed."""
+
+BUSY_MILLISECONDS = 5000
+"""How long a connection waits for another process, such as a copy in progress."""
+
 QUICK_CHECK_BYTES = 256 * 1024 * 1024
 """The largest file that is checked after an unclean end: half a second if it is cached, three seconds at 100 MB/s."""
+
+
+# Of the index of the log, SQLite's -shm file: the number of pages up to the last commit that it has found.
+_FRAMES_OFFSET = 16
+
+_LOG_MAGIC = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}
+"""How a log begins, and the byte order of its checksums: https://sqlite.org/fileformat2.html#walformat"""
+
+_FRAME_BYTES = 24
+"""Before each page in a log: its number, the pages of the file if a commit ends here, the salt, and a checksum."""
 
 
 def path_of(url: str) -> str:
@@ -95,6 +126,7 @@ class SqliteFile:
         self.path = path
         self._lock: int | None = None
         self._database: int | None = None
+        self._log_index: int | None = None
         self._identities: dict[str, _Identity] = {}
         try:
             if os.path.isdir(path):
@@ -115,16 +147,40 @@ class SqliteFile:
 
         Closing any descriptor of a file releases the POSIX locks that its process has on it, and so SQLite's.
         """
-        for descriptor in (self._database, self._lock):
+        self.free_reserve()
+        for descriptor in (self._log_index, self._database, self._lock):
             if descriptor is not None:
                 os.close(descriptor)
-        self._database = self._lock = None
+        self._log_index = self._database = self._lock = None
 
     def record_place(self) -> None:
         """Remember the database and its -wal and -shm files, which SQLite keeps as long as there is a connection."""
         for path in (self.path, f"{self.path}-wal", f"{self.path}-shm"):
             with suppress(FileNotFoundError):
                 self._identities[path] = _identity(os.stat(path))
+        self._log_index = os.open(f"{self.path}-shm", os.O_RDONLY | os.O_CLOEXEC)
+
+    def frames_in_log(self) -> int:
+        """Return the number of pages in the log since it began; see https://sqlite.org/walformat.html."""
+        assert self._log_index is not None
+        return int.from_bytes(os.pread(self._log_index, 4, _FRAMES_OFFSET), sys.byteorder)
+
+    def keep_reserve(self, *, beside_bytes: int = 0) -> bool:
+        """Take RESERVE_BYTES of room on the disk, if there are `beside_bytes` besides; return whether there are."""
+        if self._lock is None:
+            return False
+        try:
+            os.posix_fallocate(self._lock, 0, RESERVE_BYTES + beside_bytes)
+            os.ftruncate(self._lock, RESERVE_BYTES)
+        except OSError:
+            self.free_reserve()
+            return False
+        return True
+
+    def free_reserve(self) -> None:
+        """Give the room back."""
+        if self._lock is not None:
+            os.ftruncate(self._lock, len(_lock_text()))
 
     def find_displacement(self) -> str:
         """Return which of the files was deleted or replaced since `record_place`; empty if all are in place.
@@ -149,6 +205,7 @@ class SqliteFile:
             if not _is_at(f"{self.path}.lock", self._lock):
                 removed, self._lock = self._lock, lock(self.path)
                 os.close(removed)
+                self.keep_reserve()
 
     def connect_writer(self, steps: Sequence[str] | None = None) -> sqlite3.Connection:
         """Return the connection that writes and checkpoints, after bringing the schema up to date.
@@ -160,10 +217,9 @@ class SqliteFile:
         try:
             self._check_application(connection)
             _make_durable(connection, self.path)
-            if _migrate(connection, self.path, migrations(__package__) if steps is None else steps):
-                # With all of the schema in the file, the first transaction begins a log; see begin_log.
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.Error as error:
+            _migrate(connection, self.path, migrations(__package__) if steps is None else steps)
+            _truncate_log(connection)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             connection.close()
             raise CannotStartError(f"cannot open the store {self.path}: {describe(error)}") from error
         except CannotStartError:
@@ -180,7 +236,9 @@ class SqliteFile:
         displacement = self.find_displacement()
         if displacement:
             raise sqlite3.OperationalError(displacement)
-        return connect(self.path, "ro")
+        connection = connect(self.path, "ro")
+        connection.execute("SELECT count(*) FROM store").fetchone()  # the first read opens the log
+        return connection
 
     def _check_application(self, connection: sqlite3.Connection) -> None:
         application_id = _pragma(connection, "application_id")
@@ -202,6 +260,7 @@ def connect(path: str, mode: str) -> sqlite3.Connection:
         f"file:{quote(path)}?mode={mode}",
         uri=True,
         isolation_level=None,
+        timeout=BUSY_MILLISECONDS / 1000,
         # Each connection is opened, used and closed by one thread: the check would only cost time.
         check_same_thread=False,
     )
@@ -225,16 +284,20 @@ def lock(path: str) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = os.read(lock, 32).decode("ascii", "replace").strip()
+        owner = os.read(lock, 32).decode("ascii", "replace").partition("\n")[0]
         os.close(lock)
         raise CannotStartError(f"cannot open the store {path}: process {owner or '(unknown)'} has it open") from None
     try:
         os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
+        os.write(lock, _lock_text())
     except OSError:  # the disk is full
         os.close(lock)
         raise
     return lock
+
+
+def _lock_text() -> bytes:
+    return f"{os.getpid()}\n".encode()
 
 
 def lock_database(path: str, flags: int = 0) -> int:
@@ -275,13 +338,28 @@ def _make_durable(connection: sqlite3.Connection, path: str) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     # The store runs checkpoints itself, between commits: errors of automatic ones are not reported.
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    # A log that was larger once, because of a long query, does not stay so.
+    connection.execute(f"PRAGMA journal_size_limit = {RESERVE_BYTES}")
     settings = (_pragma(connection, "journal_mode"), _pragma(connection, "synchronous"))
     if settings != ("wal", 2):
         raise CannotStartError(f"cannot open the store {path}: its file system does not support WAL (got {settings})")
 
 
-def _migrate(connection: sqlite3.Connection, path: str, steps: Sequence[str]) -> bool:
-    """Bring the schema up to date, and return whether it was not."""
+def _truncate_log(connection: sqlite3.Connection) -> None:
+    """Copy the log of an earlier process into the file. The next transaction begins a log; see begin_log.
+
+    It would grow with each process that ends before its first checkpoint, and `_lost_commits` would find in it what was
+    left of a transaction without a commit.
+    """
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.OperationalError as error:
+        if not isinstance(as_store_error(error), StoreFullError):  # it can be read, and jobs be removed
+            raise
+
+
+def _migrate(connection: sqlite3.Connection, path: str, steps: Sequence[str]) -> None:
+    """Bring the schema up to date."""
     version = _pragma(connection, "user_version")
     assert isinstance(version, int)
     if version > len(steps):
@@ -297,14 +375,17 @@ def _migrate(connection: sqlite3.Connection, path: str, steps: Sequence[str]) ->
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-    return version < len(steps)
 
 
-def check_log(path: str) -> None:
-    """Refuse a write-ahead log that is not the file's own, and a file that is damaged after an unclean end.
+def check_log(path: str, *, may_lack_commits: bool = False) -> None:
+    """Refuse a write-ahead log that is not the file's own or damaged, and a file that is damaged after an unclean end.
 
     SQLite would replay any log that is there: pages of another state of the file, or of another file, would get between
     the file's own. A process that ends cleanly leaves no log.
+
+    Args:
+        path: the file.
+        may_lack_commits: accept a log with acknowledged transactions that cannot be read, which SQLite leaves out.
 
     Raises:
         CannotStartError: the message says what to do.
@@ -321,22 +402,96 @@ def check_log(path: str) -> None:
         # A connection that cannot write does not copy the log into the file when it is closed.
         with closing(connect(path, "ro")) as connection:
             is_own = _is_own_log(connection, path)
-            is_checked = is_own and _size(path) + _size(log_path) <= QUICK_CHECK_BYTES
+            lost = _lost_commits(path) if is_own and not may_lack_commits else 0
+            is_checked = is_own and not lost and _size(path) + _size(log_path) <= QUICK_CHECK_BYTES
             damage = find_damage(connection, "quick_check") if is_checked else ""
     except sqlite3.OperationalError:
         return  # the file cannot be opened: the caller's connection says why
-    except sqlite3.DatabaseError:
-        is_own, damage = False, ""
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
+        is_own, lost, damage = False, 0, ""
     if not is_own:
         raise CannotStartError(
             f"cannot open the store {path}: {log_path} is the log of another file or of another state of this one, as "
             f"after a backup was copied over the file of a killed process; copy backups back with jobstatus restore, "
             f"or remove {log_path} and {path}-shm to go on with the file as it is"
         )
+    if lost:
+        raise CannotStartError(
+            f"cannot open the store {path}: its log {log_path} is damaged, and {lost} or more transactions, which were "
+            f"acknowledged, cannot be read; copy a backup back with jobstatus restore, or go on without them: copy "
+            f"what can be read with jobstatus backup, and that back with jobstatus restore, which keeps the log as "
+            f"{damaged_log_path(path)}"
+        )
     if damage:
         raise CannotStartError(
             f"cannot open the store {path}: it is damaged ({damage}); copy a backup back with jobstatus restore"
         )
+
+
+def damaged_log_path(path: str) -> str:
+    """Return where the log of a store is kept that had lost transactions."""
+    return f"{path}-wal.damaged"
+
+
+def has_lost_commits(path: str) -> bool:
+    """Return whether the log has acknowledged transactions that cannot be read."""
+    if log_is_empty(path):  # to open the file would make a log
+        return False
+    try:
+        with closing(connect(path, "ro")) as connection:
+            _has_log_names(connection)
+            return _lost_commits(path) > 0
+    except (OSError, sqlite3.Error, UnicodeDecodeError):
+        return False
+
+
+def _lost_commits(path: str) -> int:
+    """Return the number of transactions in the log after the last one that SQLite has found, without the very last.
+
+    SQLite reads a log up to the first page with a wrong checksum. That is where a loss of power has cut a transaction
+    that was not acknowledged yet: only the last one, as the log is synced after each. If others follow, the disk has
+    damaged what was written. A connection must have read the file with its log, and be open.
+    """
+    with open(f"{path}-shm", "rb") as index:
+        index.seek(_FRAMES_OFFSET)
+        found = int.from_bytes(index.read(4), sys.byteorder)
+    with open(f"{path}-wal", "rb") as log, open(path, "rb") as file:
+        header = log.read(32)
+        page_bytes, salt = int.from_bytes(header[8:12], "big"), header[16:24]
+        if not _is_sound_header(header):
+            page_bytes = int.from_bytes(file.read(100)[16:18], "big")
+            salt = log.read(_FRAME_BYTES)[8:16]
+        return _count_commits(log, 32 + found * (_FRAME_BYTES + page_bytes), page_bytes, salt)
+
+
+def _is_sound_header(header: bytes) -> bool:
+    """Return whether the checksum of a log's header is right."""
+    if len(header) < 32 or header[:4] not in _LOG_MAGIC:
+        return False
+    order = _LOG_MAGIC[header[:4]]
+    first = second = 0
+    for number in range(0, 24, 8):
+        one, two = struct.unpack(f"{order}II", header[number : number + 8])
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + two + first) & 0xFFFFFFFF
+    return struct.pack(">II", first, second) == header[24:]
+
+
+def _count_commits(log: BinaryIO, start: int, page_bytes: int, salt: bytes) -> int:
+    """Return the number of transactions from `start` on that others follow. Pages of earlier logs have other salts."""
+    commits = last_page = 0
+    size = os.fstat(log.fileno()).st_size
+    for offset in range(start, size - _FRAME_BYTES, _FRAME_BYTES + page_bytes):
+        log.seek(offset)
+        header = log.read(_FRAME_BYTES)
+        if header[8:16] != salt:
+            continue
+        page, pages_of_file = struct.unpack(">II", header[:8])
+        if last_page and page != last_page:  # the last page of a commit may be repeated, to fill a sector
+            commits, last_page = commits + 1, 0
+        if pages_of_file:
+            last_page = page
+    return commits
 
 
 def _is_own_log(connection: sqlite3.Connection, path: str) -> bool:
@@ -370,7 +525,7 @@ def find_damage(connection: sqlite3.Connection, check: str) -> str:
     """Return the first damage that `quick_check` or `integrity_check` finds, in one line; empty if there is none."""
     try:
         (finding,) = connection.execute(f"PRAGMA {check}(1)").fetchone()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         return describe(error)
     return "" if finding == "ok" else " ".join(str(finding).split())
 

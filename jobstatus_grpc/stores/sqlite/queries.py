@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from jobstatus_grpc.errors import StoreChangedError
+from jobstatus_grpc.errors import DataLossError, StoreChangedError
 from jobstatus_grpc.job import Command, Job, JobFilter, Tombstone, Transition, require_job
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.embedded import TOO_OLD, Epoch
@@ -20,33 +20,50 @@ from jobstatus_grpc.stores.sql.rows import (
     STORED_COLUMNS,
     TOMBSTONE_COLUMNS,
     TRANSITION_COLUMNS,
+    Row,
     StoredJob,
+    checksum,
+    is_sound,
+    lasting_checksum,
     read_final,
     read_job,
     read_tombstone,
     read_transition,
     request_keys,
 )
+from jobstatus_grpc.stores.sqlite.database import is_damage
 
 MAX_ROWS = 100
 """The number of rows in one statement. Each number up to this has its own statement, which is prepared once."""
 
-_COLUMNS = ", ".join(STORED_COLUMNS)
+
+def _checksum(table: str, is_unchecked: str) -> str:
+    """Return the expression for the checksum of a row of `table`; NULL only if an earlier version has written it."""
+    return f"ifnull({table}.checksum, CASE WHEN NOT ({is_unchecked}) THEN -1 END)"
+
+
+_JOB_CHECKSUM = _checksum("jobs", "jobs.key <= (SELECT unchecked_key FROM store)")
+
+_COLUMNS = f"{', '.join(STORED_COLUMNS)}, {_JOB_CHECKSUM}"
 
 _TRANSITIONS = f"""
-    SELECT {", ".join(TRANSITION_COLUMNS)} FROM transitions
+    SELECT {", ".join(TRANSITION_COLUMNS)}, {_checksum("transitions", "(SELECT unchecked_key FROM store) > 0")}
+    FROM transitions
     WHERE tenant = ? AND id = ? AND revision > ? ORDER BY revision LIMIT ?
 """
 
 # A change that a later one has replaced has no job here: the later one returns it.
 _CHANGES = f"""
     SELECT c.sequence, c.tenant, c.id, c.revision, c.removed, c.final,
+        {_checksum("c", "c.sequence <= (SELECT unchecked_sequence FROM store)")},
         c.removed AND EXISTS (SELECT 1 FROM jobs AS n WHERE n.tenant = c.tenant AND n.id = c.id),
-        {", ".join(f"j.{name}" for name in STORED_COLUMNS)}
+        {", ".join(f"jobs.{name}" for name in STORED_COLUMNS)}, {_JOB_CHECKSUM}
     FROM changes AS c
-    LEFT JOIN jobs AS j ON j.tenant = c.tenant AND j.id = c.id AND j.revision = c.revision AND NOT c.removed
+    LEFT JOIN jobs ON jobs.tenant = c.tenant AND jobs.id = c.id AND jobs.revision = c.revision AND NOT c.removed
     WHERE c.sequence > ? AND c.sequence <= ? ORDER BY c.sequence LIMIT {MAX_BATCH_CHANGES}
 """
+_CHANGE_VALUES = 6
+"""The number of columns of a change before its checksum."""
 
 
 class Head(NamedTuple):
@@ -100,15 +117,69 @@ def _select_requests(count: int) -> str:
     return f"SELECT {', '.join(REQUEST_COLUMNS)} FROM requests WHERE {values}"
 
 
-def read_jobs(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, StoredJob]:
-    """Return the jobs that exist."""
-    found: dict[Key, StoredJob] = {}
+_ID = STORED_COLUMNS.index("id")
+
+
+def damaged(table: str, row: object, job_id: str = "") -> DataLossError:
+    """Return the error of a damaged row; `row` is its key in the table, and its job's id is left out if not known."""
+    return DataLossError(**({"id": job_id} if job_id else {}), table=table, row=f"{row}")
+
+
+def _unreadable(table: str, row: object, job_id: str, cause: sqlite3.DatabaseError) -> DataLossError:
+    """Return the error of a row that SQLite cannot read."""
+    error = damaged(table, row, job_id)
+    error.__cause__ = cause
+    return error
+
+
+def read_checked(row: Row) -> StoredJob:
+    """Return the job in a row of STORED_COLUMNS and `checksum`.
+
+    Raises:
+        DataLossError: the row is not what was written.
+    """
+    lasting = lasting_checksum(row)
+    if not is_sound(row, lasting):
+        raise damaged("jobs", row[0])
+    try:
+        return read_job(row, lasting)
+    except Exception as error:  # a row without a checksum may hold anything
+        raise damaged("jobs", row[0]) from error
+
+
+def read_jobs(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[Key, StoredJob | DataLossError]:
+    """Return the jobs that exist, or the error of a job that is damaged."""
+    found: dict[Key, StoredJob | DataLossError] = {}
     remaining = iter(keys)
     while chunk := list(islice(remaining, MAX_ROWS)):
-        for row in connection.execute(_select_jobs(len(chunk)), list(chain.from_iterable(chunk))).fetchall():
-            stored = read_job(row)
-            found[stored.job.tenant, stored.job.id] = stored
+        try:
+            found |= _read_together(connection, chunk)
+        except (DataLossError, sqlite3.DatabaseError) as error:
+            if isinstance(error, sqlite3.Error) and not is_damage(error):
+                raise
+            for key in chunk:  # again, each alone: the damage is of one of them, or was an error of the disk
+                found |= _read_alone(connection, key)
     return found
+
+
+def _read_together(connection: sqlite3.Connection, keys: Sequence[Key]) -> dict[Key, StoredJob]:
+    rows = connection.execute(_select_jobs(len(keys)), list(chain.from_iterable(keys))).fetchall()
+    found = {(stored.job.tenant, stored.job.id): stored for stored in map(read_checked, rows)}
+    if not found.keys() <= set(keys):
+        raise damaged("jobs", "found under another id")
+    return found
+
+
+def _read_alone(connection: sqlite3.Connection, key: Key) -> dict[Key, StoredJob | DataLossError]:
+    try:
+        return {**_read_together(connection, [key])}
+    except DataLossError as error:
+        error.metadata["id"] = key[1]
+        return {key: error}
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        return {key: _unreadable("jobs", "not readable", key[1], error)}
 
 
 def read_tombstones(connection: sqlite3.Connection, keys: Iterable[Key], now: datetime) -> dict[Key, Tombstone]:
@@ -139,11 +210,18 @@ def read_requests(
 
 def read_found(
     connection: sqlite3.Connection, keys: Sequence[Key], now: datetime
-) -> tuple[dict[Key, StoredJob], dict[Key, Tombstone]]:
-    """Return the jobs that exist, and the tombstones of the others."""
+) -> tuple[dict[Key, StoredJob | DataLossError], dict[Key, Tombstone]]:
+    """Return the jobs that exist, and the tombstones of the others; see `read_jobs`."""
     jobs = read_jobs(connection, keys)
     missing = [key for key in keys if key not in jobs]
-    return jobs, read_tombstones(connection, missing, now) if missing else {}
+    if not missing:
+        return jobs, {}
+    try:
+        return jobs, read_tombstones(connection, missing, now)
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        return jobs | {key: _unreadable("tombstones", "not readable", key[1], error) for key in missing}, {}
 
 
 def count_jobs(connection: sqlite3.Connection, tenant: str, at_most: int) -> int:
@@ -159,41 +237,67 @@ def read_transitions(
     """Return a page of the history of the job under `key`.
 
     Raises:
-        JobNotFoundError, JobExpiredError: see JobStore.get.
+        JobNotFoundError, JobExpiredError, DataLossError: see JobStore.get.
     """
     rows = connection.execute(_TRANSITIONS, (*key, after_revision, limit)).fetchall()
     if not rows:
         jobs, tombstones = read_found(connection, [key], now)
         if key not in jobs:
             require_job(tombstones.get(key), key[1])
-    return [read_transition(row) for row in rows]
+    for row in rows:
+        if row[-1] is not None and checksum(row[:-1]) != row[-1]:
+            raise damaged("transitions", row[2], key[1])
+    return [read_transition(row[:-1]) for row in rows]
 
 
-def read_changes(connection: sqlite3.Connection, after: int, last: int) -> tuple[int, list[Change], set[Key]]:
+class ChangeRows(NamedTuple):
+    """The changes that `read_changes` found."""
+
+    sequence: int
+    """The number up to which they are complete."""
+    changes: list[Change]
+    superseded: set[Key]
+    """The jobs whose newest change follows later."""
+    damaged: list[DataLossError]
+    """Of the jobs that are left out because they are damaged."""
+
+
+def read_changes(connection: sqlite3.Connection, after: int, last: int) -> ChangeRows:
     """Return the changes with numbers above `after` and up to `last`, or as many as fit in a batch.
-
-    Returns:
-        The number up to which the changes are complete, the changes, and the jobs whose newest change follows later.
 
     Raises:
         StoreChangedError: some of the changes have been dropped, or the id of a removed job names a new one since: it
             can be used after a day only, so that `after` is that old.
+        DataLossError: the row of a change is damaged.
     """
     rows = connection.execute(_CHANGES, (after, last)).fetchall()
     if after < connection.execute("SELECT forgotten_sequence FROM store").fetchone()[0]:
         raise StoreChangedError(TOO_OLD)
     changes: dict[Key, Change] = {}
     superseded = {(tenant, job_id) for _, tenant, job_id, *_ in rows}
-    for _, tenant, job_id, revision, removed, final, is_used_anew, *columns in rows:
+    errors: list[DataLossError] = []
+    for row in rows:
+        values, (stored_checksum, is_used_anew, *columns) = row[:_CHANGE_VALUES], row[_CHANGE_VALUES:]
+        sequence, tenant, job_id, revision, removed, final = values
+        if stored_checksum is not None and checksum(values) != stored_checksum:
+            raise damaged("changes", sequence)
         earlier = changes.get((tenant, job_id))
         if is_used_anew or (removed and earlier is not None and earlier.job is None):
             raise StoreChangedError(TOO_OLD)
-        if removed or columns[0] is not None:
-            job = None if removed else read_job(columns).job
-            changes.pop((tenant, job_id), None)
+        if not removed and columns[0] is None:
+            continue
+        changes.pop((tenant, job_id), None)
+        try:
+            job = None if removed else read_checked(tuple(columns)).job
+        except DataLossError as error:
+            error.metadata["id"] = job_id
+            errors.append(error)
+            superseded.discard((tenant, job_id))
+        else:
             changes[tenant, job_id] = Change(tenant, job_id, revision, job, read_final(final))
     superseded.difference_update(changes)
-    return (rows[-1][0] if len(rows) == MAX_BATCH_CHANGES else last), list(changes.values()), superseded
+    complete = rows[-1][0] if len(rows) == MAX_BATCH_CHANGES else last
+    return ChangeRows(complete, list(changes.values()), superseded, errors)
 
 
 DIALECT = Dialect(
@@ -219,12 +323,14 @@ def read_page(connection: sqlite3.Connection, tenant: str, job_filter: JobFilter
     connection.execute("BEGIN")  # all queries of the page see the same state of the file
     try:
         cursors, end = _read_cursors(connection, criteria_of(job_filter, DIALECT), parameters, limit)
-        jobs = _read_jobs(connection, [int(place.partition(".")[2]) for place in cursors[:limit]])
+        found = _read_places(connection, tenant, cursors[:limit])
     finally:
         if connection.in_transaction:  # some errors roll back by themselves
             connection.execute("ROLLBACK")
-    count = len(jobs)
-    return Page(jobs, cursors[:count], cursors[count - 1] if count < len(cursors) else end)
+    jobs = {cursor: job for cursor, job in found.items() if isinstance(job, Job)}
+    errors = tuple(job for job in found.values() if isinstance(job, DataLossError))
+    next_cursor = cursors[len(found) - 1] if len(found) < len(cursors) else end
+    return Page(list(jobs.values()), list(jobs), next_cursor, errors)
 
 
 def _read_cursors(
@@ -277,15 +383,55 @@ def _select_by_key(count: int) -> str:
     return f"SELECT {_COLUMNS} FROM jobs WHERE key IN ({', '.join('?' * count)})"
 
 
-def _read_jobs(connection: sqlite3.Connection, keys: Sequence[int]) -> list[Job]:
-    """Return the jobs with these row keys, in their order; only the first ones if they are larger than a response."""
-    jobs: list[Job] = []
+def _read_places(connection: sqlite3.Connection, tenant: str, cursors: Sequence[str]) -> dict[str, Job | DataLossError]:
+    """Return the job, or its error, at each of the cursors; only the first ones if they are larger than a response."""
+    found: dict[str, Job | DataLossError] = {}
     size = 0
-    for start in range(0, len(keys), MAX_ROWS):
-        chunk = keys[start : start + MAX_ROWS]
-        rows = {row[0]: row for row in connection.execute(_select_by_key(len(chunk)), chunk).fetchall()}
-        jobs.extend(read_job(rows[key]).job for key in chunk)
-        size += sum(len(value) for row in rows.values() for value in row if isinstance(value, str))
+    for start in range(0, len(cursors), MAX_ROWS):
+        chunk = {cursor: _key_of(cursor) for cursor in cursors[start : start + MAX_ROWS]}
+        rows = _read_rows(connection, list(chunk.values()))
+        found |= {cursor: _job_in(connection, tenant, rows.get(key), key) for cursor, key in chunk.items()}
+        texts = (value for row in rows.values() if isinstance(row, tuple) for value in row if isinstance(value, str))
+        size += sum(map(len, texts))
         if size >= MAX_RESPONSE_BYTES:
             break
-    return jobs
+    return found
+
+
+def _key_of(cursor: str) -> int:
+    digits = cursor.partition(".")[2]
+    if not digits.isdigit():
+        raise damaged("jobs", f"in an index: {cursor}")
+    return int(digits)
+
+
+def _read_rows(connection: sqlite3.Connection, keys: Sequence[int]) -> dict[int, Row | DataLossError]:
+    """Return the rows by their keys, or the error of a row that SQLite cannot read."""
+    try:
+        return {row[0]: row for row in connection.execute(_select_by_key(len(keys)), keys).fetchall()}
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        if len(keys) == 1:
+            return {keys[0]: _unreadable("jobs", keys[0], "", error)}
+        found: dict[int, Row | DataLossError] = {}
+        for key in keys:
+            found |= _read_rows(connection, [key])
+        return found
+
+
+def _job_in(
+    connection: sqlite3.Connection, tenant: str, row: Row | DataLossError | None, key: int
+) -> Job | DataLossError:
+    if row is None:
+        return damaged("jobs", key)
+    if isinstance(row, DataLossError):
+        return row
+    try:
+        return read_checked(row).job
+    except DataLossError as error:
+        # The id may be what is damaged: an index says whether it is.
+        query = "SELECT key FROM jobs WHERE tenant = ? AND id = ?"
+        if connection.execute(query, (tenant, row[_ID])).fetchone() == (key,):
+            error.metadata["id"] = f"{row[_ID]}"
+        return error

@@ -10,11 +10,11 @@ from functools import partial
 from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from jobstatus_grpc.errors import StoreUnavailableError
+from jobstatus_grpc.errors import DataLossError, StoreUnavailableError
 from jobstatus_grpc.job import Found, Tombstone
 from jobstatus_grpc.stores.interface import Clock, Key
 from jobstatus_grpc.stores.sql.rows import JobCache, StoredJob
-from jobstatus_grpc.stores.sqlite.database import SqliteFile
+from jobstatus_grpc.stores.sqlite.database import is_malformed
 from jobstatus_grpc.stores.sqlite.queries import read_found
 from jobstatus_grpc.stores.sqlite.writer import Health, WorkerThread, resolve
 
@@ -53,7 +53,7 @@ class JobLoader:
         """Read the job under `key`, as of now or later. Cancelling the future does not affect other calls.
 
         Returns:
-            A future of the job, its tombstone or None. It raises StoreUnavailableError.
+            A future of the job, its tombstone or None. It raises DataLossError or StoreUnavailableError.
         """
         future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         # A running read of the same key is not joined: it may have started before the latest commit.
@@ -87,16 +87,21 @@ class JobLoader:
         self,
         group: Mapping[Key, Sequence[asyncio.Future[Found]]],
         ticket: object,
-        found: tuple[Mapping[Key, StoredJob], Mapping[Key, Tombstone]] | None,
+        found: tuple[Mapping[Key, StoredJob | DataLossError], Mapping[Key, Tombstone]] | None,
         error: BaseException | None,
     ) -> None:
         jobs, tombstones = found or ({}, {})
-        self._cache.fill(ticket, group, jobs)
         if error is not None:
             error = self._health.failed(error, is_write=False)
+        sound = {key: stored for key, stored in jobs.items() if isinstance(stored, StoredJob)}
+        self._cache.fill(ticket, group, sound)
         for key, futures in group.items():
+            failure = error
+            if key not in sound and isinstance(damage := jobs.get(key), DataLossError):
+                self._health.note_damage(damage)
+                failure = damage
             for future in futures:
-                resolve(future, jobs[key].job if key in jobs else tombstones.get(key), error)
+                resolve(future, sound[key].job if key in sound else tombstones.get(key), failure)
         self._gather(ticket, GATHER_TURNS)
 
     def _gather(self, ticket: object, turns: int) -> None:
@@ -112,9 +117,11 @@ class JobLoader:
 class ReaderPool:
     """A small pool of reading connections, so that a long query does not block all short ones. For one event loop."""
 
-    def __init__(self, file: SqliteFile, *, count: int) -> None:
-        """Start the threads. Each opens its connection for its first query."""
-        self._readers = [_Reader(file, f"jobstatus-reader-{number}") for number in range(1, count + 1)]
+    def __init__(self, connections: Sequence[sqlite3.Connection]) -> None:
+        """Start a thread for each of the connections, which it closes in the end."""
+        self._readers = [
+            _Reader(connection, f"jobstatus-reader-{number}") for number, connection in enumerate(connections, start=1)
+        ]
         self._idle = list(reversed(self._readers))
         self._calls: deque[tuple[Callable[[sqlite3.Connection], Any], Callable[[Any, BaseException | None], None]]]
         self._calls = deque()
@@ -160,16 +167,17 @@ class ReaderPool:
 
 
 class _Reader:
-    def __init__(self, file: SqliteFile, name: str) -> None:
+    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
         self.thread = WorkerThread(name)
-        self._file = file
-        self._connection: sqlite3.Connection | None = None
+        self._connection = connection
 
     def run(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        if self._connection is None:
-            self._connection = self._file.connect_reader()
-        return query(self._connection)
+        try:
+            return query(self._connection)
+        except sqlite3.DatabaseError as error:
+            if not is_malformed(error):
+                raise
+            return query(self._connection)  # an error of the disk, which SQLite reports as the same, may have passed
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        self._connection.close()

@@ -176,3 +176,19 @@ CREATE TABLE requests (
 
 -- The highest key of a job when a job was last removed: no later job gets a key that stored requests name.
 ALTER TABLE store ADD COLUMN last_key INTEGER NOT NULL DEFAULT 0;
+
+-- version 8
+
+-- The CRC-32 of the row's other values, see `checksum` in stores/sql/rows.py. It is NULL in the rows of earlier versions,
+-- which are not checked: jobs and changes up to the numbers in `store`, and transitions if there were jobs. In any other
+-- row NULL is damage, as a record that is cut short ends in NULLs. A later version that changes rows raises the numbers.
+ALTER TABLE jobs ADD COLUMN checksum INTEGER;
+ALTER TABLE changes ADD COLUMN checksum INTEGER;
+ALTER TABLE transitions ADD COLUMN checksum INTEGER;
+
+ALTER TABLE store ADD COLUMN unchecked_key INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE store ADD COLUMN unchecked_sequence INTEGER NOT NULL DEFAULT 0;
+
+UPDATE store SET
+    unchecked_key = coalesce((SELECT max(key) FROM jobs), 0),
+    unchecked_sequence = coalesce((SELECT max(sequence) FROM changes), 0);

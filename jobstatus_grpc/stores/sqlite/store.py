@@ -12,8 +12,10 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
+from jobstatus_grpc.errors import CannotStartError, DataLossError, StoreChangedError
 from jobstatus_grpc.job import (
     Command,
+    Delete,
     Expire,
     Found,
     Job,
@@ -21,6 +23,7 @@ from jobstatus_grpc.job import (
     JobState,
     Outcome,
     Stall,
+    Tombstone,
     Transition,
     require_job,
     visible,
@@ -43,7 +46,7 @@ from jobstatus_grpc.stores.interface import (
 from jobstatus_grpc.stores.retention_clock import RetentionClock
 from jobstatus_grpc.stores.sql.rows import CACHED_JOBS, JobCache, StoredJob
 from jobstatus_grpc.stores.sqlite.backup import back_up, restore
-from jobstatus_grpc.stores.sqlite.database import path_of
+from jobstatus_grpc.stores.sqlite.database import describe, path_of
 from jobstatus_grpc.stores.sqlite.maintenance import Trimmer, read_expired, read_silent
 from jobstatus_grpc.stores.sqlite.queries import (
     count_jobs,
@@ -60,7 +63,8 @@ P = ParamSpec("P")
 
 T = TypeVar("T")
 
-Written: TypeAlias = tuple[Batch, dict[Key, StoredJob]]
+Written: TypeAlias = tuple[Batch, dict[Key, StoredJob], dict[Key, DataLossError]]
+"""A batch, its jobs as they are stored now, and the jobs whose commands were refused because they are damaged."""
 
 CACHED_CHANGES = 20_000
 """The number of changes that the feed keeps in memory; older ones are read from the file."""
@@ -85,6 +89,7 @@ class SqliteStore:
     def __init__(
         self,
         writer: Writer,
+        readers: Sequence[sqlite3.Connection],
         thread: WorkerThread,
         *,
         clock: Clock,
@@ -95,7 +100,7 @@ class SqliteStore:
         """Use `open` instead: `writer` has to be made in its `thread`."""
         self._writer = writer
         self._thread = thread
-        self._readers = ReaderPool(writer.file, count=READERS)
+        self._readers = ReaderPool(readers)
         self._clock = clock
         self._retention = retention
         self._feed = Feed(writer.epochs, sequence=writer.head.sequence, max_jobs=CACHED_CHANGES)
@@ -108,10 +113,14 @@ class SqliteStore:
         self._turn = asyncio.Lock()
         probe = partial(thread.submit, writer.probe)
         find_displacement = partial(thread.submit, writer.file.find_displacement)
+        find_damage = partial(thread.submit, writer.find_damage)
+        self._damaged: set[Key] = set()
+        """The jobs that were found damaged by a command."""
         self._health = Health(
             writer.file.path,
             probe,
             find_displacement,
+            find_damage,
             self._stall_clocks.restart,
             interval_seconds=probe_interval_seconds,
         )
@@ -141,12 +150,13 @@ class SqliteStore:
         """
         thread = WorkerThread("jobstatus-writer")
         try:
-            writer = await thread.call(Writer.open, path)
+            writer, readers = await thread.call(_open_connections, path)
         except BaseException:
             await thread.stop()
             raise
         return cls(
             writer,
+            readers,
             thread,
             clock=clock,
             retention=retention,
@@ -155,7 +165,27 @@ class SqliteStore:
         )
 
     async def commit(self, commands: Sequence[Command]) -> CommitResult:
-        """See JobStore. If the commands change nothing, nothing is written."""
+        """See JobStore. If the commands change nothing, nothing is written.
+
+        After a failed write only jobs are removed, until a probe succeeds: on a full disk that makes room, and anything
+        else would take the last of it.
+        """
+        if not self._health.is_failing:
+            return await self._commit(commands)
+        self._health.check_writes()
+        removals = [command for command in commands if isinstance(command, (Delete, Expire))]
+        if not removals:
+            raise self._health.last_failure()
+        refusals = [self._health.last_failure() for _ in commands]
+        removed = iter((await self._commit(removals)).outcomes)
+        return CommitResult(
+            [
+                next(removed) if isinstance(command, (Delete, Expire)) else refusal
+                for command, refusal in zip(commands, refusals, strict=True)
+            ]
+        )
+
+    async def _commit(self, commands: Sequence[Command]) -> CommitResult:
         await self._turn.acquire()
         waiter: asyncio.Future[CommitResult] | None = None
         try:
@@ -166,11 +196,11 @@ class SqliteStore:
             if missing:
                 work = partial(self._load_and_write, commands, stored, missing, now)
             else:
-                batch = self._apply(commands, stored, {}, now)
+                batch = self._apply(commands, stored, {}, {}, now)
                 if batch.is_empty and not batch.is_unsure:
                     self._stall_clocks.note(commands, batch.outcomes, now)
                     return CommitResult(batch.outcomes)
-                work = partial(self._write, commands, batch, stored, {}, now)
+                work = partial(self._write, commands, batch, stored, {}, {}, now)
             waiter = asyncio.get_running_loop().create_future()
             # _finish releases the turn: this call may be cancelled while the thread works.
             self._thread.submit(work, partial(self._finish, commands, now, waiter))
@@ -184,24 +214,30 @@ class SqliteStore:
     ) -> Written:
         """Load the jobs that the cache lacks, apply the commands and write the result, in the writer's thread."""
         jobs, tombstones = read_found(self._writer.connection, missing, now)
-        stored |= jobs
-        return self._write(commands, self._apply(commands, stored, tombstones, now), stored, tombstones, now)
+        for job in jobs.values():
+            if isinstance(job, DataLossError) and isinstance(job.__cause__, sqlite3.Error):
+                raise job.__cause__  # before anything is written: the file is malformed
+        damaged = {key: job for key, job in jobs.items() if isinstance(job, DataLossError)}
+        stored |= {key: job for key, job in jobs.items() if isinstance(job, StoredJob)}
+        batch = self._apply(commands, stored, tombstones, damaged, now)
+        return self._write(commands, batch, stored, tombstones, damaged, now)
 
     def _write(
         self,
         commands: Sequence[Command],
         batch: Batch,
         stored: dict[Key, StoredJob],
-        others: Mapping[Key, Found],
+        tombstones: Mapping[Key, Tombstone],
+        damaged: dict[Key, DataLossError],
         now: datetime,
     ) -> Written:
         """Write the batch in the writer's thread; if there are repeats in it, apply the commands again before."""
         if not batch.is_unsure:
             with suppress(RequestKnownError):
-                return batch, stored | self._written(batch, stored, now)
+                return batch, stored | self._written(batch, stored, now), damaged
         known = read_requests(self._writer.connection, commands, stored)
-        batch = self._apply(commands, stored, others, now, known)
-        return batch, stored | self._written(batch, stored, now)
+        batch = self._apply(commands, stored, tombstones, damaged, now, known)
+        return batch, stored | self._written(batch, stored, now), damaged
 
     def _written(self, batch: Batch, stored: dict[Key, StoredJob], now: datetime) -> dict[Key, StoredJob]:
         if batch.is_empty:
@@ -212,12 +248,13 @@ class SqliteStore:
         self,
         commands: Sequence[Command],
         stored: dict[Key, StoredJob],
-        others: Mapping[Key, Found],
+        tombstones: Mapping[Key, Tombstone],
+        damaged: Mapping[Key, DataLossError],
         now: datetime,
         known: Mapping[RequestKey, str] | None = None,
     ) -> Batch:
         found: dict[Key, Found] = {key: entry.job for key, entry in stored.items()}
-        found.update(others)
+        found.update(tombstones)
         return apply_all(
             commands,
             found,
@@ -225,6 +262,7 @@ class SqliteStore:
             retention=self._retention,
             silence_of=self._stall_clocks.silence_of,
             known=known,
+            damaged=damaged,
         )
 
     def _finish(
@@ -238,19 +276,23 @@ class SqliteStore:
         """Publish the written batch, and let the next commit start."""
         outcomes: list[Outcome] = []
         if written is not None:
-            batch, stored = written
+            batch, stored, damaged = written
+            for key, damage in damaged.items():
+                self._health.note_damage(damage)
+                self._damaged.add(key)
             outcomes = batch.outcomes
             self._cache.write(stored, batch.removed)
             self._counts.update(batch.counts)
             self._feed.publish(batch.changes)
             self._stall_clocks.note(commands, outcomes, now)
             batch.log()
-            if not batch.is_empty:
-                self._health.succeeded()
         elif error is not None:
             error = self._health.failed(error, is_write=True)
         self._turn.release()
         resolve(waiter, CommitResult(outcomes), error)
+        self._checkpoint_if_due()
+
+    def _checkpoint_if_due(self) -> None:
         if self._writer.wants_checkpoint:
             self._thread.submit(self._writer.checkpoint, self._checkpointed)
 
@@ -277,6 +319,8 @@ class SqliteStore:
     async def page(self, tenant: str, job_filter: JobFilter, *, limit: int, cursor: str = "") -> Page:
         """See JobStore."""
         page = await self._read(read_page, tenant, job_filter, limit=limit, cursor=cursor)
+        for damage in page.damaged:
+            self._health.note_damage(damage)
         return self._stall_clocks.shown_on(page)
 
     async def count(self, tenant: str, *, at_most: int) -> int:
@@ -290,6 +334,10 @@ class SqliteStore:
     def jobs_by_state(self) -> Mapping[JobState, int]:
         """See JobStore. As of the latest commit."""
         return {state: self._counts[state] for state in JobState}
+
+    def damaged_rows(self) -> int:
+        """See JobStore."""
+        return self._health.damaged_rows
 
     async def position(self) -> Position:
         """See JobStore."""
@@ -309,23 +357,30 @@ class SqliteStore:
                 return batch
             # Not beyond the feed's sequence: a later change in the file is not published yet.
             last = self._feed.sequence if end is None else end
-            sequence, changes, superseded = await self._read(read_changes, sequence, last)
-            if changes or end is not None:
-                return ChangeBatch(self._feed.position(sequence), changes, superseded)
+            try:
+                rows = await self._read(read_changes, sequence, last)
+            except DataLossError as error:
+                raise StoreChangedError("the store's history of changes is damaged") from error
+            for damage in rows.damaged:
+                self._health.note_damage(damage)
+            sequence = rows.sequence
+            if rows.changes or end is not None:
+                return ChangeBatch(self._feed.position(sequence), rows.changes, rows.superseded)
 
     async def overdue(self, *, limit: int, fail_stalled_after: timedelta | None = None) -> Sequence[Command]:
-        """See JobStore. Returns nothing while writes fail, as the workers cannot report either."""
-        if not self._health.writable:
-            return ()
-        await self._start_clocks_of_stored_jobs()
-        silent = self._stall_clocks.due(limit=limit, fail_after=fail_stalled_after)
-        commands: list[Command] = [
-            Stall(id=job_id, tenant=tenant, fail_after=fail_stalled_after) for tenant, job_id in silent
-        ]
-        if len(commands) < limit:
+        """See JobStore. While writes fail, no job stalls, as the workers cannot report either; but jobs expire."""
+        commands: list[Command] = []
+        if self._health.writable:
+            await self._start_clocks_of_stored_jobs()
+            silent = self._stall_clocks.due(limit=limit, fail_after=fail_stalled_after)
+            commands += [Stall(id=job_id, tenant=tenant, fail_after=fail_stalled_after) for tenant, job_id in silent]
+        if len(commands) < limit and (self._health.writable or self._health.is_failing):
+            at_most = limit - len(commands)
             now = self._clock()
-            expired = await self._read(read_expired, now, self._retention_clock.at(now), limit - len(commands))
-            commands.extend(Expire(id=job_id, tenant=tenant) for tenant, job_id in expired)
+            expired_at = self._retention_clock.at(now)
+            expired = await self._read(read_expired, now, expired_at, at_most + len(self._damaged))
+            removable = [key for key in expired if key not in self._damaged]
+            commands += [Expire(id=job_id, tenant=tenant) for tenant, job_id in removable[:at_most]]
         return commands
 
     async def _start_clocks_of_stored_jobs(self) -> None:
@@ -350,6 +405,7 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise self._health.failed(error, is_write=True) from error
         self._feed.forgotten_sequence = max(self._feed.forgotten_sequence, trimmed.forgotten_sequence)
+        self._checkpoint_if_due()
         return trimmed.has_more
 
     @property
@@ -358,7 +414,7 @@ class SqliteStore:
         return self._health.writable
 
     async def closed(self) -> BaseException | None:
-        """See JobStore. A failed fsync or a corrupt file breaks the store."""
+        """See JobStore. A failed fsync breaks the store."""
         return await asyncio.shield(self._health.end)
 
     async def close(self) -> None:
@@ -373,12 +429,14 @@ class SqliteStore:
         self._health.check()
         try:
             return await self._readers.call(query, *args, **kwargs)
-        except sqlite3.Error as error:
+        except (DataLossError, sqlite3.Error) as error:
             raise self._health.failed(error, is_write=False) from error
 
     async def _release(self) -> None:
         self._health.refuse("the store is closed")
         self._feed.end()
+        if self._health.is_checking:
+            self._writer.connection.interrupt()
         async with self._turn:  # after the running commit, and after the pending ones were refused
             pass
         closing: list[Callable[[], Awaitable[None]]]
@@ -397,6 +455,23 @@ def _stand_ins(commands: Sequence[Command], stored: Mapping[Key, StoredJob]) -> 
     limits = {(command.tenant, command.id): command.only for command in commands if command.only is not None}
     unseen = [key for key, only in limits.items() if key in stored and visible(stored[key].job, only) is None]
     return [(tenant, NO_ID) for tenant, _ in unseen]
+
+
+def _open_connections(path: str) -> tuple[Writer, list[sqlite3.Connection]]:
+    """Open all connections: later there may be no file descriptor left, or another file in the place."""
+    writer = Writer.open(path)
+    readers: list[sqlite3.Connection] = []
+    try:
+        for _ in range(READERS):
+            readers.append(writer.file.connect_reader())
+    except BaseException as error:
+        for connection in [*readers, writer.connection]:
+            connection.close()
+        writer.file.unlock()
+        if isinstance(error, sqlite3.Error):
+            raise CannotStartError(f"cannot open the store {path}: {describe(error)}") from error
+        raise
+    return writer, readers
 
 
 async def open_store(url: str, *, clock: Clock = utc_now, retention: timedelta = DEFAULT_RETENTION) -> SqliteStore:

@@ -8,13 +8,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from datetime import datetime
 from functools import cache
 from itertools import chain
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-from jobstatus_grpc.errors import StoreUnavailableError
+from jobstatus_grpc.errors import CannotStartError, DataLossError, RetryableError, StoreFullError, StoreUnavailableError
 from jobstatus_grpc.job import is_report
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch
@@ -31,20 +32,28 @@ from jobstatus_grpc.stores.sql.rows import (
     TRANSITION_COLUMNS,
     Row,
     StoredJob,
+    checksum,
     from_instant,
     job_row,
     label_changes,
-    report_row,
+    lasting_checksum,
+    report_row_with_checksum,
     request_row,
     transition_row,
+    with_checksum,
     write_final,
 )
 from jobstatus_grpc.stores.sqlite.database import (
+    BUSY_MILLISECONDS,
+    RESERVE_BYTES,
     SqliteFile,
     as_store_error,
     begin_log,
     describe,
+    find_damage,
+    is_damage,
     is_fatal,
+    is_malformed,
     log_is_empty,
     schema_version,
 )
@@ -56,14 +65,15 @@ P = ParamSpec("P")
 
 T = TypeVar("T")
 
-CHECKPOINT_ROWS = 4000
-"""The number of job rows written between checkpoints: a page that many commits have changed is copied once."""
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+"""The size of the write-ahead log at which it is copied into the file: a page that many commits have changed is copied
+once. RESERVE_BYTES is enough for the pages that this adds to the file."""
+
+TRUNCATE_WAIT_MILLISECONDS = 100
+"""How long the log is not made empty because of queries: no commit runs meanwhile."""
 
 MAX_EPOCHS = 10_000
 """The number of processes whose positions are valid: a day of a server that is restarted every ten seconds."""
-
-CHECKPOINT_TEXT = 16 * 1024 * 1024
-"""The number of characters in results written between checkpoints: large results fill the log before many rows do."""
 
 
 class RequestKnownError(Exception):
@@ -82,8 +92,9 @@ class Writer:
         self.file = file
         self.connection = file.connect_writer()
         self.head = read_head(self.connection)
-        file.record_place()
         """The file's state when it was opened."""
+        file.record_place()
+        file.keep_reserve()
         self.epochs = [*self.head.epochs, new_epoch(self.head.sequence + 1)]
         """The last one is this process's, and is written with its first change."""
         self._is_epoch_written = False
@@ -91,8 +102,10 @@ class Writer:
         schema = schema_version(self.connection)
         self._log_schema = schema if log_is_empty(file.path) else None
         """Set if the file has all changes, so that the next transaction begins a log; see begin_log."""
-        self._rows_since_checkpoint = 0
-        self._text_since_checkpoint = 0
+        (self._page_bytes,) = self.connection.execute("PRAGMA page_size").fetchone()
+        self._copied_frames = 0
+        self._has_failed = False
+        """Whether a transaction has failed, and may have left pages in the log after those of the last commit."""
 
     @classmethod
     def open(cls, path: str) -> Writer:
@@ -100,6 +113,9 @@ class Writer:
         file = SqliteFile(path)
         try:
             return cls(file)
+        except sqlite3.Error as error:
+            file.unlock()
+            raise CannotStartError(f"cannot open the store {path}: {describe(error)}") from error
         except BaseException:
             file.unlock()
             raise
@@ -111,7 +127,10 @@ class Writer:
     @property
     def wants_checkpoint(self) -> bool:
         """Whether the write-ahead log is large enough for a checkpoint."""
-        return self._rows_since_checkpoint >= CHECKPOINT_ROWS or self._text_since_checkpoint >= CHECKPOINT_TEXT
+        frames = self.file.frames_in_log()
+        if frames < self._copied_frames:
+            self._copied_frames = 0  # the log has begun anew
+        return bool((frames - self._copied_frames) * self._page_bytes >= CHECKPOINT_BYTES)
 
     def write(
         self, batch: Batch, before: Mapping[Key, StoredJob], *, sequence: int, now: datetime
@@ -138,11 +157,15 @@ class Writer:
             stored = before.get(key)
             if stored is None:
                 last_key += 1
-            written[key] = next_stored = StoredJob(stored.key if stored else last_key, job)
+            after = StoredJob(stored.key, job, stored.lasting) if stored else StoredJob(last_key, job)
             if stored is not None and is_report(stored.job, job):
-                reports.append(report_row(next_stored))
+                reports.append(report_row_with_checksum(after))
             else:
-                rows.append(job_row(next_stored))
+                row = job_row(after)
+                lasting = lasting_checksum(row)
+                after = StoredJob(after.key, job, lasting)
+                rows.append(with_checksum(row, lasting))
+            written[key] = after
         counts = [(int(state), rise) for state, rise in batch.counts.items() if rise]
         # Few statements with many rows: each call into SQLite releases the GIL, and must acquire it again.
         with self.transaction():
@@ -164,37 +187,68 @@ class Writer:
                 self._write_history(batch)
         self._last_key = last_key
         self._is_epoch_written = self._is_epoch_written or bool(batch.changes)
-        self._rows_since_checkpoint += max(len(written), len(batch.requests))
-        self._text_since_checkpoint += sum(len(row[-1]) for row in rows if row[-1])
         return written
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block in a durable transaction. If it raises, nothing is written."""
+        if self._has_failed:
+            # The start of the next process takes pages after those of the last commit for commits that were lost.
+            self._truncate_log()
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             if self._log_schema is not None:
                 begin_log(self.connection, self._log_schema)
             yield self.connection
             self.connection.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
+            self._has_failed = True
             self._roll_back()
+            if isinstance(error, sqlite3.Error) and isinstance(as_store_error(error), StoreFullError):
+                self.file.free_reserve()  # for the checkpoint that makes room in the log, and for what removes jobs
             raise
         self._log_schema = None
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database, as far as readers allow."""
-        self._rows_since_checkpoint = self._text_since_checkpoint = 0
+        self._checkpoint("PASSIVE")
+
+    def _checkpoint(self, mode: str) -> None:
         schema = schema_version(self.connection)  # before: afterwards the log may have a newer one
-        busy, in_log, copied = self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        if not busy and in_log == copied:  # busy: another process runs a checkpoint, and the numbers are -1
+        busy, in_log, self._copied_frames = self.connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        if not busy and in_log == self._copied_frames:
             self._log_schema = schema
+            self._has_failed = self._has_failed and mode != "TRUNCATE"
+
+    def _truncate_log(self) -> None:
+        """Copy all of the log into the database and make its file empty, unless a query takes too long."""
+        self.connection.execute(f"PRAGMA busy_timeout = {TRUNCATE_WAIT_MILLISECONDS}").fetchone()
+        try:
+            self._checkpoint("TRUNCATE")
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}").fetchone()
 
     def probe(self) -> None:
-        """Write one small row durably; raises sqlite3.Error as long as the disk is full."""
-        self.checkpoint()  # may free space within the log
+        """Write one small row durably.
+
+        Raises:
+            StoreFullError: there is too little room for the reserve and a log, and in the file.
+            sqlite3.Error: the disk takes no writes.
+        """
+        self.file.free_reserve()  # what the checkpoint adds to the file takes its place
+        self._truncate_log()
+        if not self.file.keep_reserve(beside_bytes=CHECKPOINT_BYTES) and self._free_bytes() < RESERVE_BYTES:
+            raise StoreFullError
         with self.transaction() as connection:
             connection.execute("UPDATE store SET probes = probes + 1")
+
+    def find_damage(self) -> str:
+        """Check the whole file, for minutes if it is large; return the first damage, empty if there is none."""
+        return find_damage(self.connection, "integrity_check")
+
+    def _free_bytes(self) -> int:
+        (pages,) = self.connection.execute("PRAGMA freelist_count").fetchone()
+        return int(pages * self._page_bytes)
 
     def _execute(self, statement: Callable[[int], str], rows: Sequence[Row]) -> None:
         for start in range(0, len(rows), MAX_ROWS):
@@ -228,7 +282,7 @@ class Writer:
         self.connection.execute(_TRIM_EPOCHS, (MAX_EPOCHS,))
 
     def _write_history(self, batch: Batch) -> None:
-        self._execute(_write_transitions, [transition_row(key, entry) for key, entry in batch.transitions])
+        self._execute(_write_transitions, [_checked(transition_row(key, entry)) for key, entry in batch.transitions])
         # A job has no more entries than revisions.
         for tenant, job_id in {key for key, entry in batch.transitions if entry.revision > TRANSITIONS_KEPT}:
             self.connection.execute(_TRIM_TRANSITIONS, {"tenant": tenant, "id": job_id})
@@ -252,17 +306,17 @@ def _upsert_jobs(columns: Sequence[str], count: int) -> str:
 
 @cache
 def _write_jobs(count: int) -> str:
-    return _upsert_jobs(STORED_COLUMNS, count)
+    return _upsert_jobs((*STORED_COLUMNS, "checksum"), count)
 
 
 @cache
 def _write_reports(count: int) -> str:
-    return _upsert_jobs(("key", *REPORT_COLUMNS), count)
+    return _upsert_jobs(("key", *REPORT_COLUMNS, "checksum"), count)
 
 
 @cache
 def _write_changes(count: int) -> str:
-    return _values("changes", ("sequence", "tenant", "id", "revision", "removed", "final"), count)
+    return _values("changes", ("sequence", "tenant", "id", "revision", "removed", "final", "checksum"), count)
 
 
 @cache
@@ -272,7 +326,7 @@ def _write_requests(count: int) -> str:
 
 @cache
 def _write_transitions(count: int) -> str:
-    return _values("transitions", TRANSITION_COLUMNS, count)
+    return _values("transitions", (*TRANSITION_COLUMNS, "checksum"), count)
 
 
 @cache
@@ -308,19 +362,18 @@ def _delete_transitions(count: int) -> str:
     return f"DELETE FROM transitions WHERE {keys_in(count)}"
 
 
+def _checked(row: Row) -> Row:
+    return (*row, checksum(row))
+
+
 def _change_rows(batch: Batch, sequence: int) -> list[Row]:
     """Return the rows of the batch's changes, numbered from `sequence` + 1."""
-    return [
-        (
-            number,
-            change.tenant,
-            change.id,
-            change.revision,
-            1 if change.job is None else 0,
-            None if change.final is None else write_final(change.final),
-        )
-        for number, change in enumerate(batch.changes.values(), start=sequence + 1)
-    ]
+    rows: list[Row] = []
+    for number, change in enumerate(batch.changes.values(), start=sequence + 1):
+        tenant, job_id, revision, job, ended = change
+        final = None if ended is None else write_final(ended)
+        rows.append(_checked((number, tenant, job_id, revision, 1 if job is None else 0, final)))
+    return rows
 
 
 _TRIM_EPOCHS = """
@@ -340,12 +393,19 @@ _TRIM_TRANSITIONS = f"""
 DISPLACEMENT_SECONDS = 0.5
 """The interval between looks at the file's place, and so the time in which writes to a deleted file are lost."""
 
+LONGEST_CHECK_PAUSE_SECONDS = 600.0
+"""The longest pause between checks of a damaged file, which read all of it; the first pauses are as between probes."""
+
+MAX_DAMAGED_ROWS = 1000
+"""The number of damaged rows that are counted and logged, a line each."""
+
 
 class Health:
     """Whether the store is writable, broken or closed.
 
     After a failed write it is probed until a write succeeds. While the file is not where it was opened, writes are
-    refused: they would be lost when the process ends.
+    refused: they would be lost when the process ends. So they are if SQLite finds the file malformed, until all of the
+    file has been checked: a write could destroy more. A row with a wrong checksum affects nothing but itself.
     """
 
     def __init__(
@@ -353,6 +413,7 @@ class Health:
         path: str,
         probe: Callable[[Callable[[None, BaseException | None], None]], None],
         find_displacement: Callable[[Callable[[str, BaseException | None], None]], None],
+        find_damage: Callable[[Callable[[str, BaseException | None], None]], None],
         recovered: Callable[[], None],
         *,
         interval_seconds: float,
@@ -363,18 +424,26 @@ class Health:
             path: the file's path, for messages.
             probe: writes a small row, and then calls its argument with None and the error, if any.
             find_displacement: calls its argument with what was deleted or replaced, and the error, if any.
+            find_damage: checks the whole file, and calls its argument with the first damage, and the error, if any.
             recovered: called when writes succeed after a time in which they could not.
             interval_seconds: the interval between probes.
         """
         self._path = path
         self._probe = probe
         self._find_displacement = find_displacement
+        self._find_damage = find_damage
         self._recovered = recovered
         self._interval_seconds = interval_seconds
         self._displacement = ""
-        self._is_failing = False
+        self._damage = ""
+        self._damaged_rows: set[tuple[str, str]] = set()
+        self.is_checking = False
+        """Whether the writer's thread checks the whole file."""
+        self._failure: RetryableError | None = None
         self._is_probing = False
         self._timer: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
+        self._check_pause_seconds = 0.0
         self._refusal = ""
         self._cause: BaseException | None = None
         self.end: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
@@ -384,12 +453,26 @@ class Health:
     @property
     def writable(self) -> bool:
         """Whether the last write or probe succeeded, and the store is in its place and neither broken nor closed."""
-        return not self._is_failing and not self._refusal and not self._displacement
+        return not (self.is_failing or self._refusal or self._displacement or self._damage)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether a write has failed, and no probe has succeeded since."""
+        return self._failure is not None
+
+    def last_failure(self) -> RetryableError:
+        """Return the error of the last write that failed, as a new one: callers raise it."""
+        return StoreUnavailableError() if self._failure is None else copy(self._failure)
 
     @property
     def is_broken(self) -> bool:
-        """Whether an error has shown that the file may be damaged."""
+        """Whether a sync has failed."""
         return self._cause is not None
+
+    @property
+    def damaged_rows(self) -> int:
+        """The number of rows that were found damaged, at most MAX_DAMAGED_ROWS."""
+        return len(self._damaged_rows)
 
     def check(self) -> None:
         """Raise StoreUnavailableError if the store is closed or broken."""
@@ -397,37 +480,99 @@ class Health:
             raise StoreUnavailableError(self._refusal)
 
     def check_writes(self) -> None:
-        """Raise StoreUnavailableError if the store is closed or broken, or its file is not in its place."""
+        """Raise StoreUnavailableError if the store is closed, broken or damaged, or its file is not in its place."""
         self.check()
-        if self._displacement:
-            raise StoreUnavailableError(f"writes are refused: {self._displacement}")
-
-    def succeeded(self) -> None:
-        """Record that a write succeeded."""
-        if self._is_failing:
-            self._is_failing = False
-            self._recovered()
-            logger.warning("the store %s is writable again", self._path)
+        if self._displacement or self._damage:
+            raise StoreUnavailableError(f"writes are refused: {self._displacement or self._damage}")
 
     def failed(self, error: BaseException, *, is_write: bool) -> BaseException:
         """Record that a read or a write failed with `error`, and return the error to raise."""
+        if isinstance(error, DataLossError):
+            self.note_damage(error)
+            return error
+        if isinstance(error, StoreFullError):
+            self._begin_probing(error)
+            return error
         if not isinstance(error, sqlite3.Error):
             return error
         if is_fatal(error):
             self._break(error)
             return StoreUnavailableError(self._refusal)
+        if is_malformed(error):
+            self._check_file(error)
+            return StoreUnavailableError(f"writes are refused: {self._damage}") if is_write else DataLossError()
+        if is_damage(error):
+            return DataLossError()
         if not isinstance(error, sqlite3.OperationalError):
             return error  # a bug, not the database's state
+        answer = as_store_error(error)
         if is_write:
-            self._begin_probing(error)
-        return as_store_error(error)
+            self._begin_probing(answer, describe(error))
+        return answer
+
+    def note_damage(self, error: DataLossError) -> None:
+        """Record a damaged row, and log it if it is the first time that it was found."""
+        if is_malformed(error.__cause__):
+            assert isinstance(error.__cause__, sqlite3.Error)
+            self._check_file(error.__cause__)
+        row = error.metadata.get("table", ""), error.metadata.get("row", "") + error.metadata.get("id", "")
+        if row in self._damaged_rows or len(self._damaged_rows) >= MAX_DAMAGED_ROWS:
+            return
+        self._damaged_rows.add(row)
+        logger.error(
+            "a row of the store %s is damaged (table %s, row %s, job %s): what needs it fails with DATA_LOSS, all else "
+            "goes on; to get it back, stop the server and copy a backup back with jobstatus restore",
+            self._path,
+            error.metadata.get("table", "(unknown)"),
+            error.metadata.get("row", "(unknown)"),
+            error.metadata.get("id", "(unknown)"),
+        )
+
+    def _check_file(self, error: sqlite3.Error) -> None:
+        """Refuse writes until the whole file has been checked. An error of the disk may pass; damage stays."""
+        if self._damage or self._refusal:
+            return
+        self._damage = f"the file {self._path} is damaged: {describe(error)}"
+        logger.error(
+            "a part of the store %s cannot be read: %s; reads go on, writes are refused while the file is checked",
+            self._path,
+            describe(error),
+        )
+        self._check_pause_seconds = self._interval_seconds
+        self._check()
+
+    def _check(self) -> None:
+        self.is_checking = True
+        self._find_damage(self._checked)
+
+    def _checked(self, damage: str, error: BaseException | None) -> None:
+        self.is_checking = False
+        if self._refusal:
+            return
+        damage = damage or ("" if error is None else str(error))
+        if not damage:
+            self._damage = ""
+            logger.warning("the file of the store %s was checked and is whole: it is writable again", self._path)
+            self._recovered()
+            return
+        if self._check_pause_seconds == self._interval_seconds:
+            logger.critical(
+                "the store %s is damaged: %s; writes are refused, reads of what is not damaged go on; stop the server "
+                "and copy a backup back with jobstatus restore. It is checked again, in case the disk recovers",
+                self._path,
+                damage,
+            )
+        self._damage = f"the file {self._path} is damaged: {damage}"
+        self._check_timer = asyncio.get_running_loop().call_later(self._check_pause_seconds, self._check)
+        self._check_pause_seconds = min(self._check_pause_seconds * 2, LONGEST_CHECK_PAUSE_SECONDS)
 
     def refuse(self, why: str) -> None:
         """Refuse all calls from now on. The first reason given is the one that callers get."""
         self._refusal = self._refusal or why
         self._place_timer.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._check_timer):
+            if timer is not None:
+                timer.cancel()
 
     def finish(self) -> None:
         """Record the store's end, unless it is broken."""
@@ -466,25 +611,29 @@ class Health:
             broken.__cause__ = error
             self.end.set_result(broken)
 
-    def _begin_probing(self, error: sqlite3.Error) -> None:
-        if not self._is_failing:
-            self._is_failing = True
+    def _begin_probing(self, error: RetryableError, cause: str = "") -> None:
+        if not self.is_failing:
             logger.error(
-                "cannot write to the store %s: %s; writes are tried again every %g s",
+                "cannot write to the store %s: %s; tried again every %g s, until then only jobs can be deleted",
                 self._path,
-                describe(error),
+                cause or error,
                 self._interval_seconds,
             )
+        self._failure = copy(error)
         if not self._is_probing and not self._refusal:
             self._is_probing = True
             self._timer = asyncio.get_running_loop().call_later(self._interval_seconds, self._probe, self._probed)
 
     def _probed(self, _: None, error: BaseException | None) -> None:
         self._is_probing = False
-        if error is None:
-            self.succeeded()
-        else:
+        if error is not None:
             self.failed(error, is_write=True)
+            if self._failure is not None:
+                self._begin_probing(self._failure)  # also after an error that is not of the disk
+        elif self.is_failing:
+            self._failure = None
+            self._recovered()
+            logger.warning("the store %s is writable again", self._path)
 
 
 class WorkerThread:

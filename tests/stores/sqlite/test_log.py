@@ -23,8 +23,8 @@ from jobstatus_grpc.job import Create
 from jobstatus_grpc.stores.sqlite import open_store, writer
 
 async def main():
-    path, rows, steps = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-    writer.CHECKPOINT_ROWS = rows
+    path, checkpoint_bytes, steps = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    writer.CHECKPOINT_BYTES = checkpoint_bytes
     store = await open_store(f"sqlite:///{path}")
     for step in steps:
         kind, _, name = step.partition("=")
@@ -41,12 +41,12 @@ async def main():
 asyncio.run(main())
 """
 
-NEVER = 10**6
+NEVER = 10**9
 
 
-def kill_after(path: Path, *steps: str, checkpoint_rows: int = NEVER) -> None:
+def kill_after(path: Path, *steps: str, checkpoint_bytes: int = NEVER) -> None:
     """Take steps in a process with the store, `jobs=NAME`, `backup=FILE` or `index=NAME`, and kill it."""
-    subprocess.run([sys.executable, "-c", PROGRAM, str(path), str(checkpoint_rows), *steps], check=False)
+    subprocess.run([sys.executable, "-c", PROGRAM, str(path), str(checkpoint_bytes), *steps], check=False)
     assert path.with_name(f"{path.name}-wal").stat().st_size > 0
 
 
@@ -61,12 +61,12 @@ async def count(store) -> int:
     return len(await ids_of(store, limit=1000))
 
 
-@pytest.mark.parametrize("checkpoint_rows", [NEVER, 50, 150])
+@pytest.mark.parametrize("checkpoint_bytes", [NEVER, 50_000, 200_000])
 @pytest.mark.parametrize("runs", [1, 3])
-def test_a_log_of_the_file_is_replayed_however_often_its_process_was_killed(tmp_path, checkpoint_rows, runs):
+def test_a_log_of_the_file_is_replayed_however_often_its_process_was_killed(tmp_path, checkpoint_bytes, runs):
     path = tmp_path / "jobs.db"
     for run in range(runs):
-        kill_after(path, *(f"jobs={run}-{n}" for n in range(3)), checkpoint_rows=checkpoint_rows)
+        kill_after(path, *(f"jobs={run}-{n}" for n in range(3)), checkpoint_bytes=checkpoint_bytes)
     assert on_file(path, count) == [300 * runs]
 
 
@@ -79,10 +79,10 @@ def test_a_log_is_replayed_after_a_clean_end_and_a_migration(tmp_path):
     assert on_file(path, count) == [204]
 
 
-@pytest.mark.parametrize("checkpoint_rows", [NEVER, 50, 150])
-def test_a_log_is_replayed_where_an_administrator_changed_the_schema(tmp_path, checkpoint_rows):
+@pytest.mark.parametrize("checkpoint_bytes", [NEVER, 50_000, 200_000])
+def test_a_log_is_replayed_where_an_administrator_changed_the_schema(tmp_path, checkpoint_bytes):
     path = tmp_path / "jobs.db"
-    kill_after(path, "jobs=a", "index=one", "jobs=b", "index=two", checkpoint_rows=checkpoint_rows)
+    kill_after(path, "jobs=a", "index=one", "jobs=b", "index=two", checkpoint_bytes=checkpoint_bytes)
     assert on_file(path, count) == [200]
 
 
@@ -94,14 +94,14 @@ BACKUPS = {
 
 
 @pytest.mark.parametrize("when", BACKUPS)
-@pytest.mark.parametrize("checkpoint_rows", [NEVER, 150])
-def test_the_log_of_a_killed_process_is_not_replayed_over_a_backup(tmp_path, when, checkpoint_rows):
+@pytest.mark.parametrize("checkpoint_bytes", [NEVER, 200_000])
+def test_the_log_of_a_killed_process_is_not_replayed_over_a_backup(tmp_path, when, checkpoint_bytes):
     path, backup = tmp_path / "jobs.db", tmp_path / "backup.db"
     before, last = BACKUPS[when]
     if before:
         kill_after(path, *before)
         on_file(path, count)
-    kill_after(path, *(step.format(backup) for step in last), checkpoint_rows=checkpoint_rows)
+    kill_after(path, *(step.format(backup) for step in last), checkpoint_bytes=checkpoint_bytes)
     shutil.copy(backup, path)
     content = path.read_bytes()
     message = refusal_of(path)

@@ -74,7 +74,7 @@ def test_a_filter_on_one_field_reads_two_indexes_and_sorts_nothing(farm_path, na
     assert "SCAN jobs" not in steps
     assert "SCAN labels" not in steps
     assert name == "ids" or "TEMP B-TREE" not in steps
-    assert plan(farm_path, rows) == "SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"
+    assert plan(farm_path, rows).startswith("SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)")
 
 
 @pytest.mark.parametrize("name", FILTERS)

@@ -168,7 +168,8 @@ def test_a_removed_job_is_read_where_its_version_had_fewer_columns(tmp_path):
         return await following(store, position)
 
     ((position, ended),) = on_file(tmp_path / "jobs.db", write)
-    raw(tmp_path / "jobs.db", "UPDATE changes SET final = json_remove(final, '$.heartbeat_timeout')")
+    raw(tmp_path / "jobs.db", "UPDATE store SET unchecked_sequence = 100")
+    raw(tmp_path / "jobs.db", "UPDATE changes SET checksum = NULL, final = json_remove(final, '$.heartbeat_timeout')")
     ((change,),) = on_file(tmp_path / "jobs.db", read)
     assert change.final == evolve(ended, {"heartbeat_timeout": None})
 

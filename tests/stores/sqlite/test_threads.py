@@ -35,7 +35,7 @@ class LongQuery:
 async def opened(tmp_path):
     file = SqliteFile(str(tmp_path / "jobs.db"))
     file.connect_writer().close()
-    readers = ReaderPool(file, count=2)
+    readers = ReaderPool([file.connect_reader(), file.connect_reader()])
     try:
         yield readers
     finally:
