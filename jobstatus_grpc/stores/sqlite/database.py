@@ -58,8 +58,10 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 def as_store_error(error: sqlite3.Error) -> RetryableError:
     """Return the error to raise. A write that a quota or a file size limit refused counts as a full disk."""
-    if error_code(error) & 0xFF == _FULL or error_code(error) in (_IOERR_WRITE, _IOERR_TRUNCATE, _IOERR_SHMSIZE):
+    if error_code(error) & 0xFF == _FULL:
         return StoreFullError()
+    if error_code(error) in (_IOERR_WRITE, _IOERR_TRUNCATE, _IOERR_SHMSIZE):
+        return StoreFullError(f"the store's disk takes no writes: {describe(error)}; nothing was written")
     return StoreUnavailableError(f"the store failed: {describe(error)}")
 
 
