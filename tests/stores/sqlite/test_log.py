@@ -145,8 +145,9 @@ def test_a_log_without_its_file_is_not_dropped(tmp_path):
 
 
 def damage(path: Path) -> None:
+    """Overwrite pages behind the first ones of the tables, which hold the marks of the log."""
     with path.open("r+b") as file:
-        file.seek(20 * database.PAGE_BYTES)
+        file.seek(60 * database.PAGE_BYTES)
         file.write(b"\xff" * 20 * database.PAGE_BYTES)
 
 

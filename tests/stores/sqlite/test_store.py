@@ -183,7 +183,8 @@ def test_the_requests_that_earlier_versions_kept_with_the_job_are_known(tmp_path
         return await done(store, repeated, Update(id="a", changes={"reason": "2"}), repeated)
 
     on_file(tmp_path / "jobs.db", write)
-    raw(tmp_path / "jobs.db", """UPDATE jobs SET requests = '{"r0":"h",\n"r1":"h"}'""")
+    raw(tmp_path / "jobs.db", "UPDATE store SET unchecked_key = 1")
+    raw(tmp_path / "jobs.db", """UPDATE jobs SET checksum = NULL, requests = '{"r0":"h",\n"r1":"h"}'""")
     assert [job.reason for job in on_file(tmp_path / "jobs.db", repeat)[0]] == ["1", "2", "2"]
 
 
