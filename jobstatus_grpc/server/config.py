@@ -48,6 +48,11 @@ IDLE_MILLISECONDS = 300_000
 """Time without a call after which a connection is closed: long enough for a client that calls now and then, which
 connects again by itself, and a limit for those that only take connections."""
 
+MAX_STREAMS_PER_CONNECTION = 4000
+"""Open calls of one connection, its watches included, with grpcio. A call that its client resets at once counts until
+its handler has ended: so 80,000 such calls delay others by half a second and take 100 MB, and not by 4 s and 1 GB. gRPC
+clients let further calls wait, and proxies open further connections."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
@@ -222,15 +227,16 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         # supervisor holds it against others, see addresses.py.
         ("grpc.so_reuseport", int(config.workers > 1)),
         # Every watch is a stream: the default of 100 would make watchers behind one connection wait for ever.
-        ("grpc.max_concurrent_streams", 2**31 - 1),
+        ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
         # A body larger than this is refused by the core before it is read whole.
         ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
         ("grpc.max_metadata_size", 16 * 1024),
         # A peer that connects and sends nothing would keep its connection.
         ("grpc.server_handshake_timeout_ms", 10_000),
-        # A restart brings all watchers back at once; the defaults of 1,000 and 3,000 refuse most of them.
-        ("grpc.server.max_pending_requests", 100_000),
-        ("grpc.server.max_pending_requests_hard_limit", 200_000),
+        # A restart brings all watchers back at once; the defaults of 1,000 and 3,000 refuse most of them. Calls of more
+        # connections than that are pending only in an attack, and each takes 10 kB.
+        ("grpc.server.max_pending_requests", config.max_watchers + MAX_STREAMS_PER_CONNECTION),
+        ("grpc.server.max_pending_requests_hard_limit", config.max_watchers + 2 * MAX_STREAMS_PER_CONNECTION),
         # A peer that opens connections and makes no calls would keep them until their age.
         ("grpc.max_connection_idle_ms", IDLE_MILLISECONDS),
         # Notice within half a minute that a peer's machine is gone.
@@ -261,6 +267,7 @@ def front_options() -> dict[str, Any]:
         "delay_stream_headers": True,
         # For NativeServer.stop, to wait until all statuses are sent.
         "metrics": True,
+        # It closes a connection that resets its calls before they are seen, so that their number needs no limit.
         "max_concurrent_streams": 2**31 - 1,
         # The most that grpcio takes in any case.
         "max_metadata_size": 20 * 1024,
