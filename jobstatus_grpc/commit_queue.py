@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import TypeAlias
@@ -16,7 +16,7 @@ from jobstatus_grpc.stores.interface import CommitResult, JobStore
 
 log = logging.getLogger("jobstatus_grpc.commit_queue")
 
-Submission: TypeAlias = tuple[Sequence[Command], asyncio.Future[list[Outcome]]]
+Submission: TypeAlias = tuple[asyncio.Future[list[Outcome]], Sequence[Command]]
 
 MAX_GROUP_COMMANDS = 1000
 """The number of commands in a group, unless a single submission has more. It bounds how long one transaction takes."""
@@ -55,7 +55,7 @@ class CommitQueue:
         self._store = store
         self._around_commit = around_commit
         self._observe_commit = observe_commit
-        self._pending: deque[Submission] = deque()
+        self._pending: OrderedDict[asyncio.Future[list[Outcome]], Sequence[Command]] = OrderedDict()
         self._committers: set[asyncio.Task[None]] = set()
         self._slow_commits = 0
         self._deferred: set[asyncio.Task[None]] = set()
@@ -63,14 +63,16 @@ class CommitQueue:
     def submit(self, commands: Sequence[Command]) -> asyncio.Future[list[Outcome]]:
         """Commit `commands`, all in one transaction, which may include other submissions.
 
-        Cancelling the future does not withdraw the commands.
+        Cancelling the future withdraws the commands, unless their commit has begun: callers that leave must not fill
+        the queue while a commit takes long.
 
         Returns:
             A future of one outcome per command, in order, which is done once all of them are durable. It raises
             StoreFullError or StoreUnavailableError as `JobStore.commit` does.
         """
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._pending.append((commands, done))
+        self._pending[done] = commands
+        done.add_done_callback(self._withdraw)
         self._start_committer_if_needed()
         return done
 
@@ -78,6 +80,9 @@ class CommitQueue:
         """Wait until all submitted commands are committed."""
         while self._committers or self._deferred:
             await asyncio.wait(self._committers | self._deferred)
+
+    def _withdraw(self, done: asyncio.Future[list[Outcome]]) -> None:
+        self._pending.pop(done, None)
 
     @property
     def _quick_committers(self) -> int:
@@ -128,17 +133,16 @@ class CommitQueue:
             quiet_turns = quiet_turns + 1 if len(self._pending) == count else 0
 
     async def _commit_group(self) -> None:
-        group = [self._pending.popleft()]
-        commands = list(group[0][0])
-        while self._pending and len(commands) + len(self._pending[0][0]) <= MAX_GROUP_COMMANDS:
-            group.append(self._pending.popleft())
-            commands.extend(group[-1][0])
+        group = self._next_group()
+        if not group:  # all callers have left since
+            return
+        commands = [command for _, submitted in group for command in submitted]
         began_at = time.perf_counter()
         try:
             result = await self._store.commit(commands)
         except BaseException as error:
             is_of_store = isinstance(error, Exception)
-            for _, done in group:
+            for done, _ in group:
                 if not done.done():
                     done.set_exception(error if is_of_store else StoreUnavailableError())
             if is_of_store:
@@ -151,9 +155,22 @@ class CommitQueue:
             except Exception:
                 log.exception("a commit cannot be counted; the commit itself is not affected")
 
+    def _next_group(self) -> list[Submission]:
+        """Take the first submission, and those after it until the group is full."""
+        group: list[Submission] = []
+        count = 0
+        for done, commands in self._pending.items():
+            count += len(commands)
+            if group and count > MAX_GROUP_COMMANDS:
+                break
+            group.append((done, commands))
+        for done, _ in group:
+            del self._pending[done]
+        return group
+
     def _resolve_group(self, group: Sequence[Submission], result: CommitResult) -> None:
         start = 0
-        for commands, done in group:
+        for done, commands in group:
             end = start + len(commands)
             outcomes = list(result.outcomes[start:end])
             deferred = {index - start: result.deferred[index] for index in result.deferred if start <= index < end}

@@ -206,8 +206,21 @@ def test_a_cancelled_caller_neither_stops_nor_delays_the_others():
         assert ids_of(await last) == ["d"]
         assert first.cancelled()
         assert dropped.cancelled()
-        assert (await store.get("default", "a")).revision == 1, "cancelling the wait does not withdraw the command"
-        assert (await store.get("default", "c")).revision == 1
+        assert (await store.get("default", "a")).revision == 1, "a commit that has begun goes on"
+        assert store.groups == [["a"], ["b", "d"]], "a pending command is withdrawn"
+
+    run(scenario)
+
+
+def test_a_commit_that_all_callers_have_left_is_none():
+    async def scenario(store, queue):
+        (first,) = await submitted(queue, ["a"])
+        (dropped,) = await submitted(queue, ["b"])
+        dropped.cancel()
+        store.go_on()
+        await first
+        await queue.close()
+        assert store.groups == [["a"]]
 
     run(scenario)
 
