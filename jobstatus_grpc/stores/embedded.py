@@ -168,6 +168,10 @@ AGAIN_SECONDS = 5.0
 """A job that was returned as due is due again after this time, in case its Stall could not be committed."""
 
 
+MAX_OBSOLETE = 1000
+"""Obsolete entries of the queue of stall clocks that are kept beside as many as there are clocks."""
+
+
 class _Clock:
     __slots__ = ("due_in_queue_at", "heard_at", "stalled", "timeout_seconds", "updated_at")
 
@@ -277,5 +281,9 @@ class StallClocks:
             self._enqueue(key, clock, updated_at + timeout_seconds)
 
     def _enqueue(self, key: Key, clock: _Clock, due_at: float) -> None:
+        if len(self._queue) > 2 * len(self._clocks) + MAX_OBSOLETE:
+            # Most are of jobs that are done: they would be kept until they are due, up to 7 days.
+            clocks = self._clocks.items()
+            self._queue = sorted((at, key) for key, clock in clocks if (at := clock.due_in_queue_at) is not None)
         clock.due_in_queue_at = due_at
         heapq.heappush(self._queue, (due_at, key))
