@@ -28,7 +28,7 @@ from jobstatus_grpc.job_quota import JobQuota
 from jobstatus_grpc.stores.interface import Clock, JobStore, Page, Position
 from jobstatus_grpc.watch.filter_watch import FilterHub, FilterStream
 from jobstatus_grpc.watch.job_watch import JobHub, JobWatcher
-from jobstatus_grpc.watch.watcher import Send, TrySend
+from jobstatus_grpc.watch.watcher import Hold, Send, TrySend
 
 
 class HistoryPlace(NamedTuple):
@@ -197,6 +197,7 @@ class JobService:
         heartbeat_interval: timedelta,
         min_update_interval: timedelta,
         send: Send,
+        hold: Hold,
         only: JobFilter | None = None,
     ) -> NoReturn:
         """Send the events of all jobs that match until the watch ends with an error.
@@ -204,6 +205,7 @@ class JobService:
         Args:
             job_filter: matches no job that `only` excludes.
             after: the feed's position from which to resume; None: begin with a snapshot.
+            hold: see FilterStream.
         """
         with self._filter_hub.watcher(
             tenant,
@@ -212,7 +214,7 @@ class JobService:
             min_update_seconds=min_update_interval.total_seconds(),
             only=only,
         ) as watcher:
-            await FilterStream(self._store, self._filter_hub, watcher, send).run(after)
+            await FilterStream(self._store, self._filter_hub, watcher, send, hold=hold).run(after)
 
     async def _commit(self, command: Command) -> Job:
         (outcome,) = await self._submit((command,))

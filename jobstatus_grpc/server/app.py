@@ -34,6 +34,7 @@ from jobstatus_grpc.server.config import (
     max_stream_seconds,
     stop_signals,
 )
+from jobstatus_grpc.server.held_bytes import MIB, HeldBytes, default_limit
 from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import ServerLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
@@ -202,7 +203,8 @@ class _Server:
         access = self._access = Access(self._auth_file)
         caller_limits = None if self._auth_file is None else CallerLimits.following(self._auth_file)
         self._certificates = files.certificates
-        metrics, endpoint = _metrics_of(config, store, server_log, access, caller_limits, self._certificates)
+        held = HeldBytes(default_limit(config.workers) if config.max_held_mib is None else config.max_held_mib * MIB)
+        metrics, endpoint = _metrics_of(config, store, server_log, access, caller_limits, self._certificates, held)
         self._endpoint = endpoint
         self._publisher = Publisher(
             store, self._job_hub, self._filter_hub, observe_batch=metrics.observe_batch if metrics else None
@@ -224,6 +226,7 @@ class _Server:
         )
         self._calls = CallMiddleware(
             CallLimits(config.max_requests, config.max_watchers, config.max_watchers_per_caller),
+            held,
             access,
             server_log.calls,
             metrics.calls if metrics else None,
@@ -465,6 +468,7 @@ def _metrics_of(
     access: Access,
     caller_limits: CallerLimits | None,
     certificates: Certificates | None,
+    held: HeldBytes,
 ) -> tuple[Metrics, MetricsEndpoint] | tuple[None, None]:
     if config.metrics is None:
         return None, None
@@ -478,6 +482,7 @@ def _metrics_of(
         access=access,
         caller_limits=caller_limits,
         certificates=certificates,
+        held=held,
     )
     endpoint = MetricsEndpoint(
         config.metrics,

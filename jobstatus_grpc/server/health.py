@@ -117,7 +117,7 @@ class HealthServicer:
         if problem:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
         host = host_of(context.peer())
-        if not self._places.has_one(host):
+        if not self._places.has(host):
             error = TooManyWatchersError("the server has reached its limit of open watches of health; try again later")
             await context.abort(*error_status.status_of(error))
         watcher = _Watcher(service=service)

@@ -6,15 +6,19 @@ The module is imported only with --metrics: prometheus_client takes a while to l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import io
 import logging
 import socket
 import socketserver
 import ssl
 import sys
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
@@ -33,6 +37,7 @@ from jobstatus_grpc.files import read_file
 from jobstatus_grpc.job import JobState
 from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.config import host_and_port
+from jobstatus_grpc.server.held_bytes import HeldBytes
 from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.services import SERVICES
 from jobstatus_grpc.stores.interface import ChangeBatch, Clock, JobStore
@@ -137,6 +142,7 @@ class Metrics(Collector):
         access: Access | None = None,
         certificates: Certificates | None = None,
         caller_limits: CallerLimits | None = None,
+        held: HeldBytes | None = None,
     ) -> None:
         """Take the store, a clock in step with that of the store, a count of the log, and what else counts, if used."""
         self._caller_limits = caller_limits
@@ -145,6 +151,7 @@ class Metrics(Collector):
         self._clock = clock
         self._log_lines_dropped = log_lines_dropped
         self._certificates = certificates
+        self._held = held
         self.calls: Mapping[str, CallTally] = {
             method.name: CallTally(method) for service in SERVICES for method in service.methods
         }
@@ -196,6 +203,8 @@ class Metrics(Collector):
         )
         if self._access is not None:
             yield from _of_access(self._access)
+        if self._held is not None:
+            yield from _of_held_bytes(self._held)
         if self._caller_limits is not None:
             yield _of_limits(self._caller_limits)
         yield from self._process.collect()
@@ -240,6 +249,15 @@ class Metrics(Collector):
         watchers.add_metric(("job",), self.calls["WatchJob"].open + self.calls["WaitOperation"].open)
         watchers.add_metric(("jobs",), self.calls["WatchJobs"].open)
         return watchers
+
+
+def _of_held_bytes(held: HeldBytes) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "jobstatus_held_bytes", "Memory counted for open calls; --max-held-mib limits it.", value=held.total
+    )
+    yield CounterMetricFamily(
+        "jobstatus_held_bytes_refusals", "Calls refused or ended by --max-held-mib.", value=held.refusals
+    )
 
 
 def _of_limits(caller_limits: CallerLimits) -> Metric:
@@ -298,8 +316,15 @@ log = logging.getLogger("jobstatus_grpc.server")
 
 PATH = "/metrics"
 
-SILENCE_SECONDS = 10.0
-"""Time without bytes sent or read after which a client is disconnected."""
+CONNECTION_SECONDS = 10.0
+"""Time for a request and its response, after which a client is disconnected: Prometheus waits no longer."""
+
+MAX_CONNECTIONS = 20
+"""Connections that are served at once, each in a thread. For a further one, the oldest that has not sent its request is
+closed: silent clients cannot keep others out."""
+
+MAX_HEAD_BYTES = 16 * 1024
+"""Of a request: its line and its headers."""
 
 POLL_SECONDS = 0.1
 
@@ -312,7 +337,7 @@ class MetricsEndpoint:
         address: str,
         collector: Collector,
         *,
-        silence_seconds: float = SILENCE_SECONDS,
+        connection_seconds: float = CONNECTION_SECONDS,
         https_context: Callable[[], ssl.SSLContext] | None = None,
         token_file: str | None = None,
     ) -> None:
@@ -321,13 +346,13 @@ class MetricsEndpoint:
         Args:
             address: where to listen.
             collector: what is served.
-            silence_seconds: see SILENCE_SECONDS.
+            connection_seconds: see CONNECTION_SECONDS.
             https_context: returns the context of the next connection; None: HTTP.
             token_file: a file with the bearer token that a request needs, read for each; None: it needs none.
         """
         self._address = address
         self._collector = collector
-        self._silence_seconds = silence_seconds
+        self._connection_seconds = connection_seconds
         self._https_context = https_context
         self._token = None if token_file is None else TokenFile(token_file)
         self._server: _Server | None = None
@@ -372,15 +397,15 @@ class MetricsEndpoint:
 
         class Server(_Server):
             address_family = family
-            silence_seconds = endpoint._silence_seconds
+            connection_seconds = endpoint._connection_seconds
             https_context = staticmethod(endpoint._https_context) if endpoint._https_context else None
 
         class Handler(_Handler):
-            timeout = endpoint._silence_seconds
+            timeout = endpoint._connection_seconds
             collector = endpoint._collector
             token = endpoint._token
 
-        return Server(place, Handler)  # type: ignore[arg-type]  # an IPv6 address has four parts
+        return Server(place, Handler)
 
 
 class TokenFile:
@@ -414,24 +439,83 @@ class TokenFile:
         return is_right and scheme.lower() == "bearer"
 
 
+@dataclass(slots=True)
+class _Connection:
+    socket: socket.socket
+    opened_at: float
+    has_request: bool = False
+    """Whether the whole request has arrived."""
+
+    def cut_off(self) -> None:
+        """End it: its thread gets the end of the input, or an OSError."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a silent client must not delay the end
-    silence_seconds: float
+    request_queue_size = 128  # with the default of 5, connections that come together wait for a second
+    connection_seconds: float
     https_context: Callable[[], ssl.SSLContext] | None
+
+    def __init__(self, *arguments: Any) -> None:
+        self._lock = threading.Lock()
+        self._connections: dict[object, _Connection] = {}
+        """By the client's address, in the order of their beginning."""
+        super().__init__(*arguments)
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the DNS for this host's full name, which is not used here and may take long.
         socketserver.TCPServer.server_bind(self)
 
+    def verify_request(self, request: Any, client_address: object) -> bool:
+        """Return whether there is a place for a connection, and make one if a client has not sent its request."""
+        with self._lock:
+            if len(self._connections) >= MAX_CONNECTIONS:
+                waiting = (each for each, connection in self._connections.items() if not connection.has_request)
+                oldest = next(waiting, None)
+                if oldest is None:
+                    return False
+                self._connections.pop(oldest).cut_off()
+            self._connections[client_address] = _Connection(request, time.monotonic())
+        return True
+
+    def service_actions(self) -> None:
+        """Cut off clients that are too slow; called by `serve_forever` every POLL_SECONDS."""
+        too_old = time.monotonic() - self.connection_seconds
+        with self._lock:
+            for connection in self._connections.values():
+                if connection.opened_at < too_old:
+                    connection.cut_off()
+
+    def note_request(self, client_address: object) -> None:
+        """Record that the whole request of a client has arrived."""
+        with self._lock:
+            if (connection := self._connections.get(client_address)) is not None:
+                connection.has_request = True
+
     def finish_request(self, request: Any, client_address: Any) -> None:
-        if self.https_context is None:
-            super().finish_request(request, client_address)
-            return
-        # In the request's thread: a client that is silent in the handshake must not stop others from connecting.
-        request.settimeout(self.silence_seconds)
-        secure = self.https_context().wrap_socket(request, server_side=True)
         try:
+            if self.https_context is None:
+                super().finish_request(request, client_address)
+            else:
+                self._finish_secure(request, client_address)
+        finally:
+            with self._lock:
+                self._connections.pop(client_address, None)
+
+    def _finish_secure(self, request: Any, client_address: Any) -> None:
+        assert self.https_context is not None
+        # In the request's thread: a client that is silent in the handshake must not stop others from connecting.
+        request.settimeout(self.connection_seconds)
+        secure = self.https_context().wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        try:
+            with self._lock:
+                if (connection := self._connections.get(client_address)) is None:
+                    return
+                connection.socket = secure
+            secure.do_handshake()
             super().finish_request(secure, client_address)
         finally:
             self.shutdown_request(secure)
@@ -442,9 +526,38 @@ class _Server(ThreadingHTTPServer):
             log.exception("a request for metrics from %s failed", client_address)
 
 
+class _Head(io.BufferedIOBase):
+    """The input of a connection up to MAX_HEAD_BYTES."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+        self._left = MAX_HEAD_BYTES
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = self._file.readline(self._left + 1)
+        self._left -= len(line)
+        if self._left < 0:
+            raise ConnectionError("the head of a request is too large")
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class _Handler(BaseHTTPRequestHandler):
     collector: Collector
     token: TokenFile | None
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = _Head(self.rfile)
+
+    def parse_request(self) -> bool:
+        """Read the headers, and return whether they are valid; otherwise the response is sent."""
+        is_valid = super().parse_request()
+        self.server.note_request(self.client_address)
+        return is_valid
 
     def do_GET(self) -> None:
         if not self._is_path_right() or not self._is_allowed():

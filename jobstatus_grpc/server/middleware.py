@@ -7,11 +7,9 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
-
-import grpc
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.errors import (
@@ -22,6 +20,14 @@ from jobstatus_grpc.errors import (
     TooManyWatchersError,
 )
 from jobstatus_grpc.server.access import Access
+from jobstatus_grpc.server.held_bytes import (
+    REQUEST_FACTOR,
+    UNCOUNTED_MESSAGE_BYTES,
+    UNCOUNTED_REQUEST_BYTES,
+    WATCH_BYTES,
+    HeldBytes,
+    OpenCall,
+)
 from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.places import Places, host_of
@@ -46,12 +52,12 @@ QUIET_SECONDS = 0.05
 
 _UNGUARDED: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
-Admit: TypeAlias = Callable[[Identity, str], str]
-"""Counts a call that begins, of a caller (in its own tenant) in a tenant, and returns what it is counted by; raises the
-error if there is no place for it."""
+Admit: TypeAlias = Callable[[Identity, str, int], OpenCall]
+"""Counts a call that begins, of a caller (in its own tenant) in a tenant, with a request of this size; raises the error
+if there is no place for it."""
 
-End: TypeAlias = Callable[[Identity, str, str], None]
-"""Counts it no more: the caller, the tenant, and what it is counted by."""
+End: TypeAlias = Callable[[Identity, str, OpenCall], None]
+"""Counts it no more."""
 
 Handler: TypeAlias = Callable[[bytes, Identity, Any], Awaitable["bytes | None"]]
 """From a request's bytes, its caller and a CallContext to the response, or from a StreamContext to None at the end."""
@@ -78,6 +84,7 @@ class CallMiddleware:
     def __init__(
         self,
         limits: CallLimits,
+        held: HeldBytes,
         access: Access,
         request_log: RequestLog | None = None,
         tallies: Mapping[str, CallTally] | None = None,
@@ -85,6 +92,7 @@ class CallMiddleware:
     ) -> None:
         """Take the log of calls, the counters by the method's name, and the limits of callers; None: without."""
         self._limits = limits
+        self._held = held
         self._access = access
         self._caller_limits = caller_limits
         self._log = request_log
@@ -118,41 +126,49 @@ class CallMiddleware:
         """Return an RPC of the service as the method of a transport."""
         if not (rpc.is_stream or rpc.is_long_poll):
             return self._around(rpc, rpc.behaviour, self._admit_request, self._end_request)
-        tally = self._tallies.get(rpc.name)
-        handler = _counting(rpc.behaviour, tally) if rpc.is_stream and tally is not None else rpc.behaviour
-        return self._around(rpc, handler, self._admit_watch, self._end_watch)
+        return self._around(rpc, rpc.behaviour, self._admit_watch, self._end_watch)
 
-    def _admit_request(self, caller: Identity, tenant: str) -> str:
-        share = self._share_of(caller)
-        if not self._requests.has_one(share):
+    def _admit_request(self, caller: Identity, tenant: str, request_bytes: int) -> OpenCall:
+        call = OpenCall(self._share_of(caller), TooManyRequestsError)
+        if not self._requests.has(call.caller):
             raise TooManyRequestsError
-        self._requests.take(share)
+        if request_bytes > UNCOUNTED_REQUEST_BYTES:
+            self._held.add(call, REQUEST_FACTOR * request_bytes)
+        self._requests.take(call.caller)
         self._idle.clear()
-        return share
+        return call
 
-    def _end_request(self, caller: Identity, tenant: str, share: str) -> None:
-        self._requests.free(share)
+    def _end_request(self, caller: Identity, tenant: str, call: OpenCall) -> None:
+        self._held.free(call)
+        self._requests.free(call.caller)
         self._note_end()
 
-    def _admit_watch(self, caller: Identity, tenant: str) -> str:
-        share = self._share_of(caller)
-        if not self._watches.has_one(share):
+    def _admit_watch(self, caller: Identity, tenant: str, request_bytes: int) -> OpenCall:
+        call = OpenCall(self._share_of(caller), TooManyWatchersError)
+        if not self._watches.has(call.caller):
             raise TooManyWatchersError
         of_caller = self._limits.max_watchers_per_caller
-        if of_caller is not None and self._watches.taken_by(share) >= of_caller:
+        if of_caller is not None and self._watches.taken_by(call.caller) >= of_caller:
             raise TooManyWatchersError(
                 "you have reached the limit of open watches of one caller; end some, or try again later"
             )
+        # grpcio keeps the request as long as the watch is open.
+        self._held.add(call, WATCH_BYTES + request_bytes)
         if self._caller_limits is not None:
-            self._caller_limits.begin_watch(caller, tenant)
-        self._watches.take(share)
+            try:
+                self._caller_limits.begin_watch(caller, tenant)
+            except BaseException:
+                self._held.free(call)
+                raise
+        self._watches.take(call.caller)
         self._idle.clear()
-        return share
+        return call
 
-    def _end_watch(self, caller: Identity, tenant: str, share: str) -> None:
+    def _end_watch(self, caller: Identity, tenant: str, call: OpenCall) -> None:
         if self._caller_limits is not None:
             self._caller_limits.end_watch(caller, tenant)
-        self._watches.free(share)
+        self._held.free(call)
+        self._watches.free(call.caller)
         self._note_end()
 
     def _share_of(self, caller: Identity) -> str:
@@ -193,15 +209,17 @@ class CallMiddleware:
                     if refusal is not None:
                         await caller_limits.hold(refusal, request_bytes=len(data))
                         raise refusal.error
-                share = admit(own, tenant)
+                call = admit(own, tenant, len(data))
                 is_admitted = True
                 try:
                     guard = access.watch(name, caller, context, metadata) if ends_with_its_caller else _UNGUARDED
                     metadata = ()  # else kept as long as a stream is open
+                    if rpc.is_stream:
+                        context = WatchStream(cast(StreamContext, context), self._held, call, tally)
                     with guard:
                         reply = await handler(data, caller, context)
                 finally:
-                    end(own, tenant, share)
+                    end(own, tenant, call)
             except JobStatusError as error:
                 code, reason = status.code_of(error).name, error.reason
                 ended_with = status.status_of(error)
@@ -243,45 +261,47 @@ class CallMiddleware:
         return Method(rpc.path, answered, rpc.is_stream)
 
 
-class _CountedStream:
-    """A stream that counts the messages it sends."""
+class WatchStream:
+    """A stream that counts the messages it sends, and what it holds."""
 
-    def __init__(self, stream: StreamContext, tally: CallTally) -> None:
+    def __init__(self, stream: StreamContext, held: HeldBytes, call: OpenCall, tally: CallTally | None) -> None:
         self._stream = stream
+        self._held = held
+        self._call = call
         self._tally = tally
+        self._state_bytes = 0
+        self.peer = stream.peer
+        self.invocation_metadata = stream.invocation_metadata
+        self.auth_context = stream.auth_context
+        self.time_remaining = stream.time_remaining
+        self.abort = stream.abort
         try_send = stream.try_send
-        self.try_send = None if try_send is None else self._counted(try_send)
+        self.try_send = try_send if try_send is None or tally is None else _counting(try_send, tally)
 
-    def peer(self) -> str:
-        return self._stream.peer()
-
-    def invocation_metadata(self) -> Metadata | None:
-        return self._stream.invocation_metadata()
-
-    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
-        return self._stream.auth_context()
-
-    def time_remaining(self) -> float | None:
-        return self._stream.time_remaining()
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
-        await self._stream.abort(code, details, trailing_metadata)
+    def hold(self, size: int) -> None:
+        """Count `size` bytes for the state of the watch, in place of those counted before; raises as HeldBytes.add."""
+        if size != self._state_bytes:
+            self._held.add(self._call, size - self._state_bytes)
+            self._state_bytes = size
 
     async def write(self, message: bytes) -> None:
-        await self._stream.write(message)
-        self._tally.sent += 1
-
-    def _counted(self, try_send: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
-        def try_and_count(message: bytes) -> bool:
-            is_sent = try_send(message)
-            self._tally.sent += is_sent
-            return is_sent
-
-        return try_and_count
+        size = len(message) if len(message) > UNCOUNTED_MESSAGE_BYTES else 0
+        self._held.add(self._call, size)
+        try:
+            await self._stream.write(message)
+        finally:
+            self._held.add(self._call, -size)
+        if self._tally is not None:
+            self._tally.sent += 1
 
 
-def _counting(handler: Handler, tally: CallTally) -> Handler:
-    return lambda data, caller, stream: handler(data, caller, _CountedStream(stream, tally))
+def _counting(try_send: Callable[[bytes], bool], tally: CallTally) -> Callable[[bytes], bool]:
+    def try_and_count(message: bytes) -> bool:
+        is_sent = try_send(message)
+        tally.sent += is_sent
+        return is_sent
+
+    return try_and_count
 
 
 def _masked(name: str, error: Exception) -> InternalError:

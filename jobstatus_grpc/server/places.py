@@ -1,4 +1,4 @@
-"""Places for open calls of one kind, of which one caller cannot take all."""
+"""Places for open calls of one kind, or bytes that calls hold, of which one caller cannot take all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ MAX_SHARE = 8
 
 
 class Places:
-    """Counts open calls by their caller. For one event loop."""
+    """Counts places taken by callers: one for each open call, or one for each byte. For one event loop."""
 
     def __init__(self, limit: int) -> None:
         self.taken = 0
@@ -18,25 +18,27 @@ class Places:
         """Return the number of places of one caller."""
         return self._taken_by.get(caller, 0)
 
-    def has_one(self, caller: str) -> bool:
-        """Return whether there is a place for a call.
+    def has(self, caller: str, count: int = 1) -> bool:
+        """Return whether there are `count` places for a call.
 
         One caller gets at most 8 of 9 places, and less the more are taken, so that others always find some.
         """
         free = self._limit - self.taken
-        return free > 0 and self.taken_by(caller) < MAX_SHARE * free
+        return count <= free and self.taken_by(caller) + count <= MAX_SHARE * (free - count + 1)
 
-    def take(self, caller: str) -> None:
-        """Count a call that begins."""
-        self.taken += 1
-        self._taken_by[caller] = self.taken_by(caller) + 1
+    def take(self, caller: str, count: int = 1) -> None:
+        """Count places as taken."""
+        self.taken += count
+        self._taken_by[caller] = self.taken_by(caller) + count
 
-    def free(self, caller: str) -> None:
-        """Count a call no more."""
-        self.taken -= 1
-        self._taken_by[caller] -= 1
-        if not self._taken_by[caller]:
-            del self._taken_by[caller]
+    def free(self, caller: str, count: int = 1) -> None:
+        """Count places as taken no more."""
+        self.taken -= count
+        left = self._taken_by.get(caller, 0) - count
+        if left:
+            self._taken_by[caller] = left
+        else:
+            self._taken_by.pop(caller, None)
 
 
 def host_of(peer: str) -> str:

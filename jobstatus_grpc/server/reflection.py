@@ -124,7 +124,7 @@ class ReflectionServicer:
         self, requests: AsyncIterator[ServerReflectionRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         host = host_of(context.peer())
-        if not self._places.has_one(host):
+        if not self._places.has(host):
             error = TooManyRequestsError("the server has reached its limit of streams of reflection; try again later")
             await context.abort(*status.status_of(error))
         self._places.take(host)

@@ -11,7 +11,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.server import requests, responses
-from jobstatus_grpc.server.middleware import Handler
+from jobstatus_grpc.server.middleware import Handler, WatchStream
 from jobstatus_grpc.server.requests import parse
 from jobstatus_grpc.server.services import LONG_POLLS
 from jobstatus_grpc.server.transports.interface import CallContext, Rpc, StreamContext
@@ -84,7 +84,7 @@ class JobStatusServicer:
             while (message := await watcher.next()) is not None:
                 await context.write(message)
 
-    async def WatchJobs(self, data: bytes, caller: Identity, context: StreamContext) -> None:
+    async def WatchJobs(self, data: bytes, caller: Identity, context: WatchStream) -> None:
         """Stream the changes of all jobs that match a filter."""
         watch = requests.to_jobs_watch(parse(pb.WatchJobsRequest, data), caller)
         await self._service.watch_jobs(
@@ -94,6 +94,7 @@ class JobStatusServicer:
             heartbeat_interval=watch.heartbeat_interval,
             min_update_interval=watch.min_update_interval,
             send=responses.with_token(context.write, watch),
+            hold=context.hold,
             only=caller.only,
         )
 

@@ -28,6 +28,12 @@ MAX_EVENTS = 256
 UNKNOWN_REVISION = 0
 """The revision of a job that the client has or may have, as of some state: any change of it is sent."""
 
+HELD_JOB_BYTES = 200
+"""The memory of a job that a client has: its entries, and a share of the HeldJob."""
+
+FILTER_ID_BYTES = 750
+"""The memory of an id of a filter, here and in the hub."""
+
 NEVER_SENT = -1
 """The revision of a job that the client does not have: its removal before it was sent is no event."""
 
@@ -152,6 +158,11 @@ class Backlog(Generic[Owner]):
         for unsent in self._unsent.values():
             return unsent.news.before
         return None
+
+    @property
+    def held_bytes(self) -> int:
+        """About the memory that the filter and the client's jobs take."""
+        return FILTER_ID_BYTES * len(self.filter.ids) + HELD_JOB_BYTES * len(self._held)
 
     @property
     def next_due_at(self) -> float | None:

@@ -24,6 +24,7 @@ from jobstatus_grpc.watch.watcher import (
     NOWHERE,
     WAKE,
     EventType,
+    Hold,
     RenderJobsEvent,
     Send,
     Stamp,
@@ -390,11 +391,13 @@ class FilterStream:
     match is sent as REMOVED, if it may have matched: a guess. The jobs that match and have not changed are listed.
     """
 
-    def __init__(self, store: JobStore, hub: FilterHub, watcher: FilterWatcher, send: Send) -> None:
+    def __init__(self, store: JobStore, hub: FilterHub, watcher: FilterWatcher, send: Send, *, hold: Hold) -> None:
+        """`hold` is called with the memory that the stream holds, before it grows by more than a page of jobs."""
         self._store = store
         self._hub = hub
         self._watcher = watcher
         self._send_message = send
+        self._hold = hold
         self._backlog = watcher.backlog
         self._is_synced = False
         self._matching: int | None = None
@@ -534,6 +537,7 @@ class FilterStream:
 
     async def _page(self, limit: int, cursor: str) -> Page:
         await self._watcher.next_iteration()
+        self._hold(self._backlog.held_bytes)
         return await self._read(
             self._store.page(self._backlog.tenant, self._backlog.filter, limit=limit, cursor=cursor)
         )
@@ -587,4 +591,5 @@ class FilterStream:
 
     async def _send(self, events: Sequence[bytes], position: Position | None) -> None:
         self._watcher.mark_sent()
+        self._hold(self._backlog.held_bytes)
         await self._send_message(b"".join((*events, self._hub.stamp())), position)

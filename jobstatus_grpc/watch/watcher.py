@@ -48,6 +48,9 @@ TrySend: TypeAlias = Callable[[bytes], bool]
 Send: TypeAlias = Callable[[bytes, Position | None], Awaitable[None]]
 """Sends a message, with the feed's position up to which the client then has everything; None: the position before."""
 
+Hold: TypeAlias = Callable[[int], None]
+"""Counts the bytes of memory that a watch holds now, and raises the error that ends it if they are too many."""
+
 NOWHERE: Position = ""
 """The position of a client that has discarded its jobs, and lacks some that match: no store knows it, so that a stream
 which begins there begins with RESET."""

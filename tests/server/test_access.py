@@ -13,6 +13,7 @@ from jobstatus_grpc.auth.chain import readers
 from jobstatus_grpc.errors import InvalidFieldError, PermissionDeniedError
 from jobstatus_grpc.server.access import LEAST_ROLES, TENANT_KEY, Access, authorize, tenants_of
 from jobstatus_grpc.server.auth_file import AuthFile
+from jobstatus_grpc.server.held_bytes import HeldBytes
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
 from jobstatus_grpc.server.services import JOB_STATUS, SERVICES
@@ -103,7 +104,9 @@ def test_the_metadata_of_a_call_which_grpcio_decodes_each_time_is_asked_for_once
 
     call = CountingCall(bearer(auth.admit("ci")))
     access = Access(AuthFile(str(auth.path), readers()))
-    calls = CallMiddleware(CallLimits(1, 1), access, RequestLog(log_format="json", stream=io.StringIO()))
+    calls = CallMiddleware(
+        CallLimits(1, 1), HeldBytes(2**20), access, RequestLog(log_format="json", stream=io.StringIO())
+    )
     method = calls.wrap(Rpc("/jobstatus.v1.JobStatusService/WatchJob", answer, is_stream))
 
     async def main():

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -23,12 +24,17 @@ from jobstatus_grpc.server.metrics import MetricsEndpoint
 
 
 @pytest.fixture(scope="module")
-def address(serve_module, tmp_path_factory):
+def metered_process(serve_module, tmp_path_factory):
     log = tmp_path_factory.mktemp("metered") / "log"
-    serve_module("--metrics", "127.0.0.1:0", "--log-format", "text", log=log)
+    service = serve_module("--metrics", "127.0.0.1:0", "--log-format", "text", log=log)
     (line,) = [line for line in log.read_text().splitlines() if "metrics on " in line]
     host, port = line.partition("http://")[2].removesuffix("/metrics").split(":")
-    return host, int(port)
+    return (host, int(port)), psutil.Process(service.process.pid)
+
+
+@pytest.fixture(scope="module")
+def address(metered_process):
+    return metered_process[0]
 
 
 def registry():
@@ -102,7 +108,7 @@ def end_of(connection):
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\n"])
 def test_a_client_that_falls_silent_is_dropped(sent):
     async def main():
-        endpoint = MetricsEndpoint("127.0.0.1:0", registry(), silence_seconds=0.1)
+        endpoint = MetricsEndpoint("127.0.0.1:0", registry(), connection_seconds=0.1)
         await endpoint.start()
         with socket.create_connection(("127.0.0.1", urlsplit(endpoint.url).port or 0), 15) as connection:
             connection.sendall(sent)
@@ -110,6 +116,39 @@ def test_a_client_that_falls_silent_is_dropped(sent):
         await endpoint.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\nx: y\r\n"])
+def test_clients_that_do_not_finish_their_request_keep_nobody_out_and_cost_few_threads(metered_process, sent):
+    address, process = metered_process
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(address, 20)).sendall(sent)
+        assert ask(address, "GET", "/metrics")[0] == 200
+        assert process.num_threads() < 60
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_cut_off():
+    async def main():
+        endpoint = MetricsEndpoint("127.0.0.1:0", registry(), connection_seconds=0.5)
+        await endpoint.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(endpoint.url).port)
+        reading = asyncio.ensure_future(reader.read())
+        while not reading.done():
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+        writer.close()
+        await endpoint.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.parametrize("head", [b"GET /metrics?" + b"x" * 20_000, b"GET /metrics HTTP/1.1\r\n" + b"x: y\r\n" * 3000])
+def test_the_head_of_a_request_is_bounded(address, head):
+    with socket.create_connection(address, 20) as connection:
+        connection.sendall(head)
+        assert end_of(connection) < 1000
+    assert ask(address, "GET", "/metrics")[0] == 200
 
 
 def test_a_silent_client_holds_up_no_end(serve, tmp_path):
@@ -147,7 +186,8 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;versi
 OURS = {
     "grpc_server_started", "grpc_server_handled", "grpc_server_msg_received", "grpc_server_msg_sent",
     "grpc_server_handling_seconds", "jobstatus_auth_refusals", "jobstatus_build_info", "jobstatus_commit_commands",
-    "jobstatus_commit_seconds", "jobstatus_feed_lag_seconds", "jobstatus_jobs", "jobstatus_jobs_stalled",
+    "jobstatus_commit_seconds", "jobstatus_feed_lag_seconds", "jobstatus_held_bytes", "jobstatus_held_bytes_refusals",
+    "jobstatus_jobs", "jobstatus_jobs_stalled",
     "jobstatus_log_lines_dropped", "jobstatus_store_damaged_rows", "jobstatus_store_writable", "jobstatus_watchers",
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from jobstatus_grpc.server.places import Places, host_of
 def taken(places, caller):
     """Take places until there is none; return how many."""
     before = places.taken_by(caller)
-    while places.has_one(caller):
+    while places.has(caller):
         places.take(caller)
     return places.taken_by(caller) - before
 

@@ -51,6 +51,10 @@ def render(event_type, change):
     return f"{event_type.name} {change.id} {change.revision}{with_job}".encode()
 
 
+def no_limit(held_bytes):
+    pass
+
+
 def watching(hub, job_filter=FILTERS["all"], *, tenant=TENANT, min_update_seconds=0.0, only=None):
     return hub.watcher(tenant, job_filter, heartbeat_seconds=30, min_update_seconds=min_update_seconds, only=only)
 
@@ -184,7 +188,7 @@ def test_a_limited_caller_does_not_resume_since_removals_would_name_jobs_that_it
                 watcher.end(DrainingError)
 
         with watching(hub, CORE, only=CORE) as watcher, pytest.raises(DrainingError):
-            await FilterStream(store, hub, watcher, send).run(position)
+            await FilterStream(store, hub, watcher, send, hold=no_limit).run(position)
         return messages
 
     assert run(scenario) == ["RESET", *(["SNAPSHOT a 1"] if not changed else []), "SYNCED"]
@@ -352,7 +356,7 @@ def test_nothing_is_sent_of_a_job_that_stops_matching_just_before_it_would_be():
             messages.append(message)
 
         with watching(hub, JobFilter(labels={"k": "v"})) as watcher:
-            stream = FilterStream(MemoryStore(), hub, subscribed(hub, watcher), send)
+            stream = FilterStream(MemoryStore(), hub, subscribed(hub, watcher), send, hold=no_limit)
             await publish(hub, change_of(6))
             sending = asyncio.create_task(stream._send_due("1"))
             await asyncio.sleep(0)

@@ -64,6 +64,11 @@ YEAR = timedelta(days=365)
 @flag("--max-watchers N", "Limit of open watches.", type=COUNT, default=DEFAULTS.max_watchers)
 @flag("--max-watchers-per-caller N", "Limit of open watches per caller.", type=COUNT_OR_OFF, default="off")
 @flag("--max-requests N", "Limit of other calls in flight.", type=COUNT, default=DEFAULTS.max_requests)
+@flag(
+    "--max-held-mib N",
+    "Limit of the memory for open calls, in MiB. Default: half of the memory, divided by --workers.",
+    type=COUNT,
+)
 @duration_flag(
     "--max-connection-age DURATION",
     "Close connections after this time, ±10 %; clients reconnect.",
