@@ -60,29 +60,31 @@ class CommitQueue:
         self._slow_commits = 0
         self._deferred: set[asyncio.Task[None]] = set()
 
-    def submit(self, commands: Sequence[Command]) -> asyncio.Future[list[Outcome]]:
+    async def submit(self, commands: Sequence[Command]) -> list[Outcome]:
         """Commit `commands`, all in one transaction, which may include other submissions.
 
-        Cancelling the future withdraws the commands, unless their commit has begun: callers that leave must not fill
-        the queue while a commit takes long.
+        A cancelled caller withdraws its commands, unless their commit has begun: callers that leave must not fill the
+        queue while a commit takes long.
 
         Returns:
-            A future of one outcome per command, in order, which is done once all of them are durable. It raises
-            StoreFullError or StoreUnavailableError as `JobStore.commit` does.
+            One outcome per command, in order, once all of them are durable.
+
+        Raises:
+            StoreFullError, StoreUnavailableError: as of `JobStore.commit`.
         """
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         self._pending[done] = commands
-        done.add_done_callback(self._withdraw)
         self._start_committer_if_needed()
-        return done
+        try:
+            return await done
+        except asyncio.CancelledError:
+            self._pending.pop(done, None)
+            raise
 
     async def close(self) -> None:
         """Wait until all submitted commands are committed."""
         while self._committers or self._deferred:
             await asyncio.wait(self._committers | self._deferred)
-
-    def _withdraw(self, done: asyncio.Future[list[Outcome]]) -> None:
-        self._pending.pop(done, None)
 
     @property
     def _quick_committers(self) -> int:
