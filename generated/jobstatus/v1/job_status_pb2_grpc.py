@@ -38,9 +38,9 @@ class JobStatusServiceStub(object):
     data is never sent; calls for other jobs do not fail. ListJobs names such a job as unreachable, WatchJobs leaves it
     out. If the file itself is damaged, writes fail with UNAVAILABLE (STORE_UNAVAILABLE) until a backup is restored.
 
-    TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
-    allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
-    RetryInfo is over gets its refusals late, up to 5 seconds after the call.
+    TOO_MANY_REQUESTS: too many calls are in flight, or they hold too much memory, or the caller or its tenant has reached
+    the rate that the server allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls
+    again before the delay in RetryInfo is over gets its refusals late, up to 5 seconds after the call.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -128,9 +128,9 @@ class JobStatusServiceServicer(object):
     data is never sent; calls for other jobs do not fail. ListJobs names such a job as unreachable, WatchJobs leaves it
     out. If the file itself is damaged, writes fail with UNAVAILABLE (STORE_UNAVAILABLE) until a backup is restored.
 
-    TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
-    allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
-    RetryInfo is over gets its refusals late, up to 5 seconds after the call.
+    TOO_MANY_REQUESTS: too many calls are in flight, or they hold too much memory, or the caller or its tenant has reached
+    the rate that the server allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls
+    again before the delay in RetryInfo is over gets its refusals late, up to 5 seconds after the call.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -275,7 +275,8 @@ class JobStatusServiceServicer(object):
         once; discard duplicates by revision.
 
         The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
-        token is malformed or belongs to another tenant or filter.
+        token is malformed or belongs to another tenant or filter. A stream also ends with RESOURCE_EXHAUSTED
+        (TOO_MANY_WATCHERS) and RetryInfo if the jobs that it follows take more memory than the server has for open calls.
 
         Least role: watcher.
         """
@@ -371,9 +372,9 @@ class JobStatusService(object):
     data is never sent; calls for other jobs do not fail. ListJobs names such a job as unreachable, WatchJobs leaves it
     out. If the file itself is damaged, writes fail with UNAVAILABLE (STORE_UNAVAILABLE) until a backup is restored.
 
-    TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
-    allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
-    RetryInfo is over gets its refusals late, up to 5 seconds after the call.
+    TOO_MANY_REQUESTS: too many calls are in flight, or they hold too much memory, or the caller or its tenant has reached
+    the rate that the server allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls
+    again before the delay in RetryInfo is over gets its refusals late, up to 5 seconds after the call.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below

@@ -44,9 +44,9 @@ class JobStatusServiceStub:
     data is never sent; calls for other jobs do not fail. ListJobs names such a job as unreachable, WatchJobs leaves it
     out. If the file itself is damaged, writes fail with UNAVAILABLE (STORE_UNAVAILABLE) until a backup is restored.
 
-    TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
-    allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
-    RetryInfo is over gets its refusals late, up to 5 seconds after the call.
+    TOO_MANY_REQUESTS: too many calls are in flight, or they hold too much memory, or the caller or its tenant has reached
+    the rate that the server allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls
+    again before the delay in RetryInfo is over gets its refusals late, up to 5 seconds after the call.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -159,7 +159,8 @@ class JobStatusServiceStub:
     once; discard duplicates by revision.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
-    token is malformed or belongs to another tenant or filter.
+    token is malformed or belongs to another tenant or filter. A stream also ends with RESOURCE_EXHAUSTED
+    (TOO_MANY_WATCHERS) and RetryInfo if the jobs that it follows take more memory than the server has for open calls.
 
     Least role: watcher.
     """
@@ -183,9 +184,9 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     data is never sent; calls for other jobs do not fail. ListJobs names such a job as unreachable, WatchJobs leaves it
     out. If the file itself is damaged, writes fail with UNAVAILABLE (STORE_UNAVAILABLE) until a backup is restored.
 
-    TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
-    allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
-    RetryInfo is over gets its refusals late, up to 5 seconds after the call.
+    TOO_MANY_REQUESTS: too many calls are in flight, or they hold too much memory, or the caller or its tenant has reached
+    the rate that the server allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls
+    again before the delay in RetryInfo is over gets its refusals late, up to 5 seconds after the call.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -295,7 +296,8 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     once; discard duplicates by revision.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
-    token is malformed or belongs to another tenant or filter.
+    token is malformed or belongs to another tenant or filter. A stream also ends with RESOURCE_EXHAUSTED
+    (TOO_MANY_WATCHERS) and RetryInfo if the jobs that it follows take more memory than the server has for open calls.
 
     Least role: watcher.
     """
@@ -318,9 +320,9 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
     data is never sent; calls for other jobs do not fail. ListJobs names such a job as unreachable, WatchJobs leaves it
     out. If the file itself is damaged, writes fail with UNAVAILABLE (STORE_UNAVAILABLE) until a backup is restored.
 
-    TOO_MANY_REQUESTS: too many calls are in flight, or the caller or its tenant has reached the rate that the server
-    allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls again before the delay in
-    RetryInfo is over gets its refusals late, up to 5 seconds after the call.
+    TOO_MANY_REQUESTS: too many calls are in flight, or they hold too much memory, or the caller or its tenant has reached
+    the rate that the server allows it; then the metadata of ErrorInfo has limit, scope and value. A caller that calls
+    again before the delay in RetryInfo is over gets its refusals late, up to 5 seconds after the call.
 
     With authentication, any call can fail with UNAUTHENTICATED: NO_IDENTITY without credentials, BAD_IDENTITY if they
     are not valid, IDENTITY_EXPIRED if they were; or with PERMISSION_DENIED (NOT_ALLOWED) if the caller's role is below
@@ -488,7 +490,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         once; discard duplicates by revision.
 
         The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
-        token is malformed or belongs to another tenant or filter.
+        token is malformed or belongs to another tenant or filter. A stream also ends with RESOURCE_EXHAUSTED
+        (TOO_MANY_WATCHERS) and RetryInfo if the jobs that it follows take more memory than the server has for open calls.
 
         Least role: watcher.
         """
