@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import gc
@@ -64,9 +65,17 @@ COLLECT_AFTER = (20_000, 20, 20)
 """Thresholds of the garbage collector. Row `update`: with the default of 700 objects, a call takes a tenth more CPU."""
 
 
+MALLOC_OPTIONS = ((-8, 2), (-1, 64 * 1024 * 1024))
+"""M_ARENA_MAX and M_TRIM_THRESHOLD of glibc. Without them, memory that a burst of calls took in gRPC's threads is not
+given back, nor used again by the next burst: each wave of 80,000 reset calls took 50 to 200 MB more."""
+
+
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` on a new event loop and return what it returns."""
     gc.set_threshold(*COLLECT_AFTER)
+    if (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        for option in MALLOC_OPTIONS:
+            set_option(*option)
     try:
         import uvloop
     except ImportError:

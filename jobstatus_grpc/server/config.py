@@ -49,9 +49,13 @@ IDLE_MILLISECONDS = 300_000
 connects again by itself, and a limit for those that only take connections."""
 
 MAX_STREAMS_PER_CONNECTION = 4000
-"""Open calls of one connection, its watches included, with grpcio. A call that its client resets at once counts until
+"""Open calls of one connection, its watches included. With grpcio, a call that its client resets at once counts until
 its handler has ended: so 80,000 such calls delay others by half a second and take 100 MB, and not by 4 s and 1 GB. gRPC
 clients let further calls wait, and proxies open further connections."""
+
+
+MIN_HELD_MIB = 40
+"""The least memory for open calls: with less, the largest request would never be admitted, see held_bytes.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +78,8 @@ class ServerConfig:
     max_requests: int = 1024
     """Unary calls in flight."""
     max_held_mib: int | None = None
-    """Memory for open calls, in MiB. None: half of the memory of the machine or its cgroup, divided by `workers`."""
+    """Memory for open calls, in MiB. None: half of the memory of the machine or its cgroup, divided by `workers`; MIN_HELD_MIB
+    at least."""
     max_connection_age: timedelta = timedelta(hours=1)
     tls_cert: str | None = None
     """Path of a PEM file with the server's certificate, then its chain. None: no TLS. Unix sockets never use TLS."""
@@ -269,8 +274,7 @@ def front_options() -> dict[str, Any]:
         "delay_stream_headers": True,
         # For NativeServer.stop, to wait until all statuses are sent.
         "metrics": True,
-        # It closes a connection that resets its calls before they are seen, so that their number needs no limit.
-        "max_concurrent_streams": 2**31 - 1,
+        "max_concurrent_streams": MAX_STREAMS_PER_CONNECTION,
         # The most that grpcio takes in any case.
         "max_metadata_size": 20 * 1024,
         "keepalive_time_ms": KEEPALIVE_MILLISECONDS,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobstatus_grpc.errors import ResourceExhaustedError
+from jobstatus_grpc.server.config import MIN_HELD_MIB
 from jobstatus_grpc.server.places import Places
 
 MIB = 1024 * 1024
@@ -23,6 +24,12 @@ WATCH_BYTES = 25_000
 
 UNCOUNTED_MESSAGE_BYTES = 16 * 1024
 """Of a stream's message that waits for its reader: smaller ones are part of WATCH_BYTES."""
+
+RESPONSE_FACTOR = 2
+"""Bytes held for a byte of a response until it is sent: the transport has a copy."""
+
+UNCOUNTED_RESPONSE_BYTES = 4096
+"""Of a response: smaller ones take little more than their call."""
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -53,15 +60,15 @@ class HeldBytes:
         """The bytes that are held now."""
         return self._places.taken
 
-    def add(self, call: OpenCall, size: int) -> None:
-        """Count `size` bytes more for a call; fewer if it is negative.
+    def add(self, call: OpenCall, size: int, *, is_refusable: bool = True) -> None:
+        """Count `size` bytes more for a call; fewer if it is negative. If it is not refusable, in any case.
 
         Raises:
             ResourceExhaustedError: they are more than the caller, or all callers, may hold; nothing more is counted.
         """
         if size < 0:
             self._places.free(call.caller, -size)
-        elif self._places.has(call.caller, size):
+        elif not is_refusable or self._places.has(call.caller, size):
             self._places.take(call.caller, size)
         else:
             self.refusals += 1
@@ -82,4 +89,4 @@ def default_limit(workers: int) -> int:
     for path in _CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # not Linux, or "max"
             memory = min(memory, int(Path(path).read_text(encoding="ascii")))
-    return max(memory // 2 // workers, 32 * MIB)
+    return max(memory // 2 // workers, MIN_HELD_MIB * MIB)

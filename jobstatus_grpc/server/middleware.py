@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from jobstatus_grpc.auth import Identity
+from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.errors import (
     DrainingError,
     InternalError,
@@ -19,11 +19,13 @@ from jobstatus_grpc.errors import (
     TooManyRequestsError,
     TooManyWatchersError,
 )
-from jobstatus_grpc.server.access import Access
+from jobstatus_grpc.server.access import LEAST_ROLES, Access
 from jobstatus_grpc.server.held_bytes import (
     REQUEST_FACTOR,
+    RESPONSE_FACTOR,
     UNCOUNTED_MESSAGE_BYTES,
     UNCOUNTED_REQUEST_BYTES,
+    UNCOUNTED_RESPONSE_BYTES,
     WATCH_BYTES,
     HeldBytes,
     OpenCall,
@@ -179,10 +181,17 @@ class CallMiddleware:
         if not self._requests.taken and not self._watches.taken:
             self._idle.set()
 
+    def _hold_response(self, call: OpenCall, size: int, context: CallContext, *, is_refusable: bool) -> None:
+        """Count a response until it is sent, which its client may delay; not refusable is that of a write."""
+        response = OpenCall(call.caller, TooManyRequestsError)
+        self._held.add(response, RESPONSE_FACTOR * size, is_refusable=is_refusable)
+        context.add_done_callback(lambda _: self._held.free(response))
+
     def _around(self, rpc: Rpc[Handler], handler: Handler, admit: Admit, end: End) -> Method:
         name, tally, access = rpc.name, self._tallies.get(rpc.name), self._access
         caller_limits = self._caller_limits
         ends_with_its_caller = (rpc.is_stream or rpc.is_long_poll) and access.watches is not None
+        is_read = LEAST_ROLES[name] <= Role.WATCHER
 
         async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()
@@ -214,10 +223,14 @@ class CallMiddleware:
                 try:
                     guard = access.watch(name, caller, context, metadata) if ends_with_its_caller else _UNGUARDED
                     metadata = ()  # else kept as long as a stream is open
-                    if rpc.is_stream:
-                        context = WatchStream(cast(StreamContext, context), self._held, call, tally)
                     with guard:
-                        reply = await handler(data, caller, context)
+                        if rpc.is_stream:
+                            stream = WatchStream(cast(StreamContext, context), self._held, call, tally)
+                            await handler(data, caller, stream)
+                        else:
+                            reply = await handler(data, caller, context)
+                            if len(reply or b"") > UNCOUNTED_RESPONSE_BYTES:
+                                self._hold_response(call, len(reply or b""), context, is_refusable=is_read)
                 finally:
                     end(own, tenant, call)
             except JobStatusError as error:
@@ -254,7 +267,7 @@ class CallMiddleware:
             # grpcio keeps the exception of an abort in a cycle, until the garbage is collected: nothing that the call
             # holds may be in the frames of its traceback.
             abort = [context.abort(*ended_with)]
-            data, metadata = b"", ()
+            data, metadata, reply = b"", (), None
             del context, ended_with
             return await abort.pop()
 

@@ -18,7 +18,7 @@ from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.middleware import CallLimits, CallMiddleware
 from jobstatus_grpc.server.services import JOB_STATUS, SERVICES
 from jobstatus_grpc.server.transports.interface import Rpc
-from jobstatus_grpc.server.transports.native import NativeCall
+from jobstatus_grpc.server.transports.native import NativeStream
 from tests.support.auth import bearer
 from tests.support.comments import comments_of_rpcs
 
@@ -76,7 +76,7 @@ def test_a_call_names_one_tenant():
         authorize("GetJob", Identity("me", role=Role.ADMIN), ("a", "b"))
 
 
-class CountingCall(NativeCall):
+class CountingCall(NativeStream):
     """A call that counts how often its metadata is asked for."""
 
     def __init__(self, metadata):

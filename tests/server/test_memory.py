@@ -110,6 +110,26 @@ def test_what_watches_hold_is_bounded_until_they_end(serve, method, transport):
     assert within_a_second(lambda: open_watches(service, method, again) is not None and bool(again))
 
 
+def test_the_jobs_that_watches_follow_are_bounded(serve, update_of):
+    service = serve("--max-held-mib", "40")
+    for batch in range(10):
+        service.batch(*(update_of(f"job-{batch}-{number}", allow_missing=True) for number in range(500)))
+    before = rss(service)
+    streams: list[Any] = []
+
+    def watch_until_refused():
+        while len(streams) < 100:
+            streams.append(service.stub.WatchJobs(pb.WatchJobsRequest(), timeout=60))
+            while not any(event.type == pb.JOB_EVENT_TYPE_SYNCED for event in next(streams[-1]).events):
+                pass
+
+    with pytest.raises(grpc.RpcError) as caught:
+        watch_until_refused()
+    assert read_refusal(caught.value).kind == ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHERS")
+    assert len(streams) > 10
+    assert rss(service) - before < 60 * MIB
+
+
 def test_large_requests_that_wait_for_a_commit_are_bounded(slow, update_of):
     body = padded(pb.BatchUpdateJobsRequest(updates=[update_of("a", allow_missing=True)]))
     call = slow.channel.unary_unary("/jobstatus.v1.JobStatusService/BatchUpdateJobs")

@@ -13,13 +13,15 @@ import click
 
 from jobstatus_grpc.cli import parsers
 from jobstatus_grpc.cli.options import duration_flag, flag, stored
-from jobstatus_grpc.server.config import TRANSPORTS, ServerConfig
+from jobstatus_grpc.server.config import MIN_HELD_MIB, TRANSPORTS, ServerConfig
 
 DEFAULTS = ServerConfig()
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 COUNT = parsers.count(2**31 - 1, smallest=1)
+
+HELD_MIB = parsers.count(2**31 - 1, smallest=MIN_HELD_MIB)
 
 WORKERS = parsers.count(256, smallest=1)
 
@@ -67,7 +69,7 @@ YEAR = timedelta(days=365)
 @flag(
     "--max-held-mib N",
     "Limit of the memory for open calls, in MiB. Default: half of the memory, divided by --workers.",
-    type=COUNT,
+    type=HELD_MIB,
 )
 @duration_flag(
     "--max-connection-age DURATION",

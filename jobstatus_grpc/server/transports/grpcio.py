@@ -96,6 +96,7 @@ class _Stream:
         self.invocation_metadata = context.invocation_metadata
         self.auth_context = context.auth_context
         self.time_remaining = context.time_remaining
+        self.add_done_callback = context.add_done_callback
         self.abort = context.abort
 
     async def write(self, message: bytes) -> None:

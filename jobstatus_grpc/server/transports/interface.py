@@ -33,6 +33,10 @@ class CallContext(Protocol):
         """Return the seconds left until the call's deadline; None: it has none."""
         ...
 
+    def add_done_callback(self, callback: Callable[[Any], None], /) -> None:
+        """Call `callback` with something once the call has ended, and its response, if any, is sent."""
+        ...
+
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """End the call with a status, and raise what the transport expects to see then."""
         ...

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias, cast
 
@@ -45,13 +46,18 @@ class CallEndedError(Exception):
 class NativeCall:
     """A unary call on a front."""
 
-    __slots__ = ("_began_at", "_call_id", "_details", "_front")
+    __slots__ = ("_began_at", "_call_id", "_details", "_front", "done_callback")
 
     def __init__(self, front: NativeGrpcFront, call_id: int, details: Details) -> None:
         self._front = front
         self._call_id = call_id
         self._details = details
         self._began_at = time.monotonic()
+        self.done_callback: Callable[[Any], None] | None = None
+
+    def add_done_callback(self, callback: Callable[[Any], None], /) -> None:
+        assert self.done_callback is None, "one is all that is needed"
+        self.done_callback = callback
 
     def invocation_metadata(self) -> Metadata:
         return self._details[0]
@@ -112,6 +118,10 @@ class NativeStream(NativeCall):
         raise StreamAgeError
 
 
+LOOK_SECONDS = 0.1
+"""Between two looks at the number of unsent responses, while one has a callback."""
+
+
 _Call: TypeAlias = tuple[int, Method, bytes, Details]
 """The front's number for it, and what came with it."""
 
@@ -129,6 +139,9 @@ class FrontCalls:
         self._max_stream_seconds = max_stream_seconds
         self._loop = asyncio.get_running_loop()
         self._running: dict[int, asyncio.Task[Any]] = {}
+        self._open_streams = 0
+        self._unsent: deque[Callable[[Any], None]] = deque()
+        """The callbacks of responses that may not have been sent; the front has no event for that."""
 
     @property
     def are_running(self) -> bool:
@@ -185,6 +198,7 @@ class FrontCalls:
             if method.is_stream
             else NativeCall(front, call_id, details)
         )
+        self._open_streams += method.is_stream
         try:
             if len(payload) > limits.MAX_REQUEST_BYTES:
                 await context.abort(*_too_large(payload))
@@ -208,6 +222,33 @@ class FrontCalls:
             context.fail(*status.status_of(InternalError("the server failed; its log has the details")))
         finally:
             self._running.pop(call_id, None)
+            self._open_streams -= method.is_stream
+            if context.done_callback is not None:
+                self._unsent.append(context.done_callback)
+                if len(self._unsent) == 1:
+                    self._loop.call_later(LOOK_SECONDS, self._look_at_unsent)
+
+    def _look_at_unsent(self) -> None:
+        """Call the callbacks of responses that have been sent, as far as their number shows; and look again."""
+        unsent = self._unfinished_unary_calls() - (len(self._running) - self._open_streams)
+        # Fewer than none: a client has cancelled a call that is still running.
+        while len(self._unsent) > max(unsent, 0):
+            self._unsent.popleft()(None)
+        if self._unsent:
+            self._loop.call_later(LOOK_SECONDS, self._look_at_unsent)
+
+    def _unfinished_unary_calls(self) -> int:
+        paths = {method.path for method in self._methods if not method.is_stream}
+        return sum(count for path, count in unfinished_calls(self._front).items() if path in paths)
+
+
+def unfinished_calls(front: NativeGrpcFront) -> dict[str, int]:
+    """Return, by path, the number of calls that have not been sent their status."""
+    metrics: Any = front.metrics()
+    return {
+        path: of["started"] - sum(ends["count"] for ends in of["status"].values())
+        for path, of in metrics["methods"].items()
+    }
 
 
 def _too_large(payload: bytes) -> tuple[grpc.StatusCode, str]:
@@ -327,9 +368,7 @@ class _Front:
 
     def _is_sending(self) -> bool:
         """Return whether a call has not been sent its status."""
-        metrics: Any = self._front.metrics()
-        methods = metrics["methods"].values()
-        return any(of["started"] > sum(ends["count"] for ends in of["status"].values()) for of in methods)
+        return any(unfinished_calls(self._front).values())
 
     def _wait_for_calls(self) -> None:
         while (events := self._front.recv_batch_details(MAX_EVENTS)) is not None:
