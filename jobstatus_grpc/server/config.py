@@ -78,8 +78,8 @@ class ServerConfig:
     max_requests: int = 1024
     """Unary calls in flight."""
     max_held_mib: int | None = None
-    """Memory for open calls, in MiB. None: half of the memory of the machine or its cgroup, divided by `workers`; MIN_HELD_MIB
-    at least."""
+    """Memory for open calls, in MiB, at least MIN_HELD_MIB. None: half of the memory of the machine or its cgroup,
+    divided by `workers`."""
     max_connection_age: timedelta = timedelta(hours=1)
     tls_cert: str | None = None
     """Path of a PEM file with the server's certificate, then its chain. None: no TLS. Unix sockets never use TLS."""

@@ -1,0 +1,266 @@
+"""Mutated requests, tokens and metadata: only documented errors, and a refused call changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import Counter
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2, field_mask_pb2, struct_pb2, timestamp_pb2
+from google.protobuf.descriptor import FieldDescriptor
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from jobstatus.v1 import job_status_pb2 as pb
+
+from jobstatus_grpc.errors import error_classes
+from tests.support.servers import ServerProcess
+from tests.support.service import read_refusal
+
+INPUTS, INPUTS_IN_FULL = 1500, 100_000
+AT_ONCE = 50
+SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"]
+METHODS = {method.name: method for method in SERVICE.methods}
+STREAMS = {name for name, method in METHODS.items() if method.server_streaming}
+DOCUMENTED = {
+    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED,
+}  # fmt: skip
+REASONS = {error.reason for error in error_classes() if error.reason}
+
+SECOND = duration_pb2.Duration(seconds=1)
+
+
+def job_of(job_id):
+    """A job with every field that a client sets."""
+    result = struct_pb2.Struct()
+    result.update({"text": "x", "list": [1, None, {"deep": True}]})
+    return pb.JobStatus(
+        id=job_id, name="n", state=pb.JOB_STATE_IN_PROGRESS, reason="r", progress=42, labels={"k": "v"}, result=result,
+        heartbeat_timeout=duration_pb2.Duration(seconds=30), parent_id="p",
+        estimated_completion=timestamp_pb2.Timestamp(seconds=1),
+    )  # fmt: skip
+
+
+def samples(job_id, tokens):
+    """Valid requests of each RPC about a job, with tokens of the server."""
+    job = job_of(job_id)
+    update = pb.UpdateJobRequest(job=job, attempt=1, expected_revision=1, request_id="q", allow_missing=True)
+    masked = pb.UpdateJobRequest(job=job, update_mask=field_mask_pb2.FieldMask(paths=["reason", "labels"]))
+    failed = pb.JobStatus(id=job_id, state=pb.JOB_STATE_FAILED, error=pb.JobError(code=2, message="m"))
+    job_filter = pb.JobFilter(
+        ids=[job_id, "b"], states=[pb.JOB_STATE_FAILED], names=["n"], labels={"k": "v"}, done=False
+    )
+    return {
+        "CreateJob": [pb.CreateJobRequest(job=job, request_id="q"), pb.CreateJobRequest(job=pb.JobStatus(name="n"))],
+        "GetJob": [pb.GetJobRequest(id=job_id)],
+        "UpdateJob": [update, masked, pb.UpdateJobRequest(job=failed)],
+        "BatchUpdateJobs": [pb.BatchUpdateJobsRequest(updates=[update, masked])],
+        "CancelJob": [pb.CancelJobRequest(id=job_id, reason="r", request_id="q")],
+        "DeleteJob": [pb.DeleteJobRequest(id=job_id, expected_revision=3)],
+        "ListJobs": [pb.ListJobsRequest(filter=job_filter, page_size=2), pb.ListJobsRequest(page_token=tokens["page"])],
+        "ListJobTransitions": [pb.ListJobTransitionsRequest(id=job_id, page_token=tokens["history"])],
+        "WatchJob": [pb.WatchJobRequest(id=job_id, heartbeat_interval=SECOND, min_update_interval=SECOND)],
+        "WatchJobs": [
+            pb.WatchJobsRequest(filter=job_filter, heartbeat_interval=SECOND),
+            pb.WatchJobsRequest(resume_token=tokens["resume"]),
+        ],
+        "GetCallerIdentity": [pb.GetCallerIdentityRequest()],
+    }
+
+
+ODD_TEXTS = ["", "a", "\0", "\n", "x" * 5000, "é" * 129, "\U0010ffff", "a/b", "..", "*", "labels.k"]
+ODD_NUMBERS = [0, 1, -1, 2**31 - 1, -(2**31)]
+ODD_LARGE_NUMBERS = [*ODD_NUMBERS, 2**63 - 1, -(2**63)]
+ODD_FLOATS = [0.0, -0.0, float("nan"), float("inf"), -1e308, 100.0000001]
+ODD: dict[int, list[Any]] = {
+    FieldDescriptor.TYPE_STRING: ODD_TEXTS,
+    FieldDescriptor.TYPE_BOOL: [True, False],
+    FieldDescriptor.TYPE_INT32: ODD_NUMBERS,
+    FieldDescriptor.TYPE_INT64: ODD_LARGE_NUMBERS,
+    FieldDescriptor.TYPE_ENUM: [*range(-1, 9), 2**31 - 1],
+    FieldDescriptor.TYPE_DOUBLE: ODD_FLOATS,
+}
+
+
+@st.composite
+def inputs(draw):
+    """The place of a sample, changes of its fields, changes of its bytes, and metadata."""
+    return (
+        draw(st.integers(0, 10**6)),
+        draw(st.lists(st.integers(0, 10**6), max_size=4)),
+        draw(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 10**6), st.binary(max_size=8)), max_size=3)),
+        draw(st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20) | st.binary()),
+    )
+
+
+def change_field(message, choice):
+    """Give one field, here or in a message below, an odd value."""
+    fields = message.DESCRIPTOR.fields
+    choice, number = divmod(choice, len(fields))
+    field = fields[number]
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        key = ODD_TEXTS[choice % len(ODD_TEXTS)]
+        if field.message_type.fields_by_name["value"].message_type is None:
+            getattr(message, field.name)[key] = key[::-1]
+        else:
+            getattr(message, field.name)[key].number_value = ODD_FLOATS[choice % len(ODD_FLOATS)]
+    elif field.message_type is not None:
+        below = getattr(message, field.name)
+        change_field(below.add() if field.is_repeated else below, choice)
+    else:
+        values = ODD[field.type]
+        value = values[choice % len(values)]
+        if field.is_repeated:
+            getattr(message, field.name).extend([value] * (1 + choice % 3))
+        else:
+            setattr(message, field.name, value)
+
+
+def change_bytes(data, kind, place, piece):
+    at = place % (len(data) + 1)
+    return [
+        data[:at],
+        data[at:],
+        data[:at] + piece + data[at:],
+        data[:at] + piece + data[at + len(piece) :],
+        data[:at] + bytes([data[at] ^ (1 << place % 8)]) + data[at + 1 :] if at < len(data) else data,
+        data + data[at:],
+        data[:at] + b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" + data[at:],
+        data[:at] + piece * 500 + data[at:],
+    ][kind]
+
+
+def mutated(all_samples, item):
+    """Return the RPC, the request and the metadata that an input stands for."""
+    place, fields, changes, metadata = item
+    method, request = all_samples[place % len(all_samples)]
+    request = type(request).FromString(request.SerializeToString())
+    for choice in fields:
+        if request.DESCRIPTOR.fields:
+            change_field(request, choice)
+    data = request.SerializeToString()
+    for change in changes:
+        data = change_bytes(data, *change)
+    named = () if metadata is None else (("x-request-id" if isinstance(metadata, str) else "x-odd-bin", metadata),)
+    return method, data, named
+
+
+class Caller:
+    """Calls with serialised requests, on one channel."""
+
+    def __init__(self, channel):
+        self._calls = {
+            name: (channel.unary_stream if name in STREAMS else channel.unary_unary)(f"/{SERVICE.full_name}/{name}")
+            for name in METHODS
+        }
+        self.kinds: Counter[tuple[str, str]] = Counter()
+
+    async def code(self, method, data, metadata):
+        """Call, and return the code; require that an error is a documented one."""
+        call = self._calls[method](data, timeout=30, metadata=metadata)
+        code, reason = grpc.StatusCode.OK, ""
+        try:
+            await (call.read() if method in STREAMS else call)
+        except grpc.aio.AioRpcError as error:
+            code, reason = error.code(), read_refusal(error).reason
+        if method in STREAMS:
+            call.cancel()
+        assert code is grpc.StatusCode.OK or (code in DOCUMENTED and reason in REASONS), (code, method, data, metadata)
+        self.kinds[method, code.name] += 1
+        return code
+
+    async def codes(self, calls):
+        return await asyncio.gather(*(self.code(*call) for call in calls))
+
+    async def dump(self, job_id):
+        """What a refused call must not change: the feed's position, the newest jobs, and the history of a job."""
+        listed = await self.ask("ListJobs", pb.ListJobsRequest(), pb.ListJobsResponse)
+        history = pb.ListJobTransitionsRequest(id=job_id, page_size=1000)
+        try:
+            shown = await self.ask("ListJobTransitions", history, pb.ListJobTransitionsResponse)
+        except grpc.aio.AioRpcError as error:
+            return listed.resume_token, listed.jobs, error.code()
+        return listed.resume_token, listed.jobs, shown
+
+    async def prepare(self, job_id):
+        """Create a job, and return valid requests about it with their RPCs."""
+        retrying = pb.JobStatus(id=job_id, state=pb.JOB_STATE_RETRYING)
+        await self.ask("UpdateJob", pb.UpdateJobRequest(job=job_of(job_id), allow_missing=True), pb.UpdateJobResponse)
+        await self.ask("UpdateJob", pb.UpdateJobRequest(job=retrying), pb.UpdateJobResponse)
+        listed = await self.ask("ListJobs", pb.ListJobsRequest(page_size=1), pb.ListJobsResponse)
+        history = pb.ListJobTransitionsRequest(id=job_id, page_size=1)
+        shown = await self.ask("ListJobTransitions", history, pb.ListJobTransitionsResponse)
+        tokens = {
+            "page": listed.next_page_token, "resume": listed.resume_token, "history": shown.next_page_token
+        }  # fmt: skip
+        return [(name, request) for name, requests in samples(job_id, tokens).items() for request in requests]
+
+    async def ask(self, method, request, response_class):
+        return response_class.FromString(await self._calls[method](request.SerializeToString()))
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_mutated_requests_get_documented_errors_and_change_nothing(tmp_path, is_full, record_fault, transport):
+    if transport == "native":
+        pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
+    count = INPUTS_IN_FULL if is_full else INPUTS
+    log = tmp_path / "log"
+    flags = ("--transport", transport, "--log-level", "warning")
+    with ServerProcess(*flags, log=log, store=f"sqlite:///{tmp_path}/jobs.db") as server, new_loop() as run:
+        channel = run(connect(server.address))
+        caller, numbers = Caller(channel), itertools.count()
+
+        async def send(batch, job_id):
+            all_samples = await caller.prepare(job_id)
+            calls = [mutated(all_samples, item) for item in batch]
+            codes = await caller.codes(calls)
+            refused = [call for call, code in zip(calls, codes, strict=True) if code is not grpc.StatusCode.OK]
+            before = await caller.dump(job_id)
+            if grpc.StatusCode.OK not in await caller.codes(refused):
+                assert await caller.dump(job_id) == before
+
+        @settings(
+            max_examples=count // AT_ONCE,
+            deadline=None,
+            database=None,
+            derandomize=not is_full,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )
+        @given(st.lists(inputs(), min_size=AT_ONCE, max_size=AT_ONCE))
+        def fuzz(batch):
+            run(send(batch, f"job-{next(numbers)}"))
+
+        fuzz()
+        run(channel.close())
+        assert server.terminate() == 0
+    assert b"Traceback" not in log.read_bytes()
+    methods = {method for method, _ in caller.kinds}
+    assert methods == set(METHODS)
+    record_fault(
+        f"mutated requests, tokens and metadata, on {transport}",
+        count=caller.kinds.total(),
+        checked="codes, reasons, the store after refused calls",
+        result="documented errors only, nothing changed",
+    )
+
+
+@contextlib.contextmanager
+def new_loop():
+    """Yield what runs a coroutine on one event loop, as the channel needs."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield loop.run_until_complete
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+async def connect(address):
+    return grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])

@@ -1,0 +1,390 @@
+"""HTTP/2 that no client library sends: other clients are served, the server's memory is bounded, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import random
+import re
+import struct
+import time
+import urllib.request
+
+import grpc
+import psutil
+import pytest
+from jobstatus.v1 import job_status_pb2 as pb
+from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
+
+from jobstatus_grpc.server.addresses import private_folder
+from tests.support.load import background_tasks
+from tests.support.raw_http2 import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    OPENING,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    WINDOW_UPDATE,
+    RawConnection,
+    call,
+    call_fields,
+    field,
+    frame,
+    message,
+    resets,
+    settings,
+    streams,
+)
+from tests.support.servers import ServerProcess
+from tests.support.service import update_of
+from tests.support.timing import MAX_PAUSE_SECONDS
+
+pytestmark = pytest.mark.slow  # all together
+
+MIB = 1024 * 1024
+CONNECTIONS, FRAMES = 10, 200
+WAVES, WAVES_IN_FULL = 1, 5
+IDLE_CONNECTIONS = 2000
+RESETS = 80_000
+CLIENTS = 1000
+MAX_GROWTH_BYTES = 150 * MIB
+MAX_P99_SECONDS, MAX_NEW_CALL_SECONDS = 0.25, 1.0
+GET, WATCH = pb.GetJobRequest(id="a"), pb.WatchJobRequest(id="a")
+INITIAL_WINDOW_SIZE = 4
+
+
+def headers(stream, block, *, flags=END_HEADERS):
+    return frame(HEADERS, block, flags=flags, stream=stream)
+
+
+def each(make):
+    """Frames made for one stream after another."""
+    return map(make, streams())
+
+
+def malformed(stream):
+    """A frame that breaks a rule of the protocol, another one for each stream."""
+    chance = random.Random(stream)
+    payload = chance.randbytes(chance.choice([0, 1, 3, 7, 9, 100]))
+    kind = chance.choice([PRIORITY, RST_STREAM, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, 10, 99, 255])
+    return frame(kind, payload, flags=chance.randrange(256), stream=chance.choice([0, stream, stream + 1, 2**31 - 1]))
+
+
+BLOCK = call_fields("GetJob")
+FLOODS = {
+    "SETTINGS": lambda: each(lambda stream: settings((INITIAL_WINDOW_SIZE, stream))),
+    "PING": lambda: each(lambda stream: frame(PING, struct.pack(">Q", stream))),
+    "RST_STREAM of streams that are not open": lambda: each(
+        lambda stream: frame(RST_STREAM, struct.pack(">I", 8), stream=stream)
+    ),
+    "empty CONTINUATION": lambda: itertools.chain(
+        [headers(1, BLOCK, flags=0)], itertools.repeat(frame(CONTINUATION, stream=1))
+    ),
+    "CONTINUATION without end": lambda: itertools.chain(
+        [headers(1, BLOCK, flags=0)], itertools.repeat(frame(CONTINUATION, field("x", b"y" * 1000), stream=1))
+    ),
+    "HEADERS with a huge field": lambda: each(
+        lambda stream: headers(stream, BLOCK + field("x", b"y" * 16_000), flags=END_HEADERS | END_STREAM)
+    ),
+    "HEADERS with many fields": lambda: each(
+        lambda stream: headers(stream, BLOCK + 1500 * field("x", b"y"), flags=END_HEADERS | END_STREAM)
+    ),
+    "no window for responses": lambda: itertools.chain(
+        [settings((INITIAL_WINDOW_SIZE, 0))],
+        # 60 kB each.
+        each(lambda stream: call(stream, "GetJob", pb.GetJobRequest(id="large"))),
+    ),
+    "windows that overflow": lambda: itertools.chain(
+        [call(1, "WatchJob", WATCH)],
+        itertools.repeat(frame(WINDOW_UPDATE, struct.pack(">I", 2**31 - 1), stream=1)),
+    ),
+    "DATA on unknown streams": lambda: each(lambda stream: frame(DATA, message(b"x" * 100), stream=stream)),
+    "half a request": lambda: each(
+        lambda stream: headers(stream, BLOCK) + frame(DATA, message(GET)[:-1], stream=stream)
+    ),
+    "calls that are never read": lambda: each(lambda stream: call(stream, "WatchJob", WATCH)),
+    "malformed frames": lambda: each(malformed),
+}
+
+MAX_GROWTH_OF = {"HEADERS with many fields": 600 * MIB, "no window for responses": 110 * MIB}
+"""grpcio's core takes 200 kB for a call with 1,500 fields until it has refused it, and there are 2,000 at once. What
+responses take is counted by --max-held-mib."""
+
+
+class Other:
+    """Another client, which reads a job all the time on one connection, and now and then on a new one."""
+
+    def __init__(self, address):
+        self._address = address
+        self.seconds = []
+        self._new_call_seconds = [0.0]
+        self._connecting_since = math.inf
+
+    def clear(self):
+        self.seconds.clear()
+        self._new_call_seconds = [0.0]
+
+    @property
+    def longest_new_call_seconds(self):
+        """That of a call on a new connection, the running one included."""
+        return max(*self._new_call_seconds, time.monotonic() - self._connecting_since)
+
+    @property
+    def p99(self):
+        return sorted(self.seconds)[len(self.seconds) * 99 // 100]
+
+    async def read(self):
+        async with self._connected() as stub:
+            while True:
+                self.seconds.append(await self._get(stub))
+                await asyncio.sleep(0.005)
+
+    async def connect(self):
+        while True:
+            self._connecting_since = time.monotonic()
+            async with self._connected() as stub:
+                await self._get(stub)
+            self._new_call_seconds.append(time.monotonic() - self._connecting_since)
+            self._connecting_since = math.inf
+            await asyncio.sleep(0.1)
+
+    async def _get(self, stub):
+        began_at = time.monotonic()
+        await stub.GetJob(GET, timeout=30)
+        return time.monotonic() - began_at
+
+    @contextlib.asynccontextmanager
+    async def _connected(self):
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(self._address, options=options) as channel:
+            yield JobStatusServiceStub(channel)
+
+
+class Attack:
+    """A server that another client uses, before and while raw connections send frames."""
+
+    def __init__(self, server, is_full):
+        process, other, self._metrics_url = server
+        self._address = process.address
+        self._raw = []
+        self._process = psutil.Process(process.pid)
+        self._other = Other(other)
+        self._is_full = is_full
+
+    async def __aenter__(self):
+        self._stack = contextlib.AsyncExitStack()
+        start = await self._stack.enter_async_context(background_tasks())
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            large = update_of("large", allow_missing=True, state=pb.JOB_STATE_SUCCEEDED)
+            large.job.result["text"] = "x" * 60_000
+            for request in (large, update_of("a", allow_missing=True)):
+                await JobStatusServiceStub(channel).UpdateJob(request)
+        self._reading = [start(self._other.read()), start(self._other.connect())]
+        await asyncio.sleep(1)
+        self.p99_before = self._other.p99
+        self._other.clear()
+        self.rss_before = self._process.memory_info().rss
+        self.connections_before = self.connections
+        return self
+
+    async def __aexit__(self, *exception):
+        await self.close_all()
+        await self._stack.aclose()
+
+    async def open(self, opening=OPENING):
+        self._raw.append(await RawConnection.open(self._address, opening=opening))
+        return self._raw[-1]
+
+    async def close_all(self):
+        while self._raw:
+            await self._raw.pop().close()
+
+    @property
+    def connections(self):
+        return len([each for each in self._process.net_connections("tcp") if each.status == "ESTABLISHED"])
+
+    @property
+    def growth(self):
+        return self._process.memory_info().rss - self.rss_before
+
+    def check(self, *, max_growth_bytes=MAX_GROWTH_BYTES, max_p99_seconds=MAX_P99_SECONDS):
+        """Require that the other client was served all the time."""
+        for reading in self._reading:
+            assert not reading.done(), reading.exception()
+        pause = 0 if self._is_full else MAX_PAUSE_SECONDS
+        assert self._other.p99 <= max(max_p99_seconds + pause, 10 * self.p99_before)
+        assert self._other.longest_new_call_seconds < MAX_NEW_CALL_SECONDS + pause
+        assert self.growth < max_growth_bytes
+
+    async def ends_without_leftovers(self):
+        """Require that connections, watches and the memory of open calls end soon on the server too."""
+        for _ in range(200):
+            left = {name: value for name, value in (await asyncio.to_thread(self._gauges)).items() if value}
+            if self.connections <= self.connections_before + 1 and not left:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{self.connections} connections, {self.connections_before} before; {left}")
+
+    async def until_watched(self, count):
+        """Wait until this number of watches of one job is open."""
+        while (await asyncio.to_thread(self._gauges))['jobstatus_watchers{kind="job"}'] != count:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    def _gauges(self):
+        with urllib.request.urlopen(self._metrics_url, timeout=20) as response:
+            lines = response.read().decode().splitlines()
+        return {
+            name: float(value)
+            for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+            if name.startswith("jobstatus_watchers") or name == "jobstatus_held_bytes"
+        }
+
+    def __str__(self):
+        return (
+            f"p99 {self.p99_before * 1000:.0f} -> {self._other.p99 * 1000:.0f} ms, "
+            f"new call <= {self._other.longest_new_call_seconds:.2f} s, memory +{self.growth / MIB:.0f} MiB"
+        )
+
+
+@pytest.fixture(params=["grpcio", "native"])
+def server(request, tmp_path):
+    if request.param == "native":
+        pytest.importorskip("pygrpc_native", reason="pygrpc-native is not built for this Python")
+    # Without --auth a caller is a host, and all clients of Unix sockets are another one.
+    with private_folder() as folder:
+        other = f"unix:{folder}/other"
+        flags = ("--listen", other, "--max-held-mib", "64", "--metrics", "127.0.0.1:0", "--log-format", "text")
+        log = tmp_path / "log"
+        with ServerProcess("--transport", request.param, *flags, log=log) as process:
+            while not (found := re.search(r"metrics on (\S+)", log.read_text())):
+                time.sleep(0.01)
+            yield process, other, found[1]
+            assert process.terminate() == 0
+
+
+def run(scenario):
+    asyncio.run(asyncio.wait_for(scenario, 250))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_frames_harms_no_other_client(server, is_full, record_fault, flood):
+    sent = 0
+    max_growth_bytes = MAX_GROWTH_OF.get(flood, MAX_GROWTH_BYTES)
+
+    async def scenario():
+        nonlocal sent
+        async with Attack(server, is_full) as attack:
+            for _ in range(WAVES_IN_FULL if is_full else WAVES):
+                connections = [await attack.open() for _ in range(CONNECTIONS)]
+                floods = (raw.send_each(itertools.islice(FLOODS[flood](), FRAMES), at_once=50) for raw in connections)
+                sent += sum(await asyncio.gather(*floods))
+                await asyncio.sleep(0.5)
+                print(flood, sent, attack)
+                attack.check(max_growth_bytes=max_growth_bytes)
+                await attack.close_all()
+                await attack.ends_without_leftovers()
+                attack.check(max_growth_bytes=max_growth_bytes)
+
+    run(scenario())
+    record_fault(
+        f"a flood of raw frames: {flood}", count=sent, checked="another client's calls, memory", result="served"
+    )
+
+
+@pytest.mark.timeout(300)
+def test_80000_calls_that_are_reset_at_once_neither_stop_others_nor_cost_memory(server, is_full, record_fault):
+    # Made before, so that this process has time for the other client.
+    frames = list(resets(RESETS, "GetJob", GET))
+
+    async def scenario():
+        async with Attack(server, is_full) as attack:
+            growths = []
+            for _ in range(3):
+                raw = await attack.open()
+                await raw.send_each(frames)
+                await asyncio.sleep(0.5)
+                growths.append(attack.growth)
+                await attack.close_all()
+            print(attack, growths)
+            attack.check(max_p99_seconds=MAX_NEW_CALL_SECONDS)
+            assert growths[2] - growths[1] < 40 * MIB
+
+    run(scenario())
+    record_fault("80,000 calls reset at once", count=3, checked="another client's calls, memory", result="served")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("opening", [b"", OPENING], ids=["silent", "after the preface"])
+def test_2000_idle_connections_harm_no_other_client(server, is_full, record_fault, opening):
+    async def scenario():
+        async with Attack(server, is_full) as attack:
+            for _ in range(IDLE_CONNECTIONS):
+                await attack.open(opening)
+            await asyncio.sleep(0.5)
+            print(attack)
+            attack.check()
+            await attack.close_all()
+            await attack.ends_without_leftovers()
+
+    run(scenario())
+    record_fault("idle connections", count=IDLE_CONNECTIONS, checked="another client's calls, memory", result="served")
+
+
+@pytest.mark.timeout(300)
+def test_1000_clients_that_come_back_at_once_all_get_their_watch(server, is_full, record_fault):
+    async def scenario():
+        async with Attack(server, is_full) as attack:
+            watch = OPENING + call(1, "WatchJob", WATCH)
+            await asyncio.gather(*(attack.open(watch) for _ in range(CLIENTS)))
+            await attack.until_watched(CLIENTS)
+            print(attack)
+            attack.check()
+            await attack.close_all()
+            await attack.ends_without_leftovers()
+
+    run(scenario())
+    record_fault("clients that connect at once", count=CLIENTS, checked="watches", result="all opened")
+
+
+@pytest.mark.timeout(300)
+def test_bytes_that_come_slowly_harm_no_other_client(server, is_full, record_fault):
+    pause_seconds, seconds = (1, 60) if is_full else (0.1, 3)
+    data = OPENING + call(1, "GetJob", GET)
+
+    async def trickle(attack):
+        raw = await attack.open(b"")
+        for byte in data[: int(seconds / pause_seconds)]:
+            await raw.send(bytes([byte]))
+            await asyncio.sleep(pause_seconds)
+
+    async def scenario():
+        async with Attack(server, is_full) as attack:
+            await asyncio.gather(*(trickle(attack) for _ in range(200)))
+            print(attack)
+            attack.check()
+            await attack.close_all()
+            await attack.ends_without_leftovers()
+
+    run(scenario())
+    record_fault("connections that send a byte a second", count=200, checked="another client's calls", result="served")
+
+
+@pytest.mark.parametrize("preface", [PREFACE[:-1] + b"X", b"GET / HTTP/1.1\r\n\r\n", PREFACE.lower(), b"\x00" * 64])
+def test_a_connection_with_a_wrong_preface_is_closed(server, preface):
+    async def scenario():
+        raw = await RawConnection.open(server[0].address, opening=preface + settings())
+        while not raw.is_closed:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.01)
+        await raw.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
