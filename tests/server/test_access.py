@@ -80,7 +80,7 @@ class CountingCall(NativeStream):
     """A call that counts how often its metadata is asked for."""
 
     def __init__(self, metadata):
-        super().__init__(cast("Any", None), 1, (metadata, "ipv4:127.0.0.1:1", None))
+        super().__init__(cast("Any", None), 1, (metadata, "ipv4:127.0.0.1:1", None), max_seconds=60)
         self.asked = 0
 
     def invocation_metadata(self):
