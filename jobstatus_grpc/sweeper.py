@@ -99,6 +99,7 @@ class Sweeper:
     async def _sweep(self) -> bool:
         self._check_for_absence()
         commands = await self._store.overdue(limit=BATCH_COMMANDS, fail_stalled_after=self._fail_stalled_after)
+        self._check_for_absence()  # in between: the restart takes back what was found
         if commands:
             await self._queue.submit(commands)
         return len(commands) == BATCH_COMMANDS

@@ -25,10 +25,17 @@ class CountingStore(MemoryStore):
 
     def __init__(self, clock: StandingClock) -> None:
         super().__init__(clock=clock, retention=RETENTION, seconds=clock.seconds)
+        self.clock = clock
         self.sizes: list[int] = []
+        self.standstill_seconds = 0.0
         self.refusals = 0
         self.refused = asyncio.Event()
         self.trimmed = asyncio.Event()
+
+    async def overdue(self, **limits):
+        commands = await super().overdue(**limits)
+        self.clock.advance(seconds=self.standstill_seconds)
+        return commands
 
     async def commit(self, commands):
         if self.refusals:
@@ -126,6 +133,19 @@ def test_what_the_store_refuses_is_tried_again(monkeypatch):
             clock.advance(seconds=10)
             (job,) = await until_changed(store, 1, position)
             assert job.stalled
+
+    run(test)
+
+
+def test_a_server_that_stands_still_while_it_looks_takes_back_what_it_has_found():
+    async def test(store, clock):
+        await start(store, "a")
+        clock.advance(seconds=30)
+        store.standstill_seconds = 20
+        async with sweeping(store, seconds=clock.seconds):
+            await asyncio.sleep(0.05)
+        assert store.sizes == [1, 1], "its Stall was committed"
+        assert not (await store.get("default", "a")).stalled
 
     run(test)
 

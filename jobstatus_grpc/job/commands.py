@@ -107,7 +107,7 @@ class Stall:
 
     id: str
     silent_for: timedelta = timedelta(0)
-    """Time since the last update; the store fills it in, within the transaction."""
+    """The worker's silence when the job was found overdue; the store fills it in, within the transaction."""
     fail_after: timedelta | None = None
     tenant: str = DEFAULT_TENANT
     actor: str = "server"

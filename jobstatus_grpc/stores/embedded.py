@@ -173,7 +173,7 @@ MAX_OBSOLETE = 1000
 
 
 class _Clock:
-    __slots__ = ("due_in_queue_at", "heard_at", "stalled", "timeout_seconds", "updated_at")
+    __slots__ = ("due_in_queue_at", "found_at", "heard_at", "stalled", "timeout_seconds", "updated_at")
 
     def __init__(self, updated_at: float) -> None:
         self.updated_at = updated_at
@@ -183,6 +183,8 @@ class _Clock:
         self.stalled = False
         self.due_in_queue_at: float | None = None
         """The time of its valid entry in the queue; its older entries are ignored."""
+        self.found_at = float("-inf")
+        """When `due` returned it last."""
 
 
 class StallClocks:
@@ -228,11 +230,16 @@ class StallClocks:
                 self._enqueue(key, clock, now)  # `due` computes the next time, which depends on `stalled`
 
     def silence_of(self, key: Key) -> Silence:
-        """Return how long a job's worker has been silent, as far as is known."""
+        """Return how long a job's worker had been silent when `due` returned it; 0 if an update has come since.
+
+        The time until the commit does not count: where the process was suspended or its disk blocked, no worker could
+        report.
+        """
         clock = self._clocks.get(key)
         if clock is None:
             return Silence(timedelta(0), None)
-        return Silence(timedelta(seconds=self._now() - max(clock.updated_at, self._started_at)), clock.heard_at)
+        seconds = clock.found_at - max(clock.updated_at, self._started_at)
+        return Silence(timedelta(seconds=max(seconds, 0.0)), clock.heard_at)
 
     def shown(self, job: Job) -> Job:
         """Return a job as stored with its last heartbeat."""
@@ -258,6 +265,7 @@ class StallClocks:
                 continue
             if due_at <= now:
                 due.append(key)
+                clock.found_at = now
                 due_at = now + AGAIN_SECONDS
             self._enqueue(key, clock, due_at)
         return due

@@ -76,6 +76,7 @@ class Silence(NamedTuple):
     """How long the worker of a job has been silent."""
 
     duration: timedelta
+    """When `overdue` returned the job's Stall; 0 if an update has come or the stall clocks were restarted since."""
     heard_at: datetime | None
     """When its last heartbeat arrived that changed nothing; None: that is not known."""
 
@@ -241,7 +242,8 @@ class JobStore(Protocol):
         commit takes it back.
 
         Of the processes that share a store only one gets commands. The stall clocks start when a store is opened, and
-        again when writes succeed after a failure.
+        again when writes succeed after a failure. Silence is measured by a monotonic clock, up to this call: neither a
+        time of day that is set nor a commit that is late makes it longer.
 
         Args:
             limit: the maximum number of commands.

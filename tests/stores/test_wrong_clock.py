@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Create, Delete, RequestId, Update
+from jobstatus_grpc.job import Create, Delete, JobState, RequestId, Update
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.support.sqlite import open_at
@@ -152,6 +152,21 @@ class WrongClockContract:
         assert await due(store) == []
         clock.advance(seconds=TIMEOUT.total_seconds())
         assert await due(store) == [("Stall", "a")]
+
+    @pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(seconds=45), -timedelta(seconds=45)])
+    @on_store
+    async def test_a_clock_that_is_set_makes_no_living_worker_silent(self, store, clock, step):
+        await start(store, "a", "b")
+        clock.advance(seconds=29)
+        await done(store, Update(id="a"))
+        assert await due(store) == []
+        clock.advance(seconds=1)
+        commands = await store.overdue(limit=10, fail_stalled_after=timedelta(seconds=10))
+        clock.now += step
+        assert [(job.id, job.state, job.stalled) for job in await done(store, *commands)] == [
+            ("b", JobState.IN_PROGRESS, True)
+        ]
+        assert await due(store, timedelta(seconds=10)) == []
 
 
 class TestMemoryStore(WrongClockContract):

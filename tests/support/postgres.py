@@ -79,9 +79,17 @@ class PostgresCluster:
     It writes as durably as it does by default. The role of `url` owns its databases and is no superuser.
     """
 
-    def __init__(self, version: int, home: PostgresHome, *, primary: PostgresCluster | None = None) -> None:
-        """Make a new cluster, or a copy of `primary` that follows it."""
+    def __init__(
+        self,
+        version: int,
+        home: PostgresHome,
+        *,
+        primary: PostgresCluster | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Make a new cluster, or a copy of `primary` that follows it; `environment` is for the server's processes."""
         self.version = version
+        self._own_environment = environment or {}
         self.name = f"postgres_{version}_{next(_numbers)}"
         self.port = _free_port()
         self._home = home
@@ -123,14 +131,28 @@ class PostgresCluster:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pids(self) -> list[int]:
+        """Its processes, the postmaster first."""
+        assert self._process is not None
+        postmaster = psutil.Process(self._process.pid)
+        return [postmaster.pid, *(child.pid for child in postmaster.children(recursive=True))]
+
     def start(self) -> None:
         """Start the server and wait until it answers."""
         assert not self.is_running, f"{self.name} runs already"
-        command = [*_AS_USER, str(self._programs / "postgres"), "-D", str(self._data)]
+        # Not for setpriv: what a preloaded library makes as root is closed to the server.
+        environment = ["env", *(f"{name}={value}" for name, value in self._own_environment.items())]
+        command = [*_AS_USER, *environment, str(self._programs / "postgres"), "-D", str(self._data)]
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C is for pytest, which then ends the server.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                start_new_session=True,
             )
         self._wait_until(self._answers, "did not start")
         if not self.execute(f"SELECT 1 FROM pg_roles WHERE rolname = '{ROLE}'"):
@@ -213,14 +235,32 @@ class PostgresCluster:
         with (self._data / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 
-    def standby(self) -> PostgresCluster:
-        """Start a synchronous standby of this server.
+    def archive(self) -> Path:
+        """Restart with an archive of the WAL, and return its directory."""
+        path = self._directory / "archive"
+        path.mkdir()
+        _give(path)
+        self.configure(archive_mode="on", archive_command=f"cp %p {path}/%f")
+        self.restart()
+        return path
+
+    def recover(self, archive: Path, target: str) -> None:
+        """Start with the files of an earlier time, recover from an archive up to a restore point, and be a primary."""
+        self.configure(restore_command=f"cp {archive}/%f %p", recovery_target_name=target)
+        self.configure(recovery_target_action="promote")
+        (self._data / "recovery.signal").touch()
+        self.start()
+
+    def standby(self, *, is_synchronous: bool = True) -> PostgresCluster:
+        """Start a standby of this server.
 
         It logs where this one does, and ends with it.
         """
         standby = PostgresCluster(self.version, self._home, primary=self)
         self._standbys.append(standby)
         standby.start()
+        if not is_synchronous:
+            return standby
         self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{standby.name}'")
         self.execute("SELECT pg_reload_conf()")
         followers = "SELECT application_name FROM pg_stat_replication WHERE sync_state = 'sync'"

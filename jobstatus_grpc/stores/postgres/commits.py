@@ -34,7 +34,7 @@ from jobstatus_grpc.stores.interface import Clock, CommitResult, Key, RequestKey
 from jobstatus_grpc.stores.postgres import statements
 from jobstatus_grpc.stores.postgres.database import CALL_SECONDS, Connection, Database
 from jobstatus_grpc.stores.postgres.feed import INCARNATION, PostgresFeed
-from jobstatus_grpc.stores.postgres.maintenance import TOLERANCE, Maintenance
+from jobstatus_grpc.stores.postgres.maintenance import Maintenance
 from jobstatus_grpc.stores.postgres.notifier import Notifier
 from jobstatus_grpc.stores.sql.rows import (
     JobCache,
@@ -178,11 +178,18 @@ class Commits:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _defer(self, key: Key, commands: Sequence[Command]) -> dict[int, asyncio.Future[Outcome]]:
-        """Commit the commands on one locked job in a task of their own, and return their outcomes by index."""
+        """Commit the commands on one locked job in a task of their own, and return their outcomes by index.
+
+        A Stall is not among them: its worker's reports wait for the same lock.
+        """
         loop = asyncio.get_running_loop()
         deferred: dict[int, asyncio.Future[Outcome]] = {
-            index: loop.create_future() for index, command in enumerate(commands) if _key(command) == key
+            index: loop.create_future()
+            for index, command in enumerate(commands)
+            if _key(command) == key and not isinstance(command, Stall)
         }
+        if not deferred:
+            return deferred
         task = asyncio.ensure_future(
             self._commit_locked([commands[index] for index in deferred], list(deferred.values()))
         )
@@ -335,17 +342,13 @@ class Commits:
         """Return the function from a job to the silence of its worker, which only Stall commands need."""
         keys = [_key(command) for command in commands if isinstance(command, Stall)]
         heartbeats = await self._maintenance.heartbeats(connection, keys)
-        now = from_instant(loaded.now)
-        latest = now + TOLERANCE
 
         def silence_of(key: Key) -> Silence:
-            heartbeat_at = heartbeats.get(key, 0)
-            times = [heartbeat_at, self._maintenance.silent_since]
-            if key in loaded.jobs and (changed_at := loaded.jobs[key].job.last_heartbeat_at) is not None:
-                times.append(from_instant(changed_at))
-            heard_at = max((at for at in times if at <= latest), default=now)
-            duration = timedelta(microseconds=max(now - heard_at, 0))
-            return Silence(duration, to_instant(heartbeat_at) if 0 < heartbeat_at <= latest else None)
+            heartbeat_at = heartbeats.get(key)
+            changed_at = loaded.jobs[key].job.last_heartbeat_at if key in loaded.jobs else None
+            signs = (None if changed_at is None else from_instant(changed_at), heartbeat_at)
+            duration = self._maintenance.silence(key, signs)
+            return Silence(duration, None if heartbeat_at is None else to_instant(heartbeat_at))
 
         return silence_of
 

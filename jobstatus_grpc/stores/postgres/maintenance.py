@@ -2,17 +2,22 @@
 
 The sweeper calls it. One process at a time, the leader, finds and trims: the one whose session holds an advisory lock.
 Every process writes its workers' heartbeats and reads the counts.
+
+All processes take the times of heartbeats from the database's clock, so that they agree; but that clock may be set. The
+leader compares it with its own monotonic clock before and after it looks for silent jobs: where it was set, the stall
+clocks start anew. The commit of a Stall measures nothing: it only checks that the worker has not reported since.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -29,10 +34,15 @@ from jobstatus_grpc.stores.interface import (
     Key,
 )
 from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS
-from jobstatus_grpc.stores.postgres.database import Connection, Database
+from jobstatus_grpc.stores.postgres.database import Connection, Database, describe
 from jobstatus_grpc.stores.postgres.statements import NOW, columns_of
 from jobstatus_grpc.stores.retention_clock import RetentionClock
 from jobstatus_grpc.stores.sql.rows import from_instant, to_instant
+
+logger = logging.getLogger(__name__)
+
+Signs: TypeAlias = tuple[int | None, int | None]
+"""When a worker's last update that changed its job came, and its last heartbeat, in microseconds since 1970."""
 
 MAINTENANCE_LOCK = 0x4A6F6253_0002
 """Key of the advisory lock that the leader's session holds."""
@@ -42,6 +52,12 @@ COUNT_SECONDS = 5.0
 
 TRIM_SECONDS = 30.0
 """Longest time for one round of trimming, in seconds: it deletes many rows, and no caller waits for it."""
+
+CLOCK_STEP_SECONDS = 1.0
+"""A change of the difference between the database's clock and ours, in seconds, that means that one was set.
+
+Less is taken for time. It is no more than the shortest heartbeat_timeout.
+"""
 
 # A suspended leader loses its session, and with it the lock.
 _LEASE = "SET idle_session_timeout = '15s'"
@@ -66,8 +82,9 @@ _READ_HEARTBEATS = """
 """
 
 _SILENT = f"""
-    SELECT tenant, id FROM (
-        SELECT j.tenant, j.id, j.stalled, j.heartbeat_timeout, greatest(
+    SELECT tenant, id, last_heartbeat_at, heartbeat_at, $3::bigint - heard_at FROM (
+        SELECT j.tenant, j.id, j.stalled, j.heartbeat_timeout, j.last_heartbeat_at, h.heard_at AS heartbeat_at,
+        greatest(
             CASE WHEN j.last_heartbeat_at <= $3::bigint + {TOLERANCE} THEN j.last_heartbeat_at END,
             CASE WHEN h.heard_at <= $3::bigint + {TOLERANCE} THEN h.heard_at END,
             $1::bigint
@@ -164,6 +181,22 @@ _SUM_COUNTS = """
 _OLDEST = (0, "0", 0)
 
 
+class _Found(NamedTuple):
+    """A job whose worker was found silent."""
+
+    signs: Signs
+    duration: timedelta
+    again_at: float
+    """When it is returned again, unless its Stall was committed before."""
+
+
+class _Time(NamedTuple):
+    now: int
+    """By the database's clock, in microseconds since 1970."""
+    was_set: bool
+    """Since the time before."""
+
+
 class Maintenance:
     """Finds what is due and trims, while this process is the leader. For one event loop.
 
@@ -179,14 +212,13 @@ class Maintenance:
         self._seconds = seconds
         self._retention_clock = RetentionClock(seconds)
         self._heartbeats: dict[Key, int] = {}
-        self._handed_out: dict[Key, float] = {}
+        self._found: dict[Key, _Found] = {}
         self._session: asyncpg.Connection[Any] | None = None
         self._is_leader = False
         self._session_lock = asyncio.Lock()
         self._restarted_at: float | None = None
-        self._clock_offset: float | None = None
-        self.silent_since = 0
-        """When the stall clocks started, in microseconds since 1970."""
+        self._clock_offset: tuple[float, float] | None = None
+        """The least and the most by which the database's clock was ahead of ours, in seconds."""
         self._trimmed_to: tuple[Any, ...] = _OLDEST
         self.counts: Counter[int] = Counter()
         """The number of jobs by state at the last read, plus this process's commits since."""
@@ -197,7 +229,7 @@ class Maintenance:
         await self._try_to_lead()
         await self._exchange()
         async with self._database.connection() as connection:
-            self._check_clock(await self._now(connection))
+            await self._check_clock(connection)
 
     def record_heartbeats(self, keys: Sequence[Key], at: int) -> None:
         """Note updates that changed nothing, at a time in microseconds since 1970; the next `overdue` writes them."""
@@ -219,14 +251,20 @@ class Maintenance:
         """
         return max(self._heartbeats.get(key, 0), written or 0)
 
+    def silence(self, key: Key, signs: Signs) -> timedelta:
+        """Return how long a worker had been silent when `overdue` returned its job; 0 if it has reported since."""
+        found = self._found.get(key)
+        return found.duration if found is not None and found.signs == signs else timedelta(0)
+
     def stalls_committed(self, keys: Sequence[Key]) -> None:
         """Let `overdue` return these jobs again: their last Stall was committed."""
         for key in keys:
-            self._handed_out.pop(key, None)
+            self._found.pop(key, None)
 
     def restart_stall_clocks(self) -> None:
         """See JobStore."""
         self._restarted_at = self._seconds()
+        self._found.clear()
 
     def stalled_jobs(self) -> int:
         """See JobStore."""
@@ -237,22 +275,30 @@ class Maintenance:
         return {state: self.counts[state] for state in JobState}
 
     async def overdue(self, *, limit: int, fail_after: timedelta | None) -> Sequence[Command]:
-        """See JobStore."""
-        if self._database.recovered.is_set():
-            self._database.recovered.clear()
-            self.restart_stall_clocks()  # no worker could report during the outage
+        """See JobStore. Returns nothing while writes fail, as the workers cannot report either."""
+        if not self._database.writable:
+            self.restart_stall_clocks()
+            return ()
+        try:
+            return await self._find_overdue(limit=limit, fail_after=fail_after)
+        except RetryableError:  # nor could they now
+            self.restart_stall_clocks()
+            raise
+
+    async def _find_overdue(self, *, limit: int, fail_after: timedelta | None) -> Sequence[Command]:
         await self._exchange()
         if not await self._try_to_lead():
             return ()
         async with self._database.connection() as connection:
-            now = await self._now(connection)
-            self._check_clock(now)
+            now, _ = await self._check_clock(connection)
             fail = None if fail_after is None else fail_after // _MICROSECOND
-            self.silent_since = now - round((self._seconds() - (self._restarted_at or 0.0)) * 1_000_000)
-            silent = await connection.fetch(_SILENT, self.silent_since, fail, now, limit + len(self._handed_out))
+            silent_since = now - round((self._seconds() - (self._restarted_at or 0.0)) * 1_000_000)
+            silent = await connection.fetch(_SILENT, silent_since, fail, now, limit + len(self._found))
+            if silent and (await self._check_clock(connection)).was_set:
+                silent = []  # heartbeats may have later times than `now`
             commands: list[Command] = [
                 Stall(id=job_id, tenant=tenant, fail_after=fail_after)
-                for tenant, job_id in self._hand_out([(row[0], row[1]) for row in silent], limit=limit)
+                for tenant, job_id in self._find_silent(silent, limit=limit)
             ]
             if len(commands) < limit:
                 expired = await connection.fetch(_EXPIRED, self._old_from(now), limit - len(commands))
@@ -262,12 +308,18 @@ class Maintenance:
                 commands.extend(Expire(id=job_id, tenant=tenant) for tenant, job_id in ended)
         return commands
 
-    def _check_clock(self, now: int) -> None:
-        """Restart the stall clocks if the clock was set: the times of heartbeats before that mean nothing after it."""
-        offset = now / 1_000_000 - self._seconds()
-        if self._clock_offset is not None and abs(offset - self._clock_offset) > CLOCK_TOLERANCE.total_seconds():
-            self.restart_stall_clocks()
-        self._clock_offset = offset
+    async def _check_clock(self, connection: Connection) -> _Time:
+        """Return the time. If the clock was set, restart the stall clocks: earlier times mean nothing then."""
+        began_at = self._seconds()
+        now = await self._now(connection)
+        before, self._clock_offset = self._clock_offset, (now / 1e6 - self._seconds(), now / 1e6 - began_at)
+        low, high = self._clock_offset
+        set_by = 0.0 if before is None else max(low - before[1], 0.0) + min(high - before[0], 0.0)
+        if abs(set_by) < CLOCK_STEP_SECONDS:
+            return _Time(now, False)
+        logger.warning("the database's clock was set by %+.1f s; the stall clocks of all jobs start anew", set_by)
+        self.restart_stall_clocks()
+        return _Time(now, True)
 
     async def trim(self, *, limit: int) -> bool:
         """See JobStore."""
@@ -323,13 +375,18 @@ class Maintenance:
             return from_instant(self._clock())
         return int(await connection.fetchval(f"SELECT {NOW}"))
 
-    def _hand_out(self, keys: Sequence[Key], *, limit: int) -> list[Key]:
-        """Return at most `limit` of the keys, without those handed out before whose Stall is not committed yet."""
+    def _find_silent(self, rows: Sequence[Any], *, limit: int) -> list[Key]:
+        """Return at most `limit` of the silent jobs, without those found before whose Stall is not committed yet."""
         now = self._seconds()
-        self._handed_out = {key: until for key, until in self._handed_out.items() if until > now}
-        fresh = [key for key in keys if key not in self._handed_out][:limit]
-        self._handed_out.update(dict.fromkeys(fresh, now + AGAIN_SECONDS))
-        return fresh
+        self._found = {key: found for key, found in self._found.items() if found.again_at > now}
+        fresh = {
+            (tenant, job_id): _Found((changed_at, heartbeat_at), silent_for * _MICROSECOND, now + AGAIN_SECONDS)
+            for tenant, job_id, changed_at, heartbeat_at, silent_for in rows
+            if (tenant, job_id) not in self._found
+        }
+        found = dict(list(fresh.items())[:limit])
+        self._found.update(found)
+        return list(found)
 
     async def _exchange(self) -> None:
         """Write this process's heartbeats, and every COUNT_SECONDS read the number of jobs by state."""
@@ -362,10 +419,10 @@ class Maintenance:
                     await self._session.execute("SELECT 1")  # the session, and with it the lock, still exists
                 elif await self._session.fetchval("SELECT pg_try_advisory_lock($1)", MAINTENANCE_LOCK):
                     self._is_leader = True
-                    self._handed_out.clear()
                     self._trimmed_to = _OLDEST
                     self.restart_stall_clocks()
-            except (asyncpg.PostgresError, *TRANSIENT_ERRORS):
+            except Exception as error:  # the driver makes any error of a session that is lost
+                logger.debug("the maintenance session was lost: %s", describe(error))
                 if self._session is not None:
                     self._session.terminate()
                 self._session, self._is_leader = None, False

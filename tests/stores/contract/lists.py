@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Cancel, Command, Create, Delete, JobFilter, JobState, Stall, Update
+from jobstatus_grpc.job import Cancel, Command, Create, Delete, JobFilter, JobState, Update
 from jobstatus_grpc.stores.interface import JobStore, Page
 from jobstatus_grpc.stores.paging import MAX_EXAMINED_ROWS
-from tests.support.stores import ALL, StandingClock, claim, done, end, ids_of, jobs_of, on_store, pages_of
+from tests.support.stores import ALL, StandingClock, claim, done, end, ids_of, jobs_of, on_store, pages_of, sweep
 
 S = JobState
 START = StandingClock().now
@@ -22,13 +22,13 @@ FARM: list[list[Command]] = [
     [Create(id="a", name="render", labels={"team": "media"})],
     [Create(id="b", name="render é", parent_id="a"), claim("b")],
     [Create(id="c", name="back_up%", labels={"team": "media", "zone": "eu"}), end("c")],
-    [Create(id="d", state=S.IN_PROGRESS, heartbeat_timeout=timedelta(seconds=1)), Stall(id="d")],
+    [Create(id="d", state=S.IN_PROGRESS, heartbeat_timeout=timedelta(seconds=1))],
     [Create(id="e", name="Render", labels={"zone": "team"}), claim("e"), end("e", S.RETRYING)],
     [Create(id="f", parent_id="a", labels={"team": "ünïcode ☃"}), end("f", S.FAILED)],
     [Create(id="g", name="render\U0010ffff"), Cancel(id="g")],
     [Create(id="h", name="backlog", parent_id="g", labels={"zone": "eu"}), end("h", S.ABORTED)],
 ]
-"""Each is created a microsecond after the one before."""
+"""Each is created a microsecond after the one before; `d` stalls."""
 
 FILTERS: dict[str, tuple[JobFilter, str]] = {
     "nothing": (ALL, "hgfedcba"),
@@ -95,7 +95,7 @@ async def farm(store: JobStore, clock: StandingClock) -> None:
         await done(store, commands[0])
         now = clock.now
         clock.advance(seconds=1)
-        await done(store, *commands[1:])
+        await done(store, *commands[1:], *await store.overdue(limit=1))
         clock.now = now + MICROSECOND
 
 
@@ -148,7 +148,7 @@ class ListsContract:
     async def test_a_job_stalls_and_recovers_in_lists_too(self, store, clock):
         await done(store, Create(id="a", state=S.IN_PROGRESS, heartbeat_timeout=timedelta(seconds=1)))
         clock.advance(seconds=1)
-        await done(store, Stall(id="a"))
+        await sweep(store)
         assert await ids_of(store, JobFilter(stalled=True)) == ["a"]
         await done(store, Update(id="a", changes={"progress": 1.0}))
         assert await ids_of(store, JobFilter(stalled=True)) == []

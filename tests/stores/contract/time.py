@@ -171,6 +171,23 @@ class TimeContract:
         jobs = await done(store, *commands, Update(id="b"), Stall(id="b"))
         assert [(job.id, job.stalled) for job in jobs] == [("a", False), ("b", True), ("b", False), ("b", False)]
 
+    @on_store
+    async def test_what_passes_before_the_commit_is_not_held_against_a_worker(self, store, clock):
+        await start(store, "a")
+        clock.advance(seconds=30)
+        commands = await store.overdue(limit=NO_LIMIT, fail_stalled_after=TIMEOUT)
+        clock.advance(hours=1)
+        (job,) = await done(store, *commands)
+        assert (job.state, job.stalled) == (S.IN_PROGRESS, True)
+
+    @on_store
+    async def test_clocks_that_are_restarted_take_back_what_was_due(self, store, clock):
+        await start(store, "a")
+        clock.advance(seconds=30)
+        commands = await store.overdue(limit=NO_LIMIT)
+        store.restart_stall_clocks()
+        assert [job.stalled for job in await done(store, *commands)] == [False]
+
     @pytest.mark.parametrize("command", [end("a"), Update(id="a", changes={"heartbeat_timeout": None})])
     @on_store
     async def test_only_a_job_in_progress_with_a_timeout_is_due(self, store, clock, command):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobstatus_grpc.job import Create, JobFilter, JobState, Stall, Update
+from jobstatus_grpc.job import Create, JobFilter, JobState, Update
 from jobstatus_grpc.stores.sqlite.store import SqliteStore
 from tests.support.sqlite import open_at
 from tests.support.stores import StandingClock, done, end
@@ -52,7 +52,7 @@ async def build(path, count: int) -> None:
     timeout = {"state": S.IN_PROGRESS, "heartbeat_timeout": timedelta(seconds=1)}
     await done(store, *(Update(id=job_id, changes=timeout) for job_id in silent))
     clock.advance(seconds=1)
-    await done(store, *(Stall(id=job_id) for job_id in silent))
+    await done(store, *await store.overdue(limit=count))
     await store.close()
 
 
