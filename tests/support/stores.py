@@ -68,6 +68,11 @@ async def done(store: JobStore, *commands: Command) -> list[Job]:
     return [outcome for outcome in outcomes if isinstance(outcome, Job)]
 
 
+async def until_writable(store: JobStore) -> None:
+    while not store.writable:  # noqa: ASYNC110 - there is no event for it
+        await asyncio.sleep(0.01)
+
+
 async def settled(commit: Awaitable[CommitResult]) -> list[Outcome]:
     """Return the outcomes of a commit, with those that were deferred because another process held the job."""
     result = await commit

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -171,6 +172,16 @@ class Commits:
             deferred |= self._defer(key, commands)
         return CommitResult(outcomes, deferred)
 
+    async def try_write(self, connection: Connection) -> None:
+        """Create a job as a commit does, and take it back."""
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            probe = Create(id=f"probe-{uuid.uuid4()}", tenant="", labels={"probe": ""})
+            await self._apply(connection, [probe], waits=False)
+        finally:
+            await _roll_back(transaction)
+
     async def close(self) -> None:
         """Give up the commands that wait for locked jobs: their outcome is StoreUnavailableError."""
         for task in self._tasks:
@@ -229,6 +240,7 @@ class Commits:
             _InsertConflictError: nothing was written; without the commands on these keys it may succeed.
             StoreUnavailableError, StoreFullError: see JobStore.commit.
         """
+        self._database.check_writes()
         try:
             return await self._try(commands, waits=waits, looks_up=False)
         except _RequestKnownError:
@@ -247,10 +259,10 @@ class Commits:
                 except BaseException:
                     await _roll_back(transaction)
                     raise
-                await transaction.commit()
+                await self._database.commit(connection, transaction)
         except StoreUnavailableError as error:
-            # Only a connection that was lost during the commit itself leaves the outcome open.
-            if written is None or not isinstance(error.__cause__, (OSError, asyncpg.PostgresConnectionError)):
+            # Only a COMMIT that was not answered leaves the outcome open.
+            if written is None or _is_answer(error.__cause__):
                 raise
             if not await self._was_committed(written, incarnation, answer_at):
                 raise
@@ -427,9 +439,15 @@ async def _insert(connection: Connection, batch: Batch, loaded: _Loaded) -> dict
     return {key: StoredJob(keys[key], job) for key, job in new.items()}
 
 
+def _is_answer(error: BaseException | None) -> bool:
+    """Whether an error is the server's answer to a statement: neither the end of the session nor the driver's."""
+    is_end = isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError))
+    return isinstance(error, asyncpg.PostgresError) and not is_end
+
+
 async def _roll_back(transaction: asyncpg.transaction.Transaction) -> None:
-    # If the connection is lost, the server has rolled back.
-    with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    # If the connection is lost, of which the driver makes any error, the server has rolled back.
+    with contextlib.suppress(Exception):
         await transaction.rollback()
 
 

@@ -41,6 +41,9 @@ _SESSION = """
     SET idle_in_transaction_session_timeout = '5s';
     SET lock_timeout = '30s';
     SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
+    -- The statement of a process that was killed must not wait on; a server on Windows cannot notice that.
+    SELECT set_config('client_connection_check_interval', '1s', false)
+    WHERE current_setting('dynamic_shared_memory_type') <> 'windows';
 """
 
 _NAME = {"application_name": "jobstatus"}

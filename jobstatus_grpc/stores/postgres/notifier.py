@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
-import asyncpg
+from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS
+from jobstatus_grpc.stores.postgres.database import Database, describe
 
-from jobstatus_grpc.errors import RetryableError
-from jobstatus_grpc.stores.postgres.connect import CONNECT_SECONDS, TRANSIENT_ERRORS
-from jobstatus_grpc.stores.postgres.database import Database
+logger = logging.getLogger(__name__)
 
 CHANNEL = "jobstatus_changes"
 
@@ -58,14 +58,16 @@ class Notifier:
         while True:
             await self._unsent.wait()
             self._unsent.clear()
-            with contextlib.suppress(RetryableError):
+            try:
                 async with self._database.connection() as connection:
                     await connection.execute(f"NOTIFY {CHANNEL}")
+            except Exception as error:  # the next commit sends another
+                logger.debug("no notification was sent: %s", describe(error))
             await asyncio.sleep(QUIET_SECONDS)
 
     async def _listen(self) -> None:
         while True:
-            with contextlib.suppress(asyncpg.PostgresError, *TRANSIENT_ERRORS):
+            try:
                 connection = await self._database.connect(command_timeout=CONNECT_SECONDS)
                 ended = asyncio.Event()
                 connection.add_termination_listener(lambda _, ended=ended: ended.set())
@@ -78,6 +80,8 @@ class Notifier:
                         await connection.execute("SELECT 1")
                 finally:
                     connection.terminate()
+            except Exception as error:  # the driver makes any error of a session that is lost
+                logger.debug("the listening session was lost: %s", describe(error))
             await asyncio.sleep(RETRY_SECONDS)
 
     def _on_notification(self, *_: Any) -> None:

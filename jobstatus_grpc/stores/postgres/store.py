@@ -117,6 +117,7 @@ class PostgresStore:
             notifier=self._notifier,
             maintenance=self._maintenance,
         )
+        database.try_write = self._commits.try_write
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
 

@@ -251,7 +251,7 @@ def test_while_the_schema_is_incomplete_the_store_is_unavailable(postgres, postg
             with pytest.raises(errors.StoreUnavailableError, match="incomplete"):
                 await call
         postgres.execute("DROP TABLE jobstatus.jobs", database)
-        with pytest.raises(errors.StoreUnavailableError, match="being restored"):
+        with pytest.raises(errors.StoreUnavailableError, match="does not exist"):
             await store.get("default", "a")
         await store.close()
 

@@ -1,4 +1,4 @@
-"""A database that is lost or cannot be used: calls fail at once, and the log has one line about it."""
+"""A database that is lost or takes no writes: calls fail at once, and the log has one line about it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import re
 
 import pytest
 
-from jobstatus_grpc.errors import StoreUnavailableError
-from jobstatus_grpc.job import Create
+from jobstatus_grpc import errors
+from jobstatus_grpc.job import Create, Job
 from jobstatus_grpc.stores.postgres.store import PostgresStore
+from tests.support.stores import done, until_writable
 
 OUTAGES = {
     "ALTER DATABASE {0} CONNECTION LIMIT 0": (
         "too many connections for",
         "raise max_connections",
         "ALTER DATABASE {0} CONNECTION LIMIT -1",
-    ),
-    "ALTER DATABASE {0} SET default_transaction_read_only = on": (
-        "it accepts no writes",
-        "name every host",
-        "ALTER DATABASE {0} RESET default_transaction_read_only",
     ),
     "REVOKE CONNECT ON DATABASE {0} FROM jobstatus, PUBLIC": (
         "permission denied for database",
@@ -40,15 +36,63 @@ OUTAGES = {
 }
 """What ends the use of a database: the error, the advice, and the statement that takes it back."""
 
+_RAISE = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'could not extend it{1}' USING ERRCODE = '{0}'; END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON jobstatus.transitions EXECUTE FUNCTION refuse()
+"""
 
-async def refused(store: PostgresStore, says: str) -> None:
+
+def raises(sqlstate: str, text: str = "") -> tuple[str, str]:
+    return _RAISE.format(sqlstate, text), "DROP FUNCTION refuse CASCADE"
+
+
+REFUSALS = {
+    "read-only": (
+        "ALTER DATABASE {0} SET default_transaction_read_only = on",
+        "ALTER DATABASE {0} RESET default_transaction_read_only",
+        "it accepts no writes|in a read-only transaction",
+        "name every host",
+    ),
+    "a full tablespace": (*raises("53100"), "could not extend it", "make room"),
+    "a quota": (*raises("XX000", ": Disk quota exceeded"), "quota exceeded", "make room"),
+    "no memory": (*raises("53200"), "could not extend it", "see the log of the database server"),
+    "an I/O error": (*raises("58030"), "could not extend it", "see the log of the database server"),
+    "a corrupt page": (*raises("XX001"), "could not extend it", "see the log of the database server"),
+    "a limit": (*raises("54000"), "could not extend it", "see the log of the database server"),
+    "no privilege": (
+        "REVOKE INSERT ON jobstatus.transitions FROM jobstatus",
+        "GRANT INSERT ON jobstatus.transitions TO jobstatus",
+        "permission denied for table transitions",
+        ".*run jobstatus migrate",
+    ),
+    "no table": (
+        "ALTER TABLE jobstatus.labels RENAME TO away",
+        "ALTER TABLE jobstatus.away RENAME TO labels",
+        "does not exist",
+        "wait for pg_restore to end",
+    ),
+    "no column": (
+        "ALTER TABLE jobstatus.transitions RENAME COLUMN reason TO away",
+        "ALTER TABLE jobstatus.transitions RENAME COLUMN away TO reason",
+        "does not exist",
+        "wait for pg_restore to end",
+    ),
+}
+"""What makes writes fail while the database answers: how it begins and ends, the error, and the advice."""
+
+FULL = {"a full tablespace", "a quota"}
+
+
+async def refused(store: PostgresStore, says: str) -> errors.JobStatusError:
     """Commit until that is refused for this reason."""
     while True:
         try:
-            await store.commit([Create(id="a")])
-        except StoreUnavailableError as error:
+            await store.commit([Create(id="a", labels={"a": "b"})])
+        except errors.RetryableError as error:
             if re.search(says, str(error)):
-                return
+                return error
+        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("begin", OUTAGES)
@@ -67,7 +111,7 @@ def test_a_lost_database_is_one_line_and_comes_back(postgres, postgres_url, begi
             await refused(store, "the database is unavailable")
         await refused(store, says)
         postgres.execute(end.format(name))
-        await store._database.recovered.wait()
+        await until_writable(store)
         await store.commit([Create(id="b")])
         await store.close()
 
@@ -78,23 +122,69 @@ def test_a_lost_database_is_one_line_and_comes_back(postgres, postgres_url, begi
     assert not any(record.exc_info for record in caplog.records)
 
 
-@pytest.mark.parametrize(
-    ("statement", "says"),
-    [
-        ("REVOKE ALL ON jobstatus.jobs FROM jobstatus", "permission denied for table jobs; .*run jobstatus migrate"),
-        ("ALTER SCHEMA jobstatus RENAME TO away", "does not exist; .*wait for pg_restore to end"),
-    ],
-)
-def test_a_schema_that_cannot_be_used_is_one_line_and_no_internal_error(
-    postgres, postgres_url, statement, says, caplog
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_database_that_takes_no_writes_refuses_them_in_one_line_answers_reads_and_comes_back(
+    postgres, postgres_url, kind, caplog
 ):
+    begin, end, says, advice = REFUSALS[kind]
+    name = postgres_url.rpartition("/")[2]
+    database = "postgres" if kind == "read-only" else name
+    sessions = f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"
+
     async def main() -> None:
         store = await PostgresStore.open(postgres_url)
-        postgres.execute(statement, postgres_url.rpartition("/")[2])
-        for _ in range(3):
-            await refused(store, "the schema is being restored, or gone")
+        (job,) = await done(store, Create(id="b"))
+        postgres.execute(begin.format(name) if kind == "read-only" else begin, database)
+        if kind == "read-only":
+            postgres.execute(sessions)
+        error = await refused(store, "the database takes no writes")
+        assert isinstance(error, errors.StoreFullError if kind in FULL else errors.StoreUnavailableError)
+        assert store.writable is False
+        assert await store.get("default", "b") == job
+        postgres.execute(end.format(name), database)
+        await until_writable(store)
+        await done(store, Create(id="c", labels={"a": "b"}))
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    begun, over = caplog.messages
+    assert re.search(
+        f"the database on .* is unavailable, retrying: .*({says}).*; writes fail with STORE_.*; {advice}", begun
+    )
+    assert over.endswith("has recovered")
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_when_others_use_up_the_connections_calls_on_open_sessions_succeed(postgres, postgres_url, caplog):
+    name = postgres_url.rpartition("/")[2]
+
+    async def main() -> None:
+        store = await PostgresStore.open(postgres_url)
+        await done(store, Create(id="a"))
+        postgres.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 1")
+        crowd = await asyncio.gather(*(store.get("default", "a") for _ in range(20)), return_exceptions=True)
+        assert {type(result) for result in crowd} == {Job, errors.StoreUnavailableError}
+        assert store.writable
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert caplog.messages == []
+
+
+USES = {"its method": lambda session: session.fetchval("SELECT 1"), "the driver's": lambda session: session._protocol}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_session_that_is_cut_between_two_statements_is_unavailable(postgres_url, use):
+    async def cut_and_use(store: PostgresStore) -> None:
+        async with store._database.connection() as connection:
+            connection.terminate()  # as the probe does in an outage
+            await USES[use](connection)  # the second is an AttributeError
+
+    async def main() -> None:
+        store = await PostgresStore.open(postgres_url)
+        with pytest.raises(errors.StoreUnavailableError, match="the connection was lost"):
+            await cut_and_use(store)
         await store.close()
 
     asyncio.run(main())
-    (line,) = caplog.messages
-    assert re.search(f"the schema jobstatus on .* is unavailable, retrying: .*{says}", line)
