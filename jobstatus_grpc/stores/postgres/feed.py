@@ -310,13 +310,14 @@ class PostgresFeed:
 
     async def _fetch(self, connection: Connection, place: Place, seen: Snapshot | None) -> Sequence[Any]:
         snapshot = place.snapshot
+        newest = place.next_snapshot or snapshot  # a history that has the later one's changes has the earlier one's
         arguments = (
             snapshot.to_postgres(),
             place.xid,
             int(place.number),
             None if seen is None else seen.to_postgres(),
-            str(snapshot.end - 1),
-            snapshot.changed_at,
+            str(newest.end - 1),
+            newest.changed_at,
         )
         try:
             row = await connection.fetchrow(_CHANGES, *arguments)
