@@ -8,13 +8,14 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any
 
 import grpc
 from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
-from jobstatus_grpc import AsyncJobStatusClient, Job, JobState
+from jobstatus_grpc import AsyncJobStatusClient, Job
 from tests.support.servers import ServerProcess
 
 REPLICAS = 3
@@ -24,7 +25,6 @@ CUT_LISTENERS = """
     WHERE usename = 'jobstatus' AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')
 """
 CUT_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'jobstatus'"
-Harm: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 # Codes that a call may get while its server dies, is down, or restarts.
 PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
@@ -33,9 +33,6 @@ OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 200),
 ]
-
-
-WORKERS, BATCHES, BATCH_SIZE = 8, 2, 10
 
 
 class Worker:
@@ -70,11 +67,6 @@ class Worker:
         assert job.revision == number + 1, "a report has one effect, however often it was sent"
         self.acknowledged = number
 
-    def note(self, result: pb.BatchUpdateJobsResult) -> None:
-        """Record the result of the next report, which was sent in a batch."""
-        assert result.HasField("job"), result.error
-        self._note(result.job, self.acknowledged + 1)
-
 
 async def until_answered(call: Any, request: Any) -> Any:
     """Call until there is an answer, as a worker with a request_id does."""
@@ -85,15 +77,6 @@ async def until_answered(call: Any, request: Any) -> Any:
             if error.code() not in PASSING:
                 raise
             await asyncio.sleep(0.01)
-
-
-async def require_kept(stub: Any, acknowledged: dict[str, int]) -> None:
-    """Require that each job exists, at its last acknowledged report or a later one."""
-    requests = [pb.GetJobRequest(id=job_id) for job_id in acknowledged]
-    replies = await asyncio.gather(*(until_answered(stub.GetJob, request) for request in requests))
-    for reply, (job_id, number) in zip(replies, acknowledged.items(), strict=True):
-        assert reply.job.revision >= number + 1, f"{job_id}: an acknowledged write was lost"
-        assert int(reply.job.labels.get("number", "0")) == reply.job.revision - 1
 
 
 async def follow(client: AsyncJobStatusClient, job_id: str) -> list[Job]:
@@ -129,57 +112,10 @@ async def connected(address: str) -> AsyncIterator[tuple[Any, AsyncJobStatusClie
         yield JobStatusServiceStub(channel), client
 
 
-class Load:
-    """Workers that report until `end`, alone and in batches, while more jobs are created."""
-
-    def __init__(self, stub):
-        self._stub = stub
-        self.alone = [Worker(stub, f"alone-{number}") for number in range(WORKERS)]
-        self.batches = [
-            [Worker(stub, f"batch-{batch}-{number}") for number in range(BATCH_SIZE)] for batch in range(BATCHES)
-        ]
-        self.created = []
-        self._is_over = False
-
-    @property
-    def workers(self):
-        return self.alone + [worker for batch in self.batches for worker in batch]
-
-    async def begin(self):
-        await asyncio.gather(*(worker.create() for worker in self.workers))
-
-    async def run(self):
-        loads = [self._report(worker) for worker in self.alone] + [self._report_batch(batch) for batch in self.batches]
-        await asyncio.gather(*loads, self._create())
-
-    async def end(self, running):
-        """Stop the load, and let every job succeed with one more report."""
-        self._is_over = True
-        await running
-        await asyncio.gather(*(worker.report(state=pb.JOB_STATE_SUCCEEDED) for worker in self.workers))
-
-    async def _report(self, worker):
-        while not self._is_over:
-            await worker.report()
-
-    async def _report_batch(self, batch):
-        while not self._is_over:
-            updates = [worker.request(worker.acknowledged + 1) for worker in batch]
-            reply = await until_answered(self._stub.BatchUpdateJobs, pb.BatchUpdateJobsRequest(updates=updates))
-            for worker, result in zip(batch, reply.results, strict=True):
-                worker.note(result)
-
-    async def _create(self):
-        while not self._is_over:
-            worker = Worker(self._stub, f"created-{len(self.created)}")
-            await worker.create()
-            self.created.append(worker)
-
-
 @contextlib.contextmanager
-def replicas(url: str, *flags: str, count: int = REPLICAS) -> Iterator[list[ServerProcess]]:
-    """Serve one database `count` times."""
-    servers = [ServerProcess("--log-level", "warning", *flags, store=url) for _ in range(count)]
+def replicas(url: str, *flags: str, count: int = REPLICAS, log: Path | None = None) -> Iterator[list[ServerProcess]]:
+    """Serve one database `count` times, with one log."""
+    servers = [ServerProcess("--log-level", "warning", *flags, store=url, log=log) for _ in range(count)]
     with contextlib.ExitStack() as stack:
         for server in servers:
             stack.callback(server.kill)
@@ -204,31 +140,3 @@ async def connected_to(servers: list[ServerProcess]) -> AsyncIterator[tuple[list
     async with contextlib.AsyncExitStack() as stack:
         pairs = [await stack.enter_async_context(connected(server.address)) for server in servers]
         yield [stub for stub, _ in pairs], [client for _, client in pairs]
-
-
-async def harmed_under_load(
-    servers: list[ServerProcess],
-    harm: Callable[[], Coroutine[Any, Any, None]],
-    *,
-    times: int,
-    pause: Callable[[], float],
-) -> None:
-    """Call `harm` again and again under load: no acknowledged report is lost, and every watcher reaches the end."""
-    async with connected_to(servers) as (stubs, clients), background_tasks() as start:
-        stub = Spread(stubs)
-        load = Load(stub)
-        await load.begin()
-        watches = [start(follow(client, worker.job_id)) for client in clients for worker in load.workers]
-        running = start(load.run())
-        for _ in range(times):
-            await asyncio.sleep(pause())
-            harming = start(harm())
-            while not harming.done():
-                acknowledged = {worker.job_id: worker.acknowledged for worker in load.workers + load.created}
-                await asyncio.wait([harming, running], timeout=0.02, return_when=asyncio.FIRST_COMPLETED)
-                assert not running.done(), running.result()
-            await harming
-            await require_kept(stub, acknowledged)
-        await load.end(running)
-        for jobs in await asyncio.gather(*watches):
-            assert jobs[-1].state is JobState.SUCCEEDED

@@ -49,7 +49,7 @@ class ServerProcess:
         """
         self._flags = flags
         self._program = program
-        self._store = store
+        self.store = store
         self._listen = listen
         self._log = log
         self._process: subprocess.Popen[str] | None = None
@@ -73,7 +73,7 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command = [sys.executable, *self._program, "serve", "--listen", self._listen, "--store", self._store]
+        command = [sys.executable, *self._program, "serve", "--listen", self._listen, "--store", self.store]
         command += ["--transport", TRANSPORT]
         if self._log is None:
             # Lines of the server must not come between those of a command that a test captures in this process.
