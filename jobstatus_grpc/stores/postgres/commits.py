@@ -23,6 +23,7 @@ from jobstatus_grpc.job import (
     Found,
     Job,
     Outcome,
+    RequestId,
     Stall,
     Tombstone,
     Update,
@@ -177,8 +178,9 @@ class Commits:
         transaction = connection.transaction()
         await transaction.start()
         try:
-            probe = Create(id=f"probe-{uuid.uuid4()}", tenant="", labels={"probe": ""})
-            await self._apply(connection, [probe], waits=False)
+            probe = f"probe-{uuid.uuid4()}"
+            create = Create(id=probe, tenant="", labels={"probe": ""}, request=RequestId(probe, ""))
+            await self._apply(connection, [create], waits=False, looks_up=False)
         finally:
             await _roll_back(transaction)
 
