@@ -214,7 +214,8 @@ class JobStore(Protocol):
     async def position(self) -> Position:
         """Return the feed's position now: `changes` from here misses no later commit.
 
-        It stays the same until something changes, and `changes` leads to exactly this position.
+        It is after each commit that a read before this call has seen. It stays the same until something changes, and
+        `changes` leads to exactly this position.
         """
         ...
 

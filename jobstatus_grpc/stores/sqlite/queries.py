@@ -92,6 +92,12 @@ def read_head(connection: sqlite3.Connection) -> Head:
     return Head._make((*row, list(map(Epoch._make, epochs)), dict(counts)))
 
 
+def read_newest_sequence(connection: sqlite3.Connection) -> int:
+    """Return the number of the newest change in the file; 0 without one."""
+    (sequence,) = connection.execute("SELECT coalesce(max(sequence), 0) FROM changes").fetchone()
+    return int(sequence)
+
+
 @cache
 def keys_in(count: int) -> str:
     """Return the condition that a row has one of `count` tenants and ids."""

@@ -52,6 +52,7 @@ from jobstatus_grpc.stores.sqlite.queries import (
     count_jobs,
     read_changes,
     read_found,
+    read_newest_sequence,
     read_page,
     read_requests,
     read_transitions,
@@ -341,7 +342,10 @@ class SqliteStore:
 
     async def position(self) -> Position:
         """See JobStore."""
-        self._health.check()
+        # Readers see a commit as soon as it is in the file, which may be before the feed has it.
+        newest = await self._read(read_newest_sequence)
+        while self._feed.sequence < newest:
+            await self._feed.wait_beyond(self._feed.sequence)
         return self._feed.position()
 
     async def changes(self, after: Position, *, up_to: Position | None = None) -> ChangeBatch:

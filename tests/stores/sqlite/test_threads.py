@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from jobstatus_grpc.job import Create
+from jobstatus_grpc.job import Create, JobFilter
 from jobstatus_grpc.stores.sqlite.database import SqliteFile
 from jobstatus_grpc.stores.sqlite.readers import ReaderPool
 from tests.support.sqlite import on_file
@@ -97,3 +97,30 @@ def test_a_long_list_does_not_hold_up_reads_of_single_jobs(tmp_path, monkeypatch
 
     on_file(path, use)
     assert was_let_go == [True]
+
+
+def test_a_position_is_after_each_commit_that_a_read_before_it_has_seen(tmp_path):
+    """Else a WatchJobs that resumes lists a job in its new state, and waits for the change behind it in vain."""
+
+    async def use(store):
+        is_written, go_on = threading.Event(), threading.Event()
+        write, before = store._writer.write, await store.position()
+
+        def write_and_wait(*args, **settings):
+            written = write(*args, **settings)
+            is_written.set()
+            go_on.wait(30)
+            return written
+
+        store._writer.write = write_and_wait
+        committing = asyncio.create_task(done(store, Create(id="a")))
+        await asyncio.to_thread(is_written.wait, 30)
+        page = await store.page("default", JobFilter(), limit=1)
+        reading = asyncio.create_task(store.position())
+        await asyncio.wait([reading], timeout=0.2)
+        go_on.set()
+        batch = await store.changes(before, up_to=await reading)
+        assert [change.job for change in batch.changes] == list(page.jobs)
+        await committing
+
+    on_file(tmp_path / "jobs.db", use)
