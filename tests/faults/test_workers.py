@@ -15,7 +15,7 @@ from jobstatus_grpc import AsyncJobStatusClient, JobFilter, JobState, JobStatusC
 from tests.support.servers import ServerProcess
 
 SUSPENSIONS, SUSPENSIONS_IN_FULL = 1, 20
-FORKS, FORKS_IN_FULL = 10, 300
+FORKS, FORKS_IN_FULL = 10, 100
 CANCELS, CANCELS_IN_FULL = 200, 5_000
 
 REPORTING = """
