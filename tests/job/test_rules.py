@@ -538,6 +538,7 @@ def test_all_accepted_requests_but_heartbeats_are_to_be_remembered(command: Comm
         (str(uuid.UUID(int=0, version=4)), False),
         ("a request", False),
     ],
+    ids=["a day old", "older", "in capitals", "a year ahead", "without hyphens", "another version", "a text"],
 )
 def test_a_uuid7_is_refused_as_request_id_when_it_is_older_than_the_memory(request_id: str, is_refused: bool) -> None:
     fields: dict[str, Any] = {"reason": "a", "request": RequestId(request_id, "h")}
