@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+import shlex
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -188,11 +192,19 @@ def test_the_page_of_a_job_has_its_error_result_history_children_and_the_lines_t
     expect(page.locator("#job-result pre")).to_have_text('{\n  "rows": 3\n}')
     expect(page.locator("#history b")).to_have_text(["in progress", "in progress → failed"])
     expect(page.locator("#children")).to_have_text("part pending")
-    follow = page.locator("#follow").inner_text()
-    assert follow.splitlines() == [
-        f"jobstatus --address {service.address} watch -- -a",
-        f"""grpcurl -d '{{"id":"-a"}}' {service.address} jobstatus.v1.JobStatusService/WatchJob""",
-    ]
+
+
+def test_the_lines_to_follow_a_job_run(board):
+    service, page = board
+    create(service, "-a", state=pb.JOB_STATE_IN_PROGRESS)
+    row(page, "-a").get_by_role("link").click()
+    lines = page.locator("#follow").inner_text().splitlines()
+    update(service, "-a", state=pb.JOB_STATE_SUCCEEDED)
+    assert [shlex.split(line)[0] for line in lines] == ["jobstatus", "grpcurl"]
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        command = [str(Path(sys.executable).with_name(program)), *arguments]
+        assert "succeeded" in subprocess.check_output(command, text=True, timeout=30).lower()
 
 
 def test_the_page_of_a_job_follows_it_to_its_end(board):

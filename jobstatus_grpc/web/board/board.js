@@ -511,10 +511,16 @@ function linesToFollow(id) {
   const listening = document.querySelector('meta[name="grpc-address"]').content;
   // The server may listen on all addresses of its machine: the page's own host is one of them.
   const address = listening.replace(/^(?!unix:).*(?=:\d+$)/, location.hostname);
+  const isUnix = address.startsWith("unix:");
+  // --tls-cert is for the page and for gRPC, but not for Unix sockets.
+  const isTls = !isUnix && location.protocol === "https:";
   // An id has no character that a shell reads; a first `-` would be read as a flag.
   const word = id.startsWith("-") ? `-- ${id}` : id;
-  const json = JSON.stringify({ id });
-  return `jobstatus --address ${address} watch ${word}\ngrpcurl -d '${json}' ${address} ${SERVICE}/WatchJob`;
+  const options = isTls ? "" : isUnix ? "-plaintext -unix " : "-plaintext ";
+  return (
+    `jobstatus watch --address ${isTls ? "grpcs://" : ""}${address} ${word}\n` +
+    `grpcurl ${options}-d '${JSON.stringify({ id })}' ${address.replace(/^unix:/, "")} ${SERVICE}/WatchJob`
+  );
 }
 
 async function drawJob(job, signal) {
