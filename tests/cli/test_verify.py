@@ -92,6 +92,7 @@ def test_a_file_that_is_no_history_is_one_line(cli, tmp_path):
 def test_an_unreachable_server_is_exit_4(cli):
     done = cli("verify", "--address", "127.0.0.1:1", "--timeout", "200ms")
     assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.count("no answer from 127.0.0.1:1: ") == 1
 
 
 def test_a_caller_without_the_role_is_refused_before_anything_is_checked(cli_of, auth):

@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 
 import click
 
-from jobstatus_grpc import errors
 from jobstatus_grpc.cli import exits, options, output, parsers
 from jobstatus_grpc.cli.connection import connected
 from jobstatus_grpc.cli.options import duration_flag, flag
@@ -175,7 +174,7 @@ async def _run(endpoints: Sequence[Endpoint], load: _Load, verdict: Verdict) -> 
 
 
 async def _require_access(recorder: Recorder, labels: Mapping[str, str]) -> None:
-    """Raise an error unless each server answers, and lets the caller create and delete a job."""
+    """End the command unless each server answers, and lets the caller create and delete a job."""
     from jobstatus.v1 import job_status_pb2 as pb
 
     job = pb.JobStatus(id=f"verify-{uuid.uuid4().hex}", name="verify", labels=labels)
@@ -191,7 +190,8 @@ async def _require_access(recorder: Recorder, labels: Mapping[str, str]) -> None
         for method, request, server in requests:
             entry = await recorder.call(method, request, server=server)
             if entry.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-                raise errors.UnavailableError(f"no answer from {entry.server}: {entry.message}")
+                exits.say_error(f"no answer from {entry.server}: {entry.message}")  # it may be a replica
+                raise click.exceptions.Exit(exits.UNREACHABLE)
             if entry.code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
                 raise click.UsageError(f"{method} on {entry.server} is refused: {entry.message}")
     except asyncio.CancelledError:
