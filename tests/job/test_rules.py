@@ -263,7 +263,7 @@ def test_nan_is_not_equal_to_itself_so_it_must_never_get_in() -> None:
         assert len(violations) == 1, value
 
 
-# As in the README, row by row; a claim names its attempt, so it has a column of its own.
+# As in docs/api.md, row by row; a claim names its attempt, so it has a column of its own.
 ALLOWED = {
     S.PENDING: {S.PENDING, S.IN_PROGRESS, S.RETRYING, S.SUCCEEDED, S.ABORTED, S.FAILED, S.CANCELLED},
     S.IN_PROGRESS: {S.IN_PROGRESS, S.RETRYING, S.SUCCEEDED, S.ABORTED, S.FAILED, S.CANCELLED},

@@ -1,4 +1,4 @@
-"""The commands and code of the README work as written."""
+"""The commands and code of README.md and of the pages of docs/ that continue it work as written."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ def server():
 
 
 @pytest.fixture
-def readme(root):
-    return (root / "README.md").read_text()
+def read(root):
+    def joined(*names):
+        return "\n".join((root / name).read_text() for name in names)
+
+    return joined
 
 
 def run(command, server):
@@ -50,8 +53,8 @@ def run_until_synced(command, server):
     return said
 
 
-def test_the_python_in_the_readme_runs(readme, server):
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def test_the_python_about_the_client_runs(read, server):
+    blocks = re.findall(r"```python\n(.*?)```", read("README.md", "docs/python.md"), re.DOTALL)
     said = [run(["python", "-W", "error", "-c", block], server) for block in blocks]
     assert len(said) == 4
     assert said[0] == "succeeded\n"
@@ -60,13 +63,14 @@ def test_the_python_in_the_readme_runs(readme, server):
     assert said[3] == "retrying\n"
 
 
-def test_the_python_about_operations_runs(root, server):
-    (block,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "operations.md").read_text(), re.DOTALL)
+def test_the_python_about_operations_runs(read, server):
+    (block,) = re.findall(r"```python\n(.*?)```", read("docs/operations.md"), re.DOTALL)
     assert "rows: 100.0" in run(["python", "-c", block], server).splitlines()
 
 
-def test_the_grpcurl_in_the_readme_runs(readme, server):
-    commands = [shlex.split(line) for line in re.findall(r"^\$ (grpcurl .*)$", readme, re.MULTILINE)]
+def test_the_lines_of_grpcurl_run(read, server):
+    lines = re.findall(r"^\$ (grpcurl .*)$", read("README.md", "docs/api.md"), re.MULTILINE)
+    commands = [shlex.split(line) for line in lines]
     said = {
         command[-1].rpartition("/")[2]: run_until_synced(command, server)
         if command[-1].endswith("/WatchJobs")
@@ -81,12 +85,29 @@ def test_the_grpcurl_in_the_readme_runs(readme, server):
     assert '"id": "video-17"' in said["WatchJobs"]
 
 
-def test_every_command_and_flag_in_the_readme_exists(readme, server):
-    verbs = re.search(r"`jobstatus (serve \|.*?)`", readme, re.DOTALL)
+def test_every_command_and_flag_in_the_documentation_exists(read, server):
+    verbs = re.search(r"`jobstatus (serve \|.*?)`", read("docs/command-line.md"), re.DOTALL)
     assert verbs is not None
     for verb in verbs[1].split("|"):
         run(["jobstatus", verb.strip(), "--help"], server)
     printed = run(["jobstatus", "serve", "--help"], server)
-    flags = re.findall(r"`(--[a-z-]+)`", readme.partition("| flag of `serve`")[2].partition("\n## ")[0])
+    flags = re.findall(r"`(--[a-z-]+)`", read("docs/server.md").partition("| flag of `serve`")[2].partition("\n## ")[0])
     assert len(flags) > 8
     assert [flag for flag in flags if flag not in printed] == []
+
+
+def test_the_links_between_the_pages_lead_somewhere(root):
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("examples/*.md")]
+    texts = {page: re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in pages}
+    for page, text in texts.items():
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), (page.name, link)
+            assert not anchor or anchor in anchors_of(texts[target]), (page.name, link)
+
+
+def anchors_of(text):
+    """As GitHub makes them of the headings."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

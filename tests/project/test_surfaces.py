@@ -1,4 +1,4 @@
-"""Each field and each RPC of the API is on every surface: stores, tokens, wire, service, clients, commands, README.
+"""Each field and each RPC of the API is on every surface: stores, tokens, wire, service, clients, commands, docs.
 
 The names come from the descriptors and the dataclasses, so that these tests name what a new field or RPC lacks, and the
 file that lacks it. CONTRIBUTING.md lists the files to change.
@@ -216,10 +216,10 @@ def test_an_rpc_has_a_command(rpc):
     assert command in COMMANDS, f"COMMANDS in cli/__init__.py has no {command} for {rpc}"
 
 
-def test_every_rpc_is_in_the_readme(root):
-    table = (root / "README.md").read_text().partition("## The calls")[2].partition("\n## ")[0]
+def test_every_rpc_is_in_the_documentation(root):
+    table = (root / "docs" / "api.md").read_text().partition("## The calls")[2].partition("\n## ")[0]
     rows = set(re.findall(r"^\| (\w+) \|", table, re.MULTILINE)) - {"RPC"}
-    assert rows == set(RPCS), f"the table of calls in README.md and protos/ differ in {rows ^ set(RPCS)}"
+    assert rows == set(RPCS), f"the table of calls in docs/api.md and protos/ differ in {rows ^ set(RPCS)}"
 
 
 def test_the_roles_in_the_documentation_are_those_of_the_server(root):
@@ -229,8 +229,8 @@ def test_the_roles_in_the_documentation_are_those_of_the_server(root):
     assert documented == LEAST_ROLES
 
 
-def test_every_command_is_in_the_readme(root):
-    verbs = re.search(r"`jobstatus (serve \|.*?)`", (root / "README.md").read_text(), re.DOTALL)
+def test_every_command_is_in_the_documentation(root):
+    verbs = re.search(r"`jobstatus (serve \|.*?)`", (root / "docs" / "command-line.md").read_text(), re.DOTALL)
     assert verbs is not None
     difference = {verb.strip() for verb in verbs[1].split("|")} ^ COMMANDS.keys()
-    assert not difference, f"the commands in README.md and COMMANDS in cli/__init__.py differ in {difference}"
+    assert not difference, f"docs/command-line.md and COMMANDS in cli/__init__.py differ in {difference}"

@@ -54,8 +54,8 @@ TAIL = """
 * `make faults ARGS="-k disk"` runs the tests whose name or file contains `disk`, and replaces their rows only.
 * `make faults ARGS="--soak -k at_random"` loads a server for an hour with a random fault every 20 seconds.
 * `make check` runs each of these tests with few faults, in a few seconds.
-* `jobstatus verify --address HOST:PORT` judges a running deployment: see "Verify your deployment" in the
-  [README](../README.md).
+* `jobstatus verify --address HOST:PORT` judges a running deployment: see
+  [Verify a deployment](verify.md).
 
 The tests are in `tests/faults`, the servers with a bug in `tests/verify/faulty_server.py`, and the rules in
 `jobstatus_grpc/verify/checker.py`. Faults of the clock need the Debian package `faketime`, which `make faults` installs
