@@ -152,7 +152,9 @@ def stored(text: str, *, default: str | None = None) -> Decorator:
 
         file = flag("--store-file FILE", "A file with the URL of --store in it, which may hold a password.")
         declared: Callable[..., Any] = file(with_store)
-        return flag("--store URL", text, **({} if default is None else {"default": default}))(declared)
+        if default is None:
+            return flag("--store URL", f"{text} Required, or --store-file.")(declared)
+        return flag("--store URL", text, default=default)(declared)
 
     return declare
 
