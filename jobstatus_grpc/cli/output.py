@@ -92,8 +92,8 @@ def summary(job: Job) -> str:
         "estimated": instant(job.estimated_completion),
         "projected": instant(job.projected_completion),
         "expires": instant(job.expires_at),
-        "heard": instant(job.last_heartbeat_at),
-        "heartbeat": parsers.spell(job.heartbeat_timeout) if job.heartbeat_timeout else "",
+        "heartbeat": instant(job.last_heartbeat_at),
+        "stalls": f"after {parsers.spell(job.heartbeat_timeout)} without an update" if job.heartbeat_timeout else "",
         "revision": str(job.revision),
         "result": json.dumps(job.result, ensure_ascii=False) if job.result is not None else "",
     }
