@@ -57,7 +57,7 @@ def _reference(value: str) -> str:
     "Run this line of shell, with the event as JSON on stdin and as JOBSTATUS_EVENT_* variables.",
     to="command",
 )
-@flag("--state-file FILE", "Keeps the place of the relay over restarts; one relay at a time can use it.", required=True)
+@flag("--state-file FILE", "Stores the position of the relay; one relay at a time can use it.", required=True)
 @flag("--on WHAT", "Deliver the end of each job, or each state.", type=click.Choice(["end", "state"]), default="end")
 @options.filtered
 @duration_flag(
