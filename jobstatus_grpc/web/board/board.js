@@ -3,13 +3,14 @@
 
 const SERVICE = "jobstatus.v1.JobStatusService";
 const MAX_ROWS = 2000; // Jobs in the table. Older ones are found by a filter.
-const PAGE_SIZE = 1000;
+const PAGE_SIZE = 500;
 const MIN_UPDATE_INTERVAL = "0.2s"; // Changes of one job within it arrive as one.
 const HEARTBEAT_INTERVAL = "10s";
 const SILENCE_MS = 25000; // Two heartbeats are missing: the connection is dead.
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 10000;
 const CLOCK_MS = 5000; // How often ages are written anew.
+const MAX_CLOCK_ERROR_MS = 1000; // Above it they are written anew at once.
 const STATES = ["pending", "in_progress", "retrying", "succeeded", "failed", "aborted", "cancelled"];
 const FINAL_CODES = new Set(["not_found", "permission_denied", "invalid_argument", "failed_precondition"]);
 const MAY_CANCEL = new Set(["ROLE_OPERATOR", "ROLE_ADMIN"]);
@@ -50,7 +51,9 @@ async function post(method, body, type, signal) {
 }
 
 async function call(method, request, signal) {
-  return (await post(method, JSON.stringify(request), "application/json", signal)).json();
+  const response = await (await post(method, JSON.stringify(request), "application/json", signal)).json();
+  signal?.throwIfAborted(); // The page may show something else by now.
+  return response;
 }
 
 // Yields the messages of a stream; the end of the stream without an error ends the loop.
@@ -75,6 +78,7 @@ async function* receive(method, request, signal) {
       const content = JSON.parse(new TextDecoder().decode(received.subarray(5, 5 + length)));
       const isLast = received[0] & 2;
       received = received.subarray(5 + length);
+      if (content.serverTime) setClock(content.serverTime);
       if (!isLast) yield content;
       else if (content.error) throw new CallError(content.error);
       else return;
@@ -88,8 +92,8 @@ let following = new AbortController();
 let followed = ""; // What the stream is of; empty: there is none.
 
 // Call `open(signal, isAlive)` again and again until it returns true, the page shows something else, or it fails for
-// good. `open` calls isAlive() with each message; a silent connection is given up. `what` names the stream: one that is
-// open already stays.
+// good. `open` calls isAlive() with each sign of life; a silent connection is given up. `what` names the stream: one
+// that is open already stays.
 async function keepOpen(what, open) {
   if (what === followed) return;
   following.abort();
@@ -100,12 +104,18 @@ async function keepOpen(what, open) {
     const attempt = new AbortController();
     const stop = () => attempt.abort();
     own.signal.addEventListener("abort", stop);
-    let silence = setTimeout(stop, SILENCE_MS);
+    let silence;
+    const isAlive = () => {
+      clearTimeout(silence);
+      silence = setTimeout(stop, SILENCE_MS);
+    };
+    let why = "connection lost";
     try {
-      if (!caller.role) await identify(attempt.signal);
-      const isOver = await open(attempt.signal, () => {
-        clearTimeout(silence);
-        silence = setTimeout(stop, SILENCE_MS);
+      isAlive();
+      await identify(attempt.signal); // Another tab may have logged in as another caller.
+      const isOver = await open(attempt.signal, ({ isOpen }) => {
+        isAlive();
+        if (!isOpen) return;
         pause = FIRST_PAUSE_MS;
         showConnection("live", "live");
       });
@@ -114,16 +124,18 @@ async function keepOpen(what, open) {
       if (own.signal.aborted) return;
       if (error.code === "unauthenticated") return logIn();
       if (FINAL_CODES.has(error.code)) {
+        followed = "";
         showConnection("lost", "stopped");
         return showProblem(error.message);
       }
+      if (error.code && error.code !== "unavailable") why = error.message;
     } finally {
       clearTimeout(silence);
       attempt.abort();
       own.signal.removeEventListener("abort", stop);
     }
     if (own.signal.aborted) return;
-    showConnection("lost", `connection lost, next attempt in ${Math.ceil(pause / 1000)} s`);
+    showConnection("lost", `${why}, next attempt in ${Math.ceil(pause / 1000)} s`);
     await new Promise((resolve) => setTimeout(resolve, pause * (0.5 + Math.random() / 2)));
     pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
   }
@@ -142,6 +154,29 @@ function showProblem(text) {
   $("problem").hidden = false;
 }
 
+// ---- the clock of the server, from which all times of jobs are
+
+let clockAheadMs = 0; // of the browser's clock
+
+const serverNow = () => Date.now() + clockAheadMs;
+
+function setClock(serverTime) {
+  const before = clockAheadMs;
+  clockAheadMs = Date.parse(serverTime) - Date.now();
+  if (Math.abs(clockAheadMs - before) > MAX_CLOCK_ERROR_MS) drawTimes();
+}
+
+function drawTimes() {
+  if (!$("job").hidden && shownJob) drawFields(shownJob);
+  if ($("list").hidden) return;
+  const now = serverNow();
+  for (const { job, row } of jobs.values()) {
+    if (row.hidden || !row.isConnected) continue;
+    setText(row.children[3], endOf(job, now));
+    setText(row.children[5], ageOf(job, now));
+  }
+}
+
 // ---- words
 
 const stateOf = (job) => (job.state || "").replace("JOB_STATE_", "").toLowerCase();
@@ -150,6 +185,9 @@ const titleOf = (job) => job.name || job.id;
 const reasonOf = (job) => job.reason || job.error?.message || "";
 const eventOf = (event) => (event.type || "").replace("JOB_EVENT_TYPE_", "");
 const revisionOf = (job) => Number(job.revision || 0);
+const labelsOf = (job) => Object.entries(job.labels || {}).map(([key, value]) => `${key}=${value}`);
+// Times of creation as text in the order of time; with the Z, which some have after fewer digits, they are not.
+const createdOf = (job) => job.createdAt.replace("Z", "");
 
 function spell(milliseconds) {
   const seconds = Math.max(0, Math.round(milliseconds / 1000));
@@ -160,7 +198,7 @@ function spell(milliseconds) {
 }
 
 function endOf(job, now) {
-  const at = job.projectedCompletion || job.estimatedCompletion;
+  const at = job.estimatedCompletion || job.projectedCompletion; // As `jobstatus list` has it.
   if (!at || job.done) return "";
   const left = Date.parse(at) - now;
   return left > 0 ? spell(left) : "overdue";
@@ -194,13 +232,17 @@ function progressElements(job) {
 
 // ---- the place: what the address bar says
 
+const partsOf = (label) => [label.slice(0, label.indexOf("=")), label.slice(label.indexOf("=") + 1)];
+
 function placeOf(search) {
   const query = new URLSearchParams(search);
+  const labels = query.getAll("label").filter((label) => label.includes("="));
   return {
     job: query.get("job"),
     states: query.getAll("state").filter((state) => STATES.includes(state)),
     stalled: query.get("stalled") === "1",
-    labels: query.getAll("label").filter((label) => label.includes("=")),
+    // A job has one value for each key: the last one chosen counts.
+    labels: [...new Map(labels.map((label) => [partsOf(label)[0], label])).values()],
     name: query.get("name") || "",
     parent: query.get("parent") || "",
     text: query.get("q") || "",
@@ -216,21 +258,18 @@ function searchOf({ job = null, states = [], stalled = false, labels = [], name 
   if (name) query.set("name", name);
   if (parent) query.set("parent", parent);
   if (text) query.set("q", text);
-  return query.size ? `?${query}` : location.pathname;
+  return String(query) ? `?${query}` : location.pathname;
 }
 
 // The filter of the service. States and the text are left to the table, which counts the jobs of each state.
 function filterOf(place) {
-  const labels = Object.fromEntries(
-    place.labels.map((label) => [label.slice(0, label.indexOf("=")), label.slice(label.indexOf("=") + 1)]),
-  );
-  return { namePrefix: place.name, parentId: place.parent, labels };
+  return { namePrefix: place.name, parentId: place.parent, labels: Object.fromEntries(place.labels.map(partsOf)) };
 }
 
 let place = placeOf(location.search);
 
-function go(search, { replace = false } = {}) {
-  history[replace ? "replaceState" : "pushState"](null, "", search);
+function go(search) {
+  if (new URL(search, location).href !== location.href) history.pushState(null, "", search);
   show();
 }
 
@@ -284,7 +323,7 @@ function drawRow(entry, now) {
     } else fill(progress, ...fresh);
   }
   if (!drawn || JSON.stringify(drawn.labels) !== JSON.stringify(job.labels)) {
-    fill(labels, ...Object.entries(job.labels || {}).map(([key, value]) => labelButton(`${key}=${value}`)));
+    fill(labels, ...labelsOf(job).map(labelButton));
   }
   setText(end, endOf(job, now));
   setText(attempt, job.attempt ? String(job.attempt) : "");
@@ -307,15 +346,10 @@ function isShown(job) {
 }
 
 function put(job) {
+  if (jobs.has(job.id) && jobs.get(job.id).job.createdAt !== job.createdAt) remove(job.id); // The id was used again.
   const entry = jobs.get(job.id);
-  if (!entry) {
-    jobs.set(job.id, { job, row: newRow(job), drawn: null });
-  } else if (entry.job.createdAt === job.createdAt && revisionOf(entry.job) > revisionOf(job)) {
-    return;
-  } else {
-    if (entry.job.createdAt !== job.createdAt) entry.drawn = null; // The id was used again.
-    entry.job = job;
-  }
+  if (!entry) jobs.set(job.id, { job, row: newRow(job), drawn: null });
+  else if (revisionOf(entry.job) <= revisionOf(job)) entry.job = job;
   changed(job.id);
 }
 
@@ -330,13 +364,19 @@ function clearTable() {
   $("rows").replaceChildren();
 }
 
+let frame = 0; // That of the next draw; 0: none is due.
+
 function changed(id) {
-  if (!dirty.size) requestAnimationFrame(draw);
   dirty.add(id);
+  // A page in the background gets no frames, and must not collect jobs without end.
+  if (dirty.size > MAX_ROWS) draw();
+  else frame ||= requestAnimationFrame(draw);
 }
 
 function draw() {
-  const now = Date.now();
+  cancelAnimationFrame(frame);
+  frame = 0;
+  const now = serverNow();
   for (const id of dirty) {
     const entry = jobs.get(id);
     if (!entry) continue;
@@ -357,7 +397,7 @@ function insert({ job, row }) {
   while (low < high) {
     const middle = (low + high) >> 1;
     const other = jobs.get(rows[middle].dataset.id);
-    if (other && other.job.createdAt >= job.createdAt) low = middle + 1;
+    if (other && createdOf(other.job) >= createdOf(job)) low = middle + 1;
     else high = middle;
   }
   $("rows").insertBefore(row, rows[low] || null);
@@ -397,7 +437,7 @@ async function followTable(filter) {
   await keepOpen(`jobs ${listed}`, async (signal, isAlive) => {
     const isFresh = !resumeToken;
     if (isFresh) {
-      const pages = await listJobs(filter, signal);
+      const pages = await listJobs(filter, signal, isAlive);
       clearTable();
       pages.jobs.forEach(put);
       resumeToken = pages.resumeToken;
@@ -408,7 +448,7 @@ async function followTable(filter) {
     };
     try {
       for await (const message of receive("WatchJobs", request, signal)) {
-        isAlive();
+        isAlive({ isOpen: true });
         for (const event of message.events || []) {
           const kind = eventOf(event);
           if (kind === "RESET") {
@@ -423,18 +463,20 @@ async function followTable(filter) {
         if (message.resumeToken) resumeToken = message.resumeToken;
       }
     } catch (error) {
-      if (error.code === "invalid_argument") resumeToken = ""; // The token is of another filter or version.
+      // The token is of another caller or version. A new one is refused for another reason.
+      if (error.code === "invalid_argument" && !isFresh) resumeToken = "";
       else throw error;
     }
     return false;
   });
 }
 
-async function listJobs(filter, signal) {
+async function listJobs(filter, signal, isAlive) {
   const found = { jobs: [], resumeToken: "" };
   let pageToken = "";
   do {
     const page = await call("ListJobs", { filter, pageSize: PAGE_SIZE, pageToken }, signal);
+    isAlive({ isOpen: false });
     found.jobs.push(...(page.jobs || []));
     found.resumeToken ||= page.resumeToken;
     pageToken = page.nextPageToken;
@@ -443,6 +485,7 @@ async function listJobs(filter, signal) {
 }
 
 function showTable() {
+  $("problem").hidden = true;
   $("job").hidden = true;
   $("list").hidden = false;
   document.title = "Jobs";
@@ -473,26 +516,29 @@ function chosenLabel(label) {
 
 let shownJob = null;
 let isNotifying = false;
+let historyDrawn = ""; // What of the job its history and its children are drawn for.
 
 function showJob(id) {
+  if (followed === `job ${id}`) return; // It is shown already: the address has another #fragment.
+  $("problem").hidden = true;
   $("list").hidden = true;
   $("job").hidden = false;
   shownJob = null;
   isNotifying = false;
+  historyDrawn = "";
   $("notify").setAttribute("aria-pressed", "false");
   fill($("job-name"), element("bdi", { textContent: id }));
   for (const part of ["job-state", "job-fields", "history", "children"]) $(part).replaceChildren();
-  for (const part of ["job-error", "job-result", "children-section", "cancel", "delete"]) {
+  for (const part of ["job-error", "job-result", "children-section", "follow-section", "cancel", "delete"]) {
     $(part).hidden = true;
   }
   $("all-children").href = searchOf({ parent: id });
-  $("follow").textContent = linesToFollow(id);
   document.title = `${id} - Jobs`;
   $("job-name").focus();
   keepOpen(`job ${id}`, async (signal, isAlive) => {
     const request = { id, heartbeatInterval: HEARTBEAT_INTERVAL, minUpdateInterval: MIN_UPDATE_INTERVAL };
     for await (const message of receive("WatchJob", request, signal)) {
-      isAlive();
+      isAlive({ isOpen: true });
       const { job } = message.event;
       if (eventOf(message.event) === "REMOVED") return showDeleted();
       if (job) await drawJob(job, signal);
@@ -502,25 +548,25 @@ function showJob(id) {
 }
 
 function showDeleted() {
+  showConnection("live", "ended"); // First, because it hides problems.
   showProblem("The job was deleted.");
   $("cancel").hidden = $("delete").hidden = true;
   return true;
 }
 
+// Only of a job that the service has: an id in an address may have characters that a shell reads.
 function linesToFollow(id) {
-  const listening = document.querySelector('meta[name="grpc-address"]').content;
+  const [, scheme, listening] = /^(grpcs:\/\/)?(.*)$/.exec(document.querySelector('meta[name="grpc-address"]').content);
   // The server may listen on all addresses of its machine: the page's own host is one of them.
   const address = listening.replace(/^(?!unix:).*(?=:\d+$)/, location.hostname);
-  const isUnix = address.startsWith("unix:");
-  // --tls-cert is for the page and for gRPC, but not for Unix sockets.
-  const isTls = !isUnix && location.protocol === "https:";
-  // An id has no character that a shell reads; a first `-` would be read as a flag.
-  const word = id.startsWith("-") ? `-- ${id}` : id;
-  const options = isTls ? "" : isUnix ? "-plaintext -unix " : "-plaintext ";
-  return (
-    `jobstatus watch --address ${isTls ? "grpcs://" : ""}${address} ${word}\n` +
-    `grpcurl ${options}-d '${JSON.stringify({ id })}' ${address.replace(/^unix:/, "")} ${SERVICE}/WatchJob`
-  );
+  const word = id.startsWith("-") ? `-- ${id}` : id; // Else it is read as a flag.
+  const plain = scheme ? "" : address.startsWith("unix:") ? "-plaintext -unix " : "-plaintext ";
+  const token = caller.authenticated ? '-H "authorization: Bearer $JOBSTATUS_TOKEN" ' : "";
+  const place = address.replace(/^unix:/, "");
+  return [
+    `jobstatus watch --address ${scheme || ""}${address} ${word}`,
+    `grpcurl ${plain}${token}-d '${JSON.stringify({ id })}' ${place} ${SERVICE}/WatchJob`,
+  ].join("\n");
 }
 
 async function drawJob(job, signal) {
@@ -530,22 +576,34 @@ async function drawJob(job, signal) {
   fill($("job-name"), element("bdi", { textContent: title }));
   document.title = `${title} - Jobs`;
   fill($("job-state"), stateElement(job), ...marksOf(job), " ", ...progressElements(job));
-  fill($("job-fields"), ...fieldElements(job, Date.now()));
+  drawFields(job);
   showText("job-error", textOfError(job.error));
   showText("job-result", job.result && JSON.stringify(job.result, null, 2));
   const mayCancel = MAY_CANCEL.has(caller.role);
   $("cancel").hidden = !mayCancel || Boolean(job.done);
   $("delete").hidden = !mayCancel || !job.done;
   $("notify").hidden = Boolean(job.done) || !("Notification" in window);
-  if (job.done && before && !before.done && isNotifying) {
-    new Notification(title, { body: `${wordOf(stateOf(job))} ${reasonOf(job)}`, tag: job.id });
-  }
-  if (!before || stateOf(before) !== stateOf(job) || before.attempt !== job.attempt || before.stalled !== job.stalled) {
+  $("follow-section").hidden = false;
+  setText($("follow"), linesToFollow(job.id));
+  if (job.done && before && !before.done && isNotifying) notify(job);
+  // What makes an entry of the history.
+  const recorded = [stateOf(job), job.attempt, job.stalled, job.cancelRequested].join();
+  if (recorded !== historyDrawn) {
     await Promise.all([drawHistory(job.id, signal), drawChildren(job.id, signal)]);
+    historyDrawn = recorded;
   }
 }
 
-function fieldElements(job, now) {
+function notify(job) {
+  try {
+    new Notification(titleOf(job), { body: `${wordOf(stateOf(job))} ${reasonOf(job)}`, tag: job.id });
+  } catch {
+    showProblem("This browser has no notifications for pages."); // Chrome on Android: for service workers only.
+  }
+}
+
+function drawFields(job) {
+  const now = serverNow();
   const at = (instant) => instant && `${new Date(instant).toLocaleString()} (${spell(now - Date.parse(instant))} ago)`;
   const texts = {
     Id: job.id,
@@ -561,16 +619,25 @@ function fieldElements(job, now) {
     "Last heartbeat": at(job.lastHeartbeatAt),
     Revision: job.revision,
   };
-  const fields = Object.entries(texts)
-    .filter(([, text]) => text)
-    .map(([name, text]) => [name, [element("bdi", { textContent: text })]]);
-  if (job.parentId) fields.push(["Parent", [jobLink(job.parentId, job.parentId)]]);
-  const labels = Object.entries(job.labels || {}).map(([key, value]) => labelButton(`${key}=${value}`));
-  if (labels.length) fields.push(["Labels", labels]);
-  return fields.flatMap(([name, content]) => [
-    element("dt", { textContent: name }),
-    element("dd", {}, ...content),
-  ]);
+  for (const [name, text] of Object.entries(texts)) {
+    drawField(name, text, () => [element("bdi", { textContent: text })]);
+  }
+  drawField("Parent", job.parentId, () => [jobLink(job.parentId, job.parentId)]);
+  drawField("Labels", labelsOf(job).join("\n"), () => labelsOf(job).map(labelButton));
+}
+
+// Draw a field anew only where its text is another one: a link or button that is replaced loses the focus, and a click.
+function drawField(name, text, contentOf) {
+  let field = $("job-fields").querySelector(`[data-name="${name}"]`);
+  if (!field) {
+    field = element("div", {}, element("dt", { textContent: name }), element("dd"));
+    field.dataset.name = name;
+    $("job-fields").append(field);
+  }
+  field.hidden = !text;
+  if (!text || field.dataset.text === String(text)) return;
+  field.dataset.text = text;
+  fill(field.lastElementChild, ...contentOf());
 }
 
 function textOfError(error) {
@@ -634,6 +701,8 @@ async function identify(signal) {
 
 function logIn() {
   forget();
+  $("list").hidden = $("job").hidden = true;
+  clearTable();
   showConnection("lost", "not logged in");
   $("logout").hidden = true;
   if (!$("login").open) $("login").showModal();
@@ -676,7 +745,7 @@ document.addEventListener("click", (event) => {
     event.preventDefault();
     go(link.getAttribute("href"));
   } else if (button?.dataset.label) {
-    go(searchOf({ ...place, job: null, labels: [...new Set([...place.labels, button.dataset.label])] }));
+    go(searchOf({ ...place, job: null, labels: [...place.labels, button.dataset.label] }));
   } else if (button?.dataset.unlabel) {
     go(searchOf({ ...place, labels: place.labels.filter((label) => label !== button.dataset.unlabel) }));
   } else if (button?.dataset.state === "stalled") {
@@ -689,22 +758,19 @@ document.addEventListener("click", (event) => {
   }
 });
 
-function readFilter({ replace }) {
+function readFilter() {
   const form = $("filter").elements;
   const label = form.label.value.trim();
-  const labels = label.includes("=") && !place.labels.includes(label) ? [...place.labels, label] : place.labels;
+  const labels = label.includes("=") ? [...place.labels, label] : place.labels;
   if (label.includes("=")) form.label.value = "";
-  go(
-    searchOf({ ...place, labels, text: form.q.value, name: form.name.value, parent: form.parent.value.trim() }),
-    { replace },
-  );
+  go(searchOf({ ...place, labels, text: form.q.value, name: form.name.value, parent: form.parent.value.trim() }));
 }
 
 $("filter").addEventListener("submit", (event) => {
   event.preventDefault();
-  readFilter({ replace: false });
+  readFilter();
 });
-$("filter").addEventListener("change", () => readFilter({ replace: false }));
+$("filter").addEventListener("change", readFilter);
 $("filter").elements.q.addEventListener("input", () => {
   place.text = $("filter").elements.q.value;
   redrawAll();
@@ -737,37 +803,47 @@ $("notify").addEventListener("click", async () => {
 $("login-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const { token } = $("login-form").elements;
-  const response = await fetch("login", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ token: token.value.trim() }),
-  });
+  const problem = await sendToken(token.value.trim());
+  setText($("login-problem"), problem);
+  if (problem) return;
   token.value = "";
-  if (!response.ok) {
-    setText($("login-problem"), response.status === 401 ? "This token is not valid." : `HTTP ${response.status}`);
-    return;
-  }
-  setText($("login-problem"), "");
+  tabs.postMessage("login");
   $("login").close();
-  show();
 });
-$("login").addEventListener("cancel", (event) => event.preventDefault());
-$("logout").addEventListener("click", async () => {
-  await fetch("logout", { method: "POST" });
+// Closed by Escape, it opens again: the next call is refused.
+$("login").addEventListener("close", show);
+
+async function sendToken(token) {
+  const headers = { "Content-Type": "application/json" };
+  try {
+    const { ok, status } = await fetch("login", { method: "POST", headers, body: JSON.stringify({ token }) });
+    if (ok) return "";
+    return status === 400 || status === 401 ? "This token is not valid." : `HTTP ${status}`;
+  } catch {
+    return "The server cannot be reached.";
+  }
+}
+
+$("logout").addEventListener("click", () =>
+  guarded(async () => {
+    const { ok, status } = await fetch("logout", { method: "POST" });
+    if (!ok) throw new CallError({ message: `HTTP ${status}` });
+    tabs.postMessage("logout");
+    forget();
+    show();
+  }),
+);
+
+// The cookie is that of all tabs.
+const tabs = new BroadcastChannel("login");
+tabs.addEventListener("message", () => {
   forget();
-  show();
+  if ($("login").open) $("login").close();
+  else show();
 });
 
 window.addEventListener("popstate", show);
-setInterval(() => {
-  if ($("list").hidden) return;
-  const now = Date.now();
-  for (const { job, row } of jobs.values()) {
-    if (row.hidden || !row.isConnected) continue;
-    setText(row.children[3], endOf(job, now));
-    setText(row.children[5], ageOf(job, now));
-  }
-}, CLOCK_MS);
+setInterval(drawTimes, CLOCK_MS);
 
 for (const state of [...STATES, "stalled"]) {
   const button = element("button", { type: "button" }, `${wordOf(state)} `, element("b", { textContent: "0" }));
@@ -777,7 +853,6 @@ for (const state of [...STATES, "stalled"]) {
 
 function show() {
   place = placeOf(location.search);
-  $("problem").hidden = true;
   if (place.job) showJob(place.job);
   else showTable();
 }
