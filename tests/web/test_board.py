@@ -419,7 +419,7 @@ def test_the_login_stays_open_when_escape_is_pressed(serve_web, open_page, auth)
 def test_a_caller_whose_token_is_revoked_sees_no_jobs_any_more(serve_web, open_page, auth):
     token = auth.admit("olga")
     auth.admit("other")
-    service, web = serve_web("--auth", str(auth.path))
+    _, web = serve_web("--auth", str(auth.path))
     web.call("CreateJob", {"job": {"id": "a"}}, authorization=f"Bearer {token}")
     page = open_page(web.url)
     page.get_by_label("Token").fill(token)
