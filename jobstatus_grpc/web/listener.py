@@ -122,6 +122,16 @@ class _Connection(H11Protocol):
         self._end_timer()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        if self._has_request():
+            # The body broke off while the request is answered: else its answer is sent after this one, or between.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.abort()
+                return
+        super().send_400_response(msg)
+
     def abort(self) -> None:
         """Close the connection at once, and drop what is not sent."""
         self.transport.abort()

@@ -105,6 +105,7 @@ class Site:
             await respond_problem(request, InternalError(text, error_id=error_id))
 
     async def _answer(self, request: Request) -> None:
+        _check_length(request)
         self._check_host(request)
         is_own = self._check_origin(request)
         routes = self._routes_of(request.path)
@@ -248,6 +249,13 @@ def _token_in(request: Request, body: bytes) -> str:
         text = f'the body must be {{"token": "…"}} with a token of at most {MAX_TOKEN_CHARACTERS} characters'
         raise HttpError(HTTPStatus.BAD_REQUEST, text)
     return token
+
+
+def _check_length(request: Request) -> None:
+    """Refuse a request with two lengths: a proxy may go by the other one, and take a part of the body for a request."""
+    if {"content-length", "transfer-encoding"} <= {key for key, _ in request.fields}:
+        text = "the request has a content-length and a transfer-encoding; send one of them"
+        raise HttpError(HTTPStatus.BAD_REQUEST, text)
 
 
 def _is_this_machine(host: str) -> bool:

@@ -17,7 +17,7 @@ from jobstatus_grpc.server import config
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.web import http, listener
 from tests.support.loop import on_a_loop
-from tests.support.servers import serving_web
+from tests.support.servers import ServerProcess, serving_web
 from tests.support.web import SERVICE_PATH, Web, read_all
 
 GET = f"{SERVICE_PATH}/GetJob"
@@ -73,6 +73,25 @@ def test_a_body_of_the_limit_is_taken(web):
 def test_what_is_not_http_gets_a_4xx_and_the_end(web, data):
     reply = read_all(web.raw(data))
     assert reply.startswith(b"HTTP/1.1 4") or reply.startswith(b"HTTP/1.1 501"), reply
+
+
+def test_a_request_with_two_lengths_is_refused_and_what_follows_it_is_not_read(web):
+    inner = b"GET /openapi.json HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+    request = f"{HEAD}content-length: {5 + len(inner)}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+    reply = read_all(web.raw(request.encode() + inner))
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    assert reply.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("path", ["/nothing", GET])
+def test_a_body_that_is_not_http_gets_one_answer_and_no_line_in_the_log(path, tmp_path):
+    request = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n"
+    log = tmp_path / "log"
+    with ServerProcess("--http", "127.0.0.1:0", log=log) as process:
+        reply = read_all(Web(process.http).raw(request.encode()))
+        process.terminate()
+    assert reply.count(b"HTTP/1.1 400 ") == 1
+    assert "error" not in log.read_text()
 
 
 def test_a_header_beyond_ascii_reaches_its_reader(web):
