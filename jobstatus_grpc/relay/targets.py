@@ -48,7 +48,8 @@ class DeliveryError(Exception):
     """An event was not delivered, as far as is known; the text says why."""
 
     def __init__(self, text: str, *, retry_after_seconds: float = 0.0) -> None:
-        super().__init__(text)
+        # A receiver writes a part of it, and a terminal may show it.
+        super().__init__("".join(character if character.isprintable() else " " for character in text.strip()))
         self.retry_after_seconds = retry_after_seconds
         """The pause that the receiver asked for; 0: none."""
 
@@ -306,7 +307,7 @@ def _seconds_of(retry_after: str) -> float:
             at = parsedate_to_datetime(retry_after)
             at = at if at.tzinfo is not None else at.replace(tzinfo=timezone.utc)
             seconds = (at - datetime.now(timezone.utc)).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
 

@@ -12,7 +12,7 @@ import pytest
 import standardwebhooks
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 
-from jobstatus_grpc.relay.targets import _seconds_of, read_secrets
+from jobstatus_grpc.relay.targets import DeliveryError, _seconds_of, read_secrets
 from tests.support.certificates import Authority
 from tests.support.receiver import Receiver
 
@@ -140,6 +140,18 @@ def test_no_request_is_sent_before_the_time_that_the_receiver_asked_for(relaying
     first, *rest = receiver.wait_until(lambda received: len(received) == len(jobs) + 1)
     assert min(each.at for each in rest) - first.at >= 1.9
     assert {each.job["id"] for each in rest} == {job.id for job in jobs}
+
+
+def test_a_pause_that_cannot_be_read_does_not_end_the_relay(relaying, receiver, make):
+    pause = "Thu, 01 Jan 2026 00:00:00 +9999999999900"
+    receiver.answer = lambda number, headers: (200, {}) if number else (503, {"Retry-After": pause})
+    relaying("--webhook", receiver.url)
+    job = make()
+    assert receiver.wait_for(1)[0].job["id"] == job.id
+
+
+def test_what_a_receiver_says_cannot_write_to_a_terminal():
+    assert str(DeliveryError("the answer was 500 \x1b[2Jred\r\n")) == "the answer was 500  [2Jred"
 
 
 def test_an_event_that_fails_holds_up_no_other(relaying, receiver, service, make):
