@@ -53,19 +53,20 @@ class Place:
         """
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            # Without isolation_level, transactions begin and end where this file says so.
-            self._database = sqlite3.connect(path, timeout=0, isolation_level=None)
+            # Without isolation_level, transactions begin and end where this file says so. To SQLite a relative path can
+            # be a name for a database in memory.
+            self._database = sqlite3.connect(os.path.abspath(path), timeout=0, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise _cannot_use(path, error) from None
         try:
             found, self.token, horizon = self._open(kind)
-        except sqlite3.Error as error:
+            self.horizon = datetime.fromisoformat(horizon)
+        except (sqlite3.Error, ValueError) as error:
             self.close()
             raise _cannot_use(path, error) from None
         if found != kind:
             self.close()
             raise CannotStartError(f"{path} is of a relay with --on {found}; give this one a --state-file of its own")
-        self.horizon = datetime.fromisoformat(horizon)
 
     def _open(self, kind: str) -> tuple[str, str, str]:
         """Lock the file until it is closed, create what is missing, and return its kind, token and horizon."""
@@ -83,7 +84,10 @@ class Place:
         elif application != _APPLICATION_ID:
             raise sqlite3.DatabaseError("it is another file")
         self._database.execute("COMMIT")
-        found, token, horizon = self._database.execute("SELECT kind, token, horizon FROM place").fetchone()
+        rows = self._database.execute("SELECT kind, token, horizon FROM place").fetchall()
+        if len(rows) != 1:
+            raise sqlite3.DatabaseError("it is damaged")
+        found, token, horizon = rows[0]
         return found, token, horizon
 
     def close(self) -> None:
@@ -123,7 +127,7 @@ class Place:
             self._database.executemany("DELETE FROM delivered WHERE job = ?", gone)
 
 
-def _cannot_use(path: str, error: OSError | sqlite3.Error) -> CannotStartError:
+def _cannot_use(path: str, error: OSError | sqlite3.Error | ValueError) -> CannotStartError:
     if "locked" in str(error):
         return CannotStartError(f"another relay uses {path}; give each relay a --state-file of its own")
     why = getattr(error, "strerror", None) or error

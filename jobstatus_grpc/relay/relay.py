@@ -373,8 +373,19 @@ class Relay:
 
 
 def append_line(path: str, line: str) -> None:
-    """Append a line to a file, durably; a file that is created is for its owner only."""
+    """Append a line to a file, durably; a file that is created is for its owner only.
+
+    Raises:
+        OSError: it is not written, and nothing of it is in the file.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with contextlib.closing(os.fdopen(descriptor, "ab", buffering=0)) as file:
-        file.write(line.encode() + b"\n")
-        os.fsync(file.fileno())
+        size, left = os.fstat(descriptor).st_size, memoryview(line.encode() + b"\n")
+        try:
+            while left:  # a disk that becomes full takes a part, without an error
+                left = left[file.write(left) :]
+            os.fsync(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):  # no regular file
+                os.ftruncate(descriptor, size)
+            raise

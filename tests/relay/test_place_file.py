@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -12,6 +13,7 @@ from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.job import Job, JobState
 from jobstatus_grpc.relay.event import event_id
 from jobstatus_grpc.relay.place import Delivered, Place
+from jobstatus_grpc.relay.relay import append_line
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
@@ -100,3 +102,37 @@ def test_an_id_is_that_of_a_state_in_an_attempt_however_often_the_job_changes_in
 def test_another_event_has_another_id(changes):
     assert event_id("/", JOB) != event_id("/", replace(JOB, **changes))
     assert event_id("/", JOB) != event_id("/other", JOB)
+
+
+def test_a_file_is_never_a_database_in_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = Place(":memory:", "end")
+    place.begin("t1", NOW, [])
+    place.close()
+    again = Place(":memory:", "end")
+    assert again.token == "t1"
+    again.close()
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM place", "UPDATE place SET horizon = 'x'"])
+def test_a_damaged_file_is_refused(path, place, damage):
+    place.close()
+    with sqlite3.connect(path) as database:
+        database.execute(damage)
+    database.close()
+    with pytest.raises(CannotStartError, match="cannot be used as --state-file"):
+        Place(path, "end")
+
+
+def test_a_line_for_which_there_is_no_room_is_not_written_in_part(tmp_path):
+    path = tmp_path / "dead-letters"
+    append_line(str(path), "first")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append_line(str(path), "second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    append_line(str(path), "third")
+    assert path.read_text() == "first\nthird\n"
