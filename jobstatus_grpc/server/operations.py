@@ -176,12 +176,18 @@ def _to_bool(value: str) -> bool:
     return value == "true"
 
 
+def _to_parent(value: str) -> str:
+    if not value:
+        raise ValueError("must not be empty")  # to the service that is no criterion: all jobs match
+    return value
+
+
 _FIELDS: Mapping[str, Callable[[pb.JobFilter, str], None]] = {
     "done": lambda message, value: setattr(message, "done", _to_bool(value)),
     "metadata.stalled": lambda message, value: setattr(message, "stalled", _to_bool(value)),
     "metadata.state": lambda message, value: message.states.append(to_state(value)),  # type: ignore[arg-type]
     "metadata.name": lambda message, value: message.names.append(value),
-    "metadata.parent_id": lambda message, value: setattr(message, "parent_id", value),
+    "metadata.parent_id": lambda message, value: setattr(message, "parent_id", _to_parent(value)),
 }
 
 

@@ -260,6 +260,7 @@ def test_a_filter_is_that_of_list_jobs(text):
         ("done = maybe", "done: must be true or false"),
         ("metadata.state = LOST", "metadata.state: must be one of PENDING"),
         ("metadata.parent_id = é", "characters"),
+        ('metadata.parent_id = ""', "metadata.parent_id: must not be empty"),
         ("done = true AND " * 400, "at most 4096 characters"),
     ],
 )
