@@ -491,6 +491,7 @@ def test_a_name_full_of_html_and_right_to_left_marks_is_text(board):
 def test_axe_finds_nothing_and_nothing_is_wider_than_the_page(board, open_page, size, scheme):
     service, page = board
     create(service, "a", name="n" * 200, labels={"team": "core" * 15}, state=pb.JOB_STATE_IN_PROGRESS, progress=5)
+    service.stub.CancelJob(pb.CancelJobRequest(id="a", reason="c" * 300))
     create(service, "b", name="failed", state=pb.JOB_STATE_IN_PROGRESS, result={"text": "r" * 300})
     update(service, "b", state=pb.JOB_STATE_FAILED, error=pb.JobError(message="disk full " * 50))
     for place in ("", "?job=a", "?job=b", "?state=failed&label=team%3Dcore&q=x"):
