@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,8 +24,10 @@ from jobstatus.v1 import job_status_pb2 as pb
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from jobstatus_grpc.auth import Role
-from tests.support.servers import ServerProcess
+from tests.support.certificates import Authority
+from tests.support.servers import TRANSPORT, ServerProcess
 from tests.support.service import Service
+from tests.support.web import Web
 
 pytestmark = pytest.mark.slow  # a browser takes a second to open a page
 
@@ -233,6 +236,21 @@ def test_an_id_in_an_address_is_no_line_for_a_shell_unless_a_job_has_it(board):
     expect(page.locator("#connection")).to_have_text("stopped")
     expect(page.get_by_role("heading", name="Follow it elsewhere")).to_be_hidden()
     assert page.locator("#follow").text_content() == ""
+
+
+@pytest.mark.skipif(TRANSPORT == "native", reason="the native transport has no TLS")
+def test_the_lines_to_follow_a_job_have_tls_and_the_token(serve_web, open_page, auth, tmp_path):
+    token, authority = auth.admit("olga"), Authority()
+    cert, key = authority.issue().write(tmp_path, "server")
+    service, plain = serve_web("--auth", str(auth.path), "--tls-cert", cert, "--tls-key", key)
+    web = Web(plain.url, token=token, tls=ssl.create_default_context(cafile=authority.write(tmp_path)))
+    web.call("CreateJob", {"job": {"id": "a"}})
+    page = open_page(f"{web.url}/?job=a", ignore_https_errors=True)
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#follow")).to_contain_text(f"jobstatus --address grpcs://{service.address} watch a")
+    grpcurl = """grpcurl -H "authorization: Bearer $JOBSTATUS_TOKEN" -d '{"id":"a"}'"""
+    expect(page.locator("#follow")).to_contain_text(f"{grpcurl} {service.address} ")
 
 
 def test_the_page_of_a_job_stays_when_the_link_to_its_content_is_used(board):

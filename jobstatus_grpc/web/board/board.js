@@ -91,9 +91,9 @@ async function* receive(method, request, signal) {
 let following = new AbortController();
 let followed = ""; // What the stream is of; empty: there is none.
 
-// Call `open(signal, isAlive)` again and again until it returns true, the page shows something else, or it fails for
-// good. `open` calls isAlive() with each sign of life; a silent connection is given up. `what` names the stream: one
-// that is open already stays.
+// Call `open(signal, { isAlive, isCurrent })` again and again until it returns true, the page shows something else, or
+// it fails for good. `open` calls isAlive() with each response, and isCurrent() with each message of the stream; a
+// silent connection is given up. `what` names the stream: one that is open already stays.
 async function keepOpen(what, open) {
   if (what === followed) return;
   following.abort();
@@ -109,17 +109,16 @@ async function keepOpen(what, open) {
       clearTimeout(silence);
       silence = setTimeout(stop, SILENCE_MS);
     };
+    const isCurrent = () => {
+      isAlive();
+      pause = FIRST_PAUSE_MS;
+      showConnection("live", "live");
+    };
     let why = "connection lost";
     try {
       isAlive();
       await identify(attempt.signal); // Another tab may have logged in as another caller.
-      const isOver = await open(attempt.signal, ({ isOpen }) => {
-        isAlive();
-        if (!isOpen) return;
-        pause = FIRST_PAUSE_MS;
-        showConnection("live", "live");
-      });
-      if (isOver) return showConnection("live", "ended");
+      if (await open(attempt.signal, { isAlive, isCurrent })) return showConnection("live", "ended");
     } catch (error) {
       if (own.signal.aborted) return;
       if (error.code === "unauthenticated") return logIn();
@@ -128,7 +127,7 @@ async function keepOpen(what, open) {
         showConnection("lost", "stopped");
         return showProblem(error.message);
       }
-      if (error.code && error.code !== "unavailable") why = error.message;
+      if (error instanceof CallError && error.code !== "unavailable") why = error.message;
     } finally {
       clearTimeout(silence);
       attempt.abort();
@@ -434,7 +433,7 @@ function redrawAll() {
 }
 
 async function followTable(filter) {
-  await keepOpen(`jobs ${listed}`, async (signal, isAlive) => {
+  await keepOpen(`jobs ${listed}`, async (signal, { isAlive, isCurrent }) => {
     const isFresh = !resumeToken;
     if (isFresh) {
       const pages = await listJobs(filter, signal, isAlive);
@@ -448,7 +447,7 @@ async function followTable(filter) {
     };
     try {
       for await (const message of receive("WatchJobs", request, signal)) {
-        isAlive({ isOpen: true });
+        isCurrent();
         for (const event of message.events || []) {
           const kind = eventOf(event);
           if (kind === "RESET") {
@@ -476,7 +475,7 @@ async function listJobs(filter, signal, isAlive) {
   let pageToken = "";
   do {
     const page = await call("ListJobs", { filter, pageSize: PAGE_SIZE, pageToken }, signal);
-    isAlive({ isOpen: false });
+    isAlive();
     found.jobs.push(...(page.jobs || []));
     found.resumeToken ||= page.resumeToken;
     pageToken = page.nextPageToken;
@@ -535,10 +534,10 @@ function showJob(id) {
   $("all-children").href = searchOf({ parent: id });
   document.title = `${id} - Jobs`;
   $("job-name").focus();
-  keepOpen(`job ${id}`, async (signal, isAlive) => {
+  keepOpen(`job ${id}`, async (signal, { isCurrent }) => {
     const request = { id, heartbeatInterval: HEARTBEAT_INTERVAL, minUpdateInterval: MIN_UPDATE_INTERVAL };
     for await (const message of receive("WatchJob", request, signal)) {
-      isAlive({ isOpen: true });
+      isCurrent();
       const { job } = message.event;
       if (eventOf(message.event) === "REMOVED") return showDeleted();
       if (job) await drawJob(job, signal);
