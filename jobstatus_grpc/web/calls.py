@@ -88,6 +88,9 @@ class Call:
     def time_remaining(self) -> float | None:
         return None if self._ends_at is None else max(self._ends_at - time.monotonic(), 0.0)
 
+    def add_done_callback(self, callback: Callable[[Any], None], /) -> None:
+        self._request.done_callbacks.append(callback)
+
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         raise CallEndedError(code, details, trailing_metadata)
 

@@ -99,6 +99,8 @@ class Request:
         self.send = send
         self.is_started = False
         """Whether a response has begun."""
+        self.done_callbacks: list[Callable[[Any], None]] = []
+        """Called with something once the request is answered: the response is sent, or with the connection to be."""
         self._body: bytes | None = None
         self._is_read = not any(key in ("content-length", "transfer-encoding") for key, _ in self.fields)
 

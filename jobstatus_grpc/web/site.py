@@ -103,6 +103,9 @@ class Site:
                 return
             text = f"the server failed; its log has the details under the id {error_id}"
             await respond_problem(request, InternalError(text, error_id=error_id))
+        finally:
+            for callback in request.done_callbacks:
+                callback(None)
 
     async def _answer(self, request: Request) -> None:
         _check_length(request)

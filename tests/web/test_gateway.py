@@ -13,6 +13,8 @@ from google.rpc import error_details_pb2, status_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import errors
+from jobstatus_grpc.server.transports.interface import CallContext, StreamContext
+from jobstatus_grpc.web.calls import Call
 from jobstatus_grpc.web.http import HTTP_STATUS_OF_CODE
 from jobstatus_grpc.wire import status
 from tests.support.web import SERVICE_PATH
@@ -20,6 +22,19 @@ from tests.support.web import SERVICE_PATH
 GET = f"{SERVICE_PATH}/GetJob"
 WATCH = f"{SERVICE_PATH}/WatchJob"
 FRAME = b"\0\0\0\0\2{}"
+
+
+def test_a_call_has_what_the_methods_of_the_server_take():
+    assert {name for name in vars(StreamContext) | vars(CallContext) if name[0] != "_"} <= set(dir(Call))
+
+
+def test_the_memory_of_large_responses_is_free_again_when_they_are_sent(serve_web):
+    service, web = serve_web("--max-held-mib", "40")
+    for _ in range(60):
+        service.job_in("IN_PROGRESS", result={"text": "x" * 15_000})
+    replies = [web.call("ListJobs", {"page_size": 60}) for _ in range(20)]
+    replies += [web.request("GET", "/v1/jobs?pageSize=60") for _ in range(20)]
+    assert {reply.status for reply in replies} == {200}
 
 
 @pytest.mark.parametrize("cls", list(errors.error_classes()), ids=lambda cls: cls.__name__)
