@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -15,6 +15,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc.stores.sqlite.store import SqliteStore
 from tests.support.load import background_tasks, connected
 from tests.support.servers import ServerProcess, serving
+from tests.support.stores import StandingClock
 from tests.support.watch_jobs import Reader, Writer
 
 CUTS, CUTS_IN_FULL = 20, 200
@@ -89,19 +90,14 @@ def test_a_reader_that_is_cut_off_under_load_misses_no_newest_state_and_sees_no_
         asyncio.run(asyncio.wait_for(scenario(server), 240))
 
 
-class Clock:
-    def __init__(self):
-        self.now = datetime(2026, 1, 1, tzinfo=timezone.utc)
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.mark.timeout(300)
 def test_a_reader_that_was_away_sees_a_reset_exactly_where_history_does_not_cover_its_token(tmp_path, is_full):
     async def scenario():
-        clock, chance = Clock(), random.Random(2)
-        store = await SqliteStore.open(str(tmp_path / "jobs.db"), clock=clock, retention=timedelta(days=9999))
+        clock, chance = StandingClock(), random.Random(2)
+        retention = timedelta(days=9999)
+        store = await SqliteStore.open(
+            str(tmp_path / "jobs.db"), clock=clock, retention=retention, seconds=clock.seconds
+        )
         async with serving(store) as stub:
             writer = Writer(stub, 0, seed=3)
             reader = Reader()
@@ -117,7 +113,7 @@ def test_a_reader_that_was_away_sees_a_reset_exactly_where_history_does_not_cove
                 is_old = chance.random() < 0.7
                 # The store saves its position only now and then, and resumes from the saved one.
                 for pause in (timedelta(minutes=2), timedelta(hours=25 if is_old else 1)):
-                    clock.now += pause
+                    clock.advance(seconds=pause.total_seconds())
                     while await store.trim(limit=100):
                         pass
                 is_covered = not is_old or writer.deleted == deleted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import grpc
@@ -19,6 +18,7 @@ from jobstatus_grpc.watch import filter_watch
 from tests.support.loop import run
 from tests.support.paused_store import PausedStore
 from tests.support.servers import serving
+from tests.support.stores import StandingClock
 from tests.support.watch_jobs import HEARTBEAT, REMOVED, RESET, Reader, events_of, listed
 
 NONE = duration_pb2.Duration()
@@ -280,19 +280,11 @@ def test_a_stream_begins_again_by_itself_when_the_store_is_replaced(moment, capl
     run(scenario)
 
 
-class Clock:
-    def __init__(self):
-        self.now = datetime(2026, 1, 1, tzinfo=timezone.utc)
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.mark.parametrize("is_covered", [True, False])
 def test_a_token_leads_to_reset_exactly_where_history_does_not_cover_it(is_covered):
     async def scenario():
-        clock = Clock()
-        store = MemoryStore(clock=clock)
+        clock = StandingClock()
+        store = MemoryStore(clock=clock, seconds=clock.seconds)
         async with serving(store) as stub:
             await prepare(stub)
             reader = Reader()
@@ -303,7 +295,7 @@ def test_a_token_leads_to_reset_exactly_where_history_does_not_cover_it(is_cover
             stream.cancel()
             if not is_covered:
                 await end(stub, "job-0")
-            clock.now += timedelta(hours=25)
+            clock.advance(hours=25)
             while await store.trim(limit=100):
                 pass
             stream = watched(stub, reader)

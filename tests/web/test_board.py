@@ -248,7 +248,7 @@ def test_the_lines_to_follow_a_job_have_tls_and_the_token(serve_web, open_page, 
     page = open_page(f"{web.url}/?job=a", ignore_https_errors=True)
     page.get_by_label("Token").fill(token)
     page.get_by_role("button", name="Log in").click()
-    expect(page.locator("#follow")).to_contain_text(f"jobstatus --address grpcs://{service.address} watch a")
+    expect(page.locator("#follow")).to_contain_text(f"jobstatus watch --address grpcs://{service.address} a")
     grpcurl = """grpcurl -H "authorization: Bearer $JOBSTATUS_TOKEN" -d '{"id":"a"}'"""
     expect(page.locator("#follow")).to_contain_text(f"{grpcurl} {service.address} ")
 

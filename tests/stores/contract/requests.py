@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from jobstatus_grpc import errors
-from jobstatus_grpc.job import Cancel, Command, Create, Delete, Job, JobState, RequestId, Stall, Update
+from jobstatus_grpc.job import Cancel, Command, Create, Delete, Job, JobState, RequestId, Update
 from jobstatus_grpc.job.ids import new_uuid7
 from jobstatus_grpc.job.limits import MAX_REQUEST_AGE
 from jobstatus_grpc.stores.interface import REQUEST_RETENTION, JobStore
-from tests.support.stores import TIMEOUT, StandingClock, claim, done, end, on_store, settled, start, trim
+from tests.support.stores import NO_LIMIT, TIMEOUT, StandingClock, claim, done, end, on_store, settled, start, trim
 
 S = JobState
 
@@ -70,7 +70,7 @@ class RequestsContract:
         await start(store, "a")
         await done(store, Cancel(id="a"), forced)
         clock.advance(seconds=TIMEOUT.total_seconds())
-        (stalled,) = await done(store, Stall(id="a"))
+        (stalled,) = await done(store, *await store.overdue(limit=NO_LIMIT))
         assert stalled.stalled
         assert await done(store, forced) == [stalled]
 
@@ -80,7 +80,8 @@ class RequestsContract:
         await start(store, "a")
         await done(store, heartbeat)
         clock.advance(seconds=TIMEOUT.total_seconds())
-        assert [job.stalled for job in await done(store, Stall(id="a"), heartbeat)] == [True, False]
+        stall = await store.overdue(limit=NO_LIMIT)
+        assert [job.stalled for job in await done(store, *stall, heartbeat)] == [True, False]
 
     @on_store
     async def test_a_retried_claim_is_known_after_others(self, store):
