@@ -88,6 +88,7 @@ updates = st.builds(
     request=requests,
     allow_missing=st.booleans(),
     name=names,
+    parent_id=st.sampled_from(["", "a"]),  # else Hypothesis makes any text
     labels_if_missing=labels,
     actor=texts,
 )
