@@ -414,6 +414,7 @@ def limited(cli_of, tmp_path):
         yield limited
 
 
+@pytest.mark.slow
 def test_a_job_that_a_limited_server_refuses_until_its_end_is_reported_late(limited):
     cli = limited(5)
     done = cli("run", "--", "true")
@@ -427,6 +428,7 @@ def test_an_outcome_that_a_limited_server_refuses_to_the_end_is_one_line(limited
     assert "the outcome SUCCEEDED could not be reported: " in end
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_holds_up_no_command(cli_of):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         cli = cli_of(f"127.0.0.1:{silent.getsockname()[1]}")

@@ -23,11 +23,18 @@ CTRL_C, CTRL_S, CTRL_Q, CTRL_Z, ESCAPE = "\x03", "\x13", "\x11", "\x1a", "\x1b"
 
 CURSES = """
 import curses
+def getkey(screen):
+    screen.timeout(100)  # ncurses misses a change of the size that comes just before it reads: it has to look again
+    while True:
+        try:
+            return screen.getkey()
+        except curses.error:
+            pass
 def main(screen):
     row, key = 0, f"{curses.LINES} x {curses.COLS}"
     while key != "q":
         screen.addstr(row, 0, f"<{key}>")
-        key, row = screen.getkey(), row + 1
+        key, row = getkey(screen), row + 1
         if key == "KEY_RESIZE":
             key = "{} x {}".format(*screen.getmaxyx())
 curses.wrapper(main)

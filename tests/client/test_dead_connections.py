@@ -14,6 +14,8 @@ from jobstatus_grpc.client.endpoint import CHANNEL_OPTIONS
 from jobstatus_grpc.client.retry import Liveness
 from tests.support.tcp_proxy import TcpProxy
 
+pytestmark = pytest.mark.slow  # waits for the timeouts of connections
+
 
 @pytest.fixture
 def proxy(memory_address) -> Iterator[TcpProxy]:

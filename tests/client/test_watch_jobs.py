@@ -194,6 +194,7 @@ def test_leaving_a_watch_ends_its_stream_at_once():
         asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_a_cancelled_anext_loses_nothing():
     async def main() -> None:
         async with AsyncJobStatusClient(server.address) as client:

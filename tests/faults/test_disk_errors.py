@@ -31,6 +31,7 @@ def failures(tmp_path, monkeypatch):
     return order
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1])
 def test_no_acknowledged_write_is_lost_to_errors_of_the_disk(tmp_path, failures, is_full, record_fault, seed):
@@ -91,6 +92,7 @@ def read(service: Service, numbers: Iterable[int]) -> list[Any]:
     return [service.get(f"{number}") for number in numbers]
 
 
+@pytest.mark.slow
 def test_a_part_of_the_disk_that_cannot_be_read_does_not_end_the_server(tmp_path, failures):
     with ServerProcess(store=f"sqlite:///{tmp_path}/jobs.db", log=tmp_path / "log") as server:
         service = Service(server.address)

@@ -29,6 +29,7 @@ def fill(ballast: Path) -> None:
             return
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1])
 def test_a_disk_that_is_full_again_and_again_loses_no_acknowledged_write(tmp_path, is_full, record_fault, seed):

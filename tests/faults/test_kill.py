@@ -17,6 +17,7 @@ KILLS_OF_A_PART = 50
 """Kills between two judgements."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_no_acknowledged_write_is_lost_and_every_watcher_reaches_the_end(
     tmp_path, is_full, patience_seconds, record_fault

@@ -40,6 +40,7 @@ async def come_and_go(stub, chance, until):
         call.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_under_load_no_call_fails_and_memory_does_not_grow(tmp_path, is_full, transport):
     flags = ("--transport", transport, "--log-level", "warning")

@@ -73,6 +73,7 @@ async def load(address, readers, slow, deaf, seconds):
     return recorder, took, last
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_readers_get_each_change_beside_slow_and_deaf_ones(transport, tmp_path, is_full, record_fault):
     counts = (

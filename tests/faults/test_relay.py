@@ -16,6 +16,7 @@ KILLS, KILLS_IN_FULL = 4, 100
 ANSWERS = (200, 200, 200, 500, 503, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("on", ["end", "state"])
 def test_no_end_is_lost_when_relay_and_server_are_killed_at_random(tmp_path, is_full, record_fault, on):

@@ -79,6 +79,7 @@ def test_a_worker_that_was_suspended_cannot_write_to_a_job_that_another_has_clai
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_client_that_is_forked_again_and_again_works_in_parent_and_child(is_full, record_fault):
     forks = FORKS_IN_FULL if is_full else FORKS

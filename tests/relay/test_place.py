@@ -11,6 +11,8 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from tests.support.receiver import RelayProcess
 
+pytestmark = pytest.mark.slow  # starts many relays
+
 
 def ids_in(received):
     return [each.job["id"] for each in received]

@@ -16,6 +16,8 @@ from jobstatus_grpc.relay.targets import DeliveryError, _seconds_of, read_secret
 from tests.support.certificates import Authority
 from tests.support.receiver import Receiver
 
+pytestmark = pytest.mark.slow  # waits for retries
+
 SECRETS = [f"whsec_{base64.b64encode(bytes(range(size))).decode()}" for size in (24, 64)]
 
 

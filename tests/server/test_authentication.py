@@ -396,6 +396,7 @@ def test_a_slow_reader_ends_too(auth, run):
     assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
 
 
+@pytest.mark.slow
 def test_a_hundred_changes_of_the_file_fail_no_call_and_end_no_watch(auth, run):
     token = auth.admit("ci")
 

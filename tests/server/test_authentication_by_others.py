@@ -223,6 +223,7 @@ def test_an_issuer_that_is_away_is_unavailable_until_it_answers(auth, run):
         assert run(scenario) == (("UNAVAILABLE", "IDENTITY_UNAVAILABLE"), "OK")
 
 
+@pytest.mark.slow
 def test_a_slow_issuer_delays_no_other_caller(auth, run):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         auth.add("jwt", JWT.replace("JWKS", f"http://127.0.0.1:{silent.getsockname()[1]}/"))
@@ -247,6 +248,7 @@ async def outcomes_beside(stub, waiting, others):
 LIMITED = [("UNAVAILABLE", "IDENTITY_UNAVAILABLE")]
 
 
+@pytest.mark.slow
 def test_the_calls_that_wait_for_an_issuer_are_limited_and_no_others(auth, run, monkeypatch, tmp_path):
     monkeypatch.setattr(check_limit, "MAX_CHECKS", 3)
     (tmp_path / "keys.json").write_text(jwks_of(jwk_of("p256", "1")))

@@ -343,6 +343,7 @@ def test_a_wait_for_a_job_that_is_deleted_after_its_end_still_returns_the_end(wa
     assert {end.code().name for end in ends if not isinstance(end, lro.Operation)} <= {"NOT_FOUND"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_wait_counts_as_a_watch_until_its_client_leaves(serve, refused, transport):
     service = serve("--transport", transport, "--max-watchers", "2")

@@ -102,6 +102,7 @@ def test_a_seeded_bug_is_seen(bug, tmp_path, monkeypatch, record_bug):
     record_bug(bug, seen)
 
 
+@pytest.mark.slow
 def test_a_server_without_a_bug_passes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ServerProcess(store=f"sqlite:///{tmp_path}/jobs.db") as server:

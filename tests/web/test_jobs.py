@@ -336,6 +336,7 @@ def test_a_token_of_another_filter_is_refused(web):
     assert (reply.status, reply.reason) == (400, "INVALID_TOKEN")
 
 
+@pytest.mark.slow
 def test_the_end_of_the_server_is_a_problem_on_a_stream(serve_web):
     service, web = serve_web()
     job = create(web)
