@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import json
+import re
 import socket
 import subprocess
 import sys
@@ -197,8 +197,12 @@ class Metered:
 
     def __init__(self, service, log):
         self.service = service
-        messages = [json.loads(line)["message"] for line in log.read_text().splitlines()]
-        (self.url,) = [line.removeprefix("metrics on ") for line in messages if line.startswith("metrics on ")]
+        ends_at = time.monotonic() + 20
+        # A thread of its own writes the log, perhaps after the server answers.
+        while (found := re.search(r'"metrics on ([^"]+)"', log.read_text())) is None:
+            assert time.monotonic() < ends_at, "the log does not say where the metrics are"
+            time.sleep(0.01)
+        self.url = found[1]
 
     def scrape(self, accept=""):
         request = urllib.request.Request(self.url, headers={"Accept": accept} if accept else {})
