@@ -268,7 +268,7 @@ class Relay:
         backoff, give_up_at = Backoff(LONGEST_PAUSE_SECONDS), clock() + self._settings.retry_seconds
         while True:
             async with self._slots:
-                # In a loop: another delivery may have been asked for a longer pause meanwhile.
+                # In a loop: another delivery may have been asked for a longer pause in between.
                 while (pause_seconds := self._resume_at - clock()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(pause_seconds)
                 task = asyncio.current_task()

@@ -126,9 +126,9 @@ class CallMiddleware:
 
     def wrap(self, rpc: Rpc[Handler]) -> Method:
         """Return an RPC of the service as the method of a transport."""
-        if not (rpc.is_stream or rpc.is_long_poll):
-            return self._around(rpc, rpc.behaviour, self._admit_request, self._end_request)
-        return self._around(rpc, rpc.behaviour, self._admit_watch, self._end_watch)
+        if rpc.is_lasting:
+            return self._around(rpc, self._admit_watch, self._end_watch)
+        return self._around(rpc, self._admit_request, self._end_request)
 
     def _admit_request(self, caller: Identity, tenant: str, request_bytes: int) -> OpenCall:
         call = OpenCall(self._share_of(caller), TooManyRequestsError)
@@ -187,10 +187,10 @@ class CallMiddleware:
         self._held.add(response, RESPONSE_FACTOR * size, is_refusable=is_refusable)
         context.add_done_callback(lambda _: self._held.free(response))
 
-    def _around(self, rpc: Rpc[Handler], handler: Handler, admit: Admit, end: End) -> Method:
-        name, tally, access = rpc.name, self._tallies.get(rpc.name), self._access
+    def _around(self, rpc: Rpc[Handler], admit: Admit, end: End) -> Method:
+        name, handler, tally, access = rpc.name, rpc.behaviour, self._tallies.get(rpc.name), self._access
         caller_limits = self._caller_limits
-        ends_with_its_caller = (rpc.is_stream or rpc.is_long_poll) and access.watches is not None
+        ends_with_its_caller = rpc.is_lasting and access.watches is not None
         is_read = LEAST_ROLES[name] <= Role.WATCHER
 
         async def answered(data: bytes, context: CallContext) -> bytes | None:

@@ -225,6 +225,13 @@ class Attack:
         assert self._other.longest_new_call_seconds < MAX_NEW_CALL_SECONDS + pause
         assert self.growth < max_growth_bytes
 
+    async def finish(self):
+        """Require that no other client was harmed, and that the end of the connections leaves nothing."""
+        print(self)
+        self.check()
+        await self.close_all()
+        await self.ends_without_leftovers()
+
     async def ends_without_leftovers(self):
         """Require that connections, watches and the memory of open calls end soon on the server too."""
         for _ in range(200):
@@ -331,10 +338,7 @@ def test_2000_idle_connections_harm_no_other_client(server, is_full, record_faul
             for _ in range(IDLE_CONNECTIONS):
                 await attack.open(opening)
             await asyncio.sleep(0.5)
-            print(attack)
-            attack.check()
-            await attack.close_all()
-            await attack.ends_without_leftovers()
+            await attack.finish()
 
     run(scenario())
     record_fault("idle connections", count=IDLE_CONNECTIONS, checked="another client's calls, memory", result="served")
@@ -347,10 +351,7 @@ def test_1000_clients_that_come_back_at_once_all_get_their_watch(server, is_full
             watch = OPENING + call(1, "WatchJob", WATCH)
             await asyncio.gather(*(attack.open(watch) for _ in range(CLIENTS)))
             await attack.until_watched(CLIENTS)
-            print(attack)
-            attack.check()
-            await attack.close_all()
-            await attack.ends_without_leftovers()
+            await attack.finish()
 
     run(scenario())
     record_fault("clients that connect at once", count=CLIENTS, checked="watches", result="all opened")
@@ -370,10 +371,7 @@ def test_bytes_that_come_slowly_harm_no_other_client(server, is_full, record_fau
     async def scenario():
         async with Attack(server, is_full) as attack:
             await asyncio.gather(*(trickle(attack) for _ in range(200)))
-            print(attack)
-            attack.check()
-            await attack.close_all()
-            await attack.ends_without_leftovers()
+            await attack.finish()
 
     run(scenario())
     record_fault("connections that send a byte a second", count=200, checked="another client's calls", result="served")

@@ -82,6 +82,11 @@ class Rpc(Generic[B]):
     """Whether a unary call may last as long as a watch does."""
 
     @property
+    def is_lasting(self) -> bool:
+        """Whether a call may last, and counts as a watch: a stream, or a long poll."""
+        return self.is_stream or self.is_long_poll
+
+    @property
     def name(self) -> str:
         """The last part of the path."""
         return self.path.rpartition("/")[2]

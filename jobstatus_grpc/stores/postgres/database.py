@@ -294,8 +294,7 @@ class Database:
 
     def _refuse_writes(self, error: BaseException) -> type[RetryableError]:
         """Note that the database answers, but takes no writes because of this error; return what to raise for it."""
-        is_full = isinstance(error, asyncpg.DiskFullError) or "quota exceeded" in str(error)
-        kind: type[RetryableError] = StoreFullError if is_full else StoreUnavailableError
+        kind: type[RetryableError] = StoreFullError if _is_full(error) else StoreUnavailableError
         self._is_pool_stale |= isinstance(error, asyncpg.ReadOnlySQLTransactionError)  # a session stays as it began
         self._refusal = kind(_refused(describe(error)))
         failing = _WRITES_FAIL.format(reason=kind.reason)
@@ -427,6 +426,10 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(error, asyncpg.PostgresError) and not isinstance(error, _SESSION_ERRORS)
 
 
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, asyncpg.DiskFullError) or "quota exceeded" in str(error)
+
+
 def _read_only() -> Exception:
     error: Exception = asyncpg.ReadOnlySQLTransactionError(_READ_ONLY)
     return error
@@ -475,7 +478,7 @@ def _advice(error: BaseException) -> str:
         return "raise max_connections of the server, or the limit of the role or the database"
     if isinstance(error, _STARTING_ERRORS):
         return "name every host, with target_session_attrs=read-write, and check that one of them accepts writes"
-    if isinstance(error, asyncpg.DiskFullError) or "quota exceeded" in str(error):
+    if _is_full(error):
         return "make room for its tablespace and its WAL"
     if isinstance(error, StoreUnavailableError):
         return "see that a standby of synchronous_standby_names runs, and the state of the disk"

@@ -70,7 +70,7 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 once. RESERVE_BYTES is enough for the pages that this adds to the file."""
 
 TRUNCATE_WAIT_MILLISECONDS = 100
-"""How long the log is not made empty because of queries: no commit runs meanwhile."""
+"""How long to wait for queries before the log is made empty another time: no commit can run during the wait."""
 
 MAX_EPOCHS = 10_000
 """The number of processes whose positions are valid: a day of a server that is restarted every ten seconds."""
