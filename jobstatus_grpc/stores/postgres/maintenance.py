@@ -360,7 +360,10 @@ class Maintenance:
         return has_more or f"DELETE {limit}" in dropped or f"UPDATE {limit}" in taken_back
 
     async def close(self) -> None:
-        """End the leader's session, so that another process can lead at once."""
+        """Write the last heartbeats, and end the leader's session, so that another process can lead at once."""
+        if self._heartbeats and self._database.writable:
+            with contextlib.suppress(RetryableError):
+                await self._write_heartbeats()
         session, self._session, self._is_leader = self._session, None, False
         if session is not None:
             with contextlib.suppress(asyncpg.PostgresError, *TRANSIENT_ERRORS):
@@ -390,16 +393,20 @@ class Maintenance:
 
     async def _exchange(self) -> None:
         """Write this process's heartbeats, and every COUNT_SECONDS read the number of jobs by state."""
+        if self._heartbeats:
+            await self._write_heartbeats()
+        if self._seconds() - self._counted_at >= COUNT_SECONDS:
+            self._counted_at = self._seconds()
+            async with self._database.connection() as connection:
+                counts = await connection.fetch(_COUNTS)
+                self.counts = Counter(dict(counts))
+
+    async def _write_heartbeats(self) -> None:
         heartbeats, self._heartbeats = self._heartbeats, {}
         try:
             async with self._database.connection() as connection:
-                if heartbeats:
-                    rows = [(*key, at) for key, at in sorted(heartbeats.items())]
-                    await connection.execute(_WRITE_HEARTBEATS, *columns_of(rows))
-                if self._seconds() - self._counted_at >= COUNT_SECONDS:
-                    self._counted_at = self._seconds()
-                    counts = await connection.fetch(_COUNTS)
-                    self.counts = Counter(dict(counts))
+                rows = [(*key, at) for key, at in sorted(heartbeats.items())]
+                await connection.execute(_WRITE_HEARTBEATS, *columns_of(rows))
         except RetryableError:
             self._heartbeats = heartbeats | self._heartbeats
             raise

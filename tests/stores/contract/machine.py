@@ -130,11 +130,14 @@ def comparable(outcome: object) -> object:
 class StorePair(RuleBasedStateMachine):
     """The same commands on both, at the same times. `open` says which store is compared."""
 
+    keeps_heartbeats: bool
+    """Whether the other store has its heartbeats still after it was closed."""
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.clock = StandingClock()
-        self.memory: JobStore = MemoryStore(clock=self.clock, retention=RETENTION, seconds=self.clock.seconds)
+        self.memory = MemoryStore(clock=self.clock, retention=RETENTION, seconds=self.clock.seconds)
         self.other: JobStore = self.await_(self.opened())
         self.positions = [self.await_(store.position()) for store in self.stores()]
 
@@ -181,6 +184,9 @@ class StorePair(RuleBasedStateMachine):
         self.await_(self.other.close())
         self.other = self.await_(self.opened())
         self.memory.restart_stall_clocks()
+        if not self.keeps_heartbeats:
+            for clock in self.memory._stall_clocks._clocks.values():
+                clock.heard_at = None
 
     @rule()
     def follow(self) -> None:

@@ -15,6 +15,7 @@ TABLES = ("jobs", "labels", "changes", "transitions", "tombstones", "heard", "co
 
 
 class PostgresAndMemory(StorePair):
+    keeps_heartbeats = True
     url: str
 
     async def open(self) -> JobStore:

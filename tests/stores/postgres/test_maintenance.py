@@ -56,6 +56,19 @@ def test_one_store_at_a_time_returns_what_is_due(postgres_url):
     asyncio.run(main())
 
 
+def test_a_store_that_closes_writes_its_last_heartbeats(postgres_url):
+    async def main() -> None:
+        clock = StandingClock()
+        async with two_stores(postgres_url, clock) as (first, second):
+            await done(first, Create(id="a", state=JobState.IN_PROGRESS, heartbeat_timeout=TIMEOUT))
+            heard_at = clock.advance(seconds=1)
+            await done(second, Update(id="a"))
+            await second.close()
+            assert await last_heartbeats(first) == {heard_at}
+
+    asyncio.run(main())
+
+
 def test_every_store_knows_the_last_heartbeat(postgres_url):
     async def main() -> None:
         clock = StandingClock()

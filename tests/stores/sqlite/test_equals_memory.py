@@ -14,6 +14,8 @@ from tests.support.stores import RETENTION
 
 
 class SqliteAndMemory(StorePair):
+    keeps_heartbeats = False
+
     def __init__(self) -> None:
         self.directory = tempfile.TemporaryDirectory()
         super().__init__()
