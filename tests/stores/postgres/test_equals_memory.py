@@ -34,7 +34,7 @@ class PostgresAndMemory(StorePair):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("examples", [4, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_they_answer_the_same(postgres_url, examples):
     # Durability is not tested here.
     url = f"{postgres_url}?synchronous_commit=off"
