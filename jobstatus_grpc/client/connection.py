@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
 from jobstatus_grpc.client.endpoint import Endpoint, Pems
-from jobstatus_grpc.client.fork import keep_for_ever, renew_in_children, renewed
+from jobstatus_grpc.client.fork import background_call, keep_for_ever, renew_in_children, renewed
 from jobstatus_grpc.client.retry import ClientClosedError, Liveness, ProxyRefusals, RetryBudget, pause
 from jobstatus_grpc.client.sender import Call
 from jobstatus_grpc.client.watch import (
@@ -302,7 +302,8 @@ class Connection:
         """As of AsyncConnection."""
         refusals = self._proxy_refusals[call.method]
         try:
-            response = self._send(self._line(), call.method, call.request, timeout_seconds)
+            with background_call:
+                response = self._send(self._line(), call.method, call.request, timeout_seconds)
             refusals.service_answered()
             return response
         except grpc.RpcError as error:

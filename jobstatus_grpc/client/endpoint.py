@@ -13,6 +13,10 @@ from typing import Any
 
 import grpc
 
+# gRPC imports it when it opens the first channel. A child that is forked meanwhile could never import it: the lock of
+# the module would be held for ever, by a thread that does not run in the child.
+import grpc._channel
+
 from jobstatus_grpc.address import parse_address
 from jobstatus_grpc.client import values
 from jobstatus_grpc.client.token import RenewedToken, Token, TokenCommand

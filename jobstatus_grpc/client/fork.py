@@ -36,10 +36,57 @@ def renewed(event: threading.Event) -> threading.Event:
     return new
 
 
+MAX_FORK_PAUSE_SECONDS = 0.1
+"""How long a fork waits for the calls of background threads: far longer than calls take, unless no server answers."""
+
+
+class _BackgroundCalls:
+    """Keeps forks and the calls of background threads apart.
+
+    A thread that begins or ends a call holds locks of gRPC. In a child that is forked then, gRPC itself would wait for
+    them for ever. A call that waits for its answer holds none.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._calls = 0
+        self._is_forking = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._is_forking:
+                self._changed.wait()
+            self._calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._calls -= 1
+            self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        with self._changed:
+            self._is_forking = True
+            self._changed.wait_for(lambda: self._calls == 0, MAX_FORK_PAUSE_SECONDS)
+
+    def after_fork_in_parent(self) -> None:
+        with self._changed:
+            self._is_forking = False
+            self._changed.notify_all()
+
+
+background_call = _BackgroundCalls()
+"""`with background_call:` around a call that a thread makes by itself, so that the program cannot know when to fork."""
+
+
 def _after_fork() -> None:
+    background_call.__init__()  # type: ignore[misc]
     for inherited, renew in list(_inheritable.items()):
         renew(inherited)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=background_call.before_fork,
+        after_in_parent=background_call.after_fork_in_parent,
+        after_in_child=_after_fork,
+    )

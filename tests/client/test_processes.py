@@ -140,6 +140,13 @@ with client.reporter(on_error=lambda *refusal: refused.append(refusal)) as repor
     reporter.update(job.id, state=JobState.SUCCEEDED, attempt=1)
 assert client.get(job.id).state is JobState.SUCCEEDED and refused == []
 """,
+    "a reporter that begins to send": """
+for number in range(4):
+    with JobStatusClient(address) as other, other.reporter(flush_interval_seconds=0) as reporter:
+        reporter.update(job.id, reason=f"fork {number}")
+        for pid in [fork(lambda: None) for _ in range(4)]:
+            join(pid)
+""",
     "a block that the child begins": """
 tracked = client.track("in the child", strict=True)
 def work():
