@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from jobstatus.v1 import job_status_pb2 as pb
 
@@ -42,6 +43,8 @@ from jobstatus_grpc.client.watch import (
 )
 from jobstatus_grpc.errors import JobExpiredError, JobStatusError
 from jobstatus_grpc.job import Job, JobError, JobFilter, JobState
+
+T = TypeVar("T")
 
 
 class AsyncJobStatusClient:
@@ -533,6 +536,36 @@ class AsyncJobStatusClient:
             on_report_error=on_report_error,
         )
         return AsyncTrackedJob(state, self._connection, self._finishing)
+
+    async def track_iter(
+        self, items: Iterable[T], name: str = "", *, total: float | None = None, **track: Any
+    ) -> AsyncIterator[T]:
+        """Iterate over `items` as a tracked job, with the share that is done as progress.
+
+        The job begins with the first item and ends with the last: SUCCEEDED, or FAILED if `items` raises. A loop that
+        is left earlier, by `break` or an exception of its own, which the iterator cannot see, means ABORTED; use
+        `track` where that matters.
+
+        Args:
+            items: what to iterate over.
+            name: as in `track`.
+            total: the number of items. None: as `items` tells it; without, the number of items done is the reason.
+            track: other arguments of `track`.
+        """
+        total = operator.length_hint(items) if total is None else total
+        async with self.track(name, **track) as job:
+            done = 0
+            try:
+                for item in items:
+                    yield item
+                    done += 1
+                    if total:
+                        job.progress(100 * done / total)
+                    else:
+                        job.progress(reason=f"{done} done")
+            except GeneratorExit:
+                job.abort(f"left after {done} items")
+                raise
 
     def reporter(
         self,
