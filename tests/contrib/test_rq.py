@@ -1,0 +1,99 @@
+"""RQ's jobs as jobs here: a real worker, which forks a work horse for each, and Redis."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from redis import Redis
+from rq import Queue, Retry
+
+from jobstatus_grpc import Job, JobState, JobStatusClient
+from tests.support.service import Service
+
+pytestmark = pytest.mark.slow
+
+MAX_WAIT_SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def tasks(memory_service: Service) -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_ADDRESS", memory_service.address)
+        yield importlib.import_module("tests.contrib.rq_tasks")
+
+
+@pytest.fixture(scope="module")
+def queue(tasks: ModuleType, redis: Path) -> Iterator[Queue]:
+    with Redis(unix_socket_path=str(redis)) as connection:
+        yield Queue(connection=connection, job_class=tasks.ReportedJob)
+
+
+@pytest.fixture(scope="module")
+def worker(queue: Queue, redis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "rq.cli", "worker", "--url", f"unix://{redis}"]
+    command += ["--job-class", "tests.contrib.rq_tasks.ReportedJob"]
+    with (tmp_path_factory.mktemp("rq") / "worker.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def done(client: JobStatusClient, tasks: ModuleType, worker: object) -> Callable[[object], Job]:
+    def wait(enqueued) -> Job:
+        tasks.ReportedJob.flush()
+        return client.wait(enqueued.id, MAX_WAIT_SECONDS)
+
+    return wait
+
+
+def pid_of(client: JobStatusClient, enqueued) -> int:
+    return next(int(job.reason.removeprefix("pid ")) for job in client.watch(enqueued.id) if job.reason)
+
+
+def test_a_job_is_reported_from_its_queue_to_its_end(queue, tasks, client, done):
+    job = done(queue.enqueue(tasks.count, 3))
+    states = [entry.to_state for entry in client.history(job.id).transitions]
+    assert states == [JobState.PENDING, JobState.IN_PROGRESS, JobState.SUCCEEDED]
+    assert job.name == "tests.contrib.rq_tasks.count"
+
+
+def test_meta_that_is_saved_is_the_progress(queue, tasks, client, worker):
+    enqueued = queue.enqueue(tasks.count, 4, pause_seconds=0.3)
+    tasks.ReportedJob.flush()
+    assert {(25.0, "row 1"), (75.0, "row 3")} <= {(job.progress, job.reason) for job in client.watch(enqueued.id)}
+
+
+def test_a_retry_is_another_attempt(queue, tasks, client, done):
+    job = done(queue.enqueue(tasks.fail_once, retry=Retry(max=1)))
+    reasons = [entry.reason for entry in client.history(job.id).transitions if entry.to_state is JobState.RETRYING]
+    assert (job.state, job.attempt, reasons) == (JobState.SUCCEEDED, 2, ["the disk is away"])
+
+
+def test_a_job_without_a_retry_fails(queue, tasks, done):
+    job = done(queue.enqueue(tasks.fail_once))
+    assert (job.state, job.error.reason, job.error.message) == (JobState.FAILED, "OSError", "the disk is away")
+
+
+def test_the_job_of_a_killed_work_horse_fails(queue, tasks, client, done):
+    enqueued = queue.enqueue(tasks.sleep)
+    tasks.ReportedJob.flush()
+    os.kill(pid_of(client, enqueued), signal.SIGKILL)
+    job = done(enqueued)
+    assert (job.state, job.error.message) == (JobState.FAILED, "the process of the job was lost")
+
+
+def test_a_job_that_is_cancelled_in_its_queue_is_cancelled(queue, tasks, done):
+    enqueued = queue.enqueue_in(timedelta(hours=1), tasks.sleep)
+    enqueued.cancel()
+    assert done(enqueued).state is JobState.CANCELLED
