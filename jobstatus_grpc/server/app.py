@@ -24,7 +24,7 @@ from jobstatus_grpc.auth import chain
 from jobstatus_grpc.commit_queue import CommitQueue
 from jobstatus_grpc.errors import CannotStartError, DrainingError, StoreUnavailableError, StoreUnreachableError
 from jobstatus_grpc.job_quota import JobQuota
-from jobstatus_grpc.server import health, limits, reflection, responses, servicer, services
+from jobstatus_grpc.server import health, limits, reflection, responses, servicer, services, systemd
 from jobstatus_grpc.server.access import Access
 from jobstatus_grpc.server.addresses import CannotListenError, bind, held
 from jobstatus_grpc.server.auth_file import AuthFile
@@ -135,7 +135,8 @@ async def serve(config: ServerConfig, *, ready: Ready, server_log: ServerLog, pr
                 config.transport,
             )
             ready(server.addresses)
-            return await _serve_until(stopping, store)
+            with systemd.announced():
+                return await _serve_until(stopping, store)
     finally:
         await store.close()
 
@@ -252,6 +253,7 @@ class _Server:
             config, methods, draining=self._draining, private=private, certificates=self._certificates
         )
         self._web: WebListener | None = None
+        self._health_listener = _open_health_listener(config, health.methods(self._health))
         self._methods = methods
         self._background: list[asyncio.Task[None]] = []
         self._held = contextlib.ExitStack()
@@ -260,6 +262,9 @@ class _Server:
         """Return the address for gRPC as a client takes it, `grpcs://…` with TLS."""
         is_tls = self._certificates is not None and not self.addresses[0].startswith("unix:")
         return f"grpcs://{self.addresses[0]}" if is_tls else self.addresses[0]
+
+    def _other_listeners(self) -> list[WebListener | Transport]:
+        return [each for each in (self._web, self._health_listener) if each is not None]
 
     async def __aenter__(self) -> _Server:
         try:
@@ -289,14 +294,15 @@ class _Server:
                     self._certificates,
                     grpc_address=self._board_address,
                 )
+            if self._health_listener is not None:
+                log.info("health on %s", *await self._health_listener.start())
             self.addresses = await self._transport.start()
             if self._web is not None:
                 await self._web.start()
                 self.addresses.append(self._web.url)
         except BaseException as error:
             await self._stop_background()
-            if self._web is not None:
-                await self._web.stop(0)
+            await asyncio.gather(*(each.stop(0) for each in self._other_listeners()))
             self._held.close()
             if isinstance(error, CannotListenError):
                 raise CannotStartError(str(error)) from None
@@ -310,8 +316,8 @@ class _Server:
         self._job_hub.close(DrainingError)
         self._filter_hub.close(DrainingError)
         await self._calls.drain(min(1.0, grace_seconds))
-        web_stop = [] if self._web is None else [self._web.stop(grace_seconds)]
-        await asyncio.gather(self._transport.stop(grace_seconds), *web_stop)
+        listeners = [self._transport, *self._other_listeners()]
+        await asyncio.gather(*(each.stop(grace_seconds) for each in listeners))
         self._held.close()
         # Handlers end within a few turns of the loop once their calls are over.
         ends = [asyncio.create_task(self._calls.finished()), asyncio.create_task(self._queue.close())]
@@ -415,6 +421,20 @@ def _open_transport(
         max_stream_seconds=max_stream_seconds(config),
         unix_mode=config.unix_mode,
     )
+
+
+def _open_health_listener(config: ServerConfig, methods: Sequence[Method]) -> Transport | None:
+    """Return the listener of `config.health`, which serves health alone and without TLS once it is started."""
+    if config.health is None:
+        return None
+    options = channel_options(dataclasses.replace(config, workers=1))  # each worker has an address of its own
+
+    def build() -> grpc.aio.Server:
+        server = grpc.aio.server(options=options)
+        grpcio.add_methods(server, methods)
+        return server
+
+    return grpcio.Listener(build, [config.health])
 
 
 def _import_native() -> type[NativeServer]:

@@ -99,6 +99,8 @@ class ServerConfig:
     """`host:port` of the web side. None: nowhere."""
     http_origin: tuple[str, ...] = ()
     """Origins, `scheme://host[:port]`, whose pages may call the web side; its own always may."""
+    health: str | None = None
+    """`host:port` to serve health on, and nothing else, without TLS. None: only on `listen`."""
     metrics: str | None = None
     """`host:port` to serve metrics on, beyond loopback too: they hold no data of single jobs. None: nowhere."""
     metrics_tls: bool = False
@@ -115,11 +117,9 @@ class ServerConfig:
             if not self.insecure and host is not None and not is_loopback(host):
                 self._check_closed("--listen", address)
         self._check_http()
-        if self.metrics is not None:
-            try:
-                host_and_port(self.metrics)
-            except ValueError:
-                raise CannotStartError(f"--metrics {self.metrics} is not an address; write HOST:PORT") from None
+        for flag, own_address in (("--metrics", self.metrics), ("--health", self.health)):
+            if own_address is not None:
+                _check_address(flag, own_address)
         self._check_tls()
 
     def _check_http(self) -> None:
@@ -127,10 +127,7 @@ class ServerConfig:
             if self.http_origin:
                 raise CannotStartError("--http-origin needs --http too")
             return
-        try:
-            host, _ = host_and_port(self.http)
-        except ValueError:
-            raise CannotStartError(f"--http {self.http} is not an address; write HOST:PORT") from None
+        host = _check_address("--http", self.http)
         if not self.insecure and not is_loopback(host):
             self._check_closed("--http", self.http)
         for origin in self.http_origin:
@@ -190,6 +187,14 @@ class ServerConfig:
                 raise
             raise CannotStartError("--tls-cert needs an extra; pip install 'jobstatus-grpc[security]'") from None
         return Certificates(TlsFiles(cert=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca))
+
+
+def _check_address(flag: str, address: str) -> str:
+    """Return the host of `host:port`; raise CannotStartError if it is not of this form."""
+    try:
+        return host_and_port(address)[0]
+    except ValueError:
+        raise CannotStartError(f"{flag} {address} is not an address; write HOST:PORT") from None
 
 
 def _host_of(address: str) -> str | None:

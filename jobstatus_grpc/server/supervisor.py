@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobstatus_grpc.errors import CannotStartError, StoreUnreachableError
+from jobstatus_grpc.server import systemd
 from jobstatus_grpc.server.addresses import CannotListenError, Reservation, private_folder, unix_path
 from jobstatus_grpc.server.config import ServerConfig, host_and_port, stop_signals
 from jobstatus_grpc.stores import is_shared
@@ -69,6 +70,8 @@ class WorkerProcess:
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
         self._process: Process | None = None
+        self._silent_checks: int | None = None
+        """Checks since its last sign of life; None: it does not serve yet, or has ended."""
 
     @property
     def index(self) -> int:
@@ -104,9 +107,25 @@ class WorkerProcess:
     async def wait(self) -> str:
         """Wait for the end of the process, and return how it ended."""
         assert self._process is not None
+        assert self._process.stdout is not None
+        try:
+            self._silent_checks = 0
+            while await self._process.stdout.read(4096):
+                self._silent_checks = 0
+        finally:
+            self._silent_checks = None
         code = await self._process.wait()
         how = f"exit code {code}" if code >= 0 else _signal_name(-code)
         return f"(process {self.pid}) has ended with {how}"
+
+    def check(self) -> None:
+        """Kill the process if it serves, and no sign of life has come since systemd.CHECKS checks."""
+        if self._silent_checks is None:
+            return
+        self._silent_checks += 1
+        if self._silent_checks > systemd.CHECKS:
+            log.error("the event loop of worker %d (process %d) hangs; it is killed", self.index, self.pid)
+            self.kill()
 
     def kill(self) -> None:
         """End the process at once, if it runs."""
@@ -143,10 +162,15 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=2,  # by its number: one that was closed, and is /dev/null now, is not inherited otherwise
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                env=_environment_of_workers(),
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def _environment_of_workers() -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if name not in systemd.VARIABLES}
+    return {**own, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 def _signal_name(number: int) -> str:
@@ -191,7 +215,7 @@ async def supervise(config: ServerConfig, *, ready: Ready, log_format: str, log_
             assignments = [
                 Assignment(
                     index=index,
-                    config=dataclasses.replace(config, listen=addresses, http=http, metrics=metrics_of(config, index)),
+                    config=_config_of(config, index, listen=addresses, http=http),
                     private=f"unix:{folder}/{index}",
                     log_format=log_format,
                     log_level=log_level,
@@ -210,13 +234,19 @@ async def _keep(workers: Sequence[Worker], stopping: asyncio.Event, ready: Calla
     keepers = [asyncio.create_task(worker.keep()) for worker in workers]
     stopped: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
     answers = asyncio.create_task(_all_answer(workers))
+
+    def check() -> None:
+        for worker in workers:
+            worker.process.check()
+
     try:
         await asyncio.wait((stopped, answers, *keepers), return_when=asyncio.FIRST_COMPLETED)
         if answers.done():
             for worker in workers:
                 log.info("worker %d is process %d", worker.process.index, worker.process.pid)
             ready()
-        await asyncio.wait((stopped, *keepers), return_when=asyncio.FIRST_COMPLETED)
+            with systemd.announced(check):
+                await asyncio.wait((stopped, *keepers), return_when=asyncio.FIRST_COMPLETED)
         for keeper in keepers:
             if keeper.done():
                 keeper.result()
@@ -294,21 +324,31 @@ def _check(config: ServerConfig) -> None:
         raise CannotStartError(
             f"--listen {address} cannot be shared by several processes; listen on HOST:PORT, or leave out --workers"
         )
-    metrics_of(config, config.workers - 1)
+    _config_of(config, config.workers - 1, listen=config.listen, http=config.http)
 
 
-def metrics_of(config: ServerConfig, index: int) -> str | None:
-    """Return the metrics address of the worker with this number, from 0: its port rises with the number.
+def _config_of(config: ServerConfig, index: int, *, listen: tuple[str, ...], http: str | None) -> ServerConfig:
+    """Return the settings of the worker with this number, from 0: the ports that it has alone rise with the number.
 
     Raises:
-        CannotStartError: the port would be above 65535.
+        CannotStartError: a port would be above 65535.
     """
-    if config.metrics is None:
-        return None
-    port = host_and_port(config.metrics)[1]
-    if port and port + index > 65535:
-        raise CannotStartError(
-            f"--metrics {config.metrics} leaves no port for worker {index}, which is {index} above; "
-            f"with --workers {config.workers} choose one up to {65536 - config.workers}"
-        )
-    return f"{config.metrics.rpartition(':')[0]}:{port + index if port else 0}"
+
+    def own(flag: str, address: str | None) -> str | None:
+        if address is None:
+            return None
+        port = host_and_port(address)[1]
+        if port and port + index > 65535:
+            raise CannotStartError(
+                f"{flag} {address} leaves no port for worker {index}, which is {index} above; "
+                f"with --workers {config.workers} choose one up to {65536 - config.workers}"
+            )
+        return f"{address.rpartition(':')[0]}:{port + index if port else 0}"
+
+    return dataclasses.replace(
+        config,
+        listen=listen,
+        http=http,
+        metrics=own("--metrics", config.metrics),
+        health=own("--health", config.health),
+    )

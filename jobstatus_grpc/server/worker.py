@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pickle
@@ -17,6 +18,9 @@ from jobstatus_grpc.server.addresses import unix_path
 from jobstatus_grpc.server.supervisor import END_SECONDS, Assignment, start_report
 
 EXIT_CANNOT_START = 2
+
+SIGN_SECONDS = 0.5
+"""Between two signs of life: below the time of any watchdog that makes sense."""
 
 
 def main() -> None:
@@ -37,16 +41,26 @@ def main() -> None:
         with contextlib.suppress(OSError):
             os.write(report, start_report(error))
 
+    def serves() -> None:
+        send_report(None)
+        os.set_blocking(report, False)
+        _send_signs_of_life(report)
+
     try:
-        code = app.run(
-            assignment.config, ready=lambda _: send_report(None), server_log=server_log, private=assignment.private
-        )
+        code = app.run(assignment.config, ready=lambda _: serves(), server_log=server_log, private=assignment.private)
     except CannotStartError as error:
         send_report(error)
         code = EXIT_CANNOT_START
     if is_alone.is_set():
         _tidy_up(assignment)
     sys.exit(code)
+
+
+def _send_signs_of_life(report: int) -> None:
+    """Write a line from the event loop now, and at intervals from then on: WorkerProcess.check() expects them."""
+    with contextlib.suppress(OSError):
+        os.write(report, b"\n")
+    asyncio.get_running_loop().call_later(SIGN_SECONDS, _send_signs_of_life, report)
 
 
 def _end_with_supervisor(assignment: Assignment, is_alone: threading.Event) -> None:

@@ -78,6 +78,7 @@ def test_a_store_that_cannot_be_shared_is_refused(refusal, store):
     [
         (["--listen", ANYWHERE, "--listen", "unix:/tmp/x"], "--listen unix:/tmp/x cannot be shared"),
         (["--metrics", "127.0.0.1:65534"], "--metrics 127.0.0.1:65534 leaves no port for worker 2"),
+        (["--health", "127.0.0.1:65534"], "--health 127.0.0.1:65534 leaves no port for worker 2"),
         (["--listen", "0.0.0.0:0"], "--insecure"),
         (["--listen", "192.0.2.1:0", "--insecure"], "cannot listen on 192.0.2.1:0"),
         (["--listen", f"{'x' * 70}:0", "--insecure"], "no host has this name"),

@@ -97,13 +97,18 @@ YEAR = timedelta(days=365)
     "the extra `web`.",
 )
 @flag("--http-origin ORIGIN", "An origin whose pages may call the web side. May be repeated.", multiple=True)
+@flag(
+    "--health HOST:PORT",
+    "Serve gRPC health checks, and nothing else, on this address, without TLS and to anyone: for the probes of "
+    "Kubernetes.",
+)
 @flag("--metrics HOST:PORT", "Serve Prometheus metrics over HTTP on this address; port 0: a free port.")
 @flag("--metrics-tls", "Serve metrics over HTTPS, with --tls-cert.")
 @flag("--metrics-token-file FILE", "Serve metrics only to requests with the bearer token in this file.")
 @flag(
     "--workers N",
     "Server processes on the same port; needs a store that can be shared. Limits and metrics are per process: the "
-    "first process serves metrics on the port of --metrics, the others on the ports after it.",
+    "first process serves metrics on the port of --metrics, the others on the ports after it; so with --health.",
     type=WORKERS,
     default=DEFAULTS.workers,
 )
