@@ -15,10 +15,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import grpc
+from google.protobuf import timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.client import requests
@@ -34,7 +36,7 @@ from jobstatus_grpc.errors import (
     UnavailableError,
 )
 from jobstatus_grpc.job import Job, JobFilter
-from jobstatus_grpc.wire import status
+from jobstatus_grpc.wire import convert, status
 
 log = logging.getLogger("jobstatus_grpc.client")
 
@@ -347,6 +349,7 @@ class JobsWatchState(ResumableStream["pb.WatchJobsResponse | pb.ListJobsResponse
         )
         self.resume_token = resume_token
         """Everything up to it has been returned."""
+        self._server_time: timestamp_pb2.Timestamp | None = None
         self._request = requests.watch_jobs_request(
             filter, self._heartbeat_interval_seconds, min_update_interval_seconds
         )
@@ -364,6 +367,11 @@ class JobsWatchState(ResumableStream["pb.WatchJobsResponse | pb.ListJobsResponse
         self._page_size = LARGEST_WATCH_PAGE
         self._is_page_taken = False
         self._token_of_pages = ""
+
+    @property
+    def server_time(self) -> datetime | None:
+        """When the server sent the last message, by its clock; None: there was none yet."""
+        return None if self._server_time is None else convert.instant_from_wire(self._server_time)
 
     @property
     def list_request(self) -> pb.ListJobsRequest | None:
@@ -408,6 +416,9 @@ class JobsWatchState(ResumableStream["pb.WatchJobsResponse | pb.ListJobsResponse
     def take(self, message: pb.WatchJobsResponse | pb.ListJobsResponse | None) -> JobChange | None:
         if isinstance(message, pb.ListJobsResponse):
             return self._take_page(message)
+        if message is not None and message.HasField("server_time"):
+            # A copy: the field itself would keep the whole message.
+            self._server_time = timestamp_pb2.Timestamp.FromString(message.server_time.SerializeToString())
         changes = requests.changes_in(message)
         if self._begins_anew:
             self._begins_anew = False
@@ -672,6 +683,11 @@ class AsyncJobsWatch(AsyncWatchIterator[JobChange]):
         """
         return self._state.resume_token
 
+    @property
+    def server_time(self) -> datetime | None:
+        """When the server sent its last message, a heartbeat included, by its clock; None before the first."""
+        return self._state.server_time
+
 
 class AsyncPage:
     """A call of ListJobs as a stream of one message."""
@@ -852,6 +868,12 @@ class JobsWatch(WatchIterator[JobChange]):
         return self._state.resume_token
 
     resume_token.__doc__ = AsyncJobsWatch.resume_token.__doc__
+
+    @property
+    def server_time(self) -> datetime | None:
+        return self._state.server_time
+
+    server_time.__doc__ = AsyncJobsWatch.server_time.__doc__
 
 
 class Cancellable(Protocol):

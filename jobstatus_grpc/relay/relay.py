@@ -13,20 +13,22 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, TypeVar
 
-from jobstatus_grpc.client import AsyncJobStatusClient, JobChange, JobChangeType
+from jobstatus_grpc.client import AsyncJobStatusClient, AsyncJobsWatch, JobChange, JobChangeType
 from jobstatus_grpc.client.retry import Backoff
-from jobstatus_grpc.errors import InvalidTokenError
+from jobstatus_grpc.errors import InvalidTokenError, StoreUnreachableError
 from jobstatus_grpc.job import Job, JobFilter
 from jobstatus_grpc.relay.event import Event, entered_at, event_id
-from jobstatus_grpc.relay.place import Delivered, Place
+from jobstatus_grpc.relay.place import Delivered, Place, PlaceLostError
 from jobstatus_grpc.relay.targets import DeliveryError, Target
 
 log = logging.getLogger("jobstatus_grpc.relay")
+
+T = TypeVar("T")
 
 MAX_PENDING = 1000
 """Events that are not delivered yet. If there are more, the relay stops reading, and the server keeps the rest."""
@@ -93,7 +95,7 @@ class Relay:
         """`to_object` returns a job as the JSON object of its events."""
         self._client = client
         self._target = target
-        self._place = place
+        self.place = place
         self._settings = settings
         self._to_object = to_object
         self._room = asyncio.Semaphore(MAX_PENDING)
@@ -102,11 +104,15 @@ class Relay:
         self._last_of_job: dict[str, _Pending] = {}
         self._unsaved: list[_Pending] = []
         """Those that are over."""
+        self._has_unsaved = False
+        """Whether the place has to be saved."""
+        self._saving: asyncio.Task[None] | None = None
         self._token = place.token
         """The newest one that may be saved."""
         self._newest_at = place.horizon
         """The newest time of an event before that token."""
-        self._is_saving = False
+        self._is_taking = False
+        """Whether a change is not among the pending ones yet: the token after it must not be saved."""
         self._is_stopping = False
         self._attempts: set[asyncio.Task[Any] | None] = set()
         """The tasks that deliver at the moment, and do not wait for their next try."""
@@ -122,24 +128,31 @@ class Relay:
         Raises:
             JobStatusError: the server cannot be reached, or refuses the filter.
         """
-        if self._place.token:
+        if self.place.token:
             return
+        began_at = time.monotonic()
         page = await self._client.list(self._settings.watched, page_size=1)
         known = []
         if self._settings.is_each_state:
             async for job in self._client.list_all(self._settings.filter & JobFilter(done=False)):
                 known.append(self._delivered_of(job))
-        self._place.begin(page.resume_token, datetime.now(timezone.utc), known)
-        self._token, self._newest_at = self._place.token, self._place.horizon
+        async with self._client.watch_jobs(self._settings.watched, resume_token=page.resume_token) as changes:
+            while changes.server_time is None:
+                await anext(changes)
+            began = changes.server_time - timedelta(seconds=time.monotonic() - began_at)
+        await self.place.save(known, page.resume_token, began)
+        self._token, self._newest_at = self.place.token, self.place.horizon
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Deliver events until `stopping` is set.
 
         Raises:
             JobStatusError: the watch cannot go on.
-            sqlite3.Error: the place cannot be saved.
+            PlaceError: the place cannot be saved, or was lost. Deliveries that were under way are repeated.
         """
         following = asyncio.create_task(self._follow())
+        holding = asyncio.create_task(self.place.hold())
+        holding.add_done_callback(self._note_failure)
         stop = asyncio.create_task(stopping.wait())
         ends: set[asyncio.Future[Any]] = {following, stop, self._failed}
         try:
@@ -149,10 +162,11 @@ class Relay:
             following.cancel()
             await asyncio.wait({following})
             await self._finish()
-        if not following.cancelled():
-            following.result()
-        if self._failed.done():
-            self._failed.result()
+            holding.cancel()
+            await asyncio.wait({holding})
+        errors = [each.exception() for each in (following, self._failed) if each.done() and not each.cancelled()]
+        for error in filter(None, errors):
+            raise error
 
     async def _finish(self) -> None:
         self._is_stopping = True
@@ -160,29 +174,34 @@ class Relay:
         for task in tasks - self._attempts:
             task.cancel()
         if tasks:
-            _, unended = await asyncio.wait(tasks, timeout=FINISH_SECONDS)
-            for task in unended:
+            # Another relay may deliver already if the place was lost.
+            over: asyncio.Future[Any] = asyncio.ensure_future(asyncio.wait(tasks))
+            await asyncio.wait({over, self._failed}, timeout=FINISH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await over
+        if self._saving is not None:
+            await asyncio.wait({self._saving})
         if not self._failed.done():
-            self._save()
+            await self._save()
 
     async def _follow(self) -> None:
         settings = self._settings
         try:
             async with self._client.watch_jobs(
                 settings.watched,
-                resume_token=self._place.token,
+                resume_token=self.place.token,
                 min_update_interval_seconds=UPDATE_INTERVAL_SECONDS,
             ) as changes:
-                idle = asyncio.create_task(self._save_while_idle(lambda: changes.resume_token))
+                idle = asyncio.create_task(self._save_while_idle(changes))
                 try:
                     while True:
-                        # Between a change and its entry nothing may wait: the token after it could be saved.
                         await self._room.acquire()
                         change = await anext(changes)
-                        if not self._take(change):
+                        self._is_taking = True
+                        if not await self._take(change):
                             self._room.release()
+                        self._is_taking = False
                         self._note(changes.resume_token)
                 finally:
                     idle.cancel()
@@ -192,12 +211,13 @@ class Relay:
                 "give this relay another --state-file"
             ) from None
 
-    async def _save_while_idle(self, token: Callable[[], str]) -> None:
+    async def _save_while_idle(self, changes: AsyncJobsWatch) -> None:
         while True:
             await asyncio.sleep(IDLE_SAVE_SECONDS)
-            self._note(token())
+            if not self._is_taking:
+                self._note(changes.resume_token)
 
-    def _take(self, change: JobChange) -> bool:
+    async def _take(self, change: JobChange) -> bool:
         """Take a change; return whether a delivery has begun."""
         if change.type is JobChangeType.RESET:
             self._seen_since_reset = set()
@@ -207,28 +227,28 @@ class Relay:
                 ", and so may be states in between" if self._settings.is_each_state else "",
             )
         elif change.type is JobChangeType.SYNCED and self._seen_since_reset is not None:
-            self._place.forget_open_jobs(unless=self._seen_since_reset)
+            await self.place.forget_open_jobs(unless=self._seen_since_reset)
             self._seen_since_reset = None
         elif change.type is JobChangeType.REMOVED:
-            self._place.forget(change.id)
+            await self.place.forget(change.id)
         elif change.job is not None:
             if self._seen_since_reset is not None:
                 self._seen_since_reset.add(change.id)
-            if self._is_due(change.job):
+            if await self._is_due(change.job):
                 self._begin_delivery(change.job)
                 return True
         return False
 
-    def _is_due(self, job: Job) -> bool:
+    async def _is_due(self, job: Job) -> bool:
         """Return whether the event that the job is in its state is to be delivered."""
         before = self._last_of_job.get(job.id)
-        last = before.event.id if before is not None else self._place.last_event(job.id)
+        last = before.event.id if before is not None else await self.place.last_event(job.id)
         if last == event_id(self._settings.source, job):
             return False
         if self._seen_since_reset is None:
             return True
         # Snapshots have ends of before the relay began, and ends whose delivery is so long ago that it is forgotten.
-        return not job.done or last is not None or entered_at(job) > self._place.horizon
+        return not job.done or last is not None or entered_at(job) > self.place.horizon
 
     def _begin_delivery(self, job: Job) -> None:
         source = self._settings.source
@@ -271,6 +291,7 @@ class Relay:
                 # In a loop: another delivery may have been asked for a longer pause in between.
                 while (pause_seconds := self._resume_at - clock()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(pause_seconds)
+                self.place.check()
                 task = asyncio.current_task()
                 self._attempts.add(task)
                 try:
@@ -338,30 +359,35 @@ class Relay:
         return Delivered(job.id, event_id(self._settings.source, job), entered_at(job), job.done)
 
     def _save_soon(self) -> None:
-        """Save in the next turn of the loop: deliveries that end together are saved together."""
-        if not self._is_saving:
-            self._is_saving = True
-            asyncio.get_running_loop().call_soon(self._save)
+        self._has_unsaved = True
+        if self._saving is None:
+            self._saving = asyncio.create_task(self._save_all())
+            self._saving.add_done_callback(self._note_failure)
 
-    def _save(self) -> None:
-        self._is_saving = False
+    async def _save_all(self) -> None:
+        """Save until there is nothing to save: deliveries that end during a save are saved together by the next."""
+        try:
+            await asyncio.sleep(0)  # for those that end in this turn of the loop
+            while self._has_unsaved:
+                await self._save()
+        finally:
+            self._saving = None
+
+    async def _save(self) -> None:
+        self._has_unsaved = False
         while self._pending and self._pending[0].is_over:
             over = self._pending.popleft()
             self._token = over.token or self._token
             self._newest_at = max(self._newest_at, over.event.at)
-        horizon = self._place.horizon
-        if self._token != self._place.token:
+        horizon = self.place.horizon
+        if self._token != self.place.token:
             # A time in the future is of a server whose clock is wrong.
             horizon = max(horizon, min(self._newest_at, datetime.now(timezone.utc)) - CLOCK_TOLERANCE)
-        try:
-            self._place.save([self._delivered_of(each.event.job) for each in self._unsaved], self._token, horizon)
-        except Exception as error:
-            self._fail(error)
-            return
-        for each in self._unsaved:  # `_is_due` finds them in the place from now on
+        saved, self._unsaved = self._unsaved, []
+        await self.place.save([self._delivered_of(each.event.job) for each in saved], self._token, horizon)
+        for each in saved:  # `_is_due` finds them in the place from now on
             if self._last_of_job.get(each.event.job.id) is each:
                 del self._last_of_job[each.event.job.id]
-        self._unsaved.clear()
 
     def _note_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -372,15 +398,91 @@ class Relay:
             self._failed.set_exception(error)
 
 
+async def keep_relaying(
+    client: AsyncJobStatusClient,
+    target: Target,
+    settings: RelaySettings,
+    open_place: Callable[[], Awaitable[Place]],
+    stopping: asyncio.Event,
+    *,
+    to_object: Callable[[Job], Mapping[str, Any]],
+    begun: Callable[[], None],
+) -> None:
+    """Deliver events until `stopping` is set, whenever this relay has the place.
+
+    Args:
+        client: of the server.
+        target: to which events are delivered.
+        settings: which events, and how.
+        open_place: returns the place once this relay has it.
+        stopping: ends it.
+        to_object: returns a job as the JSON object of its events.
+        begun: called each time that it begins to deliver.
+
+    Raises:
+        CannotStartError: the place cannot be used, or was never reached.
+        JobStatusError: the server cannot be reached at the first start, or the watch cannot go on.
+        PlaceError: the place cannot be saved.
+    """
+
+    async def begin() -> Relay:
+        relay = Relay(client, target, await open_place(), settings, to_object=to_object)
+        try:
+            await relay.begin()
+        except BaseException:
+            await relay.place.close()
+            raise
+        return relay
+
+    backoff, was_reached = Backoff(), False
+    while not stopping.is_set():
+        try:
+            relay = await _unless(stopping, begin())
+            if relay is None:
+                return
+            backoff.reset()
+            begun()
+            try:
+                await relay.run(stopping)
+            finally:
+                await relay.place.close()
+            return
+        except PlaceLostError as error:
+            problem: Exception = error
+        except StoreUnreachableError as error:
+            if not was_reached:
+                raise
+            problem = error
+        was_reached = True
+        log.warning("%s; this relay delivers nothing until it has it again", problem)
+        await _unless(stopping, asyncio.sleep(backoff.pause_seconds()))
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what `work` returns; None: it was cancelled, because `stopping` was set before its end."""
+    task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    return None if task.cancelled() else task.result()
+
+
 def append_line(path: str, line: str) -> None:
     """Append a line to a file, durably; a file that is created is for its owner only.
 
     Raises:
         OSError: it is not written, and nothing of it is in the file.
     """
+    append(path, line.encode() + b"\n")
+
+
+def append(path: str, data: bytes) -> None:
+    """As append_line, of bytes; without any, the file is created if it is missing."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with contextlib.closing(os.fdopen(descriptor, "ab", buffering=0)) as file:
-        size, left = os.fstat(descriptor).st_size, memoryview(line.encode() + b"\n")
+        size, left = os.fstat(descriptor).st_size, memoryview(data)
         try:
             while left:  # a disk that becomes full takes a part, without an error
                 left = left[file.write(left) :]

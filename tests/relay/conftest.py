@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.postgres import VERSIONS, PostgresCluster
 from tests.support.receiver import Receiver, RelayProcess
 from tests.support.service import Service
 
@@ -47,6 +48,15 @@ def relaying(service: Service, tmp_path: Path, group: dict[str, str]) -> Iterato
             return stack.enter_context(relay)
 
         yield start
+
+
+@pytest.fixture
+def place_url(postgres_shared: Callable[[int], PostgresCluster]) -> Iterator[str]:
+    """The address of an empty database for the places of relays."""
+    cluster = postgres_shared(next(iter(VERSIONS)))
+    name = cluster.create_database()
+    yield cluster.url(name)
+    cluster.drop_database(name)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ def page(pytestconfig):
     return (pytestconfig.rootpath / "docs" / "relay.md").read_text()
 
 
-def test_each_command_is_accepted(page, service, tmp_path):
+def test_each_command_is_accepted(page, service, place_url, tmp_path):
+    page = page.replace("postgresql://relay@db.example/relays", place_url)
     (tmp_path / "slack-url").write_text("https://hooks.slack.example/services/X")
     (secret,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     subprocess.run(["sh", "-c", secret], cwd=tmp_path, check=True)

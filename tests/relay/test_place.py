@@ -5,10 +5,18 @@ from __future__ import annotations
 import signal
 import sqlite3
 import time
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc import AsyncJobStatusClient
+from jobstatus_grpc.job import JobFilter
+from jobstatus_grpc.relay import relay as relay_module
+from jobstatus_grpc.relay.place import FilePlace
+from jobstatus_grpc.relay.relay import Relay, RelaySettings
+from jobstatus_grpc.relay.targets import Command
+from tests.support.loop import on_a_loop
 from tests.support.receiver import RelayProcess
 
 pytestmark = pytest.mark.slow  # starts many relays
@@ -203,3 +211,27 @@ def test_more_events_than_may_be_pending_are_all_delivered(relaying, receiver, s
             )
         )
     assert set(ids_in(receiver.wait_for(1500))) == set(names)
+
+
+def test_dead_letters_that_cannot_be_written_are_noticed_at_the_start(refused, tmp_path):
+    code, said = refused("--exec", "true", "--dead-letter-file", f"{tmp_path}/nowhere/letters")
+    assert (code, said.count("\n"), "--dead-letter-file" in said) == (2, 1, True)
+
+
+class WrongClock(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime(2000, 1, 1, tzinfo=tz)
+
+
+@on_a_loop
+async def test_the_first_place_is_at_the_time_of_the_server(service, tmp_path, monkeypatch):
+    place = FilePlace(f"{tmp_path}/state", "end")
+    monkeypatch.setattr(relay_module, "datetime", WrongClock)
+    settings = RelaySettings(
+        filter=JobFilter(), source="/", concurrency=1, retry_seconds=1, dead_letter_file=f"{tmp_path}/letters"
+    )
+    async with AsyncJobStatusClient(service.address) as client:
+        await Relay(client, Command("true", timeout_seconds=1), place, settings, to_object=lambda job: {}).begin()
+    assert timedelta(0) <= datetime.now(timezone.utc) - place.horizon < timedelta(minutes=1)
+    await place.close()

@@ -162,15 +162,15 @@ class RelayProcess:
         relay = [sys.executable, "-W", "error", "-m", "jobstatus_grpc", "relay"]
         return [*relay, "--state-file", str(self.state_file), *self._flags]
 
-    def start(self) -> None:
-        """Start it and wait until it delivers."""
-        before = self.said.count("relaying to ") if self._log.exists() else 0
+    def start(self, until: str = "relaying to ") -> None:
+        """Start it and wait until it delivers, or prints another text."""
+        before = self.said.count(until) if self._log.exists() else 0
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 self.command(), env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True
             )
         ends_at = time.monotonic() + LONGEST_SECONDS
-        while self.said.count("relaying to ") == before:
+        while self.said.count(until) == before:
             assert self._process.poll() is None, self.said
             assert time.monotonic() < ends_at
             time.sleep(0.005)
@@ -188,10 +188,15 @@ class RelayProcess:
             assert time.monotonic() < ends_at, self.said
             time.sleep(0.005)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send it a signal and return its exit code."""
         assert self._process is not None
-        self._process.send_signal(number)
+        self.send(number)
         code = self._process.wait(LONGEST_SECONDS)
         self._process = None
         return code

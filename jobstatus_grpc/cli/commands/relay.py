@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from jobstatus_grpc.cli import exits, options, output, parsers
 from jobstatus_grpc.cli.connection import connected
 from jobstatus_grpc.cli.options import duration_flag, flag
 from jobstatus_grpc.cli.target import Connection
+from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.job import JobFilter
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ SECRET_VARIABLE = "JOBSTATUS_WEBHOOK_SECRET"
 MAX_FILE_BYTES = 65536
 """Of a file with a URL or with secrets."""
 
+_SHARED = ("postgresql://", "postgres://")
+
 _FILE = click.Path(exists=True, dir_okay=False, readable=True)
 
 
@@ -37,6 +41,12 @@ def _reference(value: str) -> str:
     if not value or any(character <= " " or character == "\x7f" for character in value):
         raise click.BadParameter("must be a URI, or its path, without spaces")
     return parsers.text(value)
+
+
+def _relay_name(value: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value, re.ASCII) is None:
+        raise click.BadParameter("must be 1 to 64 letters, digits, dots, hyphens or underscores")
+    return value
 
 
 @click.command()
@@ -57,7 +67,13 @@ def _reference(value: str) -> str:
     "Run this line of shell, with the event as JSON on stdin and as JOBSTATUS_EVENT_* variables.",
     to="command",
 )
-@flag("--state-file FILE", "Stores the position of the relay; one relay at a time can use it.", required=True)
+@flag(
+    "--state-file FILE",
+    "Stores the position of the relay; one relay at a time can use it. postgresql://USER@HOST/DATABASE: relays of one "
+    "--relay-name share it, one delivers and the others wait.",
+    required=True,
+)
+@flag("--relay-name NAME", "The name of the relays that share a --state-file on PostgreSQL.", type=_relay_name)
 @flag("--on WHAT", "Deliver the end of each job, or each state.", type=click.Choice(["end", "state"]), default="end")
 @options.filtered
 @duration_flag(
@@ -68,7 +84,8 @@ def _reference(value: str) -> str:
 )
 @flag(
     "--dead-letter-file FILE",
-    "Where events go that could not be delivered, as JSON lines. Default: the state file's name and .dead-letters.",
+    "Where events go that could not be delivered, as JSON lines. Default: the state file's name, or the relay's, and "
+    ".dead-letters.",
 )
 @duration_flag(
     "--delivery-timeout DURATION",
@@ -99,6 +116,7 @@ def relay(
     slack_file: str | None,
     command: str | None,
     state_file: str,
+    relay_name: str | None,
     on: str,
     filter: JobFilter,
     retry_for: timedelta,
@@ -114,19 +132,21 @@ def relay(
 
     Runs until Ctrl-C or SIGTERM.
     """
-    import sqlite3
-
-    from jobstatus_grpc.relay.place import Place
-    from jobstatus_grpc.relay.relay import RelaySettings
+    from jobstatus_grpc.relay.place import PlaceError
+    from jobstatus_grpc.relay.relay import RelaySettings, append
     from jobstatus_grpc.relay.targets import Command, Slack, Webhook
 
+    is_shared = state_file.startswith(_SHARED)
+    if is_shared != (relay_name is not None):
+        raise click.UsageError("Give --relay-name with a --state-file on PostgreSQL, and only with that.")
+    dead_letter_file = dead_letter_file or f"{relay_name if is_shared else state_file}.dead-letters"
     settings = RelaySettings(
         filter=filter,
         is_each_state=on == "state",
         source=source,
         concurrency=concurrency,
         retry_seconds=retry_for.total_seconds(),
-        dead_letter_file=dead_letter_file or f"{state_file}.dead-letters",
+        dead_letter_file=dead_letter_file,
     )
     if not settings.watched.possible_states:
         raise click.UsageError("No job that has ended matches the filter flags; --on state delivers other states too.")
@@ -142,19 +162,37 @@ def relay(
         target = Slack(slack, timeout_seconds=timeout_seconds)
     else:
         target = Command(command or "", timeout_seconds=timeout_seconds)
-    place = Place(state_file, on)
     try:
-        ctx.exit(asyncio.run(_relay(connection, target, place, settings)))
-    except sqlite3.Error as error:
-        exits.say_error(f"--state-file {state_file} cannot be written: {error}. What was not saved is delivered again")
+        append(dead_letter_file, b"")
+    except OSError as error:
+        raise click.UsageError(f"--dead-letter-file {dead_letter_file} cannot be written: {error.strerror}") from None
+    try:
+        ctx.exit(asyncio.run(_relay(connection, target, settings, lambda: _place(state_file, relay_name, on))))
+    except PlaceError as error:
+        exits.say_error(f"{error}. What was not saved is delivered again")
         ctx.exit(exits.FAILED)
-    finally:
-        place.close()
 
 
-async def _relay(connection: Connection, target: Target, place: Place, settings: RelaySettings) -> int:
+async def _place(state_file: str, relay_name: str | None, kind: str) -> Place:
+    """Return the place once this relay has it."""
+    from jobstatus_grpc.relay.place import FilePlace
+
+    if relay_name is None:
+        return FilePlace(state_file, kind)
+    try:
+        from jobstatus_grpc.relay.shared_place import open_shared_place
+    except ModuleNotFoundError as error:
+        needed = f"--state-file postgresql: needs {error.name}; pip install 'jobstatus-grpc[postgres]'"
+        raise CannotStartError(needed) from None
+    waiting = f"waiting: another relay {relay_name} delivers"
+    return await open_shared_place(state_file, relay_name, kind, waiting=lambda: click.echo(waiting))
+
+
+async def _relay(
+    connection: Connection, target: Target, settings: RelaySettings, open_place: Callable[[], Awaitable[Place]]
+) -> int:
     """Deliver events until a signal, and return the exit code."""
-    from jobstatus_grpc.relay.relay import Relay
+    from jobstatus_grpc.relay.relay import keep_relaying
 
     stopping, signals = asyncio.Event(), list[int]()
 
@@ -165,10 +203,15 @@ async def _relay(connection: Connection, target: Target, place: Place, settings:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
     async with connection.open_async() as client:
-        relay = Relay(client, target, place, settings, to_object=output.to_object)
-        await relay.begin()
-        click.echo(f"relaying to {target.name}")
-        await relay.run(stopping)
+        await keep_relaying(
+            client,
+            target,
+            settings,
+            open_place,
+            stopping,
+            to_object=output.to_object,
+            begun=lambda: click.echo(f"relaying to {target.name}"),
+        )
     return exits.INTERRUPTED if signals[0] == signal.SIGINT else exits.SUCCEEDED
 
 
