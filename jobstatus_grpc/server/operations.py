@@ -50,8 +50,10 @@ class OperationsServicer:
             caller.tenant, query.filter, limit=query.limit, cursor=query.cursor, position=query.position
         )
         parts, next_cursor = await responses.fitting_part(page, operation_of)
-        token = responses.page_token(query, position, next_cursor)
-        return b"".join((*parts, operations_pb2.ListOperationsResponse(next_page_token=token).SerializeToString()))
+        end = operations_pb2.ListOperationsResponse(next_page_token=responses.page_token(query, position, next_cursor))
+        if "unreachable" in end.DESCRIPTOR.fields_by_name:  # older googleapis-common-protos do not have it
+            end.unreachable.extend(f"{COLLECTION}/{error.metadata.get('id', '-')}" for error in page.damaged)
+        return b"".join((*parts, end.SerializeToString()))
 
     async def WaitOperation(self, data: bytes, caller: Identity, context: CallContext) -> bytes:
         """Return a job as an operation once it is done, or as it is when the time is over."""

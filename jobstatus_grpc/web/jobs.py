@@ -35,6 +35,12 @@ MAX_WAIT_SECONDS = 60
 HEARTBEAT_SECONDS = 15
 """Silence on a stream of events after which a comment is sent, so that proxies keep the connection."""
 
+UNREACHABLE = "x-jobstatus-unreachable"
+"""The header field that names the jobs which a list leaves out because they are damaged."""
+
+MAX_NAMED_UNREACHABLE = 20
+"""Ids in it: clients limit the header of a response. The log of the server has all."""
+
 Query: TypeAlias = Mapping[str, str]
 
 M = TypeVar("M", bound=Message)
@@ -145,6 +151,9 @@ class JobsApi:
             pairs = [(key, value) for key, value in _pairs_of(request) if key != "pageToken"]
             following = urlencode([*pairs, ("pageToken", page.next_page_token)])
             fields.append(("link", f'</v1/jobs?{following}>; rel="next"'))
+        if page.unreachable:
+            named = [job_id or "?" for job_id in page.unreachable[:MAX_NAMED_UNREACHABLE]]
+            fields.append((UNREACHABLE, ", ".join(named + ["..."] * (len(named) < len(page.unreachable)))))
         # In a thread, as the gateway does: a page may have 1,000 jobs.
         body = await asyncio.to_thread(lambda: dumped([vocabulary.to_document(job) for job in page.jobs]))
         await request.respond(HTTPStatus.OK, JSON, body, fields)

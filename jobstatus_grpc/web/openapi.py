@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, get_type_hints
 
 from jobstatus_grpc.job import limits
 from jobstatus_grpc.web.http import PROBLEM_TYPE
-from jobstatus_grpc.web.jobs import EVENT_STREAM, FILTERS, JSON, MAX_WAIT_SECONDS, MERGE_PATCH, REPEATED
+from jobstatus_grpc.web.jobs import EVENT_STREAM, FILTERS, JSON, MAX_WAIT_SECONDS, MERGE_PATCH, REPEATED, UNREACHABLE
 from jobstatus_grpc.web.vocabulary import VOCABULARIES, Vocabulary
 
 Schema: TypeAlias = "dict[str, Any]"
@@ -89,6 +89,11 @@ _PARAMETERS: Mapping[str, Schema] = {
     },
 }
 
+_JOBS = (
+    f"Jobs. {UNREACHABLE} has the ids, separated by commas, of those that are left out because what is stored of them "
+    "is damaged: `?` where the id is not known either, `...` where there are more."
+)
+
 _FILTER_DESCRIPTIONS = {
     "state": "A word of the vocabulary.",
     "label": "`KEY=VALUE`; all must match.",
@@ -120,7 +125,7 @@ def document() -> Schema:
                     "listJobs",
                     "A page of jobs, the newest first; `Link` with rel=next leads to the next.",
                     [vocabulary, *_filters(), _parameter("pageSize"), _parameter("pageToken")],
-                    {200: _reply("Jobs.", jobs, "Link")},
+                    {200: _reply(_JOBS, jobs, "Link", UNREACHABLE)},
                 ),
                 "post": _operation(
                     "createJob",

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from datetime import timedelta
 
+import grpc
 import pytest
+from google.longrunning.operations_pb2 import ListOperationsRequest
+from google.longrunning.operations_pb2_grpc import OperationsStub
 
 from jobstatus_grpc import JobStatusClient, errors
 from jobstatus_grpc.job import JOB_FIELDS, Create, Job, JobFilter, Update
@@ -19,6 +22,7 @@ from jobstatus_grpc.stores.sql.rows import (
 from tests.support.servers import ServerProcess
 from tests.support.sqlite import on_file, raw
 from tests.support.stores import StandingClock, claim, done, end, ids_of
+from tests.support.web import Web
 
 VERSION_8 = {
     "key": 5000000000, "tenant": "default", "id": "ü", "name": "render ☃", "state": 2, "attempt": 1, "revision": 5,
@@ -85,7 +89,14 @@ def test_calls_for_a_damaged_job_fail_and_those_in_the_same_commit_do_not(path, 
 
 def test_a_server_names_the_damaged_job_and_serves_all_others(path):
     raw(path, "UPDATE jobs SET reason = 'writing' WHERE id = 'b'")
-    with ServerProcess(store=f"sqlite:///{path}", log=path.with_name("log")) as server:
+    with ServerProcess("--http", "127.0.0.1:0", store=f"sqlite:///{path}", log=path.with_name("log")) as server:
+        reply = Web(server.http).request("GET", "/v1/jobs")
+        assert ([job["id"] for job in reply.json()], reply.headers["x-jobstatus-unreachable"]) == (["c", "a"], "b")
+        with grpc.insecure_channel(server.address) as channel:
+            operations = OperationsStub(channel).ListOperations(ListOperationsRequest(), timeout=20)
+            assert ([each.name for each in operations.operations], [*operations.unreachable]) == (
+                ["jobs/c", "jobs/a"], ["jobs/b"],
+            )  # fmt: skip
         with JobStatusClient(server.address) as client:
             with pytest.raises(errors.DataLossError):
                 client.get("b")
