@@ -41,7 +41,8 @@ CORS_REQUEST_FIELDS = (
 )
 
 CORS_RESPONSE_FIELDS = (
-    "grpc-status, grpc-message, grpc-status-details-bin, etag, link, location, retry-after, preference-applied"
+    "grpc-status, grpc-message, grpc-status-details-bin, etag, link, location, retry-after, preference-applied, "
+    "x-jobstatus-unreachable"
 )
 
 CORS_MAX_AGE_SECONDS = 7200
@@ -227,8 +228,12 @@ def _description() -> bytes:
 
 
 def cookie_name(request: Request) -> str:
-    """Return the name of the cookie of a login. With TLS no other host, and no page without TLS, can set one of it."""
-    return "__Host-jobstatus" if request.is_https else "jobstatus"
+    """Return the name of the cookie of a login. With TLS no other host, and no page without TLS, can set one of it.
+
+    It has the port that the browser sees: all ports of a host share their cookies.
+    """
+    port = re.search(r":(\d{1,5})$", request.header("host") or "", re.ASCII)
+    return f"{'__Host-' if request.is_https else ''}jobstatus{f'-{port[1]}' if port else ''}"
 
 
 def _cookie(request: Request, token: str) -> str:
@@ -261,6 +266,7 @@ def _check_length(request: Request) -> None:
         raise HttpError(HTTPStatus.BAD_REQUEST, text)
 
 
+@functools.lru_cache(maxsize=128)
 def _is_this_machine(host: str) -> bool:
     """Return whether the Host of a request is an IP address or localhost: no name of DNS, which others control."""
     name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.cookiejar
+import json
 import ssl
 import time
+import urllib.request
 
 import pytest
 
@@ -40,7 +43,7 @@ def test_a_login_sets_a_cookie_that_pages_of_this_site_call_with(secured):
     web, token = secured
     reply = log_in(web, token)
     assert (reply.status, reply.headers["set-cookie"]) == (
-        204, f"jobstatus={token}; Path=/; HttpOnly; SameSite=Strict",
+        204, f"jobstatus-{web.port}={token}; Path=/; HttpOnly; SameSite=Strict",
     )  # fmt: skip
     me = web.request("POST", WHOAMI, {}, origin=web.url, cookie=f"other=1; {cookie_of(reply)}")
     assert me.json()["identity"]["principal"] == "anna"
@@ -50,14 +53,14 @@ def test_a_logout_deletes_the_cookie(secured):
     web, _ = secured
     reply = web.request("POST", "/logout", b"", origin=web.url)
     assert (reply.status, reply.headers["set-cookie"]) == (
-        204, "jobstatus=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0",
+        204, f"jobstatus-{web.port}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("origin", [{}, {"origin": BOARD}], ids=["none", "another"])
 def test_a_cookie_counts_only_for_pages_of_this_site(secured, origin):
     web, token = secured
-    reply = web.request("POST", WHOAMI, {}, cookie=f"jobstatus={token}", **origin)
+    reply = web.request("POST", WHOAMI, {}, cookie=f"jobstatus-{web.port}={token}", **origin)
     assert (reply.status, reply.reason) == (401, "NO_IDENTITY")
 
 
@@ -72,14 +75,39 @@ def test_behind_a_proxy_that_terminates_tls_the_origin_of_the_flag_is_this_site(
 def test_a_header_goes_before_a_cookie(secured):
     web, token = secured
     reply = web.request(
-        "POST", WHOAMI, {}, origin=web.url, cookie=f"jobstatus={token}", authorization="Bearer jst_unknown"
+        "POST",
+        WHOAMI,
+        {},
+        origin=web.url,
+        cookie=f"jobstatus-{web.port}={token}",
+        authorization="Bearer jst_unknown",
     )
     assert (reply.status, reply.reason) == (401, "BAD_IDENTITY")
 
 
 def test_two_cookies_of_our_name_are_refused(secured):
     web, token = secured
-    assert web.request("POST", WHOAMI, {}, origin=web.url, cookie=f"jobstatus=x; jobstatus={token}").status == 400
+    name = f"jobstatus-{web.port}"
+    assert web.request("POST", WHOAMI, {}, origin=web.url, cookie=f"{name}=x; {name}={token}").status == 400
+
+
+def test_two_servers_of_one_host_do_not_log_each_other_out(serve_web, auth):
+    tokens = [auth.admit(name) for name in ("anna", "ben")]
+    first, second = (serve_web("--auth", str(auth.path))[1] for _ in range(2))
+    jar = http.cookiejar.CookieJar()
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
+
+    def post(web, path, body):
+        fields = {"content-type": "application/json", "origin": web.url}
+        request = urllib.request.Request(f"{web.url}{path}", json.dumps(body).encode(), fields)
+        with browser.open(request, timeout=20) as reply:
+            return reply.read()
+
+    for web, token in zip((first, second), tokens, strict=True):
+        post(web, "/login", {"token": token})
+    assert len(jar) == 2
+    found = [json.loads(post(web, WHOAMI, {}))["identity"]["principal"] for web in (first, second)]
+    assert found == ["anna", "ben"]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +269,9 @@ def test_with_tls_the_cookie_is_secure_and_the_files_are_read_again(serve_web, a
     service, plain = serve_web("--auth", str(auth.path), "--tls-cert", cert, "--tls-key", key)
     web = Web(plain.url, tls=tls)
     reply = log_in(web, token)
-    assert reply.headers["set-cookie"] == f"__Host-jobstatus={token}; Path=/; HttpOnly; SameSite=Strict; Secure"
+    assert (
+        reply.headers["set-cookie"] == f"__Host-jobstatus-{web.port}={token}; Path=/; HttpOnly; SameSite=Strict; Secure"
+    )
     assert web.request("POST", WHOAMI, {}, origin=web.url, cookie=cookie_of(reply)).status == 200
     other = Authority()
     other.issue().write(tmp_path, "server")
