@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
@@ -11,7 +10,7 @@ from typing import Any, NoReturn, Protocol
 import grpc
 
 from jobstatus_grpc.errors import DrainingError
-from jobstatus_grpc.web.http import DisconnectedError, Request
+from jobstatus_grpc.web.http import Cutter, DisconnectedError, Request
 from jobstatus_grpc.wire import status
 
 
@@ -113,56 +112,13 @@ async def run(method: Method, data: bytes, call: Call, request: Request, *, max_
         CallEndedError: it ended with another status than OK, or was cut off by its deadline or a drain.
         DisconnectedError: the client has left.
     """
-    with _Cutter() as cutter:
+    with Cutter() as cutter:
         if (seconds := call.time_remaining()) is not None:
             cutter.after(seconds, CallEndedError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))
         if max_seconds is not None:
             cutter.after(max_seconds, DisconnectedError(), request.connection.abort)
-        cutter.when(request.until_disconnected, DisconnectedError())
+        cutter.when_lost(request.connection)
         try:
             return await method.behaviour(data, call) or b""
         except asyncio.CancelledError:
             raise cutter.error or CallEndedError(*status.status_of(DrainingError())) from None
-
-
-class _Cutter:
-    """Cancels the task that runs the block, for the first of several reasons. For one event loop."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-        """Why the block was cut off; None: it was not, or by another."""
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._undo = contextlib.ExitStack()
-
-    def __enter__(self) -> _Cutter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._undo.close()
-        self._task = None
-
-    def after(self, seconds: float, error: Exception, act: Callable[[], None] | None = None) -> None:
-        """Cut the block off after a time; first call `act`."""
-        self._undo.callback(self._loop.call_later(seconds, self._cut, error, act).cancel)
-
-    def when(self, wait: Callable[[], Awaitable[None]], error: Exception) -> None:
-        """Cut the block off when `wait` returns. A block that never waits does not cost the task of it."""
-
-        async def watch() -> None:
-            await wait()
-            self._cut(error)
-
-        def begin() -> None:
-            task = self._loop.create_task(watch())
-            self._undo.callback(task.cancel)
-
-        self._undo.callback(self._loop.call_soon(begin).cancel)
-
-    def _cut(self, error: Exception, act: Callable[[], None] | None = None) -> None:
-        if self._task is None or self.error is not None:
-            return
-        if act is not None:
-            act()
-        self.error = error
-        self._task.cancel()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from http import HTTPStatus
@@ -19,6 +21,9 @@ Fields: TypeAlias = Iterable[tuple[str, str]]
 
 BODY_SECONDS = 30.0
 """Time for a request's body to arrive whole: 4 MiB at 140 kB a second."""
+
+DISCARD_SECONDS = 1.0
+"""Time for which the rest of a body is taken, and ignored, after a response that did not need it."""
 
 HTTP_STATUS_OF_CODE: Mapping[str, int] = {
     "CANCELLED": 499,
@@ -46,6 +51,8 @@ class Connection(Protocol):
 
     certificate: bytes | None
     """The client's certificate (PEM), which TLS has verified."""
+    lost_callbacks: set[Callable[[], None]]
+    """Called when the client has closed it, or sent what is not HTTP."""
 
     def abort(self) -> None:
         """Close it at once, and drop what is not sent."""
@@ -73,6 +80,50 @@ class TooLargeError(HttpError):
     def __init__(self) -> None:
         text = f"the body is larger than {limits.MAX_REQUEST_BYTES} bytes"
         super().__init__(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+
+
+class BodyTimeoutError(HttpError):
+    """The body has not arrived in time."""
+
+    def __init__(self) -> None:
+        text = f"the body has not arrived within {BODY_SECONDS:g} s; send it again, faster"
+        super().__init__(HTTPStatus.REQUEST_TIMEOUT, text)
+
+
+class Cutter:
+    """Cancels the task that runs the block, for the first of several reasons. For one event loop."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        """Why the block was cut off; None: it was not, or by another."""
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Cutter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._undo.close()
+        self._task = None
+
+    def after(self, seconds: float, error: Exception, act: Callable[[], None] | None = None) -> None:
+        """Cut the block off after a time; first call `act`."""
+        self._undo.callback(self._loop.call_later(seconds, self._cut, error, act).cancel)
+
+    def when_lost(self, connection: Connection) -> None:
+        """Cut the block off with a DisconnectedError when the connection is lost."""
+        callback = functools.partial(self._cut, DisconnectedError())
+        connection.lost_callbacks.add(callback)
+        self._undo.callback(connection.lost_callbacks.discard, callback)
+
+    def _cut(self, error: Exception, act: Callable[[], None] | None = None) -> None:
+        if self._task is None or self.error is not None:
+            return
+        if act is not None:
+            act()
+        self.error = error
+        self._task.cancel()
 
 
 Route: TypeAlias = Callable[["Request"], Awaitable[None]]
@@ -131,11 +182,12 @@ class Request:
         length = self.header("content-length")
         if length is not None and int(length) > limits.MAX_REQUEST_BYTES:  # h11 has checked that it is a number
             raise TooLargeError
-        try:
-            self._body = await asyncio.wait_for(self._read(), BODY_SECONDS)
-        except asyncio.TimeoutError:
-            text = f"the body has not arrived within {BODY_SECONDS:g} s; send it again, faster"
-            raise HttpError(HTTPStatus.REQUEST_TIMEOUT, text) from None
+        with Cutter() as cutter:
+            cutter.after(BODY_SECONDS, BodyTimeoutError())
+            try:
+                self._body = await self._read()
+            except asyncio.CancelledError:
+                raise cutter.error or asyncio.CancelledError from None
         return self._body
 
     async def _read(self) -> bytes:
@@ -150,11 +202,6 @@ class Request:
             if not message["more_body"]:
                 self._is_read = True
                 return bytes(body)
-
-    async def until_disconnected(self) -> None:
-        """Wait until the client closes the connection; only after the body has been read."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
 
     async def start(self, code: int, fields: Fields) -> None:
         """Send the status and the header fields of the response."""
@@ -177,7 +224,23 @@ class Request:
             [] if code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED) else [("content-length", str(len(body)))]
         )
         await self.start(code, [*typed, *length, *fields])
+        if not self._is_read:
+            await self.write(body)
+            await self._discard_body()
+            body = b""
         await self.write(body, is_last=True)
+
+    async def _discard_body(self) -> None:
+        """Take a part of what is left of the body: a client that still sends it when the connection is closed may not
+        see the response."""
+        left = limits.MAX_REQUEST_BYTES
+        with contextlib.suppress(asyncio.TimeoutError):
+            ends_at = asyncio.get_running_loop().time() + DISCARD_SECONDS
+            while left > 0 and (seconds := ends_at - asyncio.get_running_loop().time()) > 0:
+                message = await asyncio.wait_for(self.receive(), seconds)
+                if message["type"] == "http.disconnect" or not message["more_body"]:
+                    return
+                left -= len(message["body"])
 
 
 def _peer_of(client: tuple[str, int] | None) -> str:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from jobstatus_grpc.web.http import PROBLEM_TYPE, HttpError, problem_of
 
 HEADER_SECONDS = 10.0
 """Time for a request's header, from the opening of the connection, or from its first byte for those after the first.
@@ -20,8 +25,17 @@ A TLS handshake comes before it, and may take the 60 s of asyncio."""
 IDLE_SECONDS = 60
 """Time without a request after which a connection is closed."""
 
+STALL_SECONDS = 60.0
+"""Time in which a client may take nothing of what is sent to it."""
+
 MAX_HEADER_BYTES = 16 * 1024
 """As of gRPC's metadata."""
+
+MAX_HEADER_FIELDS = 100
+"""Fields in the header of a request, as in Apache: browsers send about 20, and proxies add some."""
+
+MAX_JOINED_BYTES = 64 * 1024
+"""Written before it is sent: only what the transport has counts for its flow control."""
 
 BACKLOG = 4096
 """Connections that wait to be accepted: all browsers of a site return at once after a restart."""
@@ -51,7 +65,6 @@ class WebListener:
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=IDLE_SECONDS,
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             )
         )
         self._tls_context = tls_context
@@ -96,19 +109,84 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Parser(h11.Connection):
+    """Parses requests. Their header has to be within the limits, also where it comes at once: h11 checks only the size
+    of a header that is not complete yet."""
+
+    refusal = h11.RemoteProtocolError("")
+    """Why the last request was refused."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEADER_BYTES)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        bytes_before = len(self.trailing_data[0]) if self.their_state is h11.IDLE else 0
+        try:
+            event = super().next_event()
+            if isinstance(event, h11.Request):
+                if bytes_before - len(self.trailing_data[0]) > MAX_HEADER_BYTES:
+                    raise h11.RemoteProtocolError("too many bytes", error_status_hint=431)
+                if len(event.headers) > MAX_HEADER_FIELDS:
+                    raise h11.RemoteProtocolError("too many fields", error_status_hint=431)
+                if not event.http_version.startswith(b"1."):
+                    text = "this address has no HTTP/2; gRPC is at that of --listen"
+                    raise h11.RemoteProtocolError(text, error_status_hint=505)
+        except h11.RemoteProtocolError as error:
+            self.refusal = error
+            raise
+        return event
+
+
+class _Joined:
+    """A transport that sends together what is written in one turn of the loop: the header of a response and its body
+    are two writes, and a system call for each costs more than parsing the request."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._pending = bytearray()
+        self.is_closing = transport.is_closing
+        self.abort = transport.abort
+        self.get_extra_info = transport.get_extra_info
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+
+    def write(self, data: bytes) -> None:
+        if data and not self._pending:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._pending += data
+        if len(self._pending) > MAX_JOINED_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pending and not self._transport.is_closing():
+            self._transport.write(bytes(self._pending))
+        self._pending.clear()
+
+
 class _Connection(H11Protocol):
     """A connection, which is closed if the header of a request does not arrive in time."""
 
     certificate: bytes | None = None
+    conn: _Parser
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.conn = _Parser()
+        self.lost_callbacks: set[Callable[[], None]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Joined(transport))  # type: ignore[arg-type]  # it has what uvicorn needs
         self.app_state = {"connection": self}
         tls = transport.get_extra_info("ssl_object")
         der = None if tls is None else tls.getpeercert(binary_form=True)
         if der:
             self.certificate = ssl.DER_cert_to_PEM_cert(der).encode()
         self._header_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._await_header()
 
     def data_received(self, data: bytes) -> None:
@@ -120,21 +198,44 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
+        self._end_stall_timer()
         super().connection_lost(exc)
+        self._call_lost_callbacks()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._end_stall_timer()
+        self._stall_timer = self.loop.call_later(STALL_SECONDS, self.abort)
+
+    def resume_writing(self) -> None:
+        self._end_stall_timer()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         if self._has_request():
             # The body broke off while the request is answered: else its answer is sent after this one, or between.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            self._call_lost_callbacks()
             if self.cycle.response_started:
                 self.abort()
                 return
-        super().send_400_response(msg)
+        # Not through h11, which would refuse a body of an answer to HEAD.
+        self.transport.write(_response_to(self.conn.refusal))
+        self.transport.close()
 
     def abort(self) -> None:
         """Close the connection at once, and drop what is not sent."""
         self.transport.abort()
+
+    def _end_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def _call_lost_callbacks(self) -> None:
+        for callback in [*self.lost_callbacks]:
+            callback()
 
     def _has_request(self) -> bool:
         cycle: Any = self.cycle  # None before the first
@@ -148,6 +249,17 @@ class _Connection(H11Protocol):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+
+def _response_to(refusal: h11.RemoteProtocolError) -> bytes:
+    """Return the whole response to what is not a request of HTTP, or is beyond a limit."""
+    code = refusal.error_status_hint
+    text = f"the request is not valid HTTP/1.1: {refusal}"
+    if code == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+        text = f"the header is larger than {MAX_HEADER_BYTES} bytes, or has more than {MAX_HEADER_FIELDS} fields"
+    body = json.dumps(problem_of(HttpError(code, text))).encode()
+    fields = f"content-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    return f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\n{fields}".encode() + body
 
 
 def _following(tls_context: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import subprocess
 import time
@@ -54,6 +55,110 @@ def test_a_body_of_the_limit_is_taken(web):
     assert web.request("POST", GET, body, content_type="application/json").status == 404
 
 
+def get(path, method="GET", *fields, body="", version="1.1", host="host: 127.0.0.1"):
+    """Return a request, after which the server closes the connection."""
+    lines = [f"{method} {path} HTTP/{version}", host, "connection: close", *fields, "", body]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def post(*fields, body="{}"):
+    return get(GET, "POST", "content-type: application/json", *fields, body=body)
+
+
+def header_of(size):
+    """Return a request with a header of this number of bytes."""
+    return get("/openapi.json", "GET", "x: " + "y" * (size - len(get("/openapi.json", "GET", "x: "))))
+
+
+HUGE = "9" * 5000
+CHUNKED, LENGTH = "transfer-encoding: chunked", "content-length: 2"
+ANSWERS = {
+    "a header of the limit": (200, header_of(listener.MAX_HEADER_BYTES)),
+    "a header beyond it, at once": (431, header_of(listener.MAX_HEADER_BYTES + 1)),
+    "in an answer to HEAD": (431, get("/", "HEAD", "x: " + "y" * 20_000)),
+    "a header that does not end": (431, get("/", "GET", "x: " + "y" * 20_000)[:-4]),
+    "the most fields": (200, get("/openapi.json", "GET", *["x: y"] * (listener.MAX_HEADER_FIELDS - 2))),
+    "more fields": (431, get("/openapi.json", "GET", *["x: y"] * (listener.MAX_HEADER_FIELDS - 1))),
+    "two hosts": (400, get("/openapi.json", "GET", "host: 127.0.0.1")),
+    "no host": (400, get("/openapi.json", host="x: y")),
+    "two different lengths": (400, post(LENGTH, "content-length: 3", body="{}x")),
+    "a signed length": (400, post("content-length: +2")),
+    "a huge length": (400, post(f"content-length: {HUGE}")),
+    "a length and chunks": (400, post(LENGTH, CHUNKED, body="0\r\n\r\n")),
+    "chunks twice": (501, post(CHUNKED, CHUNKED, body="0\r\n\r\n")),
+    "another coding": (501, post("transfer-encoding: xchunked", body="0\r\n\r\n")),
+    "a space before a colon": (400, post("transfer-encoding : chunked", body="0\r\n\r\n")),
+    "a negative chunk": (400, post(CHUNKED, body="-2\r\n{}\r\n0\r\n\r\n")),
+    "a chunk without its end": (400, post(CHUNKED, body="2\r\n{}0\r\n\r\n")),
+    "two content types": (400, post("content-type: application/json", LENGTH)),
+    "no content type": (415, get(GET, "POST", LENGTH, body="{}")),
+    "that of gRPC": (415, get(GET, "POST", "content-type: application/grpc", LENGTH, body="{}")),
+    "two deadlines": (400, post("connect-timeout-ms: 1", "connect-timeout-ms: 2", LENGTH)),
+    "two origins": (400, post("origin: http://a", "origin: http://b", LENGTH)),
+    "NUL in a field": (400, get("/openapi.json", "GET", "x: a\0b")),
+    "CR in a field": (400, get("/openapi.json", "GET", "x: a\rb")),
+    "a line without a colon": (400, get("/openapi.json", "GET", "xy")),
+    "//": (404, get("//")),
+    "// before a path": (404, get("//v1/jobs")),
+    "/ after a path": (404, get("/v1/jobs/")),
+    "%2f in a route": (404, get("/v1%2fjobs")),
+    "%2f in an id": (400, get("/v1/jobs/a%2fb")),
+    "..": (404, get("/v1/jobs/../../openapi.json")),
+    "%2e%2e": (404, get("/v1/jobs/%2e%2e/%2e%2e/openapi.json")),
+    "NUL in a path": (400, get("/v1/jobs/a\0b")),
+    "%00 in an id": (400, get("/v1/jobs/a%00b")),
+    "overlong UTF-8": (400, get("/v1/jobs/%c0%af")),
+    "a surrogate": (400, get("/v1/jobs/%ed%a0%80")),
+    "% alone": (400, get("/v1/jobs/%")),
+    "overlong UTF-8 in a query": (400, get("/v1/jobs?name=%c0%af")),
+    "%00 in a query": (400, get("/v1/jobs?name=%00")),
+    "a whole URL": (404, get("http://other.example/v1/jobs")),
+    "OPTIONS": (204, get("/v1/jobs", "OPTIONS")),
+    "OPTIONS *": (404, get("*", "OPTIONS")),
+    "HEAD": (200, get("/openapi.json", "HEAD")),
+    "PUT": (405, get("/v1/jobs/x", "PUT", "content-type: application/json", LENGTH, body="{}")),
+    "TRACE": (405, get("/", "TRACE")),
+    "CONNECT": (404, get("127.0.0.1:80", "CONNECT")),
+    "a long method": (405, get("/", "A" * 300)),
+    "GET of an RPC": (405, get(GET)),
+    "HTTP/0.9": (400, b"GET /openapi.json\r\n\r\n"),
+    "HTTP/2.0": (505, get("/openapi.json", version="2.0")),
+    # A server may ignore an upgrade that it does not support.
+    "h2c": (200, get("/openapi.json", "GET", "connection: upgrade", "upgrade: h2c", "http2-settings: AAMAAABk")),
+    "a WebSocket": (200, get("/openapi.json", "GET", "connection: upgrade", "upgrade: websocket")),
+}
+
+
+@pytest.mark.parametrize(("status", "data"), ANSWERS.values(), ids=ANSWERS)
+def test_an_odd_request_gets_one_clear_answer(web, status, data):
+    reply = read_all(web.raw(data))
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode()), reply
+    assert reply.count(b"HTTP/1.1 ") == 1
+    if status >= 400 and b"application/problem+json" in head:
+        assert json.loads(body)["status"] == status
+    assert web.request("GET", "/openapi.json").status == 200
+
+
+def test_requests_in_one_packet_are_answered_in_turn_up_to_the_one_that_is_broken(web):
+    once = get("/openapi.json", "HEAD").replace(b"connection: close\r\n", b"")
+    reply = read_all(web.raw(once * 5 + b"broken\r\n\r\n" + once))
+    statuses = [line for line in reply.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
+    assert statuses == [b"HTTP/1.1 200 OK"] * 5 + [b"HTTP/1.1 400 Bad Request"]
+
+
+def test_a_client_that_asks_first_sends_no_body_that_is_refused(web):
+    asks = ["content-type: application/json", "expect: 100-continue"]
+    allowed = read_all(web.raw(get(GET, "POST", *asks, LENGTH, body="{}")))
+    refused = read_all(web.raw(get(GET, "POST", *asks, f"content-length: {limits.MAX_REQUEST_BYTES + 1}")))
+    assert (allowed.startswith(b"HTTP/1.1 100 "), refused.startswith(b"HTTP/1.1 413 ")) == (True, True)
+
+
+def test_a_client_that_sends_its_whole_body_sees_that_it_is_too_large(web):
+    body = b" " * (limits.MAX_REQUEST_BYTES * 3 // 2)
+    assert web.request("POST", GET, body, content_type="application/json").status == 413
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -72,7 +177,7 @@ def test_a_body_of_the_limit_is_taken(web):
 )
 def test_what_is_not_http_gets_a_4xx_and_the_end(web, data):
     reply = read_all(web.raw(data))
-    assert reply.startswith(b"HTTP/1.1 4") or reply.startswith(b"HTTP/1.1 501"), reply
+    assert reply.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501 ", b"HTTP/1.1 505 ")), reply
 
 
 def test_a_request_with_two_lengths_is_refused_and_what_follows_it_is_not_read(web):
@@ -118,6 +223,7 @@ def test_two_thousand_silent_connections_do_not_keep_others_waiting(serve_web):
 def quick_limits(monkeypatch):
     monkeypatch.setattr(listener, "HEADER_SECONDS", 1.0)
     monkeypatch.setattr(http, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(listener, "STALL_SECONDS", 1.0)
 
 
 @on_a_loop
@@ -144,6 +250,7 @@ async def test_the_second_request_of_a_connection_has_a_time_limit_too(quick_lim
 @on_a_loop
 async def test_a_reader_that_does_not_read_is_cut_off_at_the_age_of_streams(monkeypatch):
     monkeypatch.setattr(config, "CONNECTION_AGE_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(listener, "STALL_SECONDS", 3.0)  # of the end of the stream
     async with serving_web(MemoryStore(), max_connection_age=timedelta(seconds=1)) as url:
         web = Web(url)
         await asyncio.to_thread(web.call, "CreateJob", {"job": {"id": "x", "result": {"text": "x" * 60_000}}})
@@ -156,6 +263,21 @@ async def test_a_reader_that_does_not_read_is_cut_off_at_the_age_of_streams(monk
         await asyncio.sleep(1.3)
         received = await asyncio.to_thread(read_all, silent)
     assert b'"error"' not in received
+
+
+@on_a_loop
+async def test_responses_that_are_not_read_are_cut_off(quick_limits):
+    async with serving_web(MemoryStore()) as url:
+        web = Web(url)
+        for number in range(20):
+            job = {"id": f"x{number}", "result": {"text": "x" * 60_000}}
+            await asyncio.to_thread(web.call, "CreateJob", {"job": job})
+        request = f"POST {SERVICE_PATH}/ListJobs HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        # The kernel takes a few MiB.
+        silent = web.raw(f"{request}content-length: 2\r\n\r\n{{}}".encode() * 12, receive_buffer_bytes=4096)
+        await asyncio.sleep(1.5)
+        received = await asyncio.to_thread(read_all, silent)
+    assert len(received) < 11 * limits.MAX_RESPONSE_BYTES
 
 
 def test_a_stream_takes_at_most_60_kilobytes(serve_web):
