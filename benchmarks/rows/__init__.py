@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.report import Row
-from benchmarks.rows import calls, growth, postgres, python_client, sharing, tls, watching
+from benchmarks.rows import calls, growth, postgres, python_client, sharing, tls, watching, web
 
-MODULES = (calls, postgres, watching, sharing, tls, python_client, growth)
+MODULES = (calls, postgres, watching, sharing, tls, web, python_client, growth)
 ROWS = {row.name: row for module in MODULES for row in vars(module).values() if isinstance(row, Row)}

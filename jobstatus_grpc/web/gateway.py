@@ -42,7 +42,8 @@ LARGE_BYTES = 64 * 1024
 a second."""
 
 MAX_RENDERED = 128
-"""Messages of streams whose JSON is kept for the next watcher that is sent the same."""
+"""Messages whose JSON is kept for the next watcher, or the next call, that is sent the same; and again of unary calls.
+Each has at most LARGE_BYTES."""
 
 END_OF_STREAM, WEB_TRAILERS, COMPRESSED = 0b10, 0x80, 0b1
 """Flags of a frame."""
@@ -160,6 +161,12 @@ def _to_json_once(message_class: Callable[..., Message], data: bytes) -> bytes:
     return to_json(message_class, data)
 
 
+@functools.lru_cache(maxsize=MAX_RENDERED)
+def _to_json_again(message_class: Callable[..., Message], data: bytes) -> bytes:
+    """For unary calls: their many different responses would drive out what all watchers are sent."""
+    return to_json(message_class, data)
+
+
 def _refusal(what: str) -> CallEndedError:
     return CallEndedError(*status.status_of(InvalidFieldError(violations=[FieldViolation("", what)])))
 
@@ -260,7 +267,8 @@ class _Protocol:
             return message
         if len(message) > LARGE_BYTES:
             return await asyncio.to_thread(to_json, self.rpc.output, message)
-        return (_to_json_once if self.rpc.method.is_stream else to_json)(self.rpc.output, message)
+        render = _to_json_once if self.rpc.method.is_stream else _to_json_again
+        return render(self.rpc.output, message)  # type: ignore[arg-type]  # a class of messages is hashable
 
 
 def _connect_timeout(request: Request) -> float | None:
