@@ -73,7 +73,8 @@ def test_a_command_that_does_not_read_gets_the_event_all_the_same(relaying, make
 
 def test_a_command_does_not_get_the_secrets_of_the_relay(relaying, make, lines, tmp_path):
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-    relaying("--exec", f"env > {tmp_path}/env; echo ran >> {tmp_path}/out", JOBSTATUS_WEBHOOK_SECRET=secret)
+    variables = {"JOBSTATUS_WEBHOOK_SECRET": secret, "JOBSTATUS_STATE_FILE": secret}
+    relaying("--exec", f"env > {tmp_path}/env; echo ran >> {tmp_path}/out", **variables)
     make()
     lines(1)
     assert secret not in (tmp_path / "env").read_text()
