@@ -260,8 +260,8 @@ class _Receiver:
 
     async def post(self, headers: Mapping[str, str], body: bytes) -> None:
         """Send a request, and raise DeliveryError unless the answer is 2xx within the timeout."""
-        connection = self._connect()
-        exchange = asyncio.ensure_future(_in_thread(lambda: self._exchange(connection, headers, body)))
+        connection, is_over = self._connect(), threading.Event()
+        exchange = asyncio.ensure_future(_in_thread(lambda: self._exchange(connection, headers, body, is_over)))
         try:
             await asyncio.wait({exchange}, timeout=self._timeout_seconds)
             if not exchange.done():
@@ -272,6 +272,7 @@ class _Receiver:
             raise DeliveryError(f"the request failed: {text}") from None
         finally:
             exchange.cancel()
+            is_over.set()
             connected = connection.sock  # the thread may take it away at any time
             if connected is not None:
                 # Ends the thread, if it still waits.
@@ -289,10 +290,14 @@ class _Receiver:
         return http.client.HTTPConnection(host, port, timeout=timeout)
 
     def _exchange(
-        self, connection: http.client.HTTPConnection, headers: Mapping[str, str], body: bytes
+        self, connection: http.client.HTTPConnection, headers: Mapping[str, str], body: bytes, is_over: threading.Event
     ) -> tuple[int, str, str]:
         path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
         with contextlib.closing(connection):
+            connection.connect()
+            # From here on, `post` ends the connection itself. Sent later, the event could come after the next ones.
+            if is_over.is_set():
+                raise OSError("the time for the request is over")
             connection.request("POST", path, body, {"User-Agent": "jobstatus-relay", "Connection": "close", **headers})
             response = connection.getresponse()
             return response.status, response.reason, response.getheader("Retry-After") or ""

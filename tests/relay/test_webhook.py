@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import socket
 import ssl
+import threading
 import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -12,8 +15,11 @@ import pytest
 import standardwebhooks
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 
-from jobstatus_grpc.relay.targets import DeliveryError, _seconds_of, read_secrets
+from jobstatus_grpc.job import Job, JobState
+from jobstatus_grpc.relay.event import Event
+from jobstatus_grpc.relay.targets import DeliveryError, Webhook, _seconds_of, read_secrets
 from tests.support.certificates import Authority
+from tests.support.loop import on_a_loop
 from tests.support.receiver import Receiver
 
 pytestmark = pytest.mark.slow  # waits for retries
@@ -228,3 +234,18 @@ def test_a_pause_may_be_given_in_seconds_or_as_a_date():
     assert 50 < _seconds_of(format_datetime(in_a_minute, usegmt=True)) <= 60
     assert [_seconds_of(text) for text in ("", "-1", "soon", "Wed, 21 Oct 2015 07:28:00 GMT")] == [0, 0, 0, 0]
     assert _seconds_of("9" * 30) == 3600
+
+
+@on_a_loop
+async def test_a_request_that_is_given_up_before_it_is_connected_is_not_sent(receiver, monkeypatch):
+    resolve, is_free = socket.getaddrinfo, threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **how: is_free.wait(20) and resolve(*where, **how))
+    now = datetime.now(timezone.utc)
+    job = Job(id="a", state=JobState.PENDING, revision=1, created_at=now, updated_at=now)
+    with pytest.raises(DeliveryError, match="no answer within"):
+        await Webhook(receiver.url, timeout_seconds=0.1).deliver(Event(id="e", source="/", job=job, data={}))
+    is_free.set()
+    for thread in threading.enumerate():
+        if thread.name == "delivery":
+            await asyncio.to_thread(thread.join)
+    assert receiver.received == []
