@@ -38,7 +38,7 @@ MAX_POSITION_CHARACTERS = 320
 """The length of a position: with a page's cursor it fits in a token, see server/tokens.py."""
 
 MAX_BATCH_CHANGES = 1000
-"""The number of changes in a ChangeBatch, also of those that are left out because a newer one follows."""
+"""The number of changes in a ChangeBatch. Of many times as many, only the newest of each job may be left."""
 
 Clock: TypeAlias = Callable[[], datetime]
 """Returns the time as an aware UTC datetime. All instants in a job come from its store's clock."""

@@ -102,6 +102,10 @@ def claim(job_id: str, attempt: int = 1, **more: Any) -> Update:
     return Update(id=job_id, changes={"state": JobState.IN_PROGRESS}, attempt=attempt, **more)
 
 
+def report(job_id: str, progress: float) -> Update:
+    return Update(id=job_id, changes={"progress": progress}, allow_missing=True)
+
+
 def end(job_id: str, state: JobState = JobState.SUCCEEDED, **changes: Any) -> Update:
     return Update(id=job_id, changes={"state": state, **changes})
 

@@ -22,6 +22,7 @@ from tests.support.stores import (
     following,
     last_heartbeats,
     on_store,
+    report,
     start,
     sweep,
     trim,
@@ -364,6 +365,29 @@ class TimeContract:
         assert ("default", "a") in batch.superseded, "its newest change follows"
         batch = await store.changes(middle, up_to=middle)
         assert (list(batch.changes), batch.position) == ([], middle)
+
+    @on_store
+    async def test_many_changes_of_few_jobs_come_in_few_batches(self, store):
+        after = await store.position()
+        for progress in range(1, 8):
+            await done(store, *(report(f"{n}", progress) for n in range(300)))
+        end_position = await store.position()
+        await done(store, *(report(f"{n}", 50) for n in range(100)))
+        batch = await store.changes(after, up_to=end_position)
+        assert ([change.id for change in batch.changes], batch.position) == (
+            [f"{n}" for n in range(100, 300)],
+            end_position,
+        )
+        assert set(batch.superseded) == {("default", f"{n}") for n in range(100)}
+
+    @on_store
+    async def test_a_batch_of_changes_that_were_mostly_replaced_is_no_larger_than_others(self, store):
+        after = await store.position()
+        for progress in (1, 2):
+            await done(store, *(report(f"{n}", progress) for n in range(1200)))
+        batch = await store.changes(after)
+        assert [change.id for change in batch.changes] == [f"{n}" for n in range(1000)]
+        assert [change.id for change in await following(store, batch.position)] == [f"{n}" for n in range(1000, 1200)]
 
     @on_store
     async def test_many_changes_up_to_a_position_come_in_batches(self, store):

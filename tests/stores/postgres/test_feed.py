@@ -22,6 +22,14 @@ _CHANGE = """
 """
 
 
+# As if the one that waited for the job's lock had got its id first.
+_SWAP_LAST = """
+    UPDATE jobstatus.changes SET xid = CASE revision WHEN 3 THEN older ELSE newer END, number = 5 - revision
+    FROM (SELECT min(xid) AS older, max(xid) AS newer FROM jobstatus.changes WHERE revision > 1) AS ids
+    WHERE revision > 1
+"""
+
+
 async def update(store, job_id="a", times=1):
     for _ in range(times):
         revision = (await store.get("default", job_id)).revision
@@ -89,6 +97,22 @@ def test_transactions_that_write_changes_make_no_position_too_long_and_no_change
         assert sorted(seen) == sorted(
             [f"slow-{number}" for number in numbers] + [f"job-{number}" for number in numbers]
         )
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_newest_change_of_a_job_may_have_the_lower_transaction_id(postgres_url):
+    async def scenario():
+        store = await PostgresStore.open(postgres_url)
+        position = await store.position()
+        await done(store, Create(id="a"))
+        await update(store, times=2)
+        session = await asyncpg.connect(postgres_url)
+        await session.execute(_SWAP_LAST)
+        await session.close()
+        changes = [(change.id, change.revision) for change in await following(store, position)]
+        assert changes == [("a", 3)]
         await store.close()
 
     asyncio.run(scenario())

@@ -8,7 +8,7 @@ from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, Delete, JobState, RequestId, Update, evolve
 from tests.stores.contract import StoreContract
 from tests.support.sqlite import on_file, open_at, raw
-from tests.support.stores import TIMEOUT, StandingClock, claim, done, end, following, sweep
+from tests.support.stores import TIMEOUT, StandingClock, claim, done, end, following, report, sweep
 
 
 class TestSqliteStore(StoreContract):
@@ -106,6 +106,39 @@ def test_old_changes_come_in_batches_whole(tmp_path):
     (changes,) = on_file(tmp_path / "jobs.db", read)
     odd, even = [f"{n}" for n in range(1, 2100, 2)], [f"{n}" for n in range(0, 2100, 2)]
     assert [change.id for change in changes] == odd + even
+
+
+def test_changes_of_few_jobs_come_in_few_batches(tmp_path):
+    async def write(store):
+        position = await store.position()
+        for n in range(12):
+            await done(store, *(report(f"{number}", n + 1) for number in range(500)))
+        return position
+
+    async def update_half(store):
+        end_position = await store.position()
+        await done(store, *(report(f"{n}", 50) for n in range(250)))
+        return end_position
+
+    path = tmp_path / "jobs.db"
+    (position,), (up_to,) = on_file(path, write), on_file(path, update_half)
+    (batch,) = on_file(path, lambda store: store.changes(position, up_to=up_to))
+    assert ([change.id for change in batch.changes], batch.position) == ([f"{n}" for n in range(250, 500)], up_to)
+    assert batch.superseded == {("default", f"{n}") for n in range(250)}
+
+
+def test_a_batch_of_replaced_changes_is_full_and_the_next_ones_follow_it(tmp_path):
+    async def write(store):
+        position = await store.position()
+        for n in range(3):
+            await done(store, *(report(f"{number}", n + 1) for number in range(1500)))
+        return position
+
+    (position,) = on_file(tmp_path / "jobs.db", write)
+    (batch,) = on_file(tmp_path / "jobs.db", lambda store: store.changes(position))
+    assert [change.id for change in batch.changes] == [f"{n}" for n in range(1000)]
+    (rest,) = on_file(tmp_path / "jobs.db", lambda store: following(store, batch.position))
+    assert [change.id for change in rest] == [f"{n}" for n in range(1000, 1500)]
 
 
 def test_a_reader_that_is_behind_what_memory_keeps_misses_nothing(tmp_path, monkeypatch):
