@@ -10,7 +10,15 @@ from jobstatus_grpc.job import JobFilter
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.interface import Page
 from jobstatus_grpc.stores.paging import write_cursor
-from jobstatus_grpc.stores.sql.criteria import Criterion, Dialect, choose, counts_of, criteria_of, parameters_of
+from jobstatus_grpc.stores.sql.criteria import (
+    Criterion,
+    Dialect,
+    choose,
+    counts_of,
+    criteria_of,
+    parameters_of,
+    residuals_of,
+)
 from jobstatus_grpc.stores.sql.rows import JOB_COLUMNS, read_job
 
 if TYPE_CHECKING:
@@ -42,7 +50,7 @@ async def read_page(connection: Connection, tenant: str, job_filter: JobFilter, 
         counting = counts_of(criteria)
         counts = (await _fetch(connection, counting, parameters))[0] if counting else ()
         chosen = choose(criteria, counts, DIALECT)
-        residuals = tuple(each.residual for each in criteria if each is not chosen)
+        residuals = residuals_of(criteria, chosen)
         rows = await _fetch(connection, _matching(chosen, residuals), parameters)
         end = ""
         if residuals and len(rows) <= limit:

@@ -156,3 +156,12 @@ CREATE TABLE jobstatus.requests (
     PRIMARY KEY (request, job_key)
 );
 CREATE INDEX requests_by_age ON jobstatus.requests (remembered_at);
+
+-- version 7
+
+-- With the state, a list by name or parent and state reads no jobs to leave most of them out.
+DROP INDEX jobstatus.jobs_by_name;
+DROP INDEX jobstatus.jobs_by_parent;
+CREATE INDEX jobs_by_name ON jobstatus.jobs (tenant, name, created_at, key) INCLUDE (state, stalled) WHERE name <> '';
+CREATE INDEX jobs_by_parent ON jobstatus.jobs (tenant, parent_id, created_at, key) INCLUDE (state, stalled)
+    WHERE parent_id <> '';

@@ -57,6 +57,10 @@ class Criterion(NamedTuple):
     """Conditions on `source`, one per value, each of which its index finds; empty if no index does."""
     residual: str
     """The condition on `jobs` and on `place`, its created_at and key."""
+    residual_in_index: str = ""
+    """The same on `place` only, where that has the job's state and stalled; empty if that does not suffice."""
+    has_state: bool = False
+    """Whether the index of `source` contains state and stalled, so that a page need not read the jobs to check them."""
     is_ordered: bool = True
     """Whether the index returns each arm's jobs in the order of creation; else they must be sorted."""
     is_best: bool = False
@@ -86,7 +90,8 @@ class Criterion(NamedTuple):
 
     def _select(self, arm: str) -> str:
         tenant = self.dialect.parameter("tenant", "text")
-        return f"SELECT created_at, {self.key} AS key FROM {self.source} WHERE tenant = {tenant} AND {arm}"
+        columns = f"created_at, {self.key} AS key{', state, stalled' if self.has_state else ''}"
+        return f"SELECT {columns} FROM {self.source} WHERE tenant = {tenant} AND {arm}"
 
 
 def parameters_of(tenant: str, job_filter: JobFilter, dialect: Dialect, *, limit: int, cursor: str) -> dict[str, Any]:
@@ -151,6 +156,13 @@ def choose(criteria: Sequence[Criterion], counts: Sequence[int], dialect: Dialec
     return min(usable, key=lambda entry: entry[0], default=(0, any_job(dialect)))[1]
 
 
+def residuals_of(criteria: Sequence[Criterion], chosen: Criterion) -> tuple[str, ...]:
+    """Return the conditions of all criteria but the chosen one; first those that need no read of `jobs`."""
+    others = [each for each in criteria if each is not chosen]
+    in_index = [each.residual_in_index for each in others if chosen.has_state and each.residual_in_index]
+    return (*in_index, *(each.residual for each in others if not (chosen.has_state and each.residual_in_index)))
+
+
 def _candidates(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
     candidates = tuple(criterion for criterion in criteria if criterion.arms)
     return candidates[:1] if candidates and candidates[0].is_best else candidates
@@ -194,7 +206,8 @@ def _of_parent(job_filter: JobFilter, dialect: Dialect) -> list[Criterion]:
 def _by_parent(dialect: Dialect) -> Criterion:
     parent = dialect.parameter("parent_id", "text")
     arm = f"parent_id = {parent} AND parent_id <> ''"  # the index leaves out jobs without a parent
-    return Criterion(dialect, dialect.jobs_by("jobs_by_parent"), "key", (arm,), f"jobs.parent_id = {parent}")
+    source = dialect.jobs_by("jobs_by_parent")
+    return Criterion(dialect, source, "key", (arm,), f"jobs.parent_id = {parent}", has_state=True)
 
 
 def _of_labels(job_filter: JobFilter, dialect: Dialect) -> list[Criterion]:
@@ -220,7 +233,8 @@ def _of_names(job_filter: JobFilter, dialect: Dialect) -> list[Criterion]:
 def _by_names(dialect: Dialect, count: int, *, is_indexed: bool) -> Criterion:
     names = [dialect.parameter(f"name{number}", "text") for number in range(count)]
     arms = tuple(f"name = {name} AND name <> ''" for name in names) if is_indexed else ()
-    return Criterion(dialect, dialect.jobs_by("jobs_by_name"), "key", arms, f"jobs.name IN ({', '.join(names)})")
+    source, residual = dialect.jobs_by("jobs_by_name"), f"jobs.name IN ({', '.join(names)})"
+    return Criterion(dialect, source, "key", arms, residual, has_state=True)
 
 
 def _of_prefix(job_filter: JobFilter, dialect: Dialect) -> list[Criterion]:
@@ -232,7 +246,8 @@ def _by_prefix(dialect: Dialect) -> Criterion:
     begin, end = dialect.parameter("prefix", "text"), dialect.parameter("prefix_end", "text")
     arm = f"name >= {begin} AND name < {end} AND name <> ''"
     residual = f"jobs.name >= {begin} AND jobs.name < {end}"
-    return Criterion(dialect, dialect.jobs_by("jobs_by_name"), "key", (arm,), residual, is_ordered=False)
+    source = dialect.jobs_by("jobs_by_name")
+    return Criterion(dialect, source, "key", (arm,), residual, has_state=True, is_ordered=False)
 
 
 def _prefix_end(prefix: str, dialect: Dialect) -> str | bytes:
@@ -257,8 +272,8 @@ def _by_states(dialect: Dialect, count: int) -> Criterion:
     ]
     arms = tuple(f"state = {state} AND stalled = {stalled}" for state, stalled in places)
     values = ", ".join(f"({state}, {stalled})" for state, stalled in places)
-    residual = f"(jobs.state, jobs.stalled) IN (VALUES {values})"
-    return Criterion(dialect, dialect.jobs_by("jobs_by_state"), "key", arms, residual)
+    in_jobs, in_index = (f"({table}.state, {table}.stalled) IN (VALUES {values})" for table in ("jobs", "place"))
+    return Criterion(dialect, dialect.jobs_by("jobs_by_state"), "key", arms, in_jobs, in_index)
 
 
 def _pairs(job_filter: JobFilter) -> list[tuple[JobState, int]]:

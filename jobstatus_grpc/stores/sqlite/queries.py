@@ -14,7 +14,15 @@ from jobstatus_grpc.job import Command, Job, JobFilter, Tombstone, Transition, r
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.embedded import TOO_OLD, Epoch
 from jobstatus_grpc.stores.interface import MAX_BATCH_CHANGES, Change, Key, Page, RequestKey
-from jobstatus_grpc.stores.sql.criteria import Criterion, Dialect, choose, counts_of, criteria_of, parameters_of
+from jobstatus_grpc.stores.sql.criteria import (
+    Criterion,
+    Dialect,
+    choose,
+    counts_of,
+    criteria_of,
+    parameters_of,
+    residuals_of,
+)
 from jobstatus_grpc.stores.sql.rows import (
     REQUEST_COLUMNS,
     STORED_COLUMNS,
@@ -371,7 +379,7 @@ def _read_cursors(
     counting = counts_of(criteria)
     counts = connection.execute(counting, parameters).fetchone() if counting else ()
     chosen = choose(criteria, counts, DIALECT)
-    residuals = tuple(criterion.residual for criterion in criteria if criterion is not chosen)
+    residuals = residuals_of(criteria, chosen)
     (text,) = connection.execute(_matching(chosen, residuals), parameters).fetchone()
     cursors = text.split(" ") if text else []
     if not residuals or len(cursors) > limit:

@@ -192,3 +192,11 @@ ALTER TABLE store ADD COLUMN unchecked_sequence INTEGER NOT NULL DEFAULT 0;
 UPDATE store SET
     unchecked_key = coalesce((SELECT max(key) FROM jobs), 0),
     unchecked_sequence = coalesce((SELECT max(sequence) FROM changes), 0);
+
+-- version 9
+
+-- With the state, a list by name or parent and state reads no jobs to leave most of them out; `key` for the order.
+DROP INDEX jobs_by_name;
+DROP INDEX jobs_by_parent;
+CREATE INDEX jobs_by_name ON jobs (tenant, name, created_at, key, state, stalled) WHERE name <> '';
+CREATE INDEX jobs_by_parent ON jobs (tenant, parent_id, created_at, key, state, stalled) WHERE parent_id <> '';

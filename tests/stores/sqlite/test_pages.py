@@ -101,6 +101,14 @@ def test_of_several_conditions_the_one_with_the_fewest_jobs_is_read(tmp_path):
     assert source(done=False, name_prefix="name") == "jobs_by_name"
 
 
+@pytest.mark.parametrize("fields", [{"names": {"rare"}}, {"name_prefix": "r"}, {"parent_id": "p"}])
+def test_the_index_of_a_name_or_a_parent_shows_which_jobs_are_in_a_state(farm_path, fields):
+    steps = plan(farm_path, queries(farm_path, JobFilter(done=False, **fields))[1])
+    index = "jobs_by_parent" if "parent_id" in fields else "jobs_by_name"
+    assert f"COVERING INDEX {index}" in steps
+    assert steps.index("LIST SUBQUERY") < steps.index("INTEGER PRIMARY KEY"), "checked before the job is read"
+
+
 @pytest.mark.parametrize(("examined", "index"), [(3, "jobs_by_name"), (2, "jobs_by_state")])
 def test_names_with_a_prefix_are_sorted_only_if_they_are_few(farm_path, monkeypatch, examined, index):
     monkeypatch.setattr("jobstatus_grpc.stores.sql.criteria.MAX_EXAMINED_ROWS", examined)
