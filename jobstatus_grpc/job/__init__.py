@@ -13,6 +13,7 @@ from jobstatus_grpc.job.commands import (
 )
 from jobstatus_grpc.job.filter import JobFilter
 from jobstatus_grpc.job.model import (
+    BLANK,
     CREATION_STATES,
     DEFAULT_TENANT,
     JOB_FIELDS,
@@ -45,6 +46,7 @@ from jobstatus_grpc.job.rules import (
 )
 
 __all__ = [
+    "BLANK",
     "CREATION_FIELDS",
     "CREATION_STATES",
     "DEFAULT_TENANT",

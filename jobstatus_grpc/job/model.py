@@ -9,7 +9,7 @@ import contextlib
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from operator import attrgetter
 from typing import Any
 
@@ -173,6 +173,12 @@ URGENT_FIELDS = (
 
 PACE_FIELDS = ("first_progress", "first_progress_at")
 """The fields that a claim, or the first progress after one, changes, and that are never sent."""
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+BLANK = Job(id="", state=_PENDING, created_at=_EPOCH, updated_at=_EPOCH)
+"""A job to `evolve`, which takes half the time of Job(**values)."""
 
 
 def evolve(job: Job, changes: dict[str, Any]) -> Job:

@@ -27,6 +27,7 @@ from jobstatus_grpc.job.filter import JobFilter
 from jobstatus_grpc.job.ids import time_in
 from jobstatus_grpc.job.limits import CLOCK_TOLERANCE, DEADLINE_EXCEEDED_CODE, MAX_REQUEST_AGE, UNKNOWN_CODE
 from jobstatus_grpc.job.model import (
+    BLANK,
     ERROR_STATES,
     TERMINAL_STATES,
     TRANSITIONS,
@@ -150,19 +151,23 @@ def _update(found: Found, command: Update, now: datetime, clock_now: datetime, r
 
 def _create_by_update(command: Update, now: datetime, retention: timedelta) -> Applied:
     """Create and update as one change: revision 1, one entry in the history."""
-    blank = Job(
-        id=command.id,
-        state=JobState.PENDING,
-        created_at=now,
-        updated_at=now,
-        name=command.name,
-        labels=command.labels_if_missing,
-        parent_id=command.parent_id,
-        tenant=command.tenant,
-        creation_request=command.request,
+    blank = evolve(
+        BLANK,
+        {
+            "id": command.id,
+            "created_at": now,
+            "updated_at": now,
+            "name": command.name,
+            "revision": 0,
+            "labels": command.labels_if_missing,
+            "parent_id": command.parent_id,
+            "tenant": command.tenant,
+            "creation_request": command.request,
+        },
     )
-    check_allowed(evolve(blank, {"revision": 0}), command)
+    check_allowed(blank, command)
     changes = changed_fields(blank, command, now, retention)
+    changes["revision"] = 1
     _note_heartbeat(blank, changes, now)
     job = evolve(blank, changes)
     reason = job.reason or (job.error.message if job.error else "")
