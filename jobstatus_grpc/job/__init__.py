@@ -1,5 +1,13 @@
 """What a job is and may do: plain Python without I/O."""
 
+from jobstatus_grpc.job.children import (
+    NO_CHILDREN,
+    PROGRESS,
+    Children,
+    add_children,
+    progress_of_child,
+    with_children,
+)
 from jobstatus_grpc.job.commands import (
     CREATION_FIELDS,
     WRITABLE_FIELDS,
@@ -51,11 +59,14 @@ __all__ = [
     "CREATION_STATES",
     "DEFAULT_TENANT",
     "JOB_FIELDS",
+    "NO_CHILDREN",
     "PACE_FIELDS",
+    "PROGRESS",
     "REPORT_FIELDS",
     "URGENT_FIELDS",
     "WRITABLE_FIELDS",
     "Cancel",
+    "Children",
     "Command",
     "Create",
     "Delete",
@@ -71,6 +82,7 @@ __all__ = [
     "Tombstone",
     "Transition",
     "Update",
+    "add_children",
     "apply",
     "evolve",
     "has_heartbeats",
@@ -78,10 +90,12 @@ __all__ = [
     "is_report",
     "is_urgent",
     "lasting_values_of",
+    "progress_of_child",
     "projection_of",
     "require_job",
     "to_state",
     "urgent_mark",
     "visible",
+    "with_children",
     "with_heartbeat",
 ]

@@ -144,6 +144,9 @@ class Job:
     """When the attempt was at first_progress; never sent."""
     projected_completion: datetime | None = None
     """Of a job that a client received. The service derives it when it sends the job: see `projection_of`."""
+    children: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """This and children_progress are set in a job that was read: see `with_children`. They are not stored with it."""
+    children_progress: float | None = None
     tenant: str = field(default=DEFAULT_TENANT, repr=False)
     creation_request: RequestId | None = field(default=None, repr=False)
     """The request that created the job. Kept as long as the job, never sent."""
@@ -156,7 +159,10 @@ class Job:
         return self.state in TERMINAL_STATES
 
 
-JOB_FIELDS = tuple(field.name for field in fields(Job) if field.name != "projected_completion")
+DERIVED_FIELDS = ("projected_completion", "children", "children_progress")
+"""The fields that follow from others, or from other jobs."""
+
+JOB_FIELDS = tuple(field.name for field in fields(Job) if field.name not in DERIVED_FIELDS)
 """The fields that are stored."""
 
 REPORT_FIELDS = (

@@ -12,6 +12,8 @@ from typing import Any
 
 from jobstatus_grpc.errors import DataLossError, JobStatusError
 from jobstatus_grpc.job import (
+    PROGRESS,
+    Children,
     Command,
     Delete,
     Found,
@@ -23,6 +25,7 @@ from jobstatus_grpc.job import (
     Update,
     apply,
     evolve,
+    progress_of_child,
     with_heartbeat,
 )
 from jobstatus_grpc.stores.interface import STALLED, Change, Key, RequestKey, Silence
@@ -42,6 +45,7 @@ class Batch:
 
     __slots__ = (
         "changes",
+        "children",
         "counts",
         "deletions",
         "is_unsure",
@@ -65,6 +69,8 @@ class Batch:
         """The changes for the feed, at most one per job, in the order in which the jobs first changed."""
         self.counts: Counter[int] = Counter()
         """The differences in the number of jobs by state, and of the stalled ones under STALLED."""
+        self.children: dict[Key, Counter[int]] = {}
+        """The differences in the numbers of children, by their parents, which need not exist: see `child_changes`."""
         self.deletions: list[tuple[Tombstone, str]] = []
         """The tombstones of the jobs that were deleted, not expired, and the actors of the deletions."""
         self.requests: dict[RequestKey, str] = {}
@@ -77,6 +83,11 @@ class Batch:
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
         return not self.jobs and not self.removed and not self.requests
+
+    def child_changes(self) -> dict[Key, Children]:
+        """Return what changes in the numbers of children, by their parents; only what is not 0."""
+        changes = {key: {state: by for state, by in counts.items() if by} for key, counts in self.children.items()}
+        return {key: change for key, change in changes.items() if change}
 
     def log(self) -> None:
         """Log a line for each entry of the history and each deletion. Stores call it once the batch is durable."""
@@ -99,6 +110,12 @@ class Batch:
             fields = {"job": tombstone.id, "to": "deleted", "revision": tombstone.revision, "actor": actor}
             log.info("job", extra={"fields": fields})
 
+    def _count_child(self, job: Job, by: int) -> None:
+        """Add a job to the numbers of its parent, or with -1 take it from these."""
+        counts = self.children.setdefault((job.tenant, job.parent_id), Counter())
+        counts[job.state] += by
+        counts[PROGRESS] += by * progress_of_child(job)
+
     def _remove(self, key: Key, job: Job) -> Tombstone:
         tombstone = Tombstone(*key, job.revision + 1)
         self.jobs.pop(key, None)
@@ -108,6 +125,8 @@ class Batch:
         self.changes[key] = Change(*key, tombstone.revision, None, evolve(job, _NOT_SHOWN))
         self.counts[job.state] -= 1
         self.counts[STALLED] -= job.stalled
+        if job.parent_id:
+            self._count_child(job, -1)
         return tombstone
 
 
@@ -180,6 +199,10 @@ def apply_all(
                     batch.counts[was] -= 1
             if not isinstance(before, Job) or before.revision != job.revision:
                 changes[key] = Change(*key, job.revision, job)
+            if job.parent_id:
+                if isinstance(before, Job):
+                    batch._count_child(before, -1)
+                batch._count_child(job, 1)
             if applied.transition is not None:
                 batch.transitions.append((key, applied.transition))
     return batch

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from typing import NamedTuple, Protocol, TypeAlias
 
 from jobstatus_grpc.errors import DataLossError
-from jobstatus_grpc.job import Command, Job, JobFilter, JobState, Outcome, Transition
+from jobstatus_grpc.job import Children, Command, Job, JobFilter, JobState, Outcome, Transition
 from jobstatus_grpc.job.limits import MAX_REQUEST_AGE
 
 
@@ -153,7 +153,9 @@ class JobStore(Protocol):
         ...
 
     async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
-        """Return the job as of the latest commit.
+        """Return the job as of the latest commit, with the numbers of its children.
+
+        The jobs of `page` and `jobs` have these numbers too; those in outcomes and changes have not.
 
         Args:
             tenant: the job's tenant.
@@ -165,6 +167,25 @@ class JobStore(Protocol):
             JobNotFoundError: the id was never used, or the job was removed more than 24 hours ago.
             JobExpiredError: the job was deleted or has expired within the last 24 hours.
             DataLossError: what is stored of the job is damaged; that of other jobs may not be.
+            StoreUnavailableError: retry later.
+        """
+        ...
+
+    async def jobs(self, keys: Collection[Key]) -> Mapping[Key, Job]:
+        """Return those of these jobs that exist, as `get` does; a damaged one is left out.
+
+        Raises:
+            StoreUnavailableError: retry later.
+        """
+        ...
+
+    async def children(self, keys: Collection[Key]) -> Mapping[Key, Children]:
+        """Return the numbers of the children of these jobs, as of the latest commit; nothing of a job without any.
+
+        The job itself need not exist. What a commit changes in these numbers, it changes in one transaction with the
+        child, and so that commits on the children of one job do not wait for each other.
+
+        Raises:
             StoreUnavailableError: retry later.
         """
         ...

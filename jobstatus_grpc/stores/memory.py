@@ -7,11 +7,14 @@ import itertools
 import time
 from bisect import bisect_left, insort
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 from jobstatus_grpc.errors import CannotStartError, StoreUnavailableError
 from jobstatus_grpc.job import (
+    NO_CHILDREN,
+    Children,
     Command,
     Expire,
     Found,
@@ -21,8 +24,10 @@ from jobstatus_grpc.job import (
     Stall,
     Tombstone,
     Transition,
+    add_children,
     require_job,
     visible,
+    with_children,
 )
 from jobstatus_grpc.job.limits import CLOCK_TOLERANCE, TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch, apply_all
@@ -75,6 +80,7 @@ class MemoryStore:
         self._order = CreationOrder()
         self._counts: Counter[int] = Counter()
         self._jobs_of: Counter[str] = Counter()
+        self._children: dict[Key, Children] = {}
         self._expiring: OrderedDict[Key, None] = OrderedDict()
         self._tombstones: OrderedDict[Key, tuple[Tombstone, datetime]] = OrderedDict()
         self._transitions: dict[Key, deque[Transition]] = defaultdict(_new_history)
@@ -132,6 +138,10 @@ class MemoryStore:
             self._tombstones[key] = (tombstone, now)
             self._latest_removal_at = max(self._latest_removal_at, now)
         self._counts.update(batch.counts)
+        for key, change in batch.child_changes().items():
+            children = add_children(self._children.pop(key, NO_CHILDREN), change)
+            if children:
+                self._children[key] = children
         at = self._seconds()
         for (tenant, job_id, request_id), payload in batch.requests.items():
             self._requests[tenant, job_id][request_id] = (payload, at)
@@ -151,7 +161,21 @@ class MemoryStore:
         """See JobStore."""
         self._check_open()
         found = visible(self._find((tenant, job_id), self._clock()), only)
-        return self._stall_clocks.shown(require_job(found, job_id))
+        return self._shown(require_job(found, job_id))
+
+    async def jobs(self, keys: Collection[Key]) -> Mapping[Key, Job]:
+        """See JobStore."""
+        self._check_open()
+        return {key: self._shown(self._jobs[key]) for key in keys if key in self._jobs}
+
+    async def children(self, keys: Collection[Key]) -> Mapping[Key, Children]:
+        """See JobStore."""
+        self._check_open()
+        return {key: self._children[key] for key in keys if key in self._children}
+
+    def _shown(self, job: Job) -> Job:
+        """Return a job as stored with its last heartbeat and the numbers of its children."""
+        return with_children(self._stall_clocks.shown(job), self._children.get((job.tenant, job.id), NO_CHILDREN))
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
@@ -165,7 +189,7 @@ class MemoryStore:
         """See JobStore. It examines the jobs one by one, whatever the filter."""
         self._check_open()
         page = self._order.page(self._jobs, tenant, job_filter, limit=limit, cursor=cursor)
-        return self._stall_clocks.shown_on(page)
+        return replace(page, jobs=[self._shown(job) for job in page.jobs])
 
     async def count(self, tenant: str, *, at_most: int) -> int:
         """See JobStore."""

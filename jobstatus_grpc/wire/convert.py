@@ -38,7 +38,7 @@ def job_to_wire(job: Job, message: pb.JobStatus) -> None:
 
 
 def report_to_wire(job: Job, message: pb.JobStatus) -> None:
-    """Write REPORT_FIELDS, and projected_completion of a job that a client received."""
+    """Write REPORT_FIELDS, and DERIVED_FIELDS of a job that has them."""
     message.revision = job.revision
     instant_to_wire(job.updated_at, message.updated_at)
     if job.reason:
@@ -53,6 +53,10 @@ def report_to_wire(job: Job, message: pb.JobStatus) -> None:
         instant_to_wire(job.estimated_completion, message.estimated_completion)
     if job.last_heartbeat_at is not None:
         instant_to_wire(job.last_heartbeat_at, message.last_heartbeat_at)
+    if job.children:
+        message.children.update(job.children)
+    if job.children_progress is not None:
+        message.children_progress = job.children_progress
 
 
 def lasting_to_wire(job: Job, message: pb.JobStatus) -> None:
@@ -124,6 +128,8 @@ def job_from_wire(message: pb.JobStatus) -> Job:
         expires_at=instant_from_wire(message.expires_at) if has("expires_at") else None,
         last_heartbeat_at=instant_from_wire(message.last_heartbeat_at) if has("last_heartbeat_at") else None,
         projected_completion=instant_from_wire(message.projected_completion) if has("projected_completion") else None,
+        children=dict(message.children) if message.children else {},
+        children_progress=message.children_progress if has("children_progress") else None,
     )
 
 

@@ -39,7 +39,7 @@ def fill(message: Any, *names: str) -> Any:
         field = descriptor.fields_by_name[name]
         value = getattr(message, name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            value["key"] = "value"
+            value["key"] = _VALUES[field.message_type.fields_by_name["value"].cpp_type]
         elif isinstance(value, Message):
             _fill_message(value)
         elif field.is_repeated:

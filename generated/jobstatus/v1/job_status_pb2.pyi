@@ -89,7 +89,7 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     JOB_EVENT_TYPE_SNAPSHOT: _JobEventType.ValueType  # 1
     """The job as it was when the watch started."""
     JOB_EVENT_TYPE_UPDATED: _JobEventType.ValueType  # 2
-    """The job after a change."""
+    """The job after a change, or with the same revision after a change of its children."""
     JOB_EVENT_TYPE_REMOVED: _JobEventType.ValueType  # 3
     """The job no longer matches the filter (the whole job is set), or it was deleted, has expired, or is not one of those
     to which the caller is limited any more (only id and revision are set). If the job ended just before it was
@@ -112,7 +112,7 @@ JOB_EVENT_TYPE_UNSPECIFIED: JobEventType.ValueType  # 0
 JOB_EVENT_TYPE_SNAPSHOT: JobEventType.ValueType  # 1
 """The job as it was when the watch started."""
 JOB_EVENT_TYPE_UPDATED: JobEventType.ValueType  # 2
-"""The job after a change."""
+"""The job after a change, or with the same revision after a change of its children."""
 JOB_EVENT_TYPE_REMOVED: JobEventType.ValueType  # 3
 """The job no longer matches the filter (the whole job is set), or it was deleted, has expired, or is not one of those
 to which the caller is limited any more (only id and revision are set). If the job ended just before it was
@@ -186,6 +186,26 @@ class JobStatus(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ChildrenEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -211,6 +231,8 @@ class JobStatus(_message.Message):
     PROJECTED_COMPLETION_FIELD_NUMBER: _builtins.int
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
     LAST_HEARTBEAT_AT_FIELD_NUMBER: _builtins.int
+    CHILDREN_FIELD_NUMBER: _builtins.int
+    CHILDREN_PROGRESS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """1 to 128 characters of A-Z, a-z, 0-9, ".", "_", ":" and "-". Chosen by the creator; if empty, the service generates
     a UUIDv7, or derives a UUIDv8 from the request_id if there is one.
@@ -241,6 +263,10 @@ class JobStatus(_message.Message):
     """The id of the job that this job is part of. Set only at creation; that job need not exist."""
     cancel_reason: _builtins.str
     """Output only. Why CancelJob was called. At most 4,096 bytes; may contain newlines and tabs."""
+    children_progress: _builtins.float
+    """Output only. The mean progress of these children in percent: a done child counts 100, one whose progress is not known
+    0. Unset without children.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """Output only. When the job was created."""
@@ -298,6 +324,17 @@ class JobStatus(_message.Message):
         changed the job.
         """
 
+    @_builtins.property
+    def children(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Output only. The number of jobs that have this job as parent_id, by state: "pending", "in_progress", "retrying",
+        "succeeded", "aborted", "failed", "cancelled"; states without any are left out. Direct children only, in the tenant
+        of this job, also those to which the caller is not limited (CallerIdentity.only): a caller that sees the parent sees
+        these numbers.
+
+        A change of a child is no change of this job: revision and updated_at stay. The numbers are in GetJob, ListJobs and
+        the events of watches, not in the responses to writes.
+        """
+
     def __init__(
         self,
         *,
@@ -326,13 +363,20 @@ class JobStatus(_message.Message):
         projected_completion: _timestamp_pb2.Timestamp | None = ...,
         cancel_reason: _builtins.str = ...,
         last_heartbeat_at: _timestamp_pb2.Timestamp | None = ...,
+        children: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        children_progress: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "created_at", b"created_at", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "last_heartbeat_at", b"last_heartbeat_at", "progress", b"progress", "projected_completion", b"projected_completion", "result", b"result", "started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_children_progress", b"_children_progress", "_progress", b"_progress", "children_progress", b"children_progress", "created_at", b"created_at", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "last_heartbeat_at", b"last_heartbeat_at", "progress", b"progress", "projected_completion", b"projected_completion", "result", b"result", "started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "last_heartbeat_at", b"last_heartbeat_at", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "reports_progress", b"reports_progress", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_children_progress", b"_children_progress", "_progress", b"_progress", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "children", b"children", "children_progress", b"children_progress", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "last_heartbeat_at", b"last_heartbeat_at", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "reports_progress", b"reports_progress", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__children_progress: _TypeAlias = _typing.Literal["children_progress"]  # noqa: Y015
+    _WhichOneofArgType__children_progress: _TypeAlias = _typing.Literal["_children_progress", b"_children_progress"]  # noqa: Y015
     _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
     _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__children_progress) -> _WhichOneofReturnType__children_progress | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__progress) -> _WhichOneofReturnType__progress | None: ...
 
 Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
@@ -876,6 +920,7 @@ class CancelJobRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    CASCADE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id of the job."""
     reason: _builtins.str
@@ -886,6 +931,13 @@ class CancelJobRequest(_message.Message):
     """1 to 64 bytes that make it safe to retry the request, as in UpdateJobRequest."""
     force: _builtins.bool
     """End the job as CANCELLED if it is stalled: its worker cannot. Has no other effect."""
+    cascade: _builtins.bool
+    """Cancel all descendants of the job as well that are not done: those that exist when the call reads them, also where
+    the job itself is done. If the caller is limited to some jobs, those that it reaches through jobs that it sees.
+
+    This is not one transaction. The response is sent after the last one. If the call fails before, some descendants may
+    be cancelled: send the request again, with the same request_id or another one, and it cancels the rest.
+    """
     def __init__(
         self,
         *,
@@ -893,10 +945,11 @@ class CancelJobRequest(_message.Message):
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         force: _builtins.bool = ...,
+        cascade: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "id", b"id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cascade", b"cascade", "force", b"force", "id", b"id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1116,7 +1169,8 @@ class WatchJobRequest(_message.Message):
 
     @_builtins.property
     def min_update_interval(self) -> _duration_pb2.Duration:
-        """The minimum time between messages that change only progress, reason or estimates. 0 to 1 day; 100 ms if unset.
+        """The minimum time between messages that change only progress, reason, estimates or the numbers of children. 0 to 1
+        day; 100 ms if unset.
         Other changes are never delayed.
         """
 
@@ -1189,8 +1243,8 @@ class WatchJobsRequest(_message.Message):
 
     @_builtins.property
     def min_update_interval(self) -> _duration_pb2.Duration:
-        """The minimum time between messages on one job that change only its progress, reason or estimates. 0 to 1 day; 100 ms
-        if unset. Other changes are never delayed.
+        """The minimum time between messages on one job that change only its progress, reason, estimates or numbers of
+        children. 0 to 1 day; 100 ms if unset. Other changes are never delayed.
         """
 
     def __init__(

@@ -110,6 +110,8 @@ class JobStatusServiceStub:
     cancel_requested, which its worker receives in the response to its next update. If the job is done, or a cancel was
     requested before, the call returns OK and changes nothing.
 
+    With cascade, the same is then done to the job's children, to their children, and so on.
+
     Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED);
     FAILED_PRECONDITION (REQUEST_ID_TOO_OLD).
 
@@ -143,6 +145,10 @@ class JobStatusServiceStub:
     nothing else was sent for heartbeat_interval. Intermediate states may be skipped. The newest state and the final
     state are always sent, even if the job is deleted or expires immediately after its end.
 
+    After a change of its children an open job is sent as UPDATED with the same revision and other numbers in children
+    or children_progress; else the revision rises with each UPDATED. Of many such changes one after another, the newest
+    numbers are sent, at most once in min_update_interval.
+
     The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
     server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED, IDENTITY_CHANGED) and RetryInfo. Opening
     a stream can also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with
@@ -156,7 +162,8 @@ class JobStatusServiceStub:
     changes. With a resume_token: the changes since that token, then SYNCED, then further changes; among them, REMOVED
     for jobs that may have matched before. If the token is too old, the store was replaced, far more jobs have changed
     than match, or the caller is limited to some jobs: RESET, then the same as without a token. Delivery is at least
-    once; discard duplicates by revision.
+    once; discard duplicates by revision, and of one revision those with the same numbers in children. As in WatchJob,
+    an open job is sent as UPDATED with the same revision after a change of its children.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
     token is malformed or belongs to another tenant or filter. A stream also ends with RESOURCE_EXHAUSTED
@@ -247,6 +254,8 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     cancel_requested, which its worker receives in the response to its next update. If the job is done, or a cancel was
     requested before, the call returns OK and changes nothing.
 
+    With cascade, the same is then done to the job's children, to their children, and so on.
+
     Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED);
     FAILED_PRECONDITION (REQUEST_ID_TOO_OLD).
 
@@ -280,6 +289,10 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     nothing else was sent for heartbeat_interval. Intermediate states may be skipped. The newest state and the final
     state are always sent, even if the job is deleted or expires immediately after its end.
 
+    After a change of its children an open job is sent as UPDATED with the same revision and other numbers in children
+    or children_progress; else the revision rises with each UPDATED. Of many such changes one after another, the newest
+    numbers are sent, at most once in min_update_interval.
+
     The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
     server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED, IDENTITY_CHANGED) and RetryInfo. Opening
     a stream can also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with
@@ -293,7 +306,8 @@ class JobStatusServiceAsyncStub(JobStatusServiceStub):
     changes. With a resume_token: the changes since that token, then SYNCED, then further changes; among them, REMOVED
     for jobs that may have matched before. If the token is too old, the store was replaced, far more jobs have changed
     than match, or the caller is limited to some jobs: RESET, then the same as without a token. Delivery is at least
-    once; discard duplicates by revision.
+    once; discard duplicates by revision, and of one revision those with the same numbers in children. As in WatchJob,
+    an open job is sent as UPDATED with the same revision after a change of its children.
 
     The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
     token is malformed or belongs to another tenant or filter. A stream also ends with RESOURCE_EXHAUSTED
@@ -411,6 +425,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         cancel_requested, which its worker receives in the response to its next update. If the job is done, or a cancel was
         requested before, the call returns OK and changes nothing.
 
+        With cascade, the same is then done to the job's children, to their children, and so on.
+
         Errors: NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED); INVALID_ARGUMENT (INVALID_FIELD, REQUEST_ID_REUSED);
         FAILED_PRECONDITION (REQUEST_ID_TOO_OLD).
 
@@ -468,6 +484,10 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         nothing else was sent for heartbeat_interval. Intermediate states may be skipped. The newest state and the final
         state are always sent, even if the job is deleted or expires immediately after its end.
 
+        After a change of its children an open job is sent as UPDATED with the same revision and other numbers in children
+        or children_progress; else the revision rises with each UPDATED. Of many such changes one after another, the newest
+        numbers are sent, at most once in min_update_interval.
+
         The stream ends with OK if and only if a done job was sent on it. After any other end, call again to resume. The
         server ends a stream with UNAVAILABLE (DRAINING, STREAM_AGE, STORE_CHANGED, IDENTITY_CHANGED) and RetryInfo. Opening
         a stream can also fail with NOT_FOUND (JOB_NOT_FOUND, JOB_EXPIRED), RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS) with
@@ -487,7 +507,8 @@ class JobStatusServiceServicer(metaclass=_abc_1.ABCMeta):
         changes. With a resume_token: the changes since that token, then SYNCED, then further changes; among them, REMOVED
         for jobs that may have matched before. If the token is too old, the store was replaced, far more jobs have changed
         than match, or the caller is limited to some jobs: RESET, then the same as without a token. Delivery is at least
-        once; discard duplicates by revision.
+        once; discard duplicates by revision, and of one revision those with the same numbers in children. As in WatchJob,
+        an open job is sent as UPDATED with the same revision after a change of its children.
 
         The stream never ends with OK. Errors: as WatchJob, except NOT_FOUND; and INVALID_ARGUMENT (INVALID_TOKEN) if the
         token is malformed or belongs to another tenant or filter. A stream also ends with RESOURCE_EXHAUSTED

@@ -400,6 +400,9 @@ async def _write(connection: Connection, batch: Batch, loaded: _Loaded) -> tuple
     parts["tombstones"] = [(*key, tombstone.revision, now) for key, tombstone in batch.removed.items()]
     parts["removed"] = parts["removed_histories"] = list(batch.removed)
     parts["counts"] = [(int(state), rise) for state, rise in batch.counts.items() if rise]
+    parts["children"] = [
+        (*key, int(state), rise) for key, change in batch.child_changes().items() for state, rise in change.items()
+    ]
     for (tenant, job_id, request_id), payload_hash in batch.requests.items():
         stored = written.get((tenant, job_id)) or loaded.jobs[tenant, job_id]
         parts["requests"].append((*request_row(stored.key, request_id, payload_hash), now))

@@ -53,6 +53,9 @@ COUNT_SECONDS = 5.0
 TRIM_SECONDS = 30.0
 """Longest time for one round of trimming, in seconds: it deletes many rows, and no caller waits for it."""
 
+SUMMED_ROWS = 5000
+"""New rows about children that the leader replaces with sums in each look for overdue jobs, four times a second."""
+
 CLOCK_STEP_SECONDS = 1.0
 """A change of the difference between the database's clock and ours, in seconds, that means that one was set.
 
@@ -178,6 +181,21 @@ _SUM_COUNTS = """
     INSERT INTO jobstatus.counts (state, jobs) SELECT state, sum(jobs) FROM taken GROUP BY state
 """
 
+# Rows that are inserted meanwhile stay; of two processes that do this at once, one gets each row.
+_SUM_CHILDREN = """
+    WITH parents AS (
+        SELECT DISTINCT tenant, parent_id FROM (
+            SELECT tenant, parent_id FROM jobstatus.children WHERE is_new ORDER BY tenant, parent_id LIMIT $1
+        ) AS new
+    ), taken AS (
+        DELETE FROM jobstatus.children AS c USING parents AS p
+        WHERE c.tenant = p.tenant AND c.parent_id = p.parent_id RETURNING c.tenant, c.parent_id, c.state, c.total
+    )
+    INSERT INTO jobstatus.children (tenant, parent_id, state, total, is_new)
+    SELECT tenant, parent_id, state, sum(total), false FROM taken
+    GROUP BY tenant, parent_id, state HAVING sum(total) <> 0
+"""
+
 _OLDEST = (0, "0", 0)
 
 
@@ -289,6 +307,8 @@ class Maintenance:
         await self._exchange()
         if not await self._try_to_lead():
             return ()
+        async with self._database.connection(seconds=TRIM_SECONDS) as connection:
+            await connection.execute(_SUM_CHILDREN, SUMMED_ROWS)
         async with self._database.connection() as connection:
             now, _ = await self._check_clock(connection)
             fail = None if fail_after is None else fail_after // _MICROSECOND

@@ -165,3 +165,26 @@ DROP INDEX jobstatus.jobs_by_parent;
 CREATE INDEX jobs_by_name ON jobstatus.jobs (tenant, name, created_at, key) INCLUDE (state, stalled) WHERE name <> '';
 CREATE INDEX jobs_by_parent ON jobstatus.jobs (tenant, parent_id, created_at, key) INCLUDE (state, stalled)
     WHERE parent_id <> '';
+
+-- version 8
+
+-- The children of jobs in numbers, by state, and under 0 the sum of their progress in millionths of a percent, where a
+-- done one has 100 %. The job itself need not exist. Each transaction appends what it changes: one row per job would make
+-- the writers of all its children wait for its lock. Maintenance replaces the rows of a job that has new ones with sums.
+CREATE TABLE jobstatus.children (
+    tenant text COLLATE "C" NOT NULL,
+    parent_id text COLLATE "C" NOT NULL,
+    state smallint NOT NULL,
+    total bigint NOT NULL,
+    is_new boolean NOT NULL DEFAULT true
+) WITH (autovacuum_vacuum_scale_factor = 0.02);
+CREATE INDEX children_by_parent ON jobstatus.children (tenant, parent_id);
+CREATE INDEX children_to_sum ON jobstatus.children (tenant, parent_id) WHERE is_new;
+
+INSERT INTO jobstatus.children (tenant, parent_id, state, total, is_new)
+SELECT tenant, parent_id, state, count(*), false FROM jobstatus.jobs
+WHERE parent_id <> '' GROUP BY tenant, parent_id, state
+UNION ALL
+SELECT tenant, parent_id, 0,
+    sum(CASE WHEN state > 3 THEN 100000000 ELSE trunc(coalesce(progress, 0) * 1000000)::bigint END), false
+FROM jobstatus.jobs WHERE parent_id <> '' GROUP BY tenant, parent_id;

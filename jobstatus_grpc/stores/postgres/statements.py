@@ -26,6 +26,12 @@ NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 JOB = ", ".join(f"j.{name}" for name in STORED_COLUMNS)
 """The columns that `rows.read_job` reads, of `jobstatus.jobs AS j`."""
 
+JOBS = f"""
+    SELECT {JOB} FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
+    JOIN jobstatus.jobs AS j ON j.tenant = w.tenant AND j.id = w.id
+"""
+"""The jobs under the keys in arrays $1 and $2."""
+
 _TEXTS = {
     "tenant", "id", "name", "parent_id", "reason", "error", "labels", "creation_request", "requests", "result", "actor",
     "value", "final", "cancel_reason", "payload_hash",
@@ -80,6 +86,13 @@ READ_REQUESTS = f"""
     SELECT {", ".join(f"r.{name}" for name in REQUEST_COLUMNS)}
     FROM unnest($1::bytea[], $2::bigint[]) AS w (request, job_key)
     JOIN jobstatus.requests AS r ON r.request = w.request AND r.job_key = w.job_key
+"""
+
+READ_CHILDREN = """
+    SELECT c.tenant, c.parent_id, c.state, sum(c.total)::bigint
+    FROM unnest($1::text[], $2::text[]) AS w (tenant, id)
+    JOIN jobstatus.children AS c ON c.tenant = w.tenant AND c.parent_id = w.id
+    GROUP BY c.tenant, c.parent_id, c.state
 """
 
 _INSERTED = ", ".join(JOB_COLUMNS)
@@ -141,6 +154,7 @@ _PARTS: dict[str, Callable[[count[int]], str]] = {
     ),
     "transitions": lambda numbers: _insert("transitions", TRANSITION_COLUMNS, numbers),
     "counts": lambda numbers: _insert("counts", COUNT_COLUMNS, numbers),
+    "children": lambda numbers: _insert("children", ("tenant", "parent_id", "state", "total"), numbers),
     "requests": lambda numbers: _insert(
         "requests",
         (*REQUEST_COLUMNS, "remembered_at"),

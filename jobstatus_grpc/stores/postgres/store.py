@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from jobstatus_grpc.errors import RetryableError, StoreUnavailableError
 from jobstatus_grpc.job import (
+    NO_CHILDREN,
+    Children,
     Command,
     Job,
     JobFilter,
@@ -18,6 +21,7 @@ from jobstatus_grpc.job import (
     has_heartbeats,
     require_job,
     visible,
+    with_children,
     with_heartbeat,
 )
 from jobstatus_grpc.stores.interface import (
@@ -25,6 +29,7 @@ from jobstatus_grpc.stores.interface import (
     ChangeBatch,
     Clock,
     CommitResult,
+    Key,
     Page,
     Position,
     StoreType,
@@ -38,7 +43,7 @@ from jobstatus_grpc.stores.postgres.maintenance import Maintenance
 from jobstatus_grpc.stores.postgres.notifier import Notifier
 from jobstatus_grpc.stores.postgres.pages import read_page
 from jobstatus_grpc.stores.postgres.schema import prepare
-from jobstatus_grpc.stores.postgres.statements import JOB, NOW
+from jobstatus_grpc.stores.postgres.statements import JOB, JOBS, NOW, READ_CHILDREN, columns_of
 from jobstatus_grpc.stores.sql.rows import (
     TRANSITION_COLUMNS,
     JobCache,
@@ -51,7 +56,10 @@ COMMITS_AT_ONCE = 3
 """Commits that may run at once, each on a session of the pool; see docs/decisions/0009 for when a second begins."""
 
 _GET = f"""
-    SELECT {NOW}, t.revision, t.removed_at, h.heard_at, {JOB}
+    SELECT {NOW}, t.revision, t.removed_at, h.heard_at, (
+        SELECT array_agg(ARRAY[c.state, c.total]) FROM jobstatus.children AS c
+        WHERE c.tenant = w.tenant AND c.parent_id = w.id
+    ), {JOB}
     FROM (SELECT $1::text AS tenant, $2::text AS id) AS w
     LEFT JOIN jobstatus.jobs AS j ON j.tenant = w.tenant AND j.id = w.id
     LEFT JOIN jobstatus.tombstones AS t ON t.tenant = w.tenant AND t.id = w.id
@@ -162,15 +170,32 @@ class PostgresStore:
     async def get(self, tenant: str, job_id: str, *, only: JobFilter | None = None) -> Job:
         """See JobStore."""
         async with self._database.connection() as connection:
-            now, revision, removed_at, heard_at, *columns = await connection.fetchrow(_GET, tenant, job_id)
+            now, revision, removed_at, heard_at, totals, *columns = await connection.fetchrow(_GET, tenant, job_id)
         if columns[0] is not None:
             heartbeat_at = self._maintenance.heartbeat_at((tenant, job_id), heard_at)
             job = require_job(visible(self._cache.read(columns).job, only), job_id)
+            job = with_children(job, _sums(totals or ()))
             return with_heartbeat(job, to_instant(heartbeat_at) if heartbeat_at else None)
         if removed_at is None:
             return require_job(None, job_id)
         tombstone = read_tombstone((tenant, job_id), revision, removed_at, self._time(now))
         return require_job(visible(tombstone, only), job_id)
+
+    async def jobs(self, keys: Collection[Key]) -> Mapping[Key, Job]:
+        """See JobStore."""
+        if not keys:
+            return {}
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(JOBS, *columns_of(list(keys)))
+            jobs = await self._shown(connection, [self._cache.read(row).job for row in rows])
+        return {(job.tenant, job.id): job for job in jobs}
+
+    async def children(self, keys: Collection[Key]) -> Mapping[Key, Children]:
+        """See JobStore."""
+        if not keys:
+            return {}
+        async with self._database.connection() as connection:
+            return await _read_children(connection, keys)
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000
@@ -190,13 +215,19 @@ class PostgresStore:
         return replace(page, jobs=jobs)
 
     async def _shown(self, connection: Connection, jobs: Sequence[Job]) -> Sequence[Job]:
-        """Return jobs as stored with their last heartbeats; read after the jobs, they may be newer."""
+        """Return jobs as stored with their last heartbeats and the numbers of their children.
+
+        Read after the jobs, these may be newer.
+        """
         keys = [(job.tenant, job.id) for job in jobs if has_heartbeats(job)]
         heartbeats = await self._maintenance.heartbeats(connection, keys)
-        if not heartbeats:
-            return jobs
         at = {key: to_instant(heard_at) for key, heard_at in heartbeats.items()}
-        return [with_heartbeat(job, at.get((job.tenant, job.id))) for job in jobs]
+        children = await _read_children(connection, [(job.tenant, job.id) for job in jobs])
+        return [
+            with_children(with_heartbeat(job, at.get(key)), children.get(key, NO_CHILDREN))
+            for job in jobs
+            for key in [(job.tenant, job.id)]
+        ]
 
     async def count(self, tenant: str, *, at_most: int) -> int:
         """See JobStore."""
@@ -277,3 +308,22 @@ class PostgresStore:
 
     def _time(self, now: int) -> datetime:
         return to_instant(now) if self._clock is None else self._clock()
+
+
+async def _read_children(connection: Connection, keys: Collection[Key]) -> dict[Key, Children]:
+    """Return the numbers of the children of these jobs; nothing of a job without any."""
+    if not keys:
+        return {}
+    children: dict[Key, Children] = {}
+    for tenant, parent_id, state, total in await connection.fetch(READ_CHILDREN, *columns_of(list(keys))):
+        if total:
+            children[tenant, parent_id] = {**children.get((tenant, parent_id), {}), state: total}
+    return children
+
+
+def _sums(totals: Iterable[Sequence[int]]) -> Children:
+    """Return the sums of pairs of a state and a number."""
+    sums: Counter[int] = Counter()
+    for state, total in totals:
+        sums[state] += total
+    return sums

@@ -14,15 +14,18 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from hashlib import blake2b
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
 from jobstatus_grpc.job import (
     BLANK,
     JOB_FIELDS,
+    NO_CHILDREN,
     PACE_FIELDS,
     REPORT_FIELDS,
     URGENT_FIELDS,
+    Children,
     Command,
     Job,
     JobError,
@@ -32,6 +35,7 @@ from jobstatus_grpc.job import (
     Transition,
     evolve,
     is_large,
+    with_children,
 )
 from jobstatus_grpc.job.ids import uuid7_bytes
 from jobstatus_grpc.stores.interface import Key, RequestKey, is_remembered
@@ -157,6 +161,8 @@ TOMBSTONE_COLUMNS = ("tenant", "id", "revision", "removed_at")
 
 COUNT_COLUMNS = ("state", "jobs")
 
+CHILDREN_COLUMNS = ("tenant", "parent_id", "numbers")
+
 _ENCODED = tuple(
     (index, _CODECS[name][0]) for index, name in enumerate(JOB_COLUMNS) if _CODECS[name][0] is not _as_it_is
 )
@@ -199,6 +205,13 @@ class StoredJob(NamedTuple):
     job: Job
     lasting: int = 0
     """The `lasting_checksum` of the row, if the store has checksums: a report does not encode all values again."""
+    children: Children = NO_CHILDREN
+    """The numbers of its children, in a store that only one process writes."""
+
+    @property
+    def shown(self) -> Job:
+        """The job with the numbers of its children."""
+        return with_children(self.job, self.children)
 
 
 def report_row(stored: StoredJob) -> Row:
@@ -296,6 +309,16 @@ def read_final(text: str | None) -> Job | None:
         return None
     values = json.loads(text)
     return Job(**{name: _CODECS[name][1](values[name]) for name in JOB_COLUMNS if name in values})
+
+
+def children_row(key: Key, children: Children) -> Row:
+    """Return the values of CHILDREN_COLUMNS."""
+    return (*key, _to_json({str(state): number for state, number in children.items()}))
+
+
+def read_numbers(text: str) -> Children:
+    """Return the numbers of children in a text of `children_row`."""
+    return {int(state): number for state, number in json.loads(text).items()}
 
 
 def request_row(job_key: int, request_id: str, payload_hash: str) -> Row:
@@ -400,14 +423,29 @@ class JobCache:
 
     # For a database that only this process writes: the cache holds the newest state.
 
-    def write(self, jobs: Mapping[Key, StoredJob], removed: Iterable[Key] = ()) -> None:
-        """Keep the jobs that a commit read and wrote, and drop those that it removed."""
+    def write(
+        self,
+        jobs: Mapping[Key, StoredJob],
+        removed: Iterable[Key] = (),
+        children: Mapping[Key, Children] = MappingProxyType({}),
+    ) -> None:
+        """Keep the jobs that a commit read and wrote, and drop those that it removed.
+
+        Args:
+            jobs: the jobs as they are stored now.
+            removed: the keys of those that are not stored any more.
+            children: the numbers of children as they are now, of all jobs where they may have changed.
+        """
         for key, stored in jobs.items():
             self._expected.pop(key, None)
             self.put(key, stored)
         for key in removed:
             self._expected.pop(key, None)
             self._jobs.pop(key, None)
+        for key, numbers in children.items():
+            self._expected.pop(key, None)
+            if key in self._jobs:
+                self._jobs[key] = self._jobs[key]._replace(children=numbers)
 
     def expect(self, keys: Iterable[Key]) -> object:
         """Return a ticket for `fill`. To be called before the database is read."""

@@ -101,7 +101,7 @@ class JobLoader:
                 self._health.note_damage(damage)
                 failure = damage
             for future in futures:
-                resolve(future, sound[key].job if key in sound else tombstones.get(key), failure)
+                resolve(future, sound[key].shown if key in sound else tombstones.get(key), failure)
         self._gather(ticket, GATHER_TURNS)
 
     def _gather(self, ticket: object, turns: int) -> None:

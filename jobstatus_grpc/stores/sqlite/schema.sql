@@ -200,3 +200,26 @@ DROP INDEX jobs_by_name;
 DROP INDEX jobs_by_parent;
 CREATE INDEX jobs_by_name ON jobs (tenant, name, created_at, key, state, stalled) WHERE name <> '';
 CREATE INDEX jobs_by_parent ON jobs (tenant, parent_id, created_at, key, state, stalled) WHERE parent_id <> '';
+
+-- version 10
+
+-- The children of jobs in numbers, as JSON: {state: number of children}, and under 0 the sum of their progress in
+-- millionths of a percent, where a done one has 100 %. The job itself need not exist. `checksum` is that of the other
+-- values, and NULL until the numbers change.
+CREATE TABLE children (
+    tenant TEXT NOT NULL,
+    parent_id TEXT NOT NULL,
+    numbers TEXT NOT NULL,
+    checksum INTEGER,
+    PRIMARY KEY (tenant, parent_id)
+) WITHOUT ROWID;
+
+INSERT INTO children (tenant, parent_id, numbers)
+SELECT tenant, parent_id, json_group_object(CAST(state AS TEXT), number) FROM (
+    SELECT tenant, parent_id, state, count(*) AS number
+    FROM jobs WHERE parent_id <> '' GROUP BY tenant, parent_id, state
+    UNION ALL
+    SELECT tenant, parent_id, 0,
+        sum(CASE WHEN state > 3 THEN 100000000 ELSE CAST(coalesce(progress, 0) * 1000000 AS INTEGER) END)
+    FROM jobs WHERE parent_id <> '' GROUP BY tenant, parent_id
+) WHERE number > 0 GROUP BY tenant, parent_id;

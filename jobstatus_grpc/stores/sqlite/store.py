@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from jobstatus_grpc.errors import CannotStartError, DataLossError, StoreChangedError
 from jobstatus_grpc.job import (
+    Children,
     Command,
     Delete,
     Expire,
@@ -51,6 +52,7 @@ from jobstatus_grpc.stores.sqlite.maintenance import Trimmer, read_expired, read
 from jobstatus_grpc.stores.sqlite.queries import (
     count_jobs,
     read_changes,
+    read_children,
     read_found,
     read_newest_sequence,
     read_page,
@@ -58,14 +60,22 @@ from jobstatus_grpc.stores.sqlite.queries import (
     read_transitions,
 )
 from jobstatus_grpc.stores.sqlite.readers import JobLoader, ReaderPool
-from jobstatus_grpc.stores.sqlite.writer import Health, RequestKnownError, WorkerThread, Writer, resolve
+from jobstatus_grpc.stores.sqlite.writer import (
+    Health,
+    RequestKnownError,
+    WorkerThread,
+    Writer,
+    Written,
+    resolve,
+)
 
 P = ParamSpec("P")
 
 T = TypeVar("T")
 
-Written: TypeAlias = tuple[Batch, dict[Key, StoredJob], dict[Key, DataLossError]]
-"""A batch, its jobs as they are stored now, and the jobs whose commands were refused because they are damaged."""
+Committed: TypeAlias = tuple[Batch, Written, dict[Key, DataLossError]]
+"""A batch, its jobs as they are stored now, also those that it did not change, and the jobs whose commands were refused
+because they are damaged."""
 
 CACHED_CHANGES = 20_000
 """The number of changes that the feed keeps in memory; older ones are read from the file."""
@@ -212,7 +222,7 @@ class SqliteStore:
 
     def _load_and_write(
         self, commands: Sequence[Command], stored: dict[Key, StoredJob], missing: list[Key], now: datetime
-    ) -> Written:
+    ) -> Committed:
         """Load the jobs that the cache lacks, apply the commands and write the result, in the writer's thread."""
         jobs, tombstones = read_found(self._writer.connection, missing, now)
         for job in jobs.values():
@@ -231,19 +241,20 @@ class SqliteStore:
         tombstones: Mapping[Key, Tombstone],
         damaged: dict[Key, DataLossError],
         now: datetime,
-    ) -> Written:
+    ) -> Committed:
         """Write the batch in the writer's thread; if there are repeats in it, apply the commands again before."""
         if not batch.is_unsure:
             with suppress(RequestKnownError):
-                return batch, stored | self._written(batch, stored, now), damaged
+                return batch, self._written(batch, stored, now), damaged
         known = read_requests(self._writer.connection, commands, stored)
         batch = self._apply(commands, stored, tombstones, damaged, now, known)
-        return batch, stored | self._written(batch, stored, now), damaged
+        return batch, self._written(batch, stored, now), damaged
 
-    def _written(self, batch: Batch, stored: dict[Key, StoredJob], now: datetime) -> dict[Key, StoredJob]:
+    def _written(self, batch: Batch, stored: dict[Key, StoredJob], now: datetime) -> Written:
         if batch.is_empty:
-            return {}
-        return self._writer.write(batch, stored, sequence=self._feed.sequence, now=now)
+            return Written(stored, {})
+        jobs, children = self._writer.write(batch, stored, sequence=self._feed.sequence, now=now)
+        return Written(stored | jobs, children)
 
     def _apply(
         self,
@@ -271,18 +282,18 @@ class SqliteStore:
         commands: Sequence[Command],
         now: datetime,
         waiter: asyncio.Future[CommitResult],
-        written: Written | None,
+        committed: Committed | None,
         error: BaseException | None,
     ) -> None:
         """Publish the written batch, and let the next commit start."""
         outcomes: list[Outcome] = []
-        if written is not None:
-            batch, stored, damaged = written
+        if committed is not None:
+            batch, written, damaged = committed
             for key, damage in damaged.items():
                 self._health.note_damage(damage)
                 self._damaged.add(key)
             outcomes = batch.outcomes
-            self._cache.write(stored, batch.removed)
+            self._cache.write(written.jobs, batch.removed, written.children)
             self._counts.update(batch.counts)
             self._feed.publish(batch.changes)
             self._stall_clocks.note(commands, outcomes, now)
@@ -306,10 +317,30 @@ class SqliteStore:
         self._health.check()
         key = (tenant, job_id)
         stored = self._cache.get(key)
-        found = None if stored is None else visible(stored.job, only)
+        found = None if stored is None else visible(stored.shown, only)
         if found is None:
             found = visible(await self._loader.load(key if stored is None else (tenant, NO_ID)), only)
         return self._stall_clocks.shown(require_job(found, job_id))
+
+    async def jobs(self, keys: Collection[Key]) -> Mapping[Key, Job]:
+        """See JobStore."""
+        self._health.check()
+        stored, missing = self._cache.find(keys)
+        jobs = {key: each.shown for key, each in stored.items()}
+        loaded = await asyncio.gather(*map(self._loader.load, missing), return_exceptions=True)
+        for key, found in zip(missing, loaded, strict=True):
+            if isinstance(found, Job):
+                jobs[key] = found
+            elif isinstance(found, BaseException) and not isinstance(found, DataLossError):
+                raise found
+        return {key: self._stall_clocks.shown(job) for key, job in jobs.items()}
+
+    async def children(self, keys: Collection[Key]) -> Mapping[Key, Children]:
+        """See JobStore."""
+        self._health.check()
+        stored, missing = self._cache.find(keys)
+        children = {key: each.children for key, each in stored.items() if each.children}
+        return children | await self._read(read_children, missing) if missing else children
 
     async def transitions(
         self, tenant: str, job_id: str, *, after_revision: int = 0, limit: int = 1000

@@ -13,15 +13,16 @@ from datetime import datetime
 from functools import cache
 from itertools import chain
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from jobstatus_grpc.errors import CannotStartError, DataLossError, RetryableError, StoreFullError, StoreUnavailableError
-from jobstatus_grpc.job import is_report
+from jobstatus_grpc.job import NO_CHILDREN, Children, add_children, is_report
 from jobstatus_grpc.job.limits import TRANSITIONS_KEPT
 from jobstatus_grpc.stores.batch import Batch
 from jobstatus_grpc.stores.embedded import new_epoch
 from jobstatus_grpc.stores.interface import Key
 from jobstatus_grpc.stores.sql.rows import (
+    CHILDREN_COLUMNS,
     CONSTANT_COLUMNS,
     COUNT_COLUMNS,
     LABEL_COLUMNS,
@@ -33,6 +34,7 @@ from jobstatus_grpc.stores.sql.rows import (
     Row,
     StoredJob,
     checksum,
+    children_row,
     from_instant,
     job_row,
     label_changes,
@@ -57,7 +59,7 @@ from jobstatus_grpc.stores.sqlite.database import (
     log_is_empty,
     schema_version,
 )
-from jobstatus_grpc.stores.sqlite.queries import MAX_ROWS, keys_in, read_head
+from jobstatus_grpc.stores.sqlite.queries import MAX_ROWS, keys_in, read_children, read_head
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,15 @@ MAX_EPOCHS = 10_000
 
 class RequestKnownError(Exception):
     """One of a batch's requests is stored: its command was a repeat. Nothing was written."""
+
+
+class Written(NamedTuple):
+    """What a transaction has written."""
+
+    jobs: dict[Key, StoredJob]
+    """The jobs that were written, as they are stored now."""
+    children: dict[Key, Children]
+    """The numbers of children as they are now, of the jobs where they changed, and of new jobs."""
 
 
 class Writer:
@@ -132,9 +143,7 @@ class Writer:
             self._copied_frames = 0  # the log has begun anew
         return bool((frames - self._copied_frames) * self._page_bytes >= CHECKPOINT_BYTES)
 
-    def write(
-        self, batch: Batch, before: Mapping[Key, StoredJob], *, sequence: int, now: datetime
-    ) -> dict[Key, StoredJob]:
+    def write(self, batch: Batch, before: Mapping[Key, StoredJob], *, sequence: int, now: datetime) -> Written:
         """Write `batch` in one durable transaction.
 
         Args:
@@ -142,9 +151,6 @@ class Writer:
             before: the jobs as they are stored; a job of the batch that is missing here is new.
             sequence: the number of the last change before this batch.
             now: the store's time.
-
-        Returns:
-            The jobs that were written, as they are stored now.
 
         Raises:
             RequestKnownError: one of the batch's requests is stored already.
@@ -157,18 +163,19 @@ class Writer:
             stored = before.get(key)
             if stored is None:
                 last_key += 1
-            after = StoredJob(stored.key, job, stored.lasting) if stored else StoredJob(last_key, job)
+            after = stored._replace(job=job) if stored else StoredJob(last_key, job)
             if stored is not None and is_report(stored.job, job):
                 reports.append(report_row_with_checksum(after))
             else:
                 row = job_row(after)
                 lasting = lasting_checksum(row)
-                after = StoredJob(after.key, job, lasting)
+                after = after._replace(lasting=lasting)
                 rows.append(with_checksum(row, lasting))
             written[key] = after
         counts = [(int(state), rise) for state, rise in batch.counts.items() if rise]
         # Few statements with many rows: each call into SQLite releases the GIL, and must acquire it again.
         with self.transaction():
+            children = self._write_children(batch, [key for key in written if key not in before])
             if batch.removed:
                 self._remove(batch, now)
             # Row `batch`: with all columns for reports too, indexes are written and a quarter fewer updates are made.
@@ -187,7 +194,7 @@ class Writer:
                 self._write_history(batch)
         self._last_key = last_key
         self._is_epoch_written = self._is_epoch_written or bool(batch.changes)
-        return written
+        return Written(written, children)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -263,6 +270,18 @@ class Writer:
         tombstones = [(*key, tombstone.revision, removed_at) for key, tombstone in batch.removed.items()]
         self._execute(_write_tombstones, tombstones)
         self.connection.execute("UPDATE store SET last_key = ?", (self._last_key,))
+
+    def _write_children(self, batch: Batch, new_jobs: Sequence[Key]) -> dict[Key, Children]:
+        """Write the numbers of children that the batch changes, and return them and those of new jobs."""
+        changes = batch.child_changes()
+        if not changes and not new_jobs:
+            return {}
+        found = read_children(self.connection, {**dict.fromkeys(new_jobs), **changes})
+        numbers = dict.fromkeys(new_jobs, NO_CHILDREN) | found
+        numbers |= {key: add_children(found.get(key, NO_CHILDREN), change) for key, change in changes.items()}
+        self._execute(_write_children, [_checked(children_row(key, numbers[key])) for key in changes if numbers[key]])
+        self._execute(_delete_children, [key for key in changes if not numbers[key]])
+        return numbers
 
     def _write_requests(
         self, batch: Batch, before: Mapping[Key, StoredJob], written: Mapping[Key, StoredJob], sequence: int
@@ -343,6 +362,17 @@ def _write_labels(count: int) -> str:
 @cache
 def _write_counts(count: int) -> str:
     return f"{_values('counts', COUNT_COLUMNS, count)} ON CONFLICT (state) DO UPDATE SET jobs = jobs + excluded.jobs"
+
+
+@cache
+def _write_children(count: int) -> str:
+    replace = "ON CONFLICT (tenant, parent_id) DO UPDATE SET numbers = excluded.numbers, checksum = excluded.checksum"
+    return f"{_values('children', (*CHILDREN_COLUMNS, 'checksum'), count)} {replace}"
+
+
+@cache
+def _delete_children(count: int) -> str:
+    return f"DELETE FROM children WHERE {keys_in(count, 'parent_id')}"
 
 
 @cache

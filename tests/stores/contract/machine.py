@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from jobstatus_grpc.errors import JobStatusError
 from jobstatus_grpc.job import (
+    PROGRESS,
     Cancel,
     Command,
     Create,
@@ -24,6 +26,7 @@ from jobstatus_grpc.job import (
     RequestId,
     Stall,
     Update,
+    progress_of_child,
 )
 from jobstatus_grpc.stores.interface import JobStore
 from jobstatus_grpc.stores.memory import MemoryStore
@@ -215,3 +218,15 @@ class StorePair(RuleBasedStateMachine):
                 for read in ("get", "transitions"):
                     answers = [self.answer(getattr(store, read)(tenant, job_id)) for store in self.stores()]
                     assert answers[1] == answers[0]
+
+    @invariant()
+    def numbers_of_children_are_those_of_the_jobs(self) -> None:
+        keys = [(tenant, job_id) for tenant in TENANTS for job_id in IDS]
+        for store in self.stores():
+            jobs = self.await_(store.jobs(keys))
+            children = self.await_(store.children(keys))
+            for key in keys:
+                of_key = [job for job in jobs.values() if (job.tenant, job.parent_id) == key]
+                counts = Counter(job.state for job in of_key)
+                total = sum(progress_of_child(job) for job in of_key)
+                assert children.get(key, {}) == {**counts, **({PROGRESS: total} if total else {})}

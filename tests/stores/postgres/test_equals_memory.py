@@ -11,7 +11,7 @@ from jobstatus_grpc.stores.postgres.store import PostgresStore
 from tests.stores.contract.machine import StorePair
 from tests.support.stores import RETENTION
 
-TABLES = ("jobs", "labels", "changes", "transitions", "tombstones", "heard", "counts", "requests")
+TABLES = ("jobs", "labels", "changes", "transitions", "tombstones", "heard", "counts", "children", "requests")
 
 
 class PostgresAndMemory(StorePair):

@@ -67,14 +67,15 @@ INDEXES = {
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_a_filter_on_one_field_reads_two_indexes_and_sorts_nothing(farm_path, name):
-    (cursors, rows) = queries(farm_path, FILTERS[name][0])
+def test_a_filter_on_one_field_reads_two_indexes_and_the_numbers_of_children_and_sorts_nothing(farm_path, name):
+    (cursors, rows, numbers) = queries(farm_path, FILTERS[name][0])
     steps = plan(farm_path, cursors)
     assert INDEXES[name] in steps
     assert "SCAN jobs" not in steps
     assert "SCAN labels" not in steps
     assert name == "ids" or "TEMP B-TREE" not in steps
     assert plan(farm_path, rows).startswith("SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)")
+    assert "SEARCH children USING PRIMARY KEY (tenant=? AND parent_id=?)" in plan(farm_path, numbers)
 
 
 @pytest.mark.parametrize("name", FILTERS)
