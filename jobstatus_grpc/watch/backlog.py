@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from jobstatus_grpc.job import Job, JobFilter, urgent_mark, visible
@@ -44,10 +44,12 @@ Owner = TypeVar("Owner", bound=Hashable)
 class News:
     """A change, the feed's position before it, and its events rendered once for all watchers."""
 
-    __slots__ = ("_rendered", "before", "change")
+    __slots__ = ("_rendered", "before", "change", "is_of_children")
 
-    def __init__(self, change: Change, before: Position) -> None:
+    def __init__(self, change: Change, before: Position, *, is_of_children: bool = False) -> None:
         self.change = change
+        self.is_of_children = is_of_children
+        """The job has not changed, but perhaps the numbers of its children."""
         self.before = before
         self._rendered: dict[tuple[EventType, bool], bytes] = {}
 
@@ -84,6 +86,15 @@ class HeldJob(Generic[Owner]):
             self._revision, self._mark = job.revision, mark
 
 
+_Numbers: TypeAlias = tuple[Mapping[str, int], float | None]
+
+
+def _numbers_of(job: Job) -> _Numbers:
+    return (job.children, job.children_progress)
+
+
+_NO_NUMBERS: _Numbers = ({}, None)
+
 HeldJobs: TypeAlias = dict[tuple[str, str], HeldJob[Owner]]
 """By tenant and id; one for all backlogs of a hub, which finds through it the watchers of a job that stops matching."""
 
@@ -116,8 +127,8 @@ class Backlog(Generic[Owner]):
     """
 
     __slots__ = (
-        "_all_held", "_held", "_interval_ends_at", "_last_number", "_min_update_seconds", "_owner", "_queue",
-        "_removed", "_unsent", "filter", "guesses", "is_incomplete", "only", "tenant",
+        "_all_held", "_children", "_held", "_interval_ends_at", "_last_number", "_min_update_seconds", "_owner",
+        "_queue", "_removed", "_unsent", "filter", "guesses", "is_incomplete", "only", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -142,6 +153,8 @@ class Backlog(Generic[Owner]):
         self._all_held = held
         self._min_update_seconds = min_update_seconds
         self._held: dict[str, HeldJob[Owner]] = {}
+        self._children: dict[str, _Numbers] = {}
+        """The numbers of children that the client has, of jobs with any."""
         self._removed: dict[str, int] = {}
         """The revisions of jobs that were removed while `is_incomplete`, since `forget_removed`."""
         self._unsent: OrderedDict[str, _Unsent] = OrderedDict()
@@ -181,6 +194,10 @@ class Backlog(Generic[Owner]):
             revision: the client's, if another.
         """
         self._hold(job.id, job.revision if revision is None else revision).observe(job)
+        if job.children:
+            self._children[job.id] = _numbers_of(job)
+        else:
+            self._children.pop(job.id, None)
 
     def holds(self, job_id: str) -> bool:
         """Return whether the client is known to have a job."""
@@ -211,15 +228,22 @@ class Backlog(Generic[Owner]):
         change, job = news.change, news.change.job
         held, unsent = self._held.get(change.id), self._unsent.get(change.id)
         sent_revision = NEVER_SENT if held is None else held.revisions[self._owner]
-        known_revision = sent_revision if held is not None else self._removed.get(change.id, NEVER_SENT)
-        if change.revision <= (known_revision if unsent is None else unsent.news.change.revision):
+        client_revision = sent_revision if held is not None else self._removed.get(change.id, NEVER_SENT)
+        known_revision = client_revision if unsent is None else unsent.news.change.revision
+        if change.revision < known_revision:
             return None
+        if change.revision == known_revision:
+            is_known = job is None or _numbers_of(job) == self._children.get(job.id, _NO_NUMBERS)
+            if not news.is_of_children or (is_known and unsent is None):
+                return None
         matches = job is not None and self.filter.matches(job)
+        if news.is_of_children and not matches:
+            return None  # its own change has been in the feed, or follows
         end_matches: bool | None = None
-        if change.final is not None and change.final.revision > known_revision:
+        if change.final is not None and change.final.revision > client_revision:
             end_matches = self.filter.matches(change.final)
         if held is None:
-            if self.is_incomplete and known_revision == NEVER_SENT and self.may_concern(change):
+            if self.is_incomplete and client_revision == NEVER_SENT and self.may_concern(change):
                 sent_revision = UNKNOWN_REVISION
                 self.guesses += not matches and not end_matches
             elif not matches and not end_matches:
@@ -324,4 +348,5 @@ class Backlog(Generic[Owner]):
         if not held.revisions:
             del self._all_held[self.tenant, job_id]
         self._unsent.pop(job_id, None)
+        self._children.pop(job_id, None)
         self._interval_ends_at.pop(job_id, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from jobstatus_grpc.errors import JobStatusError, StoreChangedError, StreamAgeError
@@ -18,6 +18,7 @@ from jobstatus_grpc.job import Job, JobFilter, JobState
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.interface import MAX_BATCH_CHANGES, Change, ChangeBatch, JobStore, Key, Page, Position
 from jobstatus_grpc.watch.backlog import MAX_EVENTS, UNKNOWN_REVISION, Backlog, HeldJobs, News
+from jobstatus_grpc.watch.numbers import read_numbers
 from jobstatus_grpc.watch.watcher import (
     CLOCK_RESOLUTION_SECONDS,
     LOOK,
@@ -156,15 +157,22 @@ class FilterHub:
         """Count everything up to `position` as published."""
         self.position = self.reached = position
 
-    async def publish(self, changes: Iterable[Change], *, before: Position, after: Position) -> None:
-        """Pass the changes between two positions to the watchers that they concern."""
+    @property
+    def is_followed(self) -> bool:
+        """Whether a change may concern a watcher."""
+        return bool(self._by_key or self.held)
+
+    async def publish(
+        self, changes: Iterable[Change], *, before: Position, after: Position, parents: Iterable[Change] = ()
+    ) -> None:
+        """Pass the changes between two positions to the watchers that they concern; then jobs with changed children."""
         self.reached = after
-        if self._by_key or self.held:
+        if self.is_followed:
             offers = 0
-            for change in changes:
+            for change, is_of_children in chain(zip(changes, repeat(False)), zip(parents, repeat(True))):
                 watchers = self._concerned(change)
                 if watchers:
-                    news = News(change, before)
+                    news = News(change, before, is_of_children=is_of_children)
                     for watcher in watchers:
                         watcher.receive(news)
                     offers += len(watchers)
@@ -528,10 +536,20 @@ class FilterStream:
         return position
 
     async def _add_to_backlog(self, changes: Sequence[Change], before: Position) -> None:
+        backlog = self._backlog
+        numbered = await self._read(
+            read_numbers(
+                self._store,
+                [change for change in changes if change.tenant == backlog.tenant],
+                is_watched=lambda _: True,
+                is_parent_watched=lambda key: backlog.is_incomplete or backlog.holds(key[1]),
+            )
+        )
         now = asyncio.get_running_loop().time()
-        for number, change in enumerate(changes, start=1):
-            if change.tenant == self._backlog.tenant:
-                self._backlog.add(News(change, before), now)
+        news = [News(change, before) for change in numbered.changes]
+        news += [News(change, before, is_of_children=True) for change in numbered.parents]
+        for number, each in enumerate(news, start=1):
+            backlog.add(each, now)
             if number % LOOKED_AT_PER_TURN == 0:
                 await self._watcher.next_iteration()
 

@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import Iterator
 
 from jobstatus_grpc.errors import JobExpiredError, JobStatusError, StreamAgeError
-from jobstatus_grpc.job import Job, JobFilter, is_urgent, require_job, visible
-from jobstatus_grpc.stores.interface import Change
+from jobstatus_grpc.job import Job, JobFilter, evolve, is_urgent, require_job, visible
+from jobstatus_grpc.stores.interface import Change, Key
 from jobstatus_grpc.watch.watcher import (
     CLOCK_RESOLUTION_SECONDS,
     LOOK,
@@ -98,8 +98,12 @@ class JobHub:
             if not topic.watchers and self._topics.get(key) is topic:
                 del self._topics[key]
 
+    def has_watchers(self, key: Key) -> bool:
+        """Return whether the job has watchers."""
+        return key in self._topics
+
     def publish(self, change: Change) -> None:
-        """Pass a change to the job's watchers, if it has any."""
+        """Pass a change of the job, or of the numbers of its children, to the job's watchers, if it has any."""
         topic = self._topics.get((change.tenant, change.id))
         if topic is not None:
             if (job := change.known_job) is not None:
@@ -152,7 +156,7 @@ class Topic:
     def publish(self, job: Job) -> None:
         """Make `job` the newest state and run the watchers, unless a newer one is known."""
         before = self.newest
-        if before is not None and job.revision <= before.revision:
+        if before is not None and not _is_after(before, job):
             return
         if before is None or is_urgent(before, job):
             self.urgent_revision = job.revision
@@ -212,6 +216,13 @@ class Topic:
         return WAKE
 
 
+def _is_after(before: Job, job: Job) -> bool:
+    """Return whether a job is of a later revision, or has other numbers of children while it is open."""
+    if job.revision != before.revision or job.done:
+        return job.revision > before.revision
+    return job.children != before.children or job.children_progress != before.children_progress
+
+
 class JobWatcher(TimedWatcher):
     """Yields the events of one job to one stream. For one task at a time."""
 
@@ -242,7 +253,14 @@ class JobWatcher(TimedWatcher):
         self._waiting: asyncio.Future[bytes | None] | None = None
 
     def start(self, job: Job) -> None:
-        """Publish the job as it was read after registration; the feed may have brought a newer state."""
+        """Publish the job as it was read after registration; the feed may have brought a newer state.
+
+        Which numbers of children are newer cannot be told: those of the topic are, or its next ones will be.
+        """
+        newest = self._topic.newest
+        if newest is not None:
+            numbers = {"children": newest.children, "children_progress": newest.children_progress}
+            job = evolve(job, numbers)
         self._read = job
         self._topic.publish(job)
 
@@ -263,7 +281,7 @@ class JobWatcher(TimedWatcher):
             return self._snapshot(newest)
         if sent.done:
             return None
-        if newest.revision > sent.revision or self._error or self._topic.is_removed:
+        if newest is not sent or self._error or self._topic.is_removed:
             self.wake_soon()
         self._waiting = self._loop.create_future()
         try:
@@ -314,7 +332,7 @@ class JobWatcher(TimedWatcher):
         newest = topic.newest
         assert newest is not None
         assert sent is not None
-        is_news = newest.revision > sent.revision
+        is_news = newest is not sent
         is_end = is_news and topic.is_done
         if not is_end:  # the terminal state is sent before any error
             self._raise_if_ended(now)

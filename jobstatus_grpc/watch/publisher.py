@@ -15,6 +15,7 @@ from jobstatus_grpc.stores.interface import ChangeBatch, JobStore, Position
 from jobstatus_grpc.stores.outage_log import OutageLog
 from jobstatus_grpc.watch.filter_watch import FilterHub
 from jobstatus_grpc.watch.job_watch import JobHub
+from jobstatus_grpc.watch.numbers import read_numbers
 
 log = logging.getLogger("jobstatus_grpc.watch.publisher")
 
@@ -57,6 +58,7 @@ class Publisher:
                     await self._store.position()  # `changes` would not return before something changes
                     outage.recovered()
                 batch = await self._store.changes(current)
+                await self._publish(batch, after=current)
             except StoreChangedError:
                 log.warning("the store was replaced, or its history trimmed beyond the last batch: watches start over")
                 current = None
@@ -64,7 +66,6 @@ class Publisher:
                 outage.failed(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
-                await self._publish(batch, after=current)
                 current = batch.position
 
     async def _restart(self) -> Position:
@@ -76,9 +77,23 @@ class Publisher:
         return position
 
     async def _publish(self, batch: ChangeBatch, *, after: Position) -> None:
-        for change in batch.changes:
-            self._job_hub.publish(change)
-        await self._filter_hub.publish(batch.changes, before=after, after=batch.position)
+        """Publish a batch with the numbers of children, which are read before. If that fails, nothing is published."""
+        job_hub, filter_hub = self._job_hub, self._filter_hub
+        # A watch that begins during the read gets the batch from the store: here its jobs have no numbers.
+        filter_hub.reached = batch.position
+        watched = {key for change in batch.changes if job_hub.has_watchers(key := (change.tenant, change.id))}
+        changes, parents = await read_numbers(
+            self._store,
+            batch.changes,
+            is_watched=lambda key: filter_hub.is_followed or key in watched,
+            is_parent_watched=lambda key: key in filter_hub.held or job_hub.has_watchers(key),
+        )
+        for change in changes:
+            if (change.tenant, change.id) in watched:
+                job_hub.publish(change)
+        for change in parents:
+            job_hub.publish(change)
+        await filter_hub.publish(changes, before=after, after=batch.position, parents=parents)
         if self._observe_batch is not None:
             try:
                 self._observe_batch(batch)
