@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple, NoReturn
 
 from jobstatus_grpc.commit_queue import CommitQueue
-from jobstatus_grpc.errors import InvalidTokenError, JobStatusError, StreamAgeError
+from jobstatus_grpc.errors import InvalidTokenError, JobStatusError, NotFoundError, StreamAgeError
 from jobstatus_grpc.job import (
     Cancel,
     Command,
@@ -29,6 +30,9 @@ from jobstatus_grpc.stores.interface import Clock, JobStore, Page, Position
 from jobstatus_grpc.watch.filter_watch import FilterHub, FilterStream
 from jobstatus_grpc.watch.job_watch import JobHub, JobWatcher
 from jobstatus_grpc.watch.watcher import Hold, Send, TrySend
+
+CANCELLED_AT_ONCE = 100
+"""Descendants that a cascade reads at once and cancels in one commit: a request that arrives meanwhile waits for it."""
 
 
 class HistoryPlace(NamedTuple):
@@ -95,8 +99,38 @@ class JobService:
         return [next(committed) if isinstance(item, Update) else item for item in updates]
 
     async def cancel(self, command: Cancel) -> Job:
-        """Request that a job be cancelled, and return it as stored."""
-        return await self._commit(command)
+        """Request that a job be cancelled, and return it as stored; with `cascade`, then cancel its descendants.
+
+        Repeating the call cancels the descendants that a call which failed has left.
+        """
+        job = await self._commit(command)
+        if command.cascade:
+            await self._cancel_descendants(command)
+        return job
+
+    async def _cancel_descendants(self, command: Cancel) -> None:
+        """Cancel all descendants that are not done, some in each commit. Those that are removed are skipped."""
+        known = {command.id}  # parents may form a circle
+        parents = deque(known)
+        failures: list[JobStatusError] = []
+        while parents:
+            children = JobFilter(parent_id=parents.popleft())
+            if command.only is not None:
+                children &= command.only
+            cursor: str | None = ""
+            while cursor is not None:
+                page = await self._store.page(command.tenant, children, limit=CANCELLED_AT_ONCE, cursor=cursor)
+                jobs = [job for job in page.jobs if job.id not in known]
+                known.update(job.id for job in jobs)
+                parents.extend(job.id for job in jobs if job.children)
+                cancels = [dataclasses.replace(command, id=job.id, request=None) for job in jobs if not job.done]
+                outcomes = await self._submit(cancels) if cancels else ()
+                failures += [outcome for outcome in outcomes if isinstance(outcome, JobStatusError)]
+                failures += page.damaged
+                cursor = page.next_cursor or None
+        for failure in failures:
+            if not isinstance(failure, NotFoundError):
+                raise failure
 
     async def delete(self, command: Delete) -> None:
         """Delete a job that is done."""

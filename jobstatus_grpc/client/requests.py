@@ -295,7 +295,7 @@ def request_of(kind: type[Request], **arguments: object) -> Request:
     return request
 
 
-def cancel_request(id: str, reason: str, force: bool, request_id: str | None) -> pb.CancelJobRequest:
+def cancel_request(id: str, reason: str, force: bool, cascade: bool, request_id: str | None) -> pb.CancelJobRequest:
     """Return a request that cancels a job, with a new request_id unless one is given.
 
     Raises:
@@ -306,6 +306,7 @@ def cancel_request(id: str, reason: str, force: bool, request_id: str | None) ->
     values.set_field(request, "id", id, violations)
     values.set_field(request, "reason", reason, violations)
     values.set_field(request, "force", force, violations)
+    values.set_field(request, "cascade", cascade, violations)
     _set_request_id(request, request_id, violations)
     values.raise_if_any(violations)
     return request
@@ -579,12 +580,20 @@ class Version(NamedTuple):
     """Seconds and nanoseconds. None where the job was deleted or has expired: such an event has a revision only."""
     revision: int
     updated_at: tuple[int, int] = (0, 0)
+    children: tuple[tuple[str, int], ...] = ()
+    children_progress: float = 0.0
 
     @classmethod
     def of(cls, job: pb.JobStatus) -> Version:
         """Return the version of a job. No two of its states share one, also if the store was set back between them."""
         created_at, updated_at = job.created_at, job.updated_at
-        return cls((created_at.seconds, created_at.nanos), job.revision, (updated_at.seconds, updated_at.nanos))
+        return cls(
+            (created_at.seconds, created_at.nanos),
+            job.revision,
+            (updated_at.seconds, updated_at.nanos),
+            tuple(sorted(job.children.items())) if job.children else (),
+            job.children_progress,
+        )
 
     def is_after(self, other: Version) -> bool:
         """Return whether this is newer than `other`, of the same id.
@@ -594,7 +603,10 @@ class Version(NamedTuple):
         """
         if self.created_at is not None and self.created_at != other.created_at:
             return True
-        return self.revision > other.revision or self.updated_at > other.updated_at
+        if self.revision > other.revision or self.updated_at > other.updated_at:
+            return True
+        # The numbers of children have no order. Only those of an open job are sent with the same revision.
+        return self[:3] == other[:3] and self != other
 
 
 _CHANGE_TYPES = {int(type): type for type in JobChangeType}

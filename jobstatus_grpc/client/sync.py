@@ -259,6 +259,7 @@ class JobStatusClient:
         *,
         reason: str = "",
         force: bool = False,
+        cascade: bool = False,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Job:
@@ -268,10 +269,13 @@ class JobStatusClient:
         worker decides. With `force`, a job that is stalled becomes CANCELLED: its worker cannot decide. A done job
         stays as it is.
 
+        With `cascade`, the same is done to the job's children, to their children, and so on, in many transactions: if
+        the call fails, call again.
+
         Raises:
             NotFoundError: no job has this id.
         """
-        request = requests.cancel_request(id, reason, force, request_id)
+        request = requests.cancel_request(id, reason, force, cascade, request_id)
         response = self._connection.call("CancelJob", request, timeout_seconds)
         return requests.job_in(response)
 

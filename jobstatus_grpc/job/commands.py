@@ -74,11 +74,15 @@ class Update(NamedTuple):  # row `batch`: a frozen dataclass, which takes three 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Request the end of a job; with `force`, end it where it is stalled."""
+    """Request the end of a job; with `force`, end it where it is stalled.
+
+    `cascade` is for JobService.cancel, which then cancels the job's descendants too; a store cancels this job only.
+    """
 
     id: str
     reason: str = ""
     force: bool = False
+    cascade: bool = False
     request: RequestId | None = None
     tenant: str = DEFAULT_TENANT
     actor: str = ""

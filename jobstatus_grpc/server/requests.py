@@ -361,6 +361,7 @@ def to_cancel(request: pb.CancelJobRequest, caller: Identity) -> Cancel:
         id=request.id,
         reason=request.reason,
         force=request.force,
+        cascade=request.cascade,
         request=_request_id(request.request_id, request),
         tenant=caller.tenant,
         actor=caller.principal,

@@ -188,10 +188,14 @@ class JobsApi:
     async def _cancel(self, request: Request, job_id: str) -> None:
         vocabulary = vocabulary_of(request, _query_of(request))
         body = await request.body()
-        reason = document_in(body).get("reason") if body else None
-        if reason is not None and not isinstance(reason, str):
-            raise InvalidFieldError(violations=[FieldViolation("reason", "must be a string")])
-        message = pb.CancelJobRequest(id=job_id, reason=reason or "", request_id=_idempotency_key(request))
+        document = document_in(body) if body else {}
+        values: dict[str, Any] = {}
+        for name, kind, what in (("reason", str, "a string"), ("cascade", bool, "true or false")):
+            value = document.get(name)
+            if value is not None and not isinstance(value, kind):
+                raise InvalidFieldError(violations=[FieldViolation(name, f"must be {what}")])
+            values[name] = value
+        message = pb.CancelJobRequest(id=job_id, request_id=_idempotency_key(request), **values)
         cancelled = (await self._call("CancelJob", request, message, pb.CancelJobResponse)).job
         await self._respond_job(HTTPStatus.OK, request, vocabulary, cancelled)
 

@@ -170,11 +170,7 @@ def document() -> Schema:
                     "Ask for the end of a job: one that no worker is on ends at once.",
                     [in_path, vocabulary, _parameter("Idempotency-Key")],
                     {200: _reply("The job.", job, "ETag")},
-                    body={
-                        "content": {
-                            JSON: {"schema": {"type": "object", "properties": {"reason": {"type": ["string", "null"]}}}}
-                        }
-                    },
+                    body={"content": {JSON: {"schema": _CANCEL}}},
                 )
             },
             "/v1/jobs/{id}/events": {
@@ -195,6 +191,17 @@ def document() -> Schema:
         },
     }
 
+
+_CANCEL: Schema = {
+    "type": "object",
+    "properties": {
+        "reason": {"type": ["string", "null"]},
+        "cascade": {
+            "type": ["boolean", "null"],
+            "description": "Ask for the end of its children as well, of their children, and so on.",
+        },
+    },
+}
 
 _PROBLEM: Schema = {
     "type": "object",

@@ -181,6 +181,15 @@ def test_a_long_poll_of_a_done_job_does_not_wait(web, web_service):
     assert time.monotonic() - started < 5
 
 
+def test_a_cancel_may_take_all_jobs_below(web):
+    parent = create(web)["id"]
+    job = {"parentId": parent}
+    child = web.request("POST", "/jobstatus.v1.JobStatusService/CreateJob", {"job": job}).json()["job"]["id"]
+    assert web.request("POST", f"/v1/jobs/{parent}:cancel", {"cascade": "yes"}).reason == "INVALID_FIELD"
+    assert web.request("POST", f"/v1/jobs/{parent}:cancel", {"cascade": True}).json()["state"] == "aborted"
+    assert web.request("GET", f"/v1/jobs/{child}").json()["state"] == "aborted"
+
+
 def test_a_cancelled_job_is_aborted_and_can_be_deleted(web):
     path = f"/v1/jobs/{create(web)['id']}"
     assert web.request("DELETE", path).reason == "JOB_NOT_DONE"

@@ -75,17 +75,20 @@ def get(*, connection: Connection, id: str, as_json: bool) -> None:
 @options.job_id
 @flag("--reason TEXT", "Why; stored in the job's history.", default="")
 @flag("--force", "End the job as CANCELLED if it is stalled: its worker does not report any more.")
+@flag("--cascade", "Cancel its children as well, their children, and so on. If that fails, repeat the command.")
 @options.as_json
 @connected
 @click.pass_context
-def cancel(ctx: click.Context, /, *, connection: Connection, id: str, reason: str, force: bool, as_json: bool) -> None:
+def cancel(
+    ctx: click.Context, /, *, connection: Connection, id: str, reason: str, force: bool, cascade: bool, as_json: bool
+) -> None:
     """Request a job's cancellation, and print the job as stored.
 
     A job without a worker is cancelled at once. A worker gets the request with its next report, and ends the job. If
-    the worker is gone and the job is stalled, --force ends it.
+    the worker is gone and the job is stalled, --force ends it. With --cascade, so it is with all jobs below it.
     """
     with connection.open() as client:
-        job = client.cancel(id, reason=reason, force=force)
+        job = client.cancel(id, reason=reason, force=force, cascade=cascade)
     output.show(job, as_json=as_json)
     if job.stalled:
         exits.say(f"job {id} is stalled: its worker may be gone. To end it: jobstatus cancel --force {id}")
