@@ -25,6 +25,7 @@ COMMANDS = {
     "create": "commands.jobs:create",
     "get": "commands.jobs:get",
     "list": "commands.list:list_jobs",
+    "tree": "commands.tree:tree",
     "update": "commands.update:update",
     "cancel": "commands.jobs:cancel",
     "delete": "commands.jobs:delete",

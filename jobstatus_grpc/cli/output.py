@@ -16,6 +16,7 @@ import click
 
 from jobstatus_grpc.cli import parsers
 from jobstatus_grpc.cli.text import one_line
+from jobstatus_grpc.job import JobState
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -85,6 +86,7 @@ def summary(job: Job) -> str:
         "cancel": job.cancel_reason,
         "labels": " ".join(f"{key}={value}" for key, value in sorted(job.labels.items())),
         "parent": job.parent_id,
+        "children": children_words(job),
         "created": instant(job.created_at),
         "started": instant(job.started_at),
         "updated": instant(job.updated_at),
@@ -101,7 +103,7 @@ def summary(job: Job) -> str:
 
 
 def line(job: Job) -> str:
-    """Return `job` as one line: time of the last change, id, name, state, percent, reason, error."""
+    """Return `job` as one line: time of the last change, id, name, state, percent, reason, error, children."""
     parts = [
         instant(job.updated_at),
         job.id,
@@ -110,6 +112,7 @@ def line(job: Job) -> str:
         percent(job.progress) if job.progress is not None else "",
         job.reason,
         f"error: {error_words(job.error)}" if job.error else "",
+        f"children: {children_words(job)}" if job.children else "",
     ]
     return "  ".join(part for part in map(one_line, parts) if part)
 
@@ -139,6 +142,16 @@ def notes(job: Job) -> str:
         "stalled" if job.stalled else "",
     ]
     return ", ".join(note for note in applicable if note)
+
+
+def children_words(job: Job) -> str:
+    """Return the number of children by state, and their mean progress: `3 pending, 1 succeeded (25%)`."""
+    if not job.children:
+        return ""
+    counts = ", ".join(
+        f"{job.children[word]} {word}" for word in [state.word for state in JobState] if word in job.children
+    )
+    return f"{counts} ({percent(job.children_progress or 0.0)})"
 
 
 def why(job: Job) -> str:

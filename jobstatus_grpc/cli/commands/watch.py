@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from jobstatus_grpc.cli import exits, options, output, parsers
+from jobstatus_grpc.cli import exits, options, output, parsers, trees
 from jobstatus_grpc.cli.connection import connected, connected_without_timeout
 from jobstatus_grpc.cli.options import duration_flag, flag
 from jobstatus_grpc.cli.target import Connection
@@ -65,6 +65,7 @@ _give_up = duration_flag(
     default=None,
     envvar="JOBSTATUS_FOLLOW",
 )
+@flag("--tree", f"Follow one job with all jobs below it, at most {trees.MAX_JOBS}, until it is done.", to="as_tree")
 @flag("--json", "Print JSON, one line per change: the job, or without IDs an event that may hold one.", to="as_json")
 @_give_up
 @connected
@@ -77,6 +78,7 @@ def watch(
     ids: tuple[str, ...],
     filter: JobFilter,
     follow: bool | None,
+    as_tree: bool,
     as_json: bool,
     give_up: timedelta | None,
 ) -> None:
@@ -91,8 +93,12 @@ def watch(
     if ids and (given := options.filter_flags_given(ctx)):
         raise click.UsageError(f"Give IDs or filter flags, not both: {given[0]}.")
     draws = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "dumb") and not as_json
+    if as_tree and len(ids) != 1:
+        raise click.UsageError("--tree needs exactly one ID.")
     with connection.open() as client:
-        if ids:
+        if as_tree:
+            code = _watch_tree(client, ids[0], give_up, draws=draws, as_json=as_json)
+        elif ids:
             code = _watch_named(client, list(dict.fromkeys(ids)), give_up, draws=draws, as_json=as_json)
         else:
             code = _watch_matches(client, filter, give_up, draws=draws, as_json=as_json, follow=follow)
@@ -164,6 +170,50 @@ def _watch_named(
     else:
         last = _print_states(states, as_json=as_json)
     return exits.of_jobs(job.state for job in last)
+
+
+def _watch_tree(client: JobStatusClient, root_id: str, give_up: timedelta | None, *, draws: bool, as_json: bool) -> int:
+    tree = trees.JobTree(client.get(root_id))
+    states = follow_tree(client, tree, give_up=give_up)
+    if draws:
+        trees.draw_live(states, tree, lambda: click.exceptions.Exit(exits.INTERRUPTED))
+    else:
+        _print_states(states, as_json=as_json)
+    return exits.of_jobs([tree.root.state])
+
+
+def follow_tree(client: JobStatusClient, tree: trees.JobTree, *, give_up: timedelta | None) -> Iterator[Job]:
+    """Yield the states of the root and of the jobs below it as they arrive, and keep `tree` up to date, until the root
+    is done. The children of a job are watched once it has some.
+
+    Raises:
+        JobStatusError: the first error of a watch.
+    """
+    from jobstatus_grpc.client import JobChange, JobChangeType
+
+    give_up_seconds = give_up.total_seconds() if give_up else None
+
+    def children_of(parent_id: str) -> Iterator[JobChange | Job]:
+        job_filter = JobFilter(parent_id=parent_id)
+        with client.watch_jobs(job_filter, give_up_seconds=give_up_seconds) as changes:
+            yield from changes
+
+    watched: set[str] = set()
+    later: list[Callable[[], Iterable[JobChange | Job]]] = []
+    root_watch = client.watch(tree.root_id, give_up_seconds=give_up_seconds)
+    for item in merge(lambda: root_watch, later=later):
+        job = item.job if isinstance(item, JobChange) else item
+        if isinstance(item, JobChange) and item.type is JobChangeType.REMOVED:
+            tree.remove(item.id)
+            continue
+        if job is None or (job.id == tree.root_id) is isinstance(item, JobChange) or not tree.put(job):
+            continue
+        if job.children and job.id not in watched:
+            watched.add(job.id)
+            later.append(functools.partial(children_of, job.id))
+        yield job
+        if job.id == tree.root_id and job.done:
+            return
 
 
 def check_exist(client: JobStatusClient, ids: Sequence[str]) -> None:
@@ -375,8 +425,17 @@ class TimeLimitError(Exception):
     """The time limit of `wait` is over."""
 
 
-def merge(*sources: Callable[[], Iterable[T]], limit: timedelta | None = None) -> Iterator[T]:
+def merge(
+    *sources: Callable[[], Iterable[T]],
+    limit: timedelta | None = None,
+    later: list[Callable[[], Iterable[T]]] | None = None,
+) -> Iterator[T]:
     """Yield the items of all sources as they arrive, until all have ended. Each source is read in its own thread.
+
+    Args:
+        sources: the sources.
+        limit: how long to wait for their end.
+        later: sources that the caller adds while it reads the items.
 
     Raises:
         Exception: the first error of a source.
@@ -393,10 +452,13 @@ def merge(*sources: Callable[[], Iterable[T]], limit: timedelta | None = None) -
         except BaseException as error:
             unread.put(error)
 
-    for source in sources:
-        threading.Thread(target=read, args=(source,), name="watch", daemon=True).start()
-    still_open = len(sources)
-    while still_open:
+    waiting = later if later is not None else []
+    waiting.extend(sources)
+    still_open = 0
+    while still_open or waiting:
+        while waiting:
+            threading.Thread(target=read, args=(waiting.pop(),), name="watch", daemon=True).start()
+            still_open += 1
         try:
             item = unread.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0))
         except queue.Empty:

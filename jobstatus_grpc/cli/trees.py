@@ -1,0 +1,161 @@
+"""The tree of a job, its children, their children and so on, as `tree` and `watch --tree` draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jobstatus_grpc.cli import output
+from jobstatus_grpc.cli.text import one_line
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from jobstatus_grpc.job import Job
+
+MAX_JOBS = 200
+"""Jobs of a tree that are read and drawn, unless --limit says otherwise; the others are counted."""
+
+
+class Row(NamedTuple):
+    """One line of a drawing."""
+
+    branches: str
+    """The lines that lead to the job from the left."""
+    job: Job | None
+    """None: the children of a job that are not drawn."""
+    left_out: int = 0
+    """The number of those."""
+
+    @property
+    def text(self) -> str:
+        """The line without colours."""
+        if self.job is None:
+            return f"{self.branches}… {self.left_out:,} more"
+        return self.branches + "  ".join(part for part in (output.state_words(self.job), *_details(self.job)) if part)
+
+    @property
+    def styled(self) -> Text:
+        """The line in colours, for a terminal."""
+        from rich.text import Text
+
+        from jobstatus_grpc.cli import tables
+
+        if self.job is None:
+            return Text(self.text, style="dim")
+        text = Text(self.branches, style="dim", no_wrap=True, overflow="ellipsis")
+        text.append(output.state_words(self.job), style=tables.STYLES[self.job.state])
+        return text.append("".join(f"  {part}" for part in _details(self.job) if part), style="default")
+
+
+def _details(job: Job) -> list[str]:
+    is_of_children = job.progress is None and job.children_progress is not None
+    progress = job.children_progress if is_of_children else job.progress
+    return [
+        "" if progress is None or job.done else f"{'children ' * is_of_children}{output.percent(progress)}",
+        one_line(job.name),
+        job.id,
+        one_line(output.why(job)),
+    ]
+
+
+class JobTree:
+    """Jobs by their parents, at most `limit`. A job that is its own descendant is drawn once."""
+
+    def __init__(self, root: Job, *, limit: int = MAX_JOBS) -> None:
+        self.root_id = root.id
+        self._limit = limit
+        self._jobs = {root.id: root}
+        self._children: dict[str, dict[str, None]] = {}
+
+    @property
+    def room(self) -> int:
+        """The number of jobs that can be added."""
+        return self._limit - len(self._jobs)
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._jobs
+
+    def put(self, job: Job) -> bool:
+        """Add a job or its newer state; return False if there is no room for it."""
+        if job.id not in self._jobs:
+            if self.room <= 0:
+                return False
+            self._children.setdefault(job.parent_id, {})[job.id] = None
+        self._jobs[job.id] = job
+        return True
+
+    def remove(self, job_id: str) -> None:
+        """Remove a job that was deleted; its children are not drawn any more."""
+        job = self._jobs.get(job_id)
+        if job is not None and job_id != self.root_id:
+            del self._jobs[job_id]
+            self._children[job.parent_id].pop(job_id, None)
+
+    @property
+    def root(self) -> Job:
+        """The job at the root, in its newest state."""
+        return self._jobs[self.root_id]
+
+    def rows(self) -> list[Row]:
+        """Return the lines of the drawing, children below their parents in the order of creation."""
+        rows: list[Row] = []
+        stack = [(Row("", self.root), "")]
+        while stack:
+            row, below = stack.pop()
+            rows.append(row)
+            if row.job is None:
+                continue
+            children, left_out = self._children_of(row.job)
+            lines: list[Job | None] = [*children, *([None] if left_out else [])]
+            for number, child in reversed(list(enumerate(lines, start=1))):
+                is_last = number == len(lines)
+                branch, continued = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
+                stack.append((Row(below + branch, child, 0 if child else left_out), below + continued))
+        return rows
+
+    def to_object(self) -> dict[str, Any]:
+        """Return the tree for JSON: the job, its children in the same form, and the number of those left out."""
+        return self._object_of(self.root)
+
+    def _object_of(self, job: Job) -> dict[str, Any]:
+        children, left_out = self._children_of(job)
+        return {
+            "job": output.to_object(job),
+            "children": [self._object_of(child) for child in children],
+            "leftOut": left_out,
+        }
+
+    def _children_of(self, parent: Job) -> tuple[list[Job], int]:
+        """Return the children that are drawn below a job, and the number of the others."""
+        known = [self._jobs.get(child_id) for child_id in list(self._children.get(parent.id, ()))]
+        children = sorted((job for job in known if job), key=lambda job: (job.created_at, job.id))
+        of_circle = self.root.parent_id == parent.id  # the root is drawn already
+        return children, max(sum(parent.children.values()) - len(children) - of_circle, 0)
+
+
+def draw_live(states: Iterable[object], tree: JobTree, when_interrupted: Callable[[], BaseException]) -> None:
+    """Draw the tree on a terminal again and again until `states` ends, as much as fits; then all of it."""
+    from rich.console import Group, RenderableType
+    from rich.live import Live
+    from rich.text import Text
+
+    from jobstatus_grpc.cli.bars import NarrowConsole
+
+    console = NarrowConsole()
+    is_over = False
+
+    def render() -> RenderableType:
+        rows = tree.rows()
+        room = len(rows) if is_over else max(console.height - 2, 1)
+        more = len(rows) - room
+        lines = [row.styled for row in rows[:room]]
+        return Group(*lines, *([Text(f"… and {more:,} more lines", style="dim")] if more > 0 else []))
+
+    try:
+        with Live(console=console, refresh_per_second=10, get_renderable=render):
+            for _ in states:
+                pass
+            is_over = True
+    except KeyboardInterrupt:
+        raise when_interrupted() from None
