@@ -33,6 +33,7 @@ from jobstatus_grpc.client.track import (
     Claim,
     OnReportError,
     TrackState,
+    enclosing_job,
 )
 from jobstatus_grpc.client.watch import (
     WAIT_UPDATE_INTERVAL_SECONDS,
@@ -508,7 +509,8 @@ class AsyncJobStatusClient:
                 None: create a job.
             labels: to filter by, for a job that is created.
             parent_id: the id of the job that this one is part of, for a job that is created. None: the job on this
-                server that `jobstatus run` made for this program (JOBSTATUS_JOB_ID), if any.
+                server in whose block this is called, in the same thread or task, or in a task that was made there; else
+                the job that `jobstatus run` made for this program (JOBSTATUS_JOB_ID), if any. "": no job.
             heartbeat_timeout_seconds: the job is `stalled` after this time without a report; 1 second to 7 days. None:
                 never, or with `id` as the job has it.
             finish_timeout_seconds: how long the end of the block waits at most for the outcome to be reported.
@@ -521,7 +523,8 @@ class AsyncJobStatusClient:
                 log a warning or an error.
         """
         if parent_id is None:
-            parent_id = self._job_id if self._job_id != id else ""
+            outer = enclosing_job(self._connection.target) or self._job_id
+            parent_id = outer if outer != id else ""
         heartbeat_timeout_seconds = values.seconds_or_none(heartbeat_timeout_seconds, "heartbeat_timeout_seconds")
         claim = Claim(
             name=name,

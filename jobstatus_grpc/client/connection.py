@@ -80,6 +80,7 @@ class AsyncConnection:
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self._endpoint = endpoint
+        self.target = endpoint.target
         self._lines: dict[asyncio.AbstractEventLoop, AsyncLine] = {}
         self._dead_lines: dict[AsyncLine, asyncio.AbstractEventLoop] = {}
         self._closes: set[asyncio.Task[None]] = set()
@@ -240,6 +241,7 @@ class Connection:
     def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self._endpoint = endpoint
+        self.target = endpoint.target
         self._current: Line | None = None
         self._dead_lines: list[Line] = []
         self._closing = threading.Event()

@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pickle import PicklingError
@@ -89,6 +90,16 @@ WATCH_AGAIN_SECONDS = 1.0
 """Pause of `wait_cancelled` after a watch that ended with an error."""
 
 
+_enclosing: ContextVar[tuple[str, str] | None] = ContextVar("jobstatus_enclosing_job", default=None)
+"""The server and the id of the job whose block runs in this thread or task."""
+
+
+def enclosing_job(target: str) -> str:
+    """Return the id of the job on this server whose block runs here; "" outside of such a block."""
+    enclosing = _enclosing.get()
+    return enclosing[1] if enclosing is not None and enclosing[0] == target else ""
+
+
 class Tracked:
     """A job as its worker sees it. Any thread may use it, except the waits of an AsyncTrackedJob; only waits block."""
 
@@ -97,6 +108,8 @@ class Tracked:
         self._saw_cancel = False
         self._outcome: BlockOutcome | None = None
         self._watches: set[AsyncWatch | Watch] = set()
+        self._as_enclosing: tuple[str, str] | None = None
+        self._enclosing_before: tuple[str, str] | None = None
         self.result: Mapping[str, Any] | None = None
         """A small result, as JSON could hold it; reported with the outcome, whichever that is.
 
@@ -216,6 +229,17 @@ class Tracked:
         self._outcome = BlockOutcome(JobState.ABORTED, error, text)
         self._state.leave_out(violations)
 
+    def _enter_block(self, target: str) -> None:
+        """Let jobs that are tracked in the block be children of this one."""
+        self._enclosing_before = _enclosing.get()
+        self._as_enclosing = target, self.id
+        _enclosing.set(self._as_enclosing)
+
+    def _leave_block(self) -> None:
+        # Not by a token: the end of the block may run in another context than its beginning.
+        if self._as_enclosing is not None and _enclosing.get() == self._as_enclosing:
+            _enclosing.set(self._enclosing_before)
+
     def _is_started(self) -> bool:
         """Return whether the block may begin: the job is claimed, or cannot be now or at all."""
         state = self._state
@@ -295,11 +319,13 @@ class AsyncTrackedJob(Tracked):
         except BaseException as error:
             await self.__aexit__(type(error), error, None)
             raise
+        self._enter_block(self._connection.target)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave_block()
         self._finish(error)
         self._notify()
         await self._sender.finish(self._abandon_after_seconds())
@@ -400,6 +426,7 @@ class TrackedJob(Tracked):
 
     def __enter__(self) -> TrackedJob:
         if self._is_inherited:
+            self._enter_block(self._connection.target)
             return self
         self._sender.start()
         try:
@@ -413,11 +440,13 @@ class TrackedJob(Tracked):
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
+        self._enter_block(self._connection.target)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave_block()
         if self._is_inherited:
             self._sender.finish_in_child()
             return
