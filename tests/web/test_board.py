@@ -199,6 +199,36 @@ def test_the_page_of_a_job_has_its_error_result_history_children_and_the_lines_t
     expect(page.locator("#children")).to_have_text("part pending")
 
 
+def test_the_page_of_a_job_shows_its_children_live_and_their_numbers(board):
+    service, page = board
+    create(service, "a", name="backup", state=pb.JOB_STATE_IN_PROGRESS)
+    row(page, "a").get_by_role("link").click()
+    expect(page.locator("#job-state")).to_have_text("in progress")
+    create(service, "b", name="part 1", parent_id="a", state=pb.JOB_STATE_IN_PROGRESS)
+    expect(page.locator("#children li")).to_have_text(["part 1 in progress"])
+    update(service, "b", progress=30)
+    expect(page.locator("#children .percent")).to_have_text("30 %")
+    create(service, "c", name="part 2", parent_id="a")
+    expect(page.locator('[data-name="Children"] dd')).to_have_text("1 pending, 1 in progress (15 %)")
+    update(service, "b", state=pb.JOB_STATE_SUCCEEDED)
+    expect(page.locator("#children li")).to_have_text(["part 2 pending", "part 1 succeeded"])
+
+
+def test_a_job_with_children_may_be_cancelled_with_all_jobs_below_it(board):
+    service, page = board
+    create(service, "a", state=pb.JOB_STATE_IN_PROGRESS)
+    create(service, "b", parent_id="a")
+    row(page, "a").get_by_role("link").click()
+    page.get_by_role("button", name="Cancel job").click()
+    page.get_by_label("Cancel all jobs below it too").check()
+    page.get_by_role("button", name="Cancel the job").click()
+    expect(page.locator("#children")).to_have_text("b cancelled")
+    create(service, "alone")
+    page.goto(f"{page.url.partition('?')[0]}?job=alone")
+    page.get_by_role("button", name="Cancel job").click()
+    expect(page.get_by_label("Cancel all jobs below it too")).to_be_hidden()
+
+
 def test_the_lines_to_follow_a_job_run(board):
     service, page = board
     create(service, "-a", state=pb.JOB_STATE_IN_PROGRESS)

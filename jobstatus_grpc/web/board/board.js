@@ -221,12 +221,13 @@ function stateElement(job) {
   return made;
 }
 
+const percentOf = (progress) => `${Math.round((progress || 0) * 10) / 10} %`;
+
 function progressElements(job) {
   if (!job.hasProgress && job.progress === undefined) return [];
-  const percent = Math.round((job.progress || 0) * 10) / 10;
-  const bar = element("progress", { max: 100, value: percent });
+  const bar = element("progress", { max: 100, value: Math.round((job.progress || 0) * 10) / 10 });
   bar.setAttribute("aria-label", "Progress");
-  return [bar, element("span", { className: "percent", textContent: `${percent} %` })];
+  return [bar, element("span", { className: "percent", textContent: percentOf(job.progress) })];
 }
 
 // ---- the place: what the address bar says
@@ -515,7 +516,8 @@ function chosenLabel(label) {
 
 let shownJob = null;
 let isNotifying = false;
-let historyDrawn = ""; // What of the job its history and its children are drawn for.
+let historyDrawn = ""; // What of the job its history is drawn for.
+let childrenDrawn = ""; // What of the job the list of its children is drawn for.
 
 function showJob(id) {
   if (followed === `job ${id}`) return; // It is shown already: the address has another #fragment.
@@ -524,7 +526,7 @@ function showJob(id) {
   $("job").hidden = false;
   shownJob = null;
   isNotifying = false;
-  historyDrawn = "";
+  historyDrawn = childrenDrawn = "";
   $("notify").setAttribute("aria-pressed", "false");
   fill($("job-name"), element("bdi", { textContent: id }));
   for (const part of ["job-state", "job-fields", "history", "children"]) $(part).replaceChildren();
@@ -588,9 +590,20 @@ async function drawJob(job, signal) {
   // What makes an entry of the history.
   const recorded = [stateOf(job), job.attempt, job.stalled, job.cancelRequested].join();
   if (recorded !== historyDrawn) {
-    await Promise.all([drawHistory(job.id, signal), drawChildren(job.id, signal)]);
+    await drawHistory(job.id, signal);
     historyDrawn = recorded;
   }
+  // The service sends the job after changes of its children. The stream waits: one list is read at a time.
+  const numbers = `${textOfChildren(job)} ${job.childrenProgress}`;
+  if (numbers !== childrenDrawn) {
+    await drawChildren(job.id, signal);
+    childrenDrawn = numbers;
+  }
+}
+
+function textOfChildren(job) {
+  const counts = STATES.filter((word) => job.children?.[word]).map((word) => `${job.children[word]} ${wordOf(word)}`);
+  return counts.length ? `${counts.join(", ")} (${percentOf(job.childrenProgress)})` : "";
 }
 
 function notify(job) {
@@ -614,6 +627,7 @@ function drawFields(job) {
     Updated: at(job.updatedAt),
     Finished: at(job.finishedAt),
     "Ends in": endOf(job, now),
+    Children: textOfChildren(job),
     "Heartbeat timeout": job.heartbeatTimeout,
     "Last heartbeat": at(job.lastHeartbeatAt),
     Revision: job.revision,
@@ -682,8 +696,13 @@ async function drawChildren(parentId, signal) {
   const page = await call("ListJobs", { filter: { parentId }, pageSize: 100 }, signal);
   const children = page.jobs || [];
   $("children-section").hidden = !children.length;
-  const line = (job) => element("li", {}, jobLink(job.id, titleOf(job)), " ", stateElement(job), ...marksOf(job));
+  const line = (job) => {
+    const progress = job.done ? [] : progressElements(job);
+    return element("li", {}, jobLink(job.id, titleOf(job)), " ", stateElement(job), ...marksOf(job), " ", ...progress);
+  };
+  const focused = document.activeElement.closest("#children a")?.getAttribute("href");
   fill($("children"), ...children.map(line));
+  if (focused) [...$("children").querySelectorAll("a")].find((link) => link.getAttribute("href") === focused)?.focus();
 }
 
 // ---- what the caller may do
@@ -714,10 +733,12 @@ function forget() {
   caller = {};
 }
 
-async function confirmed(title, text, yes) {
+async function confirmed(title, text, yes, { offersChildren = false } = {}) {
   setText($("confirm-title"), title);
   setText($("confirm-text"), text);
   setText($("confirm-yes"), yes);
+  $("confirm-children").hidden = !offersChildren;
+  $("cascade").checked = false;
   const dialog = $("confirm");
   dialog.returnValue = "no";
   dialog.showModal();
@@ -779,7 +800,10 @@ $("cancel").addEventListener("click", () =>
   guarded(async () => {
     const { id } = shownJob;
     const text = "The worker is asked to stop. A job that no worker has started is cancelled at once.";
-    if (await confirmed(`Cancel ${titleOf(shownJob)}?`, text, "Cancel the job")) await call("CancelJob", { id });
+    const offersChildren = Boolean(textOfChildren(shownJob));
+    if (await confirmed(`Cancel ${titleOf(shownJob)}?`, text, "Cancel the job", { offersChildren })) {
+      await call("CancelJob", { id, cascade: $("cascade").checked });
+    }
   }),
 );
 $("delete").addEventListener("click", () =>
