@@ -25,6 +25,12 @@ PATIENCE_SECONDS = 5.0
 """Time within which a watcher must receive a change: generous beside the milliseconds that it takes, so that a busy
 machine is no violation."""
 
+LARGEST_ROUNDING_ERROR = 1e-5
+"""Of a mean progress in percent: the service may count in steps of a millionth."""
+
+LATE_SECONDS = 5.0
+"""How long after its end a call that was not answered may still take effect: the server may wait for a lock."""
+
 DONE = frozenset({pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_ABORTED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 
 
@@ -178,6 +184,15 @@ class _Job:
             for write in self.writes
         )
 
+    def may_change_between(self, start: float, end: float) -> bool:
+        """Return whether a write or a deletion may have taken effect in this time, also one that was not answered."""
+        entries = [write.entry for write in self.writes if not write.is_refused]
+        entries += [entry for entry in self.deletes if not entry.is_refused]
+        return any(
+            entry.started_at < end and entry.ended_at + LATE_SECONDS * (entry.response is None) > start
+            for entry in entries
+        )
+
     @property
     def last_effect_at(self) -> float:
         """The time after which no request changes it any more."""
@@ -204,8 +219,12 @@ class _History:
         )
         for entry in self.entries:
             self._arrange(entry)
+        self.children: dict[str, list[_Job]] = defaultdict(list)
+        """The jobs by their parents, also those that may never have been created."""
         for job in self.of_job.values():
             job.index()
+            for parent_id in {write.request.job.parent_id for write in job.writes if _may_create(write)} - {""}:
+                self.children[parent_id].append(job)
 
     @property
     def jobs(self) -> Iterable[_Job]:
@@ -237,6 +256,23 @@ class _History:
                 job for job, seen in newest if any(self.matches(wanted, one.job) for one in seen if one is not None)
             ]
         return self._candidates[key]
+
+    def listing_of_children(self, parent_id: str, start: float, end: float) -> _Listing | None:
+        """Return a list of the children, which did not change between it and this time; None: there is none."""
+        for listing in self.listings:
+            first, last = listing.pages[0], listing.pages[-1]
+            if not listing.is_complete or first.request.filter != pb.JobFilter(parent_id=parent_id):
+                continue
+            span = min(start, first.started_at), max(end, last.ended_at)
+            if not any(job.may_change_between(*span) for job in self.children[parent_id]):
+                return listing
+        return None
+
+    def family(self, parent_id: str, listing: _Listing) -> list[Entry]:
+        """Return the list of a job's children, and the calls that have changed them."""
+        children = self.children[parent_id]
+        writes = [write.entry for child in children for write in child.writes]
+        return [*listing.pages, *writes, *(delete for child in children for delete in child.deletes)]
 
     def _arrange(self, entry: Entry) -> None:
         request, response = entry.request, entry.response
@@ -502,19 +538,54 @@ def values_are_valid(history: _History) -> Iterator[_Finding]:
 
 
 def watches_rise(history: _History) -> Iterator[_Finding]:
-    """A watch begins with a SNAPSHOT, each UPDATED has a higher revision, and a HEARTBEAT repeats the job sent last."""
+    """A watch begins with a SNAPSHOT, each UPDATED has a higher revision, or of an open job other numbers of children,
+    and a HEARTBEAT repeats the job sent last."""
     for entry in history.streams:
-        last = 0
+        last, numbers = 0, _NO_NUMBERS
         for number, (_, message) in enumerate(entry.responses):
             event = message.event
             if (number == 0) != (event.type == pb.JOB_EVENT_TYPE_SNAPSHOT):
                 yield entry.request.id, f"message {number} of a watch is not of the right type", entry
                 break
             is_heartbeat = event.type == pb.JOB_EVENT_TYPE_HEARTBEAT
-            if event.job.revision < last or (event.job.revision == last) != is_heartbeat:
+            is_repeat = event.job.revision == last and _numbers_of(event.job) == numbers
+            if event.job.revision < last or is_repeat != is_heartbeat:
                 yield entry.request.id, f"a watch sent revision {event.job.revision} after {last}", entry
                 break
-            last = event.job.revision
+            last, numbers = event.job.revision, _numbers_of(event.job)
+
+
+_Numbers = tuple[Counter[str], float]
+"""The number of children by state, and their mean progress."""
+
+_NO_NUMBERS: _Numbers = (Counter(), 0.0)
+
+
+def _numbers_of(job: Any) -> _Numbers:
+    return Counter(dict(job.children)), job.children_progress
+
+
+def _count(children: Sequence[Any]) -> _Numbers:
+    words = {state: name.removeprefix("JOB_STATE_").lower() for name, state in pb.JobState.items()}
+    progress = [100.0 if job.done else job.progress for job in children]
+    return Counter(words[job.state] for job in children), sum(progress) / len(progress) if progress else 0.0
+
+
+def _numbers_differ(one: _Numbers, other: _Numbers) -> bool:
+    return one[0] != other[0] or abs(one[1] - other[1]) > LARGEST_ROUNDING_ERROR
+
+
+def children_are_counted(history: _History) -> Iterator[_Finding]:
+    """A job is read with the number of its children by state, and their mean progress."""
+    for parent_id in history.children:
+        for sighting in history.job(parent_id).sightings:
+            if sighting.entry.method not in ("GetJob", "ListJobs"):
+                continue
+            listing = history.listing_of_children(parent_id, sighting.since, sighting.at)
+            if listing is not None and _numbers_differ(_numbers_of(sighting.job), _count(listing.jobs)):
+                has = dict(sighting.job.children)
+                text = f"read with the children {has} ({sighting.job.children_progress:g} %)"
+                yield parent_id, f"{text}, not as they are listed", sighting.entry, *history.family(parent_id, listing)
 
 
 def watches_end_with_the_job(history: _History) -> Iterator[_Finding]:
@@ -737,6 +808,11 @@ def _lacks(history: _History, entry: Entry, view: _View, wanted: JobFilter) -> I
         elif job.deleted_from == math.inf and (held is None or held.revision < newest.job.revision):
             has = "nothing" if held is None else f"revision {held.revision}"
             yield job.id, f"a watch of many jobs has {has} of it, not revision {newest.job.revision}", *shown
+        elif held is not None and not held.done:
+            listing = history.listing_of_children(job.id, settled, until)
+            if listing is not None and _numbers_differ(_numbers_of(held), _count(listing.jobs)):
+                text = f"a watch of many jobs has the children {dict(held.children)} of it, not as they are listed"
+                yield job.id, text, *view.sources, *history.family(job.id, listing)
 
 
 def _filter_of(request: Any) -> JobFilter:
@@ -756,6 +832,7 @@ RULES: Sequence[_Rule] = (
     a_request_to_cancel_is_kept,
     a_done_job_never_changes,
     values_are_valid,
+    children_are_counted,
     watches_rise,
     watches_end_with_the_job,
     watches_get_the_newest,

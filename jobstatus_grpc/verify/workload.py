@@ -12,7 +12,7 @@ import random
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -40,6 +40,9 @@ REPEAT_SECONDS = 30.0
 UNAVAILABLE_SECONDS = 0.05
 """The pause after a call that the server did not answer."""
 
+FAMILIES = 4
+"""Jobs that are the parents of half of the others: few, so that their children change at once."""
+
 WRITES_BEFORE_REPEATS = 40
 """Writes to a job after which some of its first requests are sent again: services that remember few are found."""
 
@@ -59,19 +62,22 @@ class Workload:
         self._clients = clients
         self._numbers = itertools.count(1)
         self._recent: deque[str] = deque(maxlen=RECENT_JOBS)
+        self._parents: list[str] = []
         self._run = uuid.uuid4().hex[:8]  # ids of an earlier run with this seed are in use
         self._ends_at = 0.0
 
     async def run(self, seconds: float, *, patience_seconds: float) -> None:
         """Load the servers for `seconds`, then wait until watchers must have all changes."""
         self._ends_at = time.monotonic() + seconds
+        for number in range(FAMILIES):
+            await self._create_parent(f"verify-{self._run}-parent-{number}")
         half = max(1, self._clients // 2)
         kinds: list[Callable[[random.Random], Coroutine[Any, Any, None]]] = [self._work] * self._clients
         kinds += [self._read] * half + [self._watch] * half
         clients = [asyncio.create_task(self._repeat(kind, number)) for number, kind in enumerate(kinds)]
         # In the end these hold all jobs, each by another filter.
         chances = [self._chance(f"follower {number}") for number in range(half + 2)]
-        working = asyncio.gather(*clients)
+        working = asyncio.ensure_future(self._finish_work(clients))
         followers = [asyncio.create_task(self._follow(chance, working, patience_seconds)) for chance in chances]
         everything = pb.WatchJobsRequest(filter=pb.JobFilter(labels=self._labels), min_update_interval=_duration(0))
         async with contextlib.AsyncExitStack() as stack:
@@ -85,6 +91,29 @@ class Workload:
                 for task in (*clients, *followers):
                     task.cancel()
                 await asyncio.gather(*clients, *followers, return_exceptions=True)
+
+    async def _create_parent(self, job_id: str) -> None:
+        job = pb.JobStatus(id=job_id, name="verify", labels={**self._labels, "group": "0"})
+        self.made.append(job_id)
+        until = time.monotonic() + REPEAT_SECONDS
+        request = pb.CreateJobRequest(job=job, request_id=job_id)
+        entry = await self._recorder.call("CreateJob", request)
+        while entry.response is None and not entry.is_refused and time.monotonic() < until:
+            await asyncio.sleep(UNAVAILABLE_SECONDS)
+            entry = await self._recorder.call("CreateJob", request)
+        self._parents.append(job_id)
+
+    async def _finish_work(self, clients: Sequence[asyncio.Task[None]]) -> None:
+        """Wait for the clients, then read the parents and their children, from which the checker counts these."""
+        await asyncio.gather(*clients)
+        for server, parent_id in enumerate(self._parents):
+            request = pb.ListJobsRequest(filter=pb.JobFilter(parent_id=parent_id), page_size=1000)
+            while True:
+                entry = await self._recorder.call("ListJobs", request, server=server % self._recorder.size)
+                if entry.response is None or not entry.response.next_page_token:
+                    break
+                request.page_token = entry.response.next_page_token
+            await self._recorder.call("GetJob", pb.GetJobRequest(id=parent_id), server=server % self._recorder.size)
 
     def stop(self) -> None:
         """End the load before its time; watchers still get the time to receive all changes."""
@@ -113,7 +142,9 @@ class Workload:
     async def _work(self, chance: random.Random) -> None:
         """Run a job from its creation to its end, and sometimes delete it."""
         job_id = f"verify-{self._run}-{next(self._numbers)}"
-        life = _Life(self._recorder, chance, job_id, {**self._labels, "group": str(chance.randrange(GROUPS))})
+        labels = {**self._labels, "group": str(chance.randrange(GROUPS))}
+        parent_id = chance.choice(self._parents) if chance.random() < 0.5 else ""
+        life = _Life(self._recorder, chance, job_id, labels, parent_id=parent_id)
         self._recent.append(job_id)
         is_created = await life.create()
         self.made.append(job_id)  # also without an answer: it may exist
@@ -134,7 +165,7 @@ class Workload:
     async def _read(self, chance: random.Random) -> None:
         """Read a job, its history, a list, or a job that does not exist."""
         server = self._server(chance)
-        job_id = chance.choice(self._recent) if self._recent else "unknown"
+        job_id = chance.choice([*self._recent, *self._parents])
         match chance.randrange(8):
             case 0:
                 request = pb.GetJobRequest(id=f"never-{chance.getrandbits(64)}")
@@ -170,11 +201,8 @@ class Workload:
 
     async def _watch(self, chance: random.Random) -> None:
         """Watch a job to its end, or leave before."""
-        if not self._recent:
-            await asyncio.sleep(0.01)
-            return
         request = pb.WatchJobRequest(
-            id=chance.choice(self._recent), min_update_interval=_duration(chance.choice([0, 0.1]))
+            id=chance.choice([*self._recent, *self._parents]), min_update_interval=_duration(chance.choice([0, 0.1]))
         )
         seconds = chance.choice([0.0, 0.02, 0.3, 2.0, 10.0])
         async with self._recorder.watch("WatchJob", request, server=self._server(chance)) as stream:
@@ -213,8 +241,11 @@ class Workload:
 class _Life:
     """One job, and the writes to it."""
 
-    def __init__(self, recorder: Recorder, chance: random.Random, job_id: str, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, recorder: Recorder, chance: random.Random, job_id: str, labels: Mapping[str, str], *, parent_id: str
+    ) -> None:
         self.job_id = job_id
+        self._parent_id = parent_id
         self._recorder = recorder
         self._chance = chance
         self._labels = labels
@@ -227,7 +258,9 @@ class _Life:
 
     async def create(self) -> bool:
         """Create the job; return whether it exists."""
-        job = pb.JobStatus(id=self.job_id, name="verify", labels=self._labels, reason=self._reason())
+        job = pb.JobStatus(
+            id=self.job_id, name="verify", labels=self._labels, reason=self._reason(), parent_id=self._parent_id
+        )
         if self._chance.random() < 0.2:
             update = pb.UpdateJobRequest(job=job, allow_missing=True)
             return await self._send("UpdateJob", update) is not None

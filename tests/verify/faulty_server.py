@@ -23,12 +23,15 @@ from jobstatus_grpc.server.servicer import JobStatusServicer
 from jobstatus_grpc.server.transports import grpcio
 from jobstatus_grpc.service import JobService
 from jobstatus_grpc.stores import batch, memory
+from jobstatus_grpc.stores.batch import Batch
 from jobstatus_grpc.stores.embedded import Feed, StallClocks
 from jobstatus_grpc.stores.interface import ChangeBatch, Page
 from jobstatus_grpc.stores.memory import MemoryStore
+from jobstatus_grpc.watch import filter_watch, publisher
 from jobstatus_grpc.watch.backlog import Backlog
 from jobstatus_grpc.watch.filter_watch import FilterHub
 from jobstatus_grpc.watch.job_watch import JobHub
+from jobstatus_grpc.watch.numbers import Numbered
 from jobstatus_grpc.watch.publisher import Publisher
 from jobstatus_grpc.watch.watcher import TimedWatcher
 
@@ -317,6 +320,19 @@ def deletion_without_its_revision() -> None:
     rules._delete = lambda found, command: delete(found, replace(command, expected_revision=0))
 
 
+def children_that_are_removed_still_counted() -> None:
+    count = Batch._count_child
+    Batch._count_child = lambda self, job, by: None if by < 0 and job.done else count(self, job, by)  # type: ignore[method-assign]
+
+
+def numbers_of_children_not_sent() -> None:
+    publisher.read_numbers = filter_watch.read_numbers = _without_parents  # type: ignore[attr-defined]
+
+
+async def _without_parents(store: Any, changes: Any, **_: Any) -> Any:
+    return Numbered(changes, ())
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__.replace("_", "-"): bug
     for bug in (
@@ -347,6 +363,8 @@ BUGS: dict[str, Callable[[], None]] = {
         token_of_a_list_from_after_it,
         batch_in_reverse,
         deletion_without_its_revision,
+        children_that_are_removed_still_counted,
+        numbers_of_children_not_sent,
     )
 }
 

@@ -70,6 +70,19 @@ class Recording:
         return self.stream("WatchJobs", {"resumeToken": token, "minUpdateInterval": "0s"}, *messages, **ending)
 
 
+def family(*, numbers, at=None):
+    """A parent `p` with these numbers, whose one child is IN_PROGRESS at 40 %."""
+    child = {**job(1, parentId="p"), "progress": 40}
+    parent = {**job(1, PENDING), "id": "p", "attempt": 0}
+    recording = (
+        Recording()
+        .call("CreateJob", {"job": {"id": "p"}}, {"job": parent})
+        .call("CreateJob", {"job": {"id": "a", "parentId": "p"}}, {"job": child})
+    )
+    listed = recording.call("ListJobs", {"filter": {"parentId": "p"}}, {"jobs": [child]})
+    return listed.call("GetJob", {"id": "p"}, {"job": {**parent, **numbers}}, at=at)
+
+
 def events(*pairs, token=""):
     listed = [{"type": f"JOB_EVENT_TYPE_{kind}", **({"job": of_job} if of_job else {})} for kind, of_job in pairs]
     return {"events": listed, "resumeToken": token}
@@ -148,6 +161,15 @@ BROKEN = {
         Recording().create().watch(("UPDATED", job(1))),
         Recording().create().update(2, reason="b").watch(("SNAPSHOT", job(2, reason="b")), ("UPDATED", job(1))),
         Recording().create().watch(("SNAPSHOT", job(1)), ("UPDATED", job(1))),
+        Recording().create().watch(
+            ("SNAPSHOT", job(1, children={"pending": "1"})), ("UPDATED", job(1, children={"pending": "1"}))
+        ),
+        Recording().create().watch(("SNAPSHOT", job(1)), ("HEARTBEAT", job(1, children={"pending": "1"}))),
+    ],
+    "children-are-counted": [
+        family(numbers={}),
+        family(numbers={"children": {"pending": "1"}}),
+        family(numbers={"children": {"in_progress": "1"}, "childrenProgress": 20}),
     ],
     "watches-end-with-the-job": [
         Recording().create().watch(("SNAPSHOT", job(1)), code="OK"),
@@ -217,6 +239,19 @@ def test_the_entries_of_a_violation_show_it_again(rule, tmp_path):
     again = checker.check(history.read(tmp_path / "history.jsonl"), patience_seconds=1)
     assert rule in {violation.rule for violation in again}
     assert not set(noise) & set(found[0].entries)
+
+
+def test_children_that_may_have_changed_since_they_were_listed_are_not_counted():
+    right = {"children": {"in_progress": "1"}, "childrenProgress": 40}
+    assert checker.check(family(numbers=right).entries, patience_seconds=1) == []
+    unsure = family(numbers={}, at=100.0).call("UpdateJob", {"job": {"id": "a"}}, code="UNAVAILABLE", at=50.0)
+    assert checker.check(unsure.entries, patience_seconds=1) == []
+
+
+def test_other_numbers_of_children_are_sent_with_the_same_revision():
+    recording = Recording().create()
+    recording.watch(("SNAPSHOT", job(1)), ("UPDATED", job(1, children={"pending": "1"})), code="UNAVAILABLE")
+    assert checker.check(recording.entries, patience_seconds=1) == []
 
 
 def test_a_write_without_an_answer_may_have_had_an_effect():

@@ -46,6 +46,8 @@ SEEN_BY = {
     "token-of-a-list-from-after-it": {"watches-of-many-jobs-are-complete"},
     "batch-in-reverse": {"updates-of-a-batch-are-independent"},
     "deletion-without-its-revision": {"a-deletion-compares-the-revision"},
+    "children-that-are-removed-still-counted": {"children-are-counted"},
+    "numbers-of-children-not-sent": {"watches-of-many-jobs-are-complete"},
 }
 """The check or rule that sees the bug in each run; others may see it too."""
 
