@@ -31,7 +31,13 @@ MAX_GATHER_SECONDS = 0.005
 QUIET_TURNS = 16
 """A group is closed after this number of event loop turns without a new submission; a request takes several turns.
 
-Row `update`: without it, 16 callers and more get half as many updates over grpcio; a lone caller gets a tenth more.
+Row `update`: without it, 16 callers and more get half as many updates over grpcio.
+"""
+
+LONE_COMMITS = 3
+"""After this number of commits of a single submission each, the next group is not held open: there is one caller.
+
+Row `update`: without it, an update by one caller takes 6 % longer; with 1, 16 callers get 6 % fewer over grpcio.
 """
 
 
@@ -58,6 +64,8 @@ class CommitQueue:
         self._pending: OrderedDict[asyncio.Future[list[Outcome]], Sequence[Command]] = OrderedDict()
         self._committers: set[asyncio.Task[None]] = set()
         self._slow_commits = 0
+        self._lone_commits = 0
+        """The number of the last groups in a row that were a single submission."""
         self._deferred: set[asyncio.Task[None]] = set()
 
     async def submit(self, commands: Sequence[Command]) -> list[Outcome]:
@@ -100,7 +108,8 @@ class CommitQueue:
                 async with self._around_commit():
                     with self._counted_if_slow():
                         await self._commit_group()
-                await self._gather()
+                if self._lone_commits < LONE_COMMITS:
+                    await self._gather()
         finally:
             task = asyncio.current_task()
             assert task is not None
@@ -138,6 +147,7 @@ class CommitQueue:
         group = self._next_group()
         if not group:  # all callers have left since
             return
+        self._lone_commits = self._lone_commits + 1 if len(group) == 1 else 0
         commands = [command for _, submitted in group for command in submitted]
         began_at = time.perf_counter()
         try:

@@ -148,6 +148,11 @@ class FrontCalls:
         """Whether a call is in progress."""
         return bool(self._running)
 
+    @property
+    def unary_running(self) -> int:
+        """The number of calls in progress that are not streams."""
+        return len(self._running) - self._open_streams
+
     def begin(self, events: Sequence[Any]) -> None:
         """Handle events of the front: new calls, and calls cancelled by their client or deadline."""
         calls: list[_Call] = []
@@ -230,7 +235,7 @@ class FrontCalls:
 
     def _look_at_unsent(self) -> None:
         """Call the callbacks of responses that have been sent, as far as their number shows; and look again."""
-        unsent = self._unfinished_unary_calls() - (len(self._running) - self._open_streams)
+        unsent = self._unfinished_unary_calls() - self.unary_running
         # Fewer than none: a client has cancelled a call that is still running.
         while len(self._unsent) > max(unsent, 0):
             self._unsent.popleft()(None)
@@ -342,7 +347,8 @@ class _Front:
         self._front = front
         self._calls = calls
         self._loop = asyncio.get_running_loop()
-        self._is_quiet = threading.Semaphore(0)
+        self._is_quiet = threading.Lock()  # free once, when the loop has taken all events
+        self._is_quiet.acquire()
         self._thread = threading.Thread(target=self._wait_for_calls, name=f"native {address}", daemon=True)
 
     def start(self) -> None:
@@ -382,7 +388,18 @@ class _Front:
         try:
             self._calls.begin(events)
         finally:
-            self._loop.call_soon(self._take_more)
+            self._loop.call_soon(self._wait_or_take_more, len(events) == 1)
+
+    def _wait_or_take_more(self, is_lone: bool) -> None:
+        """Let the thread wait again at once if a lone call waits for its commit, else take more events before.
+
+        In the next turn the commit is passed to the store's thread, with which this thread competes for the interpreter
+        until it waits. Row `update`: without this, an update by one caller takes a tenth longer.
+        """
+        if is_lone and self._calls.unary_running:
+            self._loop.call_soon(self._is_quiet.release)
+        else:
+            self._take_more()
 
     def _take_more(self) -> None:
         """Handle events that have come since. Without any, let the thread wait again: waking it costs two switches.
