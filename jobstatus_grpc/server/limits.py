@@ -6,10 +6,8 @@ in another tenant counts for the admin as every call, and for that tenant.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,6 +17,8 @@ from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.auth.stanzas import ROLES
 from jobstatus_grpc.errors import ResourceExhaustedError, TooManyJobsError, TooManyRequestsError, TooManyWatchersError
 from jobstatus_grpc.server.auth_file import AuthFile
+from jobstatus_grpc.server.held_refusals import HeldCount, hold_seconds
+from jobstatus_grpc.server.token_bucket import Rate, TokenBucket
 from jobstatus_grpc.toml_file import Value
 
 log = logging.getLogger("jobstatus_grpc.server")
@@ -32,44 +32,15 @@ MAX_PER_SECOND = 1_000_000
 
 MAX_COUNT = 1_000_000_000
 
-MAX_SPREAD_SECONDS = 5.0
-"""Callers that are refused together are asked to return one by one, spread over this time at most."""
-
 HOLD_FROM_SECONDS = 1.0
-"""A call is refused at once if it is asked to return sooner than this; callers that heed that are never held."""
-
-HOLD_SECONDS = 0.5
-"""How long other refusals are held, and up to twice as long at random. With grpcio a refusal costs as much as an
-answer: a caller that calls again at once would take the server's time with refusals."""
-
-HELD_AT_ONCE = 500
-"""A caller with more calls held has them held longer in proportion: it gets about 700 refusals a second at most."""
-
-MAX_HOLD_SECONDS = 5.0
-
-MAX_HOLD_SHARE = 0.5
-"""Of the time until the call's deadline: the refusal must reach the client before that."""
-
-MAX_HELD = 10_000
-"""Calls that are held, of all callers; beyond that they are refused at once. Each takes about 20 kB with grpcio."""
-
-MAX_HELD_BYTES = 160 * 1024 * 1024
-"""Of the requests of held calls, of all callers: the transports keep a request until its call ends. Beyond it
-those held longest are refused early."""
+"""A call is refused at once if it is asked to return sooner than this; callers that heed that are never held. Other
+refusals are held: see HeldRefusals."""
 
 LOG_AGAIN_SECONDS = 60.0
 """Between two log lines about the same caller or tenant, at least."""
 
 MAX_USAGES = 10_000
 """Callers and tenants that are remembered before idle ones are forgotten; each takes about 700 bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A number a second, and how many may come at once after a quiet time."""
-
-    per_second: float
-    burst: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,54 +141,6 @@ def _rules_in(file: AuthFile) -> LimitRules:
     return rules
 
 
-ROUNDING = 1e-6
-"""Of a token: a caller that waits as long as it was asked to is not refused for a rounding error."""
-
-
-class TokenBucket:
-    """Fills by `rate.per_second`, up to `rate.burst`. One token is enough to take any number: the rest is a debt."""
-
-    __slots__ = ("_filled_at", "_promised_at", "_tokens", "rate")
-
-    def __init__(self, rate: Rate, now: float) -> None:
-        self.rate = rate
-        self._tokens = rate.burst
-        self._filled_at = now
-        self._promised_at = now
-
-    def change(self, rate: Rate, now: float) -> None:
-        """Take another rate, and keep what is used."""
-        self._fill(now)
-        self.rate = rate
-        self._tokens = min(self._tokens, rate.burst)
-
-    def is_full(self, now: float) -> bool:
-        """Return whether nothing would be lost by a new bucket."""
-        self._fill(now)
-        return self._tokens >= self.rate.burst
-
-    def seconds_until_room(self, now: float) -> float:
-        """Return the time until there is a token; 0: there is one."""
-        self._fill(now)
-        missing = 1 - self._tokens
-        return missing / self.rate.per_second if missing > ROUNDING else 0.0
-
-    def take(self, count: int) -> None:
-        """Take tokens."""
-        self._tokens -= count
-
-    def promise(self, count: int, now: float) -> float:
-        """Return the time after which a refused caller should return: each refusal gets a later one than the last."""
-        free_at = now + self.seconds_until_room(now)
-        at = min(max(free_at, self._promised_at), free_at + MAX_SPREAD_SECONDS)
-        self._promised_at = at + count / self.rate.per_second
-        return at - now
-
-    def _fill(self, now: float) -> None:
-        self._tokens = min(self._tokens + (now - self._filled_at) * self.rate.per_second, self.rate.burst)
-        self._filled_at = now
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why a call is over a limit."""
@@ -225,7 +148,8 @@ class Refusal:
     error: ResourceExhaustedError
     hold_seconds: float
     """Time after which to send the error."""
-    usage: _Usage
+    held: HeldCount
+    """Of the caller's refusals."""
 
 
 CALLS, UPDATES, WATCHES, JOBS = "calls_per_second", "updates_per_second", "watches", "jobs"
@@ -245,7 +169,7 @@ class _Usage:
         self.watches = 0
         self.calls: TokenBucket | None = None
         self.updates: TokenBucket | None = None
-        self.held = 0
+        self.held = HeldCount()
         self._logged_at = -math.inf
         self._refused = 0
 
@@ -297,10 +221,6 @@ class CallerLimits:
         self._usages: dict[tuple[object, ...], _Usage] = {}
         """By tenant, principal and role, and by tenant alone."""
         self._sweep_at = MAX_USAGES
-        self._held: dict[asyncio.Future[None], int] = {}
-        """The bytes of the request of each call, the oldest call first."""
-        self._held_bytes = 0
-        self._is_released = False
 
     @classmethod
     def following(cls, file: AuthFile) -> CallerLimits:
@@ -351,46 +271,13 @@ class CallerLimits:
     ) -> Refusal:
         self.refusals[limit, usage.scope] += 1
         seconds = bucket.promise(count, now)
-        hold_seconds = 0.0
-        if seconds >= HOLD_FROM_SECONDS:
-            longer = max(usage.held / HELD_AT_ONCE, 1.0)
-            hold_seconds = min(random.uniform(HOLD_SECONDS, 2 * HOLD_SECONDS) * longer, MAX_HOLD_SECONDS)
-            if time_remaining is not None:
-                hold_seconds = min(hold_seconds, time_remaining * MAX_HOLD_SHARE)
+        held_seconds = hold_seconds(usage.held, time_remaining) if seconds >= HOLD_FROM_SECONDS else 0.0
         per_second = f"{bucket.rate.per_second:g}"
         what = _reached(usage, per_second, "call" if limit == CALLS else "update") + " a second"
         usage.note_refusal(what, now)
         error = TooManyRequestsError(f"{what}. Try again later", limit=limit, scope=usage.scope, value=per_second)
-        error.retry_after_seconds = _in_steps(seconds - hold_seconds)
-        return Refusal(error, hold_seconds, usage)
-
-    async def hold(self, refusal: Refusal, *, request_bytes: int) -> None:
-        """Wait before the error of a refused call is sent, unless `release` is called."""
-        if not refusal.hold_seconds or self._is_released or len(self._held) >= MAX_HELD:
-            return
-        held = asyncio.get_running_loop().create_future()
-        timer = asyncio.get_running_loop().call_later(refusal.hold_seconds, _resolve, held)
-        self._held[held] = request_bytes
-        self._held_bytes += request_bytes
-        while self._held_bytes > MAX_HELD_BYTES:
-            self._end_hold(next(iter(self._held)))
-        refusal.usage.held += 1
-        try:
-            await held
-        finally:
-            refusal.usage.held -= 1
-            self._end_hold(held)
-            timer.cancel()
-
-    def _end_hold(self, held: asyncio.Future[None]) -> None:
-        self._held_bytes -= self._held.pop(held, 0)
-        _resolve(held)
-
-    def release(self) -> None:
-        """Hold no more calls: the server drains."""
-        self._is_released = True
-        for held in self._held:
-            _resolve(held)
+        error.retry_after_seconds = _in_steps(seconds - held_seconds)
+        return Refusal(error, held_seconds, usage.held)
 
     def begin_watch(self, caller: Identity, tenant: str) -> None:
         """Count a watch in a tenant until `end_watch`.
@@ -464,8 +351,3 @@ def _in_steps(seconds: float) -> float:
     """Round up, so that few different errors are rendered."""
     per_second = 100 if seconds < 1 else 10
     return max(math.ceil(seconds * per_second), 1) / per_second
-
-
-def _resolve(held: asyncio.Future[None]) -> None:
-    if not held.done():
-        held.set_result(None)

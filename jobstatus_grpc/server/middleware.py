@@ -16,6 +16,7 @@ from jobstatus_grpc.errors import (
     DrainingError,
     InternalError,
     JobStatusError,
+    ResourceExhaustedError,
     TooManyRequestsError,
     TooManyWatchersError,
 )
@@ -30,6 +31,7 @@ from jobstatus_grpc.server.held_bytes import (
     HeldBytes,
     OpenCall,
 )
+from jobstatus_grpc.server.held_refusals import HeldRefusals
 from jobstatus_grpc.server.limits import CallerLimits
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.places import Places, host_of
@@ -97,6 +99,7 @@ class CallMiddleware:
         self._held = held
         self._access = access
         self._caller_limits = caller_limits
+        self._refusals = HeldRefusals()
         self._log = request_log
         self._tallies = tallies or {}
         self._requests = Places(limits.max_requests)
@@ -112,8 +115,7 @@ class CallMiddleware:
         Calls that grpcio's core has received and not yet passed on would be CANCELLED when the server stops.
         """
         self._is_draining = True
-        if self._caller_limits is not None:
-            self._caller_limits.release()
+        self._refusals.release()
         ends_at = time.monotonic() + at_most_seconds
         seen = -1
         while seen != self._refused and time.monotonic() < ends_at:
@@ -189,7 +191,7 @@ class CallMiddleware:
 
     def _around(self, rpc: Rpc[Handler], admit: Admit, end: End) -> Method:
         name, handler, tally, access = rpc.name, rpc.behaviour, self._tallies.get(rpc.name), self._access
-        caller_limits = self._caller_limits
+        caller_limits, refusals = self._caller_limits, self._refusals
         ends_with_its_caller = rpc.is_lasting and access.watches is not None
         is_read = LEAST_ROLES[name] <= Role.WATCHER
 
@@ -216,9 +218,13 @@ class CallMiddleware:
                 if caller_limits is not None:
                     refusal = caller_limits.admit(own, tenant, lambda: updates_in(name, data), context.time_remaining)
                     if refusal is not None:
-                        await caller_limits.hold(refusal, request_bytes=len(data))
+                        await refusals.hold(refusal.hold_seconds, refusal.held, request_bytes=len(data))
                         raise refusal.error
-                call = admit(own, tenant, len(data))
+                try:
+                    call = admit(own, tenant, len(data))
+                except ResourceExhaustedError:
+                    await refusals.hold_without_place(context.time_remaining, request_bytes=len(data))
+                    raise
                 is_admitted = True
                 try:
                     guard = access.watch(name, caller, context, metadata) if ends_with_its_caller else _UNGUARDED

@@ -15,7 +15,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Role
-from jobstatus_grpc.server.limits import HOLD_SECONDS
+from jobstatus_grpc.server.held_refusals import HOLD_SECONDS
 from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.middleware import MAX_REFUSED_BYTES
 from jobstatus_grpc.stores.memory import MemoryStore

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.errors import TooManyWatchersError
 from jobstatus_grpc.server import limits
-from jobstatus_grpc.server.limits import CallerLimits, LimitRules, Limits, Rate, read_limits
+from jobstatus_grpc.server.held_refusals import HOLD_SECONDS
+from jobstatus_grpc.server.limits import CallerLimits, LimitRules, Limits, read_limits
+from jobstatus_grpc.server.token_bucket import MAX_SPREAD_SECONDS, Rate
 from jobstatus_grpc.toml_file import FileError, read_toml
-from tests.support.loop import run
 
 ME = Identity("me", tenant="ci", role=Role.WORKER)
 
@@ -177,9 +176,9 @@ def test_only_refusals_of_callers_that_do_not_wait_are_held():
     for _ in range(100):
         refusal = counted.call()
         waited.append(refusal.hold_seconds)
-        assert refusal.hold_seconds + refusal.error.retry_after_seconds <= limits.MAX_SPREAD_SECONDS + 0.2
+        assert refusal.hold_seconds + refusal.error.retry_after_seconds <= MAX_SPREAD_SECONDS + 0.2
     assert waited[:9] == [0.0] * 9
-    assert all(limits.HOLD_SECONDS <= seconds <= 2 * limits.HOLD_SECONDS for seconds in waited[10:])
+    assert all(HOLD_SECONDS <= seconds <= 2 * HOLD_SECONDS for seconds in waited[10:])
 
 
 def test_a_refusal_is_held_for_half_of_the_time_until_the_deadline_at_most():
@@ -189,20 +188,6 @@ def test_a_refusal_is_held_for_half_of_the_time_until_the_deadline_at_most():
     refusal = counted.call(time_remaining=0.2)
     assert refusal.hold_seconds == pytest.approx(0.1)
     assert refusal.error.retry_after_seconds == pytest.approx(2.9)
-
-
-def test_calls_are_held_longer_the_more_of_them_there_are_and_until_they_are_released():
-    async def scenario():
-        counted = Counted(each_principal=calls(10, 1))
-        refusals = [counted.call() for _ in range(2001)]
-        tasks = [asyncio.ensure_future(counted.limits.hold(refusal, request_bytes=10)) for refusal in refusals[1000:]]
-        await asyncio.sleep(0)
-        assert counted.call().hold_seconds >= 2 * limits.HOLD_SECONDS
-        counted.limits.release()
-        await asyncio.gather(*tasks)
-        await counted.limits.hold(counted.call(), request_bytes=10)
-
-    run(scenario)
 
 
 @pytest.fixture
@@ -248,17 +233,3 @@ def test_a_wrong_limit_is_an_error_that_names_the_line(read, text, says):
     with pytest.raises(FileError) as caught:
         read(text)
     assert says in str(caught.value)
-
-
-def test_beyond_a_sum_of_bytes_the_calls_held_longest_are_refused_early():
-    async def scenario():
-        refusals = [refusal for _ in range(8) if (refusal := counted.call()) and refusal.hold_seconds]
-        half = limits.MAX_HELD_BYTES // 2
-        tasks = [asyncio.ensure_future(counted.limits.hold(each, request_bytes=half)) for each in refusals[:3]]
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=limits.HOLD_SECONDS / 2)
-        assert done == {tasks[0]}
-        counted.limits.release()
-        await asyncio.gather(*tasks)
-
-    counted = Counted(each_principal=calls(1, 1))
-    run(scenario)
