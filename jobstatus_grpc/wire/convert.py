@@ -13,7 +13,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Identity, Role
 from jobstatus_grpc.errors import FieldViolation
-from jobstatus_grpc.job import Job, JobError, JobFilter, JobState, Transition, limits, validation
+from jobstatus_grpc.job import BLANK, Job, JobError, JobFilter, JobState, Transition, evolve, limits, validation
 from jobstatus_grpc.job.validation import Violations
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -103,34 +103,36 @@ def job_from_wire(message: pb.JobStatus) -> Job:
     """
     state = _STATES.get(message.state) or (JobState.ABORTED if message.done else JobState.IN_PROGRESS)
     has = message.HasField
-    return Job(
-        id=message.id,
-        state=state,
-        created_at=instant_from_wire(message.created_at),
-        updated_at=instant_from_wire(message.updated_at),
-        name=message.name,
-        reason=message.reason,
-        reports_progress=message.reports_progress,
-        progress=message.progress if has("progress") else None,
-        estimated_completion=instant_from_wire(message.estimated_completion) if has("estimated_completion") else None,
-        error=error_from_wire(message.error) if has("error") else None,
-        started_at=instant_from_wire(message.started_at) if has("started_at") else None,
-        finished_at=instant_from_wire(message.finished_at) if has("finished_at") else None,
-        attempt=message.attempt,
-        cancel_requested=message.cancel_requested,
-        cancel_reason=message.cancel_reason,
-        stalled=message.stalled,
-        heartbeat_timeout=duration_from_wire(message.heartbeat_timeout) if has("heartbeat_timeout") else None,
-        revision=message.revision,
-        labels=dict(message.labels) if message.labels else {},
-        parent_id=message.parent_id,
-        result=result_from_wire(message.result) if has("result") else None,
-        expires_at=instant_from_wire(message.expires_at) if has("expires_at") else None,
-        last_heartbeat_at=instant_from_wire(message.last_heartbeat_at) if has("last_heartbeat_at") else None,
-        projected_completion=instant_from_wire(message.projected_completion) if has("projected_completion") else None,
-        children=dict(message.children) if message.children else {},
-        children_progress=message.children_progress if has("children_progress") else None,
-    )
+    return evolve(BLANK, {
+        "id": message.id,
+        "state": state,
+        "created_at": instant_from_wire(message.created_at),
+        "updated_at": instant_from_wire(message.updated_at),
+        "name": message.name,
+        "reason": message.reason,
+        "reports_progress": message.reports_progress,
+        "progress": message.progress if has("progress") else None,
+        "estimated_completion":
+            instant_from_wire(message.estimated_completion) if has("estimated_completion") else None,
+        "error": error_from_wire(message.error) if has("error") else None,
+        "started_at": instant_from_wire(message.started_at) if has("started_at") else None,
+        "finished_at": instant_from_wire(message.finished_at) if has("finished_at") else None,
+        "attempt": message.attempt,
+        "cancel_requested": message.cancel_requested,
+        "cancel_reason": message.cancel_reason,
+        "stalled": message.stalled,
+        "heartbeat_timeout": duration_from_wire(message.heartbeat_timeout) if has("heartbeat_timeout") else None,
+        "revision": message.revision,
+        "labels": dict(message.labels.items()),
+        "parent_id": message.parent_id,
+        "result": result_from_wire(message.result) if has("result") else None,
+        "expires_at": instant_from_wire(message.expires_at) if has("expires_at") else None,
+        "last_heartbeat_at": instant_from_wire(message.last_heartbeat_at) if has("last_heartbeat_at") else None,
+        "projected_completion":
+            instant_from_wire(message.projected_completion) if has("projected_completion") else None,
+        "children": dict(message.children.items()),
+        "children_progress": message.children_progress if has("children_progress") else None,
+    })  # fmt: skip
 
 
 def instant_to_wire(instant: datetime, message: timestamp_pb2.Timestamp) -> None:
@@ -175,7 +177,11 @@ def duration_from_wire(message: duration_pb2.Duration) -> timedelta:
     Raises:
         ValueError: not a Duration as duration.proto defines it: about ±10,000 years, nanos of the same sign.
     """
-    seconds, nanos = message.seconds, message.nanos
+    return _duration(message.seconds, message.nanos)
+
+
+@functools.lru_cache(maxsize=256)  # as duration_to_wire
+def _duration(seconds: int, nanos: int) -> timedelta:
     if abs(seconds) > 315_576_000_000 or abs(nanos) > 999_999_999 or seconds * nanos < 0:
         raise ValueError("is not a valid Duration")
     return timedelta(seconds=seconds, microseconds=int(nanos / 1000))
