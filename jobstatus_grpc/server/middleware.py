@@ -295,7 +295,7 @@ class WatchStream:
         self.time_remaining = stream.time_remaining
         self.abort = stream.abort
         try_send = stream.try_send
-        self.try_send = try_send if try_send is None or tally is None else _counting(try_send, tally)
+        self.try_send = None if try_send is None else _counting(try_send, tally)
 
     def hold(self, size: int) -> None:
         """Count `size` bytes for the state of the watch, in place of those counted before; raises as HeldBytes.add."""
@@ -314,11 +314,14 @@ class WatchStream:
             self._tally.sent += 1
 
 
-def _counting(try_send: Callable[[bytes], bool], tally: CallTally) -> Callable[[bytes], bool]:
-    def try_and_count(message: bytes) -> bool:
-        is_sent = try_send(message)
-        tally.sent += is_sent
-        return is_sent
+def _counting(try_send: Callable[[bytes], int], tally: CallTally | None) -> Callable[[bytes], int]:
+    def try_and_count(message: bytes) -> int:
+        if len(message) > UNCOUNTED_MESSAGE_BYTES:  # `write` counts what it holds while it waits
+            return 0
+        cost = try_send(message)
+        if cost and tally is not None:
+            tally.sent += 1
+        return cost
 
     return try_and_count
 

@@ -16,7 +16,6 @@ from jobstatus_grpc.stores.interface import Change, Key
 from jobstatus_grpc.watch.watcher import (
     CLOCK_RESOLUTION_SECONDS,
     LOOK,
-    SEND,
     TURN,
     WAKE,
     EventType,
@@ -318,13 +317,14 @@ class JobWatcher(TimedWatcher):
             return WAKE
         if message is None:
             return LOOK
-        if self._try_send is None or not self._try_send(message):
+        cost = self._try_send(message) if self._try_send is not None else 0
+        if not cost:
             waiting.set_result(message)
             return WAKE
         if self._topic.is_done and self._sent is self._topic.newest:
             self._waiting = None
             self._topic.finish_later(waiting)
-        return SEND
+        return cost
 
     def _take_due(self, now: float) -> bytes | None:
         """Return the message that is due; None: nothing is. An update that is held back sets the timer."""

@@ -42,8 +42,8 @@ Renderings put one behind the other are one response with all their events.
 Stamp: TypeAlias = Callable[[], bytes]
 """Returns the bytes to append to a rendering when it is sent: the response's server_time."""
 
-TrySend: TypeAlias = Callable[[bytes], bool]
-"""Sends a message without waiting and returns True, or returns False where that is impossible now."""
+TrySend: TypeAlias = Callable[[bytes], int]
+"""Sends a message without waiting and returns the cost, as of Wakeable; returns 0 where that is impossible now."""
 
 Send: TypeAlias = Callable[[bytes, Position | None], Awaitable[None]]
 """Sends a message, with the feed's position up to which the client then has everything; None: the position before."""
@@ -56,11 +56,13 @@ NOWHERE: Position = ""
 which begins there begins with RESET."""
 
 
-LOOK, SEND, WAKE = 1, 8, 64
-"""The cost of one run of a queued item, in about microseconds: nothing to do, a message sent, a task woken."""
+LOOK, WAKE = 1, 64
+"""The cost of one run of a queued item, in about microseconds: nothing to do, a task woken. A transport says what a
+message costs."""
 
 TURN = 64
-"""The cost after which the queue leaves the rest to the event loop's next iteration: one task woken, or 8 messages.
+"""The cost after which the queue leaves the rest to the event loop's next iteration: one task woken, or 8 messages over
+the native transport.
 
 Row `fanout`: with one item per iteration, whatever it costs, the burst takes 200 times as long to reach all watchers.
 """

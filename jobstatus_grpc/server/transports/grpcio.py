@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
@@ -27,7 +27,7 @@ from jobstatus_grpc.server.addresses import (
     require_free,
     unix_path,
 )
-from jobstatus_grpc.server.transports.interface import Behaviour, Method
+from jobstatus_grpc.server.transports.interface import Behaviour, Metadata, Method
 from jobstatus_grpc.wire.channel import OWN_CONNECTION, WITHOUT_PROXY
 
 if TYPE_CHECKING:
@@ -78,33 +78,66 @@ def add_methods(server: grpc.aio.Server, methods: Iterable[Method]) -> None:
 
 def _stream_handler(behaviour: Behaviour) -> Any:
     async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        answering = behaviour(data, _Stream(context))
+        stream = _Stream(context)
+        answering = behaviour(data, stream)
         data = b""  # else kept with the exception of an abort, until the garbage is collected
         await answering
+        await stream.flush()
 
     return answer
+
+
+SEND_MICROSECONDS = 64
+"""The cost of a message to a stream: one in each iteration of the event loop. Row `fanout`: with half of it, two in
+each, an update's p99 during a burst to 1,000 watchers is ten times as long."""
 
 
 class _Stream:
     """A grpcio context as a StreamContext."""
 
-    try_send = None
-
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._context = context
+        self._sending: asyncio.Task[None] | None = None
         self.peer = context.peer
         self.invocation_metadata = context.invocation_metadata
         self.auth_context = context.auth_context
         self.time_remaining = context.time_remaining
         self.add_done_callback = context.add_done_callback
-        self.abort = context.abort
+
+    def try_send(self, message: bytes) -> int:
+        """Send a message in a task of its own: to wake that of the stream, through all its coroutines, takes longer.
+
+        Row `change`: without it, a change takes a sixth longer to reach 1,000 watchers.
+        """
+        if self._sending is not None:  # grpcio takes one message at a time
+            return 0
+        self._sending = asyncio.get_running_loop().create_task(self._send(message))
+        return SEND_MICROSECONDS
 
     async def write(self, message: bytes) -> None:
+        await self.flush()
         try:
             await self._context.write(message)
         except grpc.aio.InternalError:
             # Raised when the client leaves during the write. grpcio logs a traceback for all but CancelledError.
             raise asyncio.CancelledError from None
+
+    async def flush(self) -> None:
+        """Wait until the message of `try_send` is sent."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
+        await self.flush()
+        await self._context.abort(code, details, tuple(trailing_metadata))
+
+    async def _send(self, message: bytes) -> None:
+        try:
+            await self._context.write(message)
+        except grpc.aio.BaseError:
+            pass  # the client has left: grpcio cancels the task of the stream
+        finally:
+            self._sending = None
 
 
 class Listener:

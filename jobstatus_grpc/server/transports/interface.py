@@ -46,10 +46,11 @@ class StreamContext(CallContext, Protocol):
     """A call in progress that is answered with a stream of messages."""
 
     @property
-    def try_send(self) -> Callable[[bytes], bool] | None:
-        """A function that sends a message unless it would have to wait, and returns whether it did.
+    def try_send(self) -> Callable[[bytes], int] | None:
+        """A function that sends a message unless it would have to wait.
 
-        None: the transport has none; use `write`.
+        It returns about the microseconds that the event loop needs for that; 0: the message was not sent, use `write`.
+        None: the transport has none.
         """
         ...
 

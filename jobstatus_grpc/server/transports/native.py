@@ -35,6 +35,9 @@ QUICK_TURNS = 4
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.001, 0.25
 """Pauses between tries of a full stream; each is half as long again as the one before."""
 
+SEND_MICROSECONDS = 8
+"""The cost of a message to a stream. Row `fanout`: see the constants of watch/watcher.py."""
+
 Details: TypeAlias = tuple[Metadata, str, "float | None"]
 """What the front says of a call: metadata, peer, and the seconds left until its deadline."""
 
@@ -90,8 +93,8 @@ class NativeStream(NativeCall):
         super().__init__(front, call_id, details)
         self._ends_at = time.monotonic() + max_seconds
 
-    def try_send(self, message: bytes) -> bool:
-        return self._front.stream_try_send(self._call_id, message) == STREAM_SENT
+    def try_send(self, message: bytes) -> int:
+        return SEND_MICROSECONDS if self._front.stream_try_send(self._call_id, message) == STREAM_SENT else 0
 
     async def write(self, message: bytes) -> None:
         sent = self._front.stream_try_send(self._call_id, message)
