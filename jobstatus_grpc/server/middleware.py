@@ -223,7 +223,8 @@ class CallMiddleware:
                 try:
                     call = admit(own, tenant, len(data))
                 except ResourceExhaustedError:
-                    await refusals.hold_without_place(context.time_remaining, request_bytes=len(data))
+                    if len(data) <= UNCOUNTED_REQUEST_BYTES:  # a larger one takes memory while it is held
+                        await refusals.hold_without_place(context.time_remaining, request_bytes=len(data))
                     raise
                 is_admitted = True
                 try:

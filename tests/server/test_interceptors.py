@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import shlex
+import time
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.server import logs
+from jobstatus_grpc.server.held_refusals import HOLD_SECONDS, REFUSED_AT_ONCE
 from jobstatus_grpc.server.logs import JsonFormatter, RequestLog, TextFormatter
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.support.loop import run
@@ -118,6 +120,22 @@ def test_one_call_too_many_is_refused_while_watches_go_on(refusal):
             assert len({reply.job.id for reply in await asyncio.gather(*calls)}) == 2
             assert (await calls_of(stub)["GetJob"]()).job.id == "a"
             stream.cancel()
+
+    run(scenario)
+
+
+def test_when_many_calls_are_refused_most_refusals_are_sent_late(refusal):
+    async def scenario():
+        store = HeldStore()
+        async with serving(store, max_requests=1) as stub:
+            waiting = asyncio.ensure_future(calls_of(stub)["CreateJob"]())
+            await store.is_asked.wait()
+            began_at = time.monotonic()
+            calls = [refused(calls_of(stub)["GetJob"](), refusal) for _ in range(3 * REFUSED_AT_ONCE)]
+            assert {error.reason for error in await asyncio.gather(*calls)} == {"TOO_MANY_REQUESTS"}
+            assert time.monotonic() - began_at >= HOLD_SECONDS
+            store.go_on.set()
+            await waiting
 
     run(scenario)
 
