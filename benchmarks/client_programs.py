@@ -15,6 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from itertools import cycle
 from typing import Any
 
 import grpc
@@ -22,6 +23,7 @@ import psutil
 from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
+from benchmarks.servers import numbered_jobs
 from jobstatus_grpc import AsyncJobStatusClient, JobState, JobStatusClient, ResourceExhaustedError
 
 SLICE_SECONDS = 0.25
@@ -34,13 +36,17 @@ TICK_SECONDS = 0.01
 Call = Callable[[], Any]
 
 
-async def call(address: str, job_id: str, seconds: str) -> Mapping[str, float]:
+async def call(address: str, jobs: str, seconds: str) -> Mapping[str, float]:
     """Return the rates of GetJob through our clients and through the raw stubs, each for `seconds` in turns."""
     turns = round(2 * float(seconds) / SLICE_SECONDS)
 
     def calls(channel: Any, client: Any) -> Mapping[str, Call]:
-        stub, request = JobStatusServiceStub(channel), pb.GetJobRequest(id=job_id)
-        return {"stub": lambda: stub.GetJob(request, timeout=DEADLINE_SECONDS), "client": lambda: client.get(job_id)}
+        stub, job_ids = JobStatusServiceStub(channel), numbered_jobs(int(jobs))
+        requests, ids = cycle([pb.GetJobRequest(id=job_id) for job_id in job_ids]), cycle(job_ids)
+        return {
+            "stub": lambda: stub.GetJob(next(requests), timeout=DEADLINE_SECONDS),
+            "client": lambda: client.get(next(ids)),
+        }
 
     with grpc.insecure_channel(address) as channel, JobStatusClient(address) as client:
         rates = await _rates("sync, one thread", calls(channel, client), turns)
@@ -75,12 +81,12 @@ async def _call_until(ends_at: float, call: Call) -> int:
     return count
 
 
-async def follow(address: str, job_id: str, watches: str) -> Mapping[str, int]:
-    """Watch one job many times until stdin ends; return how often a watch was cut, and how often it was refused.
+async def follow(address: str, jobs: str, watches: str) -> Mapping[str, int]:
+    """Watch jobs, each many times, until stdin ends; return how often a watch was cut, and how often it was refused.
 
     It prints `all REVISION` when all watches have returned a revision.
     """
-    ends, seen = Counter[str](), Counter[int]()
+    ends, seen, job_ids = Counter[str](), Counter[int](), numbered_jobs(int(jobs))
 
     def count(record: logging.LogRecord) -> bool:
         """Count the end of a stream, which the client logs with its cause before it opens the stream again."""
@@ -88,7 +94,7 @@ async def follow(address: str, job_id: str, watches: str) -> Mapping[str, int]:
             ends["refused" if isinstance(record.args[1], ResourceExhaustedError) else "cut"] += 1
         return False
 
-    async def watch(client: AsyncJobStatusClient) -> None:
+    async def watch(client: AsyncJobStatusClient, job_id: str) -> None:
         async for job in client.watch(job_id):
             seen[job.revision] += 1
             if seen[job.revision] == int(watches):
@@ -102,7 +108,7 @@ async def follow(address: str, job_id: str, watches: str) -> Mapping[str, int]:
         for number in range(int(watches)):
             if number % WATCHES_PER_CLIENT == 0:
                 client = await clients.enter_async_context(AsyncJobStatusClient(address))
-            tasks.append(asyncio.create_task(watch(client)))
+            tasks.append(asyncio.create_task(watch(client, job_ids[number % len(job_ids)])))
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         for task in tasks:
             task.cancel()

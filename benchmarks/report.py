@@ -24,6 +24,8 @@ class Target(NamedTuple):
     sign: Literal["≥", "≤", "="]
     bound: float
     beside: str = ""
+    otherwise: Target | None = None
+    """Another bound of the column: either is enough."""
 
 
 class Verdict(NamedTuple):
@@ -71,10 +73,14 @@ class Figure:
         verdicts: list[Verdict] = []
         for target in self.targets:
             for column in [target.column] if target.column else self.values:
-                value, beside = self.value(column), self.value(target.beside) if target.beside else 1.0
-                if value is not None and beside:
-                    verdicts.append(Verdict(column, target, value / beside))
+                either = [self._verdict(column, each) for each in (target, target.otherwise) if each]
+                if found := [verdict for verdict in either if verdict]:
+                    verdicts.append(min(found, key=lambda verdict: verdict.badness))
         return verdicts
+
+    def _verdict(self, column: str, target: Target) -> Verdict | None:
+        value, beside = self.value(column), self.value(target.beside) if target.beside else 1.0
+        return Verdict(column, target, value / beside) if value is not None and beside else None
 
     def by_size(self) -> Mapping[int, Sequence[float]]:
         """Return the values by size; empty if a column is no size."""

@@ -39,23 +39,26 @@ class Plan:
 
     repetitions: int = 3
     """In each repetition every side is measured once."""
-    seconds: float = 2.0
+    seconds: float = 1.0
     """Of each steady load; a quarter of it where the number of callers has no target."""
     callers: tuple[int, ...] = (1, 4, 16, 64, 256)
     audience: int = 1_000
     """Watchers of one job that receive a burst."""
-    crowds: tuple[int, ...] = (10, 100, 1_000, 10_000, 20_000)
+    crowds: tuple[int, ...] = (1_000, 10_000, 20_000)
     """Idle watchers, rising."""
     idle_seconds: float = 30.0
     """How long the largest crowd is idle: one heartbeat."""
     followers: int = 10_000
     """Watches of our Python client that survive restarts."""
-    jobs: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    jobs: tuple[int, ...] = (10_000, 1_000_000)
+    """Sizes of stores."""
+    changes: int = 1_000_000
+    """Between a watch's end and its resume."""
 
 
 SMALL = Plan(
     repetitions=1, seconds=0.5, callers=(1, 64), audience=50, crowds=(10, 100), idle_seconds=1.0, followers=100,
-    jobs=(1_000, 3_000),
+    jobs=(1_000, 3_000), changes=5_000,
 )  # fmt: skip
 """Enough to see that everything runs; its figures mean little."""
 
@@ -118,8 +121,12 @@ class Server:
         """Return its resident memory."""
         return sum(int(each.memory_info().rss) for each in (self.process, *self.workers))
 
+    def client(self, *, connections: int = 1, token: str = "") -> Client:
+        """Return a client of this server."""
+        return Client(self.address, tls=self.tls, connections=connections, token=token, connect=self.api.connect)
+
     def create(self, job_ids: Sequence[str]) -> None:
-        with Client(self.address, tls=self.tls) as client:
+        with self.client() as client:
             self.api.create(client, job_ids)
 
 
@@ -239,5 +246,5 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def numbered_jobs(count: int) -> list[str]:
-    return [f"job-{number:03}" for number in range(count)]
+def numbered_jobs(count: int, prefix: str = "job") -> list[str]:
+    return [f"{prefix}-{number:03}" for number in range(count)]

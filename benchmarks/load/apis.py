@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from jobstatus.v1 import job_status_pb2 as pb
 
-from benchmarks.load.client import Client
+from benchmarks.load.client import Client, Connection
 
 _DOUBLE = struct.Struct("<d")
-_PLACEHOLDER = 77.125731904731
-"""A progress whose eight encoded bytes occur nowhere else in a request."""
+PLACEHOLDER = 77.125731904731
+"""A progress whose encoded bytes occur nowhere else in a request."""
 BATCH = 100
 """The number of updates in a batch."""
 
@@ -32,20 +32,26 @@ def path(method: str) -> str:
 class Updates:
     """Requests that report progress, each a little more than the one before: every request changes its jobs."""
 
-    def __init__(self, template: bytes, job_ids: Sequence[str]) -> None:
-        """Make requests for `job_ids` of a template, whose progress is _PLACEHOLDER."""
+    def __init__(
+        self, template: bytes, job_ids: Sequence[str], encode: Callable[[float], bytes] = _DOUBLE.pack
+    ) -> None:
+        """Make requests for `job_ids` of a template, whose progress is PLACEHOLDER.
+
+        `encode` returns a progress as it is in the template, always with the same number of bytes.
+        """
         self._template = bytearray(template)
-        self._places = [match.start() for match in re.finditer(re.escape(_DOUBLE.pack(_PLACEHOLDER)), template)]
+        self._places = [match.span() for match in re.finditer(re.escape(encode(PLACEHOLDER)), template)]
+        self._encode = encode
         self.job_ids = job_ids
         self.sent = 0
         """The number of requests made so far."""
 
     def __call__(self) -> bytes:
         """Return the next request."""
-        progress = 10 + self.sent * 0.0001
+        progress = self._encode(10 + self.sent * 0.0001)
         self.sent += 1
-        for place in self._places:
-            _DOUBLE.pack_into(self._template, place, progress)
+        for start, end in self._places:
+            self._template[start:end] = progress
         return bytes(self._template)
 
 
@@ -66,6 +72,9 @@ class JobsApi:
     watch = path("WatchJob")
     ends_watches = True
     """Whether the server closes the watches of a job when the job ends."""
+    watches_per_connection = 50
+    connect: Callable[[str], Connection] | None = None
+    """Opens a connection; None: HTTP/2 with gRPC."""
 
     def create(self, client: Client, job_ids: Sequence[str]) -> None:
         """Create jobs."""
@@ -77,7 +86,7 @@ class JobsApi:
 
     def updates(self, job_ids: Sequence[str]) -> Updates:
         """Return requests of the method `update` for one job, of `batch` for several."""
-        jobs = [pb.JobStatus(id=job_id, reason="copying /srv/data", progress=_PLACEHOLDER) for job_id in job_ids]
+        jobs = [pb.JobStatus(id=job_id, reason="copying /srv/data", progress=PLACEHOLDER) for job_id in job_ids]
         updates = [pb.UpdateJobRequest(job=job, attempt=1) for job in jobs]
         message = pb.BatchUpdateJobsRequest(updates=updates) if len(jobs) > 1 else updates[0]
         return Updates(message.SerializeToString(), job_ids)
@@ -96,7 +105,7 @@ class JobsApi:
         return 1
 
     def changes_of(self, client: Client, job_ids: Sequence[str]) -> int | None:
-        """Return the number of changes since `create` to the jobs, all that there are; None: the server counts none."""
+        """Return the number of changes to the jobs since `create`; None: the server counts none."""
         replies = client.call_all(self.read, [self.read_request(job_id) for job_id in job_ids])
         return sum(pb.GetJobResponse.FromString(reply).job.revision - 1 for reply in replies)
 
@@ -112,19 +121,25 @@ class BareApi(JobsApi):
 
 
 # The fields used here, of etcd's rpc.proto and kv.proto. A RangeRequest that leaves `serializable` unset is
-# linearizable. A watch's Response has an event per change, several if the watcher lags. The revision is the whole
-# store's and grows by one with each Put. What begins like a RangeRequest (WatchCreateRequest) is declared as one.
+# linearizable; its Response has the key, whose version grows by one with each Put. A watch's Response has an event per
+# change, several if the watcher lags. A Txn without conditions executes `success`. What begins like a RangeRequest
+# (WatchCreateRequest) is declared as one.
 _ETCD_PROTO = """
     name: "etcd.proto" package: "etcd" syntax: "proto3"
     message_type { name: "Range" field { name: "key" number: 1 type: TYPE_BYTES } }
     message_type {
         name: "Put" field { name: "key" number: 1 type: TYPE_BYTES } field { name: "value" number: 2 type: TYPE_BYTES }
     }
+    message_type { name: "Operation" field { name: "put" number: 2 type: TYPE_MESSAGE type_name: ".etcd.Put" } }
+    message_type {
+        name: "Txn"
+        field { name: "success" number: 2 type: TYPE_MESSAGE type_name: ".etcd.Operation" label: LABEL_REPEATED }
+    }
     message_type { name: "Watch" field { name: "create" number: 1 type: TYPE_MESSAGE type_name: ".etcd.Range" } }
-    message_type { name: "Header" field { name: "revision" number: 3 type: TYPE_INT64 } }
+    message_type { name: "KeyValue" field { name: "version" number: 4 type: TYPE_INT64 } }
     message_type {
         name: "Response"
-        field { name: "header" number: 1 type: TYPE_MESSAGE type_name: ".etcd.Header" }
+        field { name: "kvs" number: 2 type: TYPE_MESSAGE type_name: ".etcd.KeyValue" label: LABEL_REPEATED }
         field { name: "events" number: 11 type: TYPE_BYTES label: LABEL_REPEATED }
     }
 """
@@ -138,28 +153,28 @@ class EtcdApi(JobsApi):
 
     read = "/etcdserverpb.KV/Range"
     update = "/etcdserverpb.KV/Put"
+    batch = "/etcdserverpb.KV/Txn"
     watch = "/etcdserverpb.Watch/Watch"
     ends_watches = False
 
-    def __init__(self) -> None:
-        self._created_revision = 0
-
     def create(self, client: Client, job_ids: Sequence[str]) -> None:
-        for job_id in job_ids:
-            self._created_revision = _revision(client.call(self.update, _put(job_at_work(job_id))))
+        client.call_all(self.update, [_put(job_at_work(job_id)).SerializeToString() for job_id in job_ids])
 
     def read_request(self, job_id: str) -> bytes:
         return bytes(_ETCD["etcd.Range"](key=job_id.encode()).SerializeToString())
 
     def updates(self, job_ids: Sequence[str]) -> Updates:
-        job = job_at_work(job_ids[0])
-        job.reason, job.progress = "copying /srv/data", _PLACEHOLDER
-        return Updates(_put(job), job_ids)
+        puts = []
+        for job in map(job_at_work, job_ids):
+            job.reason, job.progress = "copying /srv/data", PLACEHOLDER
+            puts.append(_put(job))
+        request = puts[0] if len(puts) == 1 else _ETCD["etcd.Txn"](success=[{"put": put} for put in puts])
+        return Updates(request.SerializeToString(), job_ids)
 
     def marked_request(self, job_id: str, mark: str, *, is_end: bool = False) -> bytes:
         job = job_at_work(job_id)
         job.reason = mark
-        return _put(job)
+        return bytes(_put(job).SerializeToString())
 
     def watch_request(self, job_id: str) -> bytes:
         return bytes(_ETCD["etcd.Watch"](create={"key": job_id.encode()}).SerializeToString())
@@ -168,12 +183,9 @@ class EtcdApi(JobsApi):
         return len(_ETCD["etcd.Response"].FromString(message).events)
 
     def changes_of(self, client: Client, job_ids: Sequence[str]) -> int | None:
-        return _revision(client.call(self.read, self.read_request(job_ids[0]))) - self._created_revision
+        replies = client.call_all(self.read, [self.read_request(job_id) for job_id in job_ids])
+        return sum(int(_ETCD["etcd.Response"].FromString(reply).kvs[0].version) - 1 for reply in replies)
 
 
-def _put(job: pb.JobStatus) -> bytes:
-    return bytes(_ETCD["etcd.Put"](key=job.id.encode(), value=job.SerializeToString()).SerializeToString())
-
-
-def _revision(reply: bytes) -> int:
-    return int(_ETCD["etcd.Response"].FromString(reply).header.revision)
+def _put(job: pb.JobStatus) -> Any:
+    return _ETCD["etcd.Put"](key=job.id.encode(), value=job.SerializeToString())

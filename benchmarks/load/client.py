@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import selectors
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Protocol
 
-from benchmarks.load.http2 import Connection
+from benchmarks.load import http2
 
 TIMEOUT_SECONDS = 120.0
 """Bounds every wait. The longest is for a watch that replays a million changes, about 10 s."""
@@ -16,6 +18,30 @@ CALLS_AT_ONCE = 256
 """Bounds the calls in flight of one list: fewer than a server accepts on a connection by default."""
 
 NextRequest = Callable[[], bytes]
+
+
+class Reply(Protocol):
+    """Receives the messages and the end of one call."""
+
+    def on_message(self, message: bytes) -> None: ...
+
+    def on_end(self, is_ok: bool) -> None:
+        """`is_ok`: the server answered without an error."""
+
+
+class Connection(Protocol):
+    """One connection. `call` queues a call, `flush` sends what is queued, `receive` passes on what came back."""
+
+    socket: socket.socket
+
+    def call(self, path: str, message: bytes, reply: Reply, *, is_last: bool = True) -> None:
+        """Queue a call of the method at `path`; `is_last`: it has no further requests."""
+
+    def flush(self) -> None:
+        """Send what is queued."""
+
+    def receive(self) -> None:
+        """Read what has arrived and pass it to the replies. An exception that a reply raises breaks the connection."""
 
 
 class CallFailedError(Exception):
@@ -29,10 +55,18 @@ class Client(ExitStack):
     """
 
     def __init__(
-        self, address: str, *, tls: ssl.SSLContext | None = None, connections: int = 1, token: str = ""
+        self,
+        address: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        connections: int = 1,
+        token: str = "",
+        connect: Callable[[str], Connection] | None = None,
     ) -> None:
+        """Connect; `connect` opens a connection that does not speak HTTP/2 with gRPC."""
         super().__init__()
-        self.connections = [Connection(address, tls, token) for _ in range(connections)]
+        connect = connect or (lambda address: http2.Connection(address, tls, token))
+        self.connections = [connect(address) for _ in range(connections)]
         self._selector = self.enter_context(selectors.DefaultSelector())
         for connection in self.connections:
             self.enter_context(connection.socket)

@@ -11,7 +11,10 @@ import socket
 import ssl
 import struct
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.load.client import Reply
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -28,17 +31,8 @@ _MESSAGE = struct.Struct(">BL")
 _OK = re.compile(rb"(?:\x0bgrpc-status|\x88\x9a\xca\xc8\xb2\x12\x34\xda\x8f)(?:\x010|\x81\x07)")
 
 
-class Reply(Protocol):
-    """Receives the messages and the end of one call."""
-
-    def on_message(self, message: bytes) -> None: ...
-
-    def on_end(self, is_ok: bool) -> None:
-        """`is_ok`: the stream was closed with grpc-status 0."""
-
-
 class Connection:
-    """One connection. `call` queues a call, `flush` sends what is queued, `receive` passes on what came back."""
+    """One connection of benchmarks.load.client. A call ended well if its stream was closed with grpc-status 0."""
 
     def __init__(self, address: str, tls: ssl.SSLContext | None = None, token: str = "") -> None:
         """`token` is sent with each call, unless it is empty."""
@@ -65,7 +59,6 @@ class Connection:
         self.flush()
 
     def call(self, path: str, message: bytes, reply: Reply, *, is_last: bool = True) -> None:
-        """Queue a call of the method at `path`; `is_last`: it has no further requests."""
         stream_id, self._next_id = self._next_id, self._next_id + 2
         self._replies[stream_id] = reply
         self._frame(HEADERS, END_HEADERS, stream_id, self._header_blocks.get(path) or self._header_block(path))
@@ -79,13 +72,11 @@ class Connection:
             self._output += (head, message)
 
     def flush(self) -> None:
-        """Send what is queued."""
         if self._output:
             output, self._output = b"".join(self._output), []
             self.socket.sendall(output)
 
     def receive(self) -> None:
-        """Read what has arrived and pass it to the replies. An exception that a reply raises breaks the connection."""
         arrived = self.socket.recv(1 << 18)
         while isinstance(self.socket, ssl.SSLSocket) and (rest := self.socket.pending()):
             arrived += self.socket.recv(rest)  # decrypted already: the selector does not report it

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from operator import truediv
 from pathlib import Path
 
 from google.protobuf.message import Message
@@ -15,7 +15,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from benchmarks.load.apis import BATCH, JobsApi, batches, path
 from benchmarks.load.client import CallFailedError, Client, NextRequest
 from benchmarks.report import Table, Target, at_quantile, row
-from benchmarks.rows.calls import CALLERS, CONNECTIONS, Subject, take_turns
+from benchmarks.rows.calls import ALONE, CALLERS, CONNECTIONS, JOBS, Subject, reading, take_turns
 from benchmarks.servers import GRPCIO, NATIVE, Bench
 
 FIGURES = (("p50, ms", 1), ("p99, ms", 1), ("calls/s", CALLERS))
@@ -23,6 +23,8 @@ METHODS: Mapping[str, Callable[[pb.JobStatus], Message]] = {
     "GetJob": lambda job: pb.GetJobRequest(id=job.id),
     "UpdateJob": lambda job: pb.UpdateJobRequest(job=job),
 }
+CACHED, TIMES_CACHED = f"GetJob of the same {JOBS} jobs, ", "GetJob of any job by that of cached ones, p50"
+RARE = "a rare conjunction"
 PAGES = 20
 BATCHES_AT_ONCE = 16
 SETTLE_SECONDS = 3.0
@@ -37,8 +39,8 @@ STATES = (pb.JOB_STATE_PENDING, pb.JOB_STATE_IN_PROGRESS, pb.JOB_STATE_IN_PROGRE
 @row("jobs", "Growth with jobs")
 def jobs(bench: Bench, table: Table) -> None:
     """One SQLite file for each number of jobs, created with BatchUpdateJobs; all are served with grpcio at the same
-    time and called in turns. Jobs are chosen at random. A page is the first of 50 jobs, read with one call in flight;
-    no job matches the rare conjunction.
+    time and called in turns. Jobs are chosen at random, in the largest store nearly none of the 20,000 in the cache. A
+    page is the first of 50 jobs, read with one call in flight; no job matches the rare conjunction.
     """
     with ExitStack() as stack:
         stores = {size: stack.enter_context(bench.folder()) for size in bench.plan.jobs}
@@ -57,6 +59,10 @@ def jobs(bench: Bench, table: Table) -> None:
             table.expect(name, goal, Target(largest, "≤", SLOWEST))
         elif "calls/s" in name:
             table.expect(name, goal, Target(largest, "≥", 1 / SLOWEST, smallest))
+        elif name == TIMES_CACHED:
+            table.expect(name, f"{largest} jobs: GetJob of a job that is not cached", Target(largest, "≤", 1.5))
+        elif RARE in name:
+            table.expect(name, f"{largest} jobs: page of {RARE}, p50, ms", Target(largest, "≤", 5))
         elif "p50" in name:
             table.expect(name, goal, Target(largest, "≤", SLOWEST, smallest))
 
@@ -64,7 +70,7 @@ def jobs(bench: Bench, table: Table) -> None:
 def _create(bench: Bench, folder: Path, size: int, table: Table) -> None:
     """Create jobs through the faster transport, if that is among the sides."""
     side, at_once = NATIVE if NATIVE in bench.sides else GRPCIO, BATCHES_AT_ONCE * BATCH
-    with bench.run(side, folder) as server, Client(server.address, connections=CONNECTIONS) as client:
+    with bench.run(side, folder) as server, server.client(connections=CONNECTIONS) as client:
         started = time.perf_counter()
         for start in range(0, size, at_once):
             updates = batches([_creation(number) for number in range(start, min(start + at_once, size))])
@@ -103,12 +109,20 @@ def _call_in_turns(bench: Bench, stores: Mapping[int, Path], table: Table) -> No
     with ExitStack() as stack:
         servers = {size: stack.enter_context(bench.run(GRPCIO, folder)) for size, folder in stores.items()}
         chances = {size: random.Random(size) for size in stores}
-        plan = replace(bench.plan, seconds=bench.plan.seconds / 2)
         for method, request in METHODS.items():
-            lanes = {size: [_random_requests(size, chances[size], request)] * CALLERS for size in stores}
-            subjects = {f"{size:,}": Subject(server, path(method), lanes[size]) for size, server in servers.items()}
-            take_turns(plan, table, subjects, FIGURES, f"{method}, ")
-        clients = {size: stack.enter_context(Client(server.address)) for size, server in servers.items()}
+            sources = {size: [_random_requests(size, chances[size], request)] * CALLERS for size in stores}
+            subjects = {f"{size:,}": Subject(server, path(method), sources[size]) for size, server in servers.items()}
+            take_turns(bench.plan, table, subjects, FIGURES, f"{method}, ")
+        cached = [_id(number) for number in range(2, bench.plan.jobs[0], len(STATES))][:JOBS]
+        subjects = {f"{size:,}": reading(server, cached) for size, server in servers.items()}
+        take_turns(bench.plan, table, subjects, [("p50, ms", ALONE)], CACHED)
+        for size in stores:
+            of_random, of_cached = (
+                table[f"{name}p50, ms, {ALONE} in flight"].values[f"{size:,}"] for name in ("GetJob, ", CACHED)
+            )
+            for ratio in map(truediv, of_random, of_cached):
+                table.add(size, {TIMES_CACHED: ratio})
+        clients = {size: stack.enter_context(server.client()) for size, server in servers.items()}
         pages = {size: _pages(client, size) for size, client in clients.items()}
         for _ in range(bench.plan.repetitions):
             for name in pages[bench.plan.jobs[0]]:
@@ -149,6 +163,6 @@ def _pages(client: Client, count: int) -> Mapping[str, bytes]:
         "created_before": pb.JobFilter(created_before=middle),
         "created, a range": pb.JobFilter(created_after=middle, created_before=later),
         "state and label": pb.JobFilter(states=failed, labels={"team": "team-8"}),
-        "a rare conjunction": pb.JobFilter(states=failed, names=["name-7"]),
+        RARE: pb.JobFilter(states=failed, names=["name-7"]),
     }
     return {name: pb.ListJobsRequest(filter=filter).SerializeToString() for name, filter in filters.items()}

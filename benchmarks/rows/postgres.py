@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks.load.apis import BATCH, batches
 from benchmarks.report import Table, Target, row
-from benchmarks.rows.calls import BATCH_CALLERS, CALLERS, SPEED, record_changes, take_turns, updating
+from benchmarks.rows.calls import ALONE, BATCH_CALLERS, CALLERS, JOBS, SPEED, record_changes, take_turns, updating
 from benchmarks.servers import GRPCIO, Bench, CannotMeasureError, numbered_jobs
 from tests.support.postgres import PostgresCluster, PostgresHome
 
@@ -33,6 +33,7 @@ MANY_CONNECTIONS = 16
 UPDATE, BATCH_UPDATE = "UpdateJob", f"BatchUpdateJobs of {BATCH}"
 COST = ("server CPU, µs a call", "PostgreSQL's CPU, µs a call", "load's CPU, µs a call", "server busy, % of a core")
 RATE_RATIO = "calls/s as a multiple of one worker's"
+SHARE = "as a share of 2·S / (S + P + L)"
 MAX_PATH_BYTES = 60
 """Bounds the path of a cluster's directory: its socket's path has about 45 bytes more, and the limit is 107."""
 
@@ -49,8 +50,8 @@ def postgres(bench: Bench, table: Table) -> None:
     """
     if GRPCIO not in bench.sides:
         return
-    job_ids = numbered_jobs(MANY_CALLERS + BATCH_CALLERS * BATCH)
-    single, batched = [[job_id] for job_id in job_ids[:MANY_CALLERS]], batches(job_ids[MANY_CALLERS:])
+    job_ids = numbered_jobs(JOBS + BATCH_CALLERS * BATCH)
+    single, batched = [[job_id] for job_id in job_ids[:JOBS]], batches(job_ids[JOBS:])
     with running(bench, 2) as (urls, cpu_seconds), bench.folder() as folder, ExitStack() as stack:
         flags = {SQLITE: [], POSTGRESQL: ["--store", urls[0]], TWO_WORKERS: ["--store", urls[1], "--workers", "2"]}
         servers = {column: stack.enter_context(bench.run(GRPCIO, folder, *flags[column])) for column in STORES}
@@ -60,8 +61,10 @@ def postgres(bench: Bench, table: Table) -> None:
                 servers[column] = replace(server, database_cpu_seconds=cpu_seconds)
         updates = {column: updating(server, single, MANY_CONNECTIONS) for column, server in servers.items()}
         batch_updates = {column: updating(servers[column], batched) for column in (SQLITE, POSTGRESQL)}
+        counts = (ALONE, CALLERS, MANY_CALLERS)
+        figures = [(kind, callers) for callers in counts for kind in (*SPEED, *COST)]
+        take_turns(bench.plan, table, updates, figures, f"{UPDATE}, ")
         for callers in (CALLERS, MANY_CALLERS):
-            take_turns(bench.plan, table, updates, [(kind, callers) for kind in (*SPEED, *COST)], f"{UPDATE}, ")
             _compare_workers(table, callers)
         figures = [(kind, BATCH_CALLERS) for kind in ("updates/s", *SPEED[1:], *COST)]
         take_turns(bench.plan, table, batch_updates, figures, f"{BATCH_UPDATE}, ")
@@ -69,9 +72,9 @@ def postgres(bench: Bench, table: Table) -> None:
             record_changes(table, subjects, f"{method}, changes per update", "changes per update on PostgreSQL")
     goal = "durable UpdateJob on PostgreSQL"
     table.expect(f"{UPDATE}, calls/s, {CALLERS} in flight", goal, Target(POSTGRESQL, "≥", 0.5, SQLITE))
-    goal = "UpdateJob by two workers on PostgreSQL, as a multiple of one"
+    goal = "UpdateJob by two workers on PostgreSQL, as a share of what two cores allow"
     for callers in (CALLERS, MANY_CALLERS):
-        table.expect(f"{UPDATE}, {RATE_RATIO}, {callers} in flight", goal, Target(TWO_WORKERS, "≥", 1.5))
+        table.expect(f"{UPDATE}, {SHARE}, {callers} in flight", goal, Target(TWO_WORKERS, "≥", 0.9))
     goal = f"{BATCH_UPDATE} on PostgreSQL, updates a second"
     table.expect(f"{BATCH_UPDATE}, updates/s, {BATCH_CALLERS} in flight", goal, Target(POSTGRESQL, "≥", 8_000))
 
@@ -83,9 +86,12 @@ def _compare_workers(table: Table, callers: int) -> None:
         return table[f"{UPDATE}, {kind}, {callers} in flight"].values.get(column, [])
 
     costs = zip(*(values(kind) for kind in COST[:3]), strict=False)
+    multiples = list(map(truediv, values("calls/s", TWO_WORKERS), values("calls/s")))
+    at_most = [2 * each[0] / sum(each) for each in costs]
     ratios: Mapping[str, Iterable[float]] = {
-        RATE_RATIO: map(truediv, values("calls/s", TWO_WORKERS), values("calls/s")),
-        "at most, 2·S / (S + P + L)": (2 * each[0] / sum(each) for each in costs),
+        RATE_RATIO: multiples,
+        "at most, 2·S / (S + P + L)": at_most,
+        SHARE: map(truediv, multiples, at_most),
         "server CPU a call as a multiple of one worker's": map(truediv, values(COST[0], TWO_WORKERS), values(COST[0])),
     }
     for name, of_repetitions in ratios.items():

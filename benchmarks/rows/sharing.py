@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from benchmarks.load.client import Client, NextRequest
 from benchmarks.load.hog import hog
 from benchmarks.report import EACH, Table, Target, at_quantile, row
+from benchmarks.rows.calls import JOBS, updating
 from benchmarks.servers import OURS, Bench, Server, numbered_jobs
 from jobstatus_grpc.auth import Role
 from jobstatus_grpc.auth.tokens import make_token, stanza_of
@@ -33,8 +34,8 @@ LONGEST_RECOVERY_SECONDS = 60.0
 @row("share", "Callers that take too much")
 def share(bench: Bench, table: Table) -> None:
     """One caller may make 100 calls a second, and has 1,000 in flight all the time, each repeated as soon as it is
-    refused; another one updates a job every 10 ms. Then, without limits, 2,560 callers update jobs where 256 already
-    get what the server can do.
+    refused; another one updates one of 256 jobs of its own every 10 ms. Then, without limits, 2,560 callers update jobs
+    where 256 already get what the server can do.
     """
     for name in (ALONE, BESIDE, TIMES, PEAK, OVERLOAD, GOODPUT, HEALTH_SECONDS, RECOVERY_SECONDS):
         table.expect(name, "")
@@ -69,14 +70,14 @@ def limited(bench: Bench, side: str) -> Iterator[tuple[Server, tuple[str, str]]]
 def beside_a_hog(server: Server, tokens: tuple[str, str], seconds: float, table: Table, side: str) -> None:
     """Measure another caller alone, and beside the one that is limited."""
     job_ids = numbered_jobs(PEAK_CALLERS)
-    with Client(server.address, token=tokens[1]) as client:
+    with server.client(token=tokens[1]) as client:
         server.api.create(client, job_ids)
-        next_request = server.api.updates(job_ids[:1])
+        next_request = other_updates(server, client)
         alone: list[float] = []
         beside: list[float] = []
         for _ in range(TURNS):
             alone += latencies(client, server.api.update, next_request, seconds)
-            with hog(server.address, job_ids[1:], callers=HOG_CALLERS, seconds=seconds, token=tokens[0]):
+            with hog(server.address, job_ids, callers=HOG_CALLERS, seconds=seconds, token=tokens[0]):
                 beside += latencies(client, server.api.update, next_request, seconds)
     before, during = at_quantile(alone, 0.99), at_quantile(beside, 0.99)
     table.add(side, {ALONE: before * 1e3, BESIDE: during * 1e3, TIMES: during / before})
@@ -85,13 +86,13 @@ def beside_a_hog(server: Server, tokens: tuple[str, str], seconds: float, table:
 def overloaded(server: Server, seconds: float, table: Table, side: str) -> None:
     """Measure what is answered at the peak and at 10 times the calls in flight, and what follows."""
     job_ids = numbered_jobs(OVERLOAD_CALLERS)
-    with Client(server.address) as client:
+    with server.client() as client:
         server.api.create(client, job_ids)
-        next_request = server.api.updates(job_ids[:1])
+        next_request = other_updates(server, client)
         before = at_quantile(latencies(client, server.api.update, next_request, seconds / 4), 0.9)
-        with hog(server.address, job_ids[1:], callers=PEAK_CALLERS, seconds=seconds) as peak:
+        with hog(server.address, job_ids, callers=PEAK_CALLERS, seconds=seconds) as peak:
             at_peak, _ = peak.wait()
-        with hog(server.address, job_ids[1:], callers=OVERLOAD_CALLERS, seconds=seconds) as overload:
+        with hog(server.address, job_ids, callers=OVERLOAD_CALLERS, seconds=seconds) as overload:
             health = latencies(client, HEALTH, bytes, seconds)
             answered, _ = overload.wait()
         ended_at, quick = time.perf_counter(), 0
@@ -109,6 +110,14 @@ def overloaded(server: Server, seconds: float, table: Table, side: str) -> None:
             RECOVERY_SECONDS: recovery_seconds,
         },
     )
+
+
+def other_updates(server: Server, client: Client) -> NextRequest:
+    """Create the jobs of the caller that is measured; return its updates, of each in turn."""
+    job_ids = numbered_jobs(JOBS, "other")
+    server.api.create(client, job_ids)
+    [next_request] = updating(server, [[job_id] for job_id in job_ids]).lanes(1)
+    return next_request
 
 
 def latencies(client: Client, path: str, next_request: NextRequest, seconds: float) -> list[float]:

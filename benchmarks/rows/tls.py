@@ -6,12 +6,11 @@ import contextlib
 import ssl
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 
 from benchmarks.report import Table, Target, row
-from benchmarks.rows.calls import CALLERS, COST, SPEED, Subject, take_turns
-from benchmarks.rows.watching import MEMORY, SETTLE_SECONDS, WATCHES_PER_CONNECTION, Audience, single_changes
+from benchmarks.rows.calls import CALLERS, COST, JOBS, SPEED, reading, take_turns
+from benchmarks.rows.watching import MEMORY, SETTLE_SECONDS, Audience, single_changes
 from benchmarks.servers import BARE, GRPCIO, Bench, Server, numbered_jobs
 from tests.support.certificates import Authority
 
@@ -21,44 +20,39 @@ COLUMNS = PLAINTEXT, TLS = "plaintext", "TLS"
 BARE_COLUMNS = BARE_PLAINTEXT, BARE_TLS = "bare, plaintext", "bare, TLS"
 """A bare grpc.aio server, for what a watch takes in gRPC itself."""
 
+WATCHES_PER_CONNECTION = 50
+
 
 @row("tls", "TLS beside plaintext")
 def tls(bench: Bench, table: Table) -> None:
-    """GetJob with 64 calls in flight over 8 connections, and single changes to many watchers. The memory of a watch is
-    measured with 50 on a connection, and with a connection for each; of the latter, gRPC itself takes nearly all.
+    """GetJob of 256 jobs with 64 calls in flight over 8 connections, and, once, single changes to many watchers. The
+    memory of a watch is measured with 50 on a connection, and with a connection for each; of the latter, gRPC itself
+    takes nearly all.
     """
     if GRPCIO not in bench.sides:
         return
-    job_ids, watchers = numbered_jobs(CALLERS), bench.plan.audience
+    job_ids, watchers = numbered_jobs(JOBS), bench.plan.audience
     with bench.folder() as folder, contextlib.ExitStack() as stack:
         servers = {column: stack.enter_context(_run(bench, column, folder)) for column in COLUMNS}
-        subjects: dict[str, Subject] = {}
-        for column, server in servers.items():
+        for server in servers.values():
             server.create(job_ids)
-            requests = [server.api.read_request(job_id) for job_id in job_ids]
-            subjects[column] = Subject(server, server.api.read, [repeat(request).__next__ for request in requests])
+        subjects = {column: reading(server, job_ids) for column, server in servers.items()}
         take_turns(bench.plan, table, subjects, [(kind, CALLERS) for kind in (*SPEED, *COST)], "GetJob: ")
-    for _ in range(bench.plan.repetitions):
-        for column in (*COLUMNS, *BARE_COLUMNS):
-            for per_connection in (WATCHES_PER_CONNECTION, 1):
-                with bench.folder() as folder, _run(bench, column, folder) as server:
-                    figures = _watch(server, watchers, per_connection)
-                    table.add(
-                        column,
-                        {
-                            f"{watchers:,} watchers, {per_connection} on a connection: {name}": value
-                            for name, value in figures.items()
-                        },
-                    )
+    for column in (*COLUMNS, *BARE_COLUMNS):
+        for per_connection in (WATCHES_PER_CONNECTION, 1):
+            with bench.folder() as folder, _run(bench, column, folder) as server:
+                figures = _watch(server, watchers, per_connection)
+            heading = f"{watchers:,} watchers, {per_connection} on a connection"
+            table.add(column, {f"{heading}: {name}": value for name, value in figures.items()})
     memory = f"{watchers:,} watchers, {WATCHES_PER_CONNECTION} on a connection: {MEMORY}"
     table.expect(memory, f"{watchers:,} watchers over TLS, {MEMORY}", Target(TLS, "≤", 45))
 
 
 def _watch(server: Server, watchers: int, per_connection: int) -> dict[str, float]:
-    with Audience(server, "warm-up", WATCHES_PER_CONNECTION) as audience:
+    with Audience(server, ["warm-up"], WATCHES_PER_CONNECTION) as audience:
         audience.open(WATCHES_PER_CONNECTION)
     before = server.memory_bytes()
-    with Audience(server, "watched", watchers, watches_per_connection=per_connection) as audience:
+    with Audience(server, ["watched"], watchers, watches_per_connection=per_connection) as audience:
         audience.open(watchers)
         audience.run_for(SETTLE_SECONDS)
         memory = (server.memory_bytes() - before) / watchers / 1e3

@@ -62,7 +62,7 @@ def test_a_read_returns_the_newest_update(server, client, job_id):
 
 
 def test_watchers_receive_a_change_and_the_end(server, job_id):
-    with Audience(server, job_id, 20) as audience:
+    with Audience(server, [job_id], 20) as audience:
         audience.open(20)
         audience.change("half of it")
         audience.change(END_MARK, is_end=True)
