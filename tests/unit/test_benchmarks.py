@@ -8,22 +8,43 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
+from xml.etree import ElementTree
 
 import asyncpg
 import pytest
 
-from benchmarks import document
+from benchmarks import document, overview, picture
 from benchmarks.load.apis import path
 from benchmarks.load.client import CallFailedError, Client
-from benchmarks.report import Figure, Target, growth
+from benchmarks.peers import postgresql
+from benchmarks.report import EACH, Figure, Target, growth
+from benchmarks.results import Results
 from benchmarks.rows import ROWS, postgres
+from benchmarks.rows.calls import Subject, updating
+from benchmarks.rows.peers import celery_figures
 from benchmarks.rows.postgres import POSTGRESQL, SQLITE, STORES, TWO_WORKERS
 from benchmarks.rows.watching import END_MARK, Audience
-from benchmarks.servers import BARE, BARE_NATIVE, ETCD, GRPCIO, SMALL, Bench, CannotMeasureError, Cores
+from benchmarks.servers import (
+    BARE,
+    BARE_NATIVE,
+    CELERY,
+    ETCD,
+    GRPCIO,
+    NATS,
+    POSTGRES,
+    REDIS,
+    SMALL,
+    Bench,
+    CannotMeasureError,
+    Cores,
+    missing,
+)  # fmt: skip
 
 JOBS = ["job-0", "job-1"]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +52,18 @@ def bench(tmp_path_factory):
     return Bench(Cores(), tmp_path_factory.mktemp("benchmarks"), SMALL)
 
 
-@pytest.fixture(scope="module", params=[ETCD, GRPCIO])
+@pytest.fixture(scope="module", params=[ETCD, GRPCIO, NATS, REDIS, POSTGRES])
 def server(bench, request):
+    if reason := missing(request.param):
+        pytest.skip(reason)
     with bench.run(request.param) as server:
         yield server
+
+
+def run_benchmarks(directory, *options, **environment):
+    command = [sys.executable, "-m", "benchmarks", *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=True)
 
 
 @pytest.fixture
@@ -44,7 +73,7 @@ def job_id():
 
 @pytest.fixture
 def client(server, job_id):
-    with Client(server.address, connections=2) as client:
+    with server.client(connections=2) as client:
         server.api.create(client, [job_id])
         yield client
 
@@ -96,11 +125,80 @@ def test_a_load_whose_calls_fail_measures_nothing(bench):
         load.measure(0.2)
 
 
+def test_a_lone_caller_goes_through_all_jobs(bench):
+    with bench.run(GRPCIO) as server:
+        [next_request] = updating(server, [[job_id] for job_id in JOBS]).lanes(1)
+        assert [job_id.encode() in next_request() for job_id in (*JOBS, *JOBS)] == [True] * 4
+
+
+@pytest.mark.parametrize("callers", [1, 3])
+def test_callers_share_out_the_jobs(callers):
+    subject = Subject(None, "", [partial(bytes, [number]) for number in range(6)])  # type: ignore[arg-type]
+    assert sorted(lane() for lane in subject.lanes(callers) for _ in range(6 // callers)) == [
+        bytes([number]) for number in range(6)
+    ]
+
+
+@pytest.mark.slow
+def test_celery_is_measured_on_postgresql(bench):
+    if reason := missing(CELERY):
+        pytest.skip(reason)
+    with postgresql.run(bench, bench.directory) as server:
+        figures = celery_figures(server.address, 2, 0.5, jobs=16)
+    assert figures["update: calls/s, 2 in flight"] > 0
+    assert figures["read: p50, ms, 2 in flight"] > 0
+
+
+def test_a_system_without_its_server_is_left_out_with_the_reason(tmp_path):
+    options = ["--small", "--only", "finish", "--sides", REDIS]
+    done = run_benchmarks(tmp_path, *options, PATH=str(tmp_path))
+    assert "left out: Redis, because redis-server is missing: apt-get install redis-server" in done.stdout
+
+
 @pytest.mark.parametrize(("ours", "verdict"), [(1.2, "0.6 × etcd (≥ 0.5) ok"), (0.9, "0.45 × etcd (≥ 0.5) MISSED")])
 def test_a_missed_target_is_marked(ours, verdict):
     values = {GRPCIO: [ours, ours, 9.0], ETCD: [2.0]}
     figure = Figure("calls/s", "get", values, [Target(GRPCIO, "≥", 0.5, ETCD)])
-    assert verdict in document.whole([], [figure], None)
+    assert verdict in document.whole([], [figure])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"), [(20, 20, "20 (≤ 30) ok"), (80, 100, "0.8 × etcd (≤ 0.9) ok"), (95, 100, "MISSED")]
+)
+def test_either_of_two_bounds_is_enough(ours, theirs, verdict):
+    target = Target(GRPCIO, "≤", 30, otherwise=Target(GRPCIO, "≤", 0.9, ETCD))
+    assert verdict in document.goals([Figure("p99", "change", {GRPCIO: [ours], ETCD: [theirs]}, [target])])
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    targets = [Target(GRPCIO, "≤", 30, otherwise=Target(GRPCIO, "≤", 0.9, ETCD)), Target(EACH, "=", 1)]
+    figures = [Figure("p99", "change", {GRPCIO: [1, 2.5], ETCD: [1000]}, targets, "goal", choose=min)]
+    Results(["a machine"], figures).write(tmp_path)
+    assert Results.read(tmp_path) == Results(["a machine"], figures)
+
+
+def test_a_later_run_of_one_row_replaces_that_row_only():
+    results = Results([], [Figure("a", "get", {GRPCIO: [1]}), Figure("a", "update", {GRPCIO: [1]})])
+    results.replace(["get"], [Figure("b", "get", {GRPCIO: [2]})])
+    assert [(figure.row, figure.name) for figure in results.figures] == [("get", "b"), ("update", "a")]
+
+
+def test_the_documents_are_made_of_the_results():
+    if results := Results.read(ROOT):
+        assert {path: (ROOT / path).read_text() for path in results.documents()} == results.documents()
+
+
+def test_the_picture_and_the_table_show_every_system_that_was_measured():
+    values = {GRPCIO: [1_250.0], REDIS: [3_400.0], CELERY: [17.0]}
+    figures = [Figure("update: calls/s, 64 in flight", "peers", values)]
+    texts = {element.text for element in ElementTree.fromstring(picture.svg(figures)).iter() if element.text}
+    assert {"this service, grpcio", "1,250", "Redis", "3,400", "Celery on PostgreSQL", "17", "no watch"} <= texts
+    assert [line[0] for line in overview.lines(figures)] == [
+        "",
+        "this service, grpcio",
+        "Redis",
+        "Celery on PostgreSQL",
+    ]
 
 
 def test_targets_of_two_workers_are_in_the_list_of_all():
@@ -109,8 +207,11 @@ def test_targets_of_two_workers_are_in_the_list_of_all():
 
 
 def test_the_head_explains_the_columns_that_occur():
-    head = document.whole([], [Figure("calls/s", "postgres", {SQLITE: [2], POSTGRESQL: [1]})], None)
-    assert [column for column in document.COLUMNS if f"\n| {column} | " in head] == [SQLITE, POSTGRESQL]
+    head = document.whole([], [Figure("calls/s", "postgres", {SQLITE: [2], POSTGRESQL: [1]})])
+    assert [column for column in document.COLUMNS if f"\n| {column} | " in head.partition("How it was")[2]] == [
+        SQLITE,
+        POSTGRESQL,
+    ]
 
 
 @pytest.mark.slow
@@ -157,8 +258,6 @@ def test_growth_is_described_in_a_word(last, word):
 
 @pytest.mark.parametrize(("flags", "is_written"), [([], False), (["--write"], True)])
 def test_one_row_alone_writes_no_document_unless_asked_to(tmp_path, flags, is_written):
-    command = [sys.executable, "-m", "benchmarks", "--small", "--only", "finish", "--sides", GRPCIO, *flags]
-    paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=True)
+    done = run_benchmarks(tmp_path, "--small", "--only", "finish", "--sides", GRPCIO, *flags)
     assert "watchers of 50 that saw the end" in done.stdout
     assert (tmp_path / "BENCHMARKS.md").exists() is is_written
