@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measure and print the tables; a run of all rows also writes benchmarks/results.json.
 
-BENCHMARKS.md and its picture are made of that file; `--render` only makes them again.
+BENCHMARKS.md, its picture and docs/capacity.md are made of that file; `--render` only makes them again.
 """
 
 from __future__ import annotations

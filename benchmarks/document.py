@@ -40,6 +40,7 @@ from benchmarks.servers import (
 
 PICTURE = "docs/benchmarks.svg"
 RESULTS = "benchmarks/results.json"
+CAPACITY = "docs/capacity.md"
 NOT_MEASURED = "NOT MEASURED, it failed: {}"
 HEAD = f"""\
 # Benchmarks
@@ -57,6 +58,7 @@ READING = f"""\
 "You write it" means that the system has what it takes, and that each program that writes has to use it correctly.
 Celery's callers are Python processes, which are most of its cost. Its status of an unknown task is PENDING.
 
+[{CAPACITY}]({CAPACITY}) says what the figures mean for a number of jobs a day.
 [{RESULTS}]({RESULTS}) has the raw figures, with each repetition.
 """
 INTRODUCTION = """\

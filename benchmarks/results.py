@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import document, picture
-from benchmarks.document import NOT_MEASURED, PICTURE, RESULTS
+from benchmarks import capacity, document, picture
+from benchmarks.document import CAPACITY, NOT_MEASURED, PICTURE, RESULTS
 from benchmarks.report import Figure
 from benchmarks.rows import ROWS
 
@@ -50,6 +50,7 @@ class Results:
         made = {
             DOCUMENT: document.whole(self.about, self.figures),
             PICTURE: picture.svg(self.figures),
+            CAPACITY: capacity.document(self.about, self.figures),
         }
         return {path: text for path, text in made.items() if text}
 

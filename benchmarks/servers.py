@@ -63,11 +63,13 @@ class Plan:
     """Sizes of stores."""
     changes: int = 1_000_000
     """Between a watch's end and its resume."""
+    cost_jobs: int = 1_000
+    """Jobs of which the costs are measured."""
 
 
 SMALL = Plan(
     repetitions=1, seconds=0.5, callers=(1, 64), audience=50, crowds=(10, 100), idle_seconds=1.0, followers=100,
-    jobs=(1_000, 3_000), changes=5_000,
+    jobs=(1_000, 3_000), changes=5_000, cost_jobs=500,
 )  # fmt: skip
 """Enough to see that everything runs; its figures mean little."""
 
