@@ -89,7 +89,7 @@ class Figure:
         return by_size if all(by_size) else {}
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figure with the value of each repetition, to four digits."""
+        """Return the figure with the value of each repetition, to six digits."""
         found: dict[str, Any] = {"row": self.row, "name": self.name, "goal": self.goal}
         found["choose"] = next(name for name, choose in CHOICES.items() if choose is self.choose)
         found["values"] = {column: [_rounded(value) for value in values] for column, values in self.values.items()}
@@ -152,7 +152,7 @@ def row(name: str, title: str) -> Callable[[Callable[[Bench, Table], None]], Row
 
 
 def _rounded(value: float) -> float:
-    return value if value == round(value) else float(f"{value:.4g}")
+    return value if value == round(value) else float(f"{value:.6g}")
 
 
 def size_of(column: str) -> int:

@@ -55,8 +55,14 @@ class Results:
         return {path: text for path, text in made.items() if text}
 
     def write(self, root: Path) -> None:
-        """Write the file, and what is made of it."""
-        for path, text in {RESULTS: self.as_json(), **self.documents()}.items():
-            file = root / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+        """Write the file, and what is made of it as it is read again: its numbers are rounded."""
+        _write(root / RESULTS, self.as_json())
+        kept = Results.read(root)
+        assert kept is not None
+        for path, text in kept.documents().items():
+            _write(root / path, text)
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
