@@ -30,6 +30,9 @@ def record_fault(pytestconfig: pytest.Config, request: pytest.FixtureRequest) ->
     """
 
     def record(fault: str, *, count: int, checked: str, result: str) -> None:
+        parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+        if version := parameters.get("postgres") or parameters.get("new_postgres"):
+            fault += f", PostgreSQL {version}"
         row = {"test": request.node.nodeid, "fault": fault, "count": count, "checked": checked, "result": result}
         fault_report.append(pytestconfig, row)
 

@@ -64,7 +64,7 @@ def test_a_locked_table_costs_no_more_sessions_than_the_bound(postgres_url, is_f
 
     most = asyncio.run(asyncio.wait_for(scenario(), 110))
     record_fault(
-        f"another session locks the table of {table} for {seconds} s, on PostgreSQL",
+        f"another session locks the table of {table} for {seconds} s",
         count=1,
         checked=f"{READERS + WRITERS} callers without a pause, at most {most} sessions",
         result=f"never more than {MAX_CONNECTIONS + OTHERS}",

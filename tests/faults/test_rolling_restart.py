@@ -63,7 +63,7 @@ def test_a_rolling_restart_fails_no_call_that_is_not_retried(postgres_url, is_fu
     # grpcio's core cancels calls that arrive while it stops; our client makes them again.
     assert set(judged.failures) <= {"UNAVAILABLE", "CANCELLED"}
     record_fault(
-        "a rolling restart of 3 replicas on PostgreSQL, each drained",
+        "a rolling restart of 3 replicas, each drained",
         count=rounds,
         checked=f"{judged.what}; {jobs} jobs of our client, each with a watch",
         result="no violation; no call of our client failed, and raw calls only with UNAVAILABLE or CANCELLED",

@@ -8,7 +8,8 @@ THIS = "tests/project/test_fault_report.py::test_a_run_replaces_the_rows_of_its_
 
 
 def row(test, **values):
-    return {"test": test, "fault": "a fault", "count": 1200, "checked": "writes", "result": "none lost", **values}
+    fault = {"fault": "a fault", "count": 1200, "checked": "writes", "result": "none lost"}
+    return {"test": test, **fault, "at": "2026-11-29", "commit": "abc", **values}
 
 
 def test_the_page_is_the_recorded_rows():
@@ -25,7 +26,8 @@ def test_a_test_that_fails_or_is_gone_loses_its_row():
     assert fault_report.merge([row(THIS), row("tests/faults/test_gone.py::test_it")], [row(THIS), failed]) == []
 
 
-def test_a_row_says_what_was_done_and_where():
+def test_a_row_says_what_was_done_by_which_test_when_and_to_which_commit():
     page = fault_report.page_of([row(THIS)])
     assert "| a fault | 1,200 | writes | none lost | [test_fault_report](../tests/project/" in page
+    assert "| 2026-11-29, `abc` |" in page
     assert "seeded bug" not in page

@@ -6,8 +6,11 @@ The rows of all runs are kept in tests/faults/results.jsonl. A run replaces the 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "faults" / "results.jsonl"
 PAGE = ROOT / "docs" / "reliability.md"
+TESTED = ("jobstatus_grpc", "generated")
+"""What a row is true of: the last commit that has changed these is written in the row."""
 
 Row = dict[str, Any]
-"""`test` is the test's node id. A fault has fault, count, checked and result; a seeded bug has bug and seen_by; a test
-that failed has failed."""
+"""`test` is the test's node id, `at` the date of its run, and `commit` what it tested.
+
+A fault has fault, count, checked and result; a seeded bug has bug and seen_by; a test that failed has failed."""
 
 HEAD = """\
 # Reliability
 
 What the fault tests did in their last run at full length, and what they found. `make faults` writes this page: do not
-edit it. A row is written only by a test that has passed, so a fault without a row was not tested.
+edit it. A row is written only by a test that has passed, so a fault without a row was not tested. Its last column says
+when it was measured, and which commit was the last that had changed the service.
 
 "No violation" means that the checker of `jobstatus verify` has judged all calls and streams of the load: no
 acknowledged write was lost, no read was older than an acknowledged write before it, each race had one winner, each
@@ -33,18 +40,18 @@ request took effect once, no done job changed, and each watch got the newest sta
 
 ## Faults
 
-| fault | times | checked | result | test |
-| --- | ---: | --- | --- | --- |
+| fault | times | checked | result | test | run |
+| --- | ---: | --- | --- | --- | --- |
 """
 
 BUGS = """
 ## The checker is checked
 
-Each of these bugs was put into a server process, and `jobstatus verify` had to find it. The last column names the rules
-and checks that did.
+Each of these bugs was put into a server process, and `jobstatus verify` had to find it. The second column names the
+rules and checks that did.
 
-| seeded bug | seen by |
-| --- | --- |
+| seeded bug | seen by | run |
+| --- | --- | --- |
 """
 
 TAIL = """
@@ -66,8 +73,19 @@ if it is run as root.
 def append(config: pytest.Config, row: Row) -> None:
     """Write a row to the file of --fault-report, if there is one."""
     if path := config.getoption("--fault-report"):
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({**row, "at": date, "commit": _commit()}) + "\n")
+
+
+@cache
+def _commit() -> str:
+    """Return the commit that last changed the service, with a `+` if there are changes since."""
+    commit, changes = (
+        subprocess.run(["git", *arguments, "--", *TESTED], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for arguments in (["log", "-1", "--abbrev=9", "--format=%h"], ["status", "--porcelain"])
+    )
+    return commit.strip() + ("+" if changes else "")
 
 
 def read(path: Path) -> list[Row]:
@@ -93,12 +111,13 @@ def page_of(rows: Iterable[Row]) -> str:
     """Return the text of docs/reliability.md."""
     rows = list(rows)
     faults = [
-        f"| {row['fault']} | {row['count']:,} | {row['checked']} | {row['result']} | {_link(row['test'])} |\n"
+        f"| {row['fault']} | {row['count']:,} | {row['checked']} | {row['result']} | {_link(row['test'])} "
+        f"| {_run(row)} |\n"
         for row in rows
         if "fault" in row
     ]
     bugs = [
-        f"| {row['bug'].replace('-', ' ')} | {', '.join(f'`{name}`' for name in row['seen_by'])} |\n"
+        f"| {row['bug'].replace('-', ' ')} | {', '.join(f'`{name}`' for name in row['seen_by'])} | {_run(row)} |\n"
         for row in rows
         if "bug" in row
     ]
@@ -108,6 +127,10 @@ def page_of(rows: Iterable[Row]) -> str:
 def _link(test: str) -> str:
     file = test.partition("::")[0]
     return f"[{Path(file).stem}](../{file})"
+
+
+def _run(row: Row) -> str:
+    return f"{row['at']}, `{row['commit']}`"
 
 
 def main(path: Path) -> None:
