@@ -42,7 +42,7 @@ def test_the_service_keeps_its_promises_under_a_fault(name, tmp_path, is_full, p
             [deployment.address],
             fault,
             times=times,
-            pause=lambda: chance.uniform(0.2, 1),
+            writes=lambda: chance.randint(1, 200),
             seed=1,
             # A change from just before a suspension, or a black hole, arrives after it.
             patience_seconds=patience_seconds + (suspended_seconds if name == "suspend" else 2),

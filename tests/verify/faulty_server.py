@@ -199,7 +199,9 @@ def deletion_that_swallows_the_end() -> None:
     publish, publish_batch = JobHub.publish, Publisher._publish
 
     async def publish_late(self: Publisher, batch: ChangeBatch, *, after: Any) -> None:
-        await asyncio.sleep(0.02)  # as if the feed were polled: an end and a deletion arrive as one change
+        await asyncio.sleep(
+            0.4
+        )  # as if the feed were polled: an end and a deletion arrive together, also if calls are slow
         await publish_batch(self, batch, after=after)
 
     Publisher._publish = publish_late  # type: ignore[method-assign]
