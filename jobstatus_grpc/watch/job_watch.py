@@ -312,7 +312,8 @@ class JobWatcher(TimedWatcher):
             return LOOK
         try:
             message = self._take_due(self._loop.time())
-        except JobStatusError as error:
+        except Exception as error:
+            # Also one that nobody expects: raised here, it would stop the queue, and so all watches of the process.
             waiting.set_exception(error)
             return WAKE
         if message is None:

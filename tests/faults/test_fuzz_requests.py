@@ -166,7 +166,7 @@ class Caller:
     async def changed_since(self, token):
         """Return the ids of the jobs that have changed since then; require that they have only become stalled."""
         stream = self._calls["WatchJobs"](pb.WatchJobsRequest(resume_token=token).SerializeToString())
-        events = []
+        events: list[pb.JobEvent] = []
         while not events or events[-1].type != pb.JOB_EVENT_TYPE_SYNCED:
             events += pb.WatchJobsResponse.FromString(await stream.read()).events
         stream.cancel()

@@ -29,5 +29,6 @@ def test_a_test_that_fails_or_is_gone_loses_its_row():
 def test_a_row_says_what_was_done_by_which_test_when_and_to_which_commit():
     page = fault_report.page_of([row(THIS)])
     assert "| a fault | 1,200 | writes | none lost | [test_fault_report](../tests/project/" in page
-    assert "| 2026-11-29, `abc` |" in page
+    assert "test_fault_report.py) | 1 |\n" in page
+    assert "\n1. 2026-11-29, abc\n" in page
     assert "seeded bug" not in page

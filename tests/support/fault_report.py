@@ -31,8 +31,8 @@ HEAD = """\
 # Reliability
 
 What the fault tests did in their last run at full length, and what they found. `make faults` writes this page: do not
-edit it. A row is written only by a test that has passed, so a fault without a row was not tested. Its last column says
-when it was measured, and which commit was the last that had changed the service.
+edit it. A row is written only by a test that has passed, so a fault without a row was not tested. Its last column is the
+number of a run in the list at the end: when it was measured, and which commit was the last that had changed the service.
 
 "No violation" means that the checker of `jobstatus verify` has judged all calls and streams of the load: no
 acknowledged write was lost, no read was older than an acknowledged write before it, each race had one winner, each
@@ -52,6 +52,11 @@ rules and checks that did.
 
 | seeded bug | seen by | run |
 | --- | --- | --- |
+"""
+
+RUNS = """
+## Runs
+
 """
 
 TAIL = """
@@ -80,12 +85,12 @@ def append(config: pytest.Config, row: Row) -> None:
 
 @cache
 def _commit() -> str:
-    """Return the commit that last changed the service, with a `+` if there are changes since."""
+    """Return the commit that last changed the service; its subject lasts, also when it is rebased."""
     commit, changes = (
         subprocess.run(["git", *arguments, "--", *TESTED], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for arguments in (["log", "-1", "--abbrev=9", "--format=%h"], ["status", "--porcelain"])
+        for arguments in (["log", "-1", "--abbrev=9", "--format=`%h` %s"], ["status", "--porcelain"])
     )
-    return commit.strip() + ("+" if changes else "")
+    return commit.strip() + (", with changes" if changes else "")
 
 
 def read(path: Path) -> list[Row]:
@@ -110,27 +115,24 @@ def _exists(test: str) -> bool:
 def page_of(rows: Iterable[Row]) -> str:
     """Return the text of docs/reliability.md."""
     rows = list(rows)
-    faults = [
-        f"| {row['fault']} | {row['count']:,} | {row['checked']} | {row['result']} | {_link(row['test'])} "
-        f"| {_run(row)} |\n"
-        for row in rows
-        if "fault" in row
-    ]
-    bugs = [
-        f"| {row['bug'].replace('-', ' ')} | {', '.join(f'`{name}`' for name in row['seen_by'])} | {_run(row)} |\n"
-        for row in rows
-        if "bug" in row
-    ]
-    return HEAD + "".join(faults) + (BUGS + "".join(bugs) if bugs else "") + TAIL
+    runs = sorted({(row["at"], row["commit"]) for row in rows})
+    number_of = {run: number for number, run in enumerate(runs, 1)}
+    faults = bugs = ""
+    for row in rows:
+        end = f" | {number_of[row['at'], row['commit']]} |\n"
+        if "fault" in row:
+            what = (row["fault"], f"{row['count']:,}", row["checked"], row["result"], _link(row["test"]))
+            faults += "| " + " | ".join(what) + end
+        if "bug" in row:
+            seen_by = ", ".join(f"`{name}`" for name in row["seen_by"])
+            bugs += f"| {row['bug'].replace('-', ' ')} | {seen_by}{end}"
+    listed = "".join(f"{number}. {date}, {commit}\n" for number, (date, commit) in enumerate(runs, 1))
+    return HEAD + faults + (BUGS + bugs if bugs else "") + RUNS + listed + TAIL
 
 
 def _link(test: str) -> str:
     file = test.partition("::")[0]
     return f"[{Path(file).stem}](../{file})"
-
-
-def _run(row: Row) -> str:
-    return f"{row['at']}, `{row['commit']}`"
 
 
 def main(path: Path) -> None:

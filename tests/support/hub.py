@@ -16,6 +16,7 @@ from jobstatus_grpc.watch.watcher import WakeQueue
 from tests.support import loop
 
 TENANT = "default"
+UNRENDERABLE = "a reason of which no message can be made"
 
 
 class FallibleStore(MemoryStore):
@@ -50,6 +51,8 @@ class Hub:
 
     def _render(self, event_type, job):
         self.rendered[event_type.name, job.id, job.revision] += 1
+        if job.reason == UNRENDERABLE:
+            raise ValueError(job.reason)
         return f"{event_type.name} {job.revision}".encode()
 
     @contextlib.asynccontextmanager

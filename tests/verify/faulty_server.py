@@ -196,25 +196,14 @@ def resume_that_skips_a_removal() -> None:
 
 
 def deletion_that_swallows_the_end() -> None:
-    publish, publish_batch = JobHub.publish, Publisher._publish
+    publish = Publisher._publish
 
-    async def publish_late(self: Publisher, batch: ChangeBatch, *, after: Any) -> None:
-        await asyncio.sleep(
-            0.4
-        )  # as if the feed were polled: an end and a deletion arrive together, also if calls are slow
-        await publish_batch(self, batch, after=after)
+    async def publish_without_ends(self: Publisher, batch: ChangeBatch, *, after: Any) -> None:
+        await asyncio.sleep(0.2)  # as if the feed were polled: an end and a deletion arrive as one change
+        changes = [change._replace(final=None) for change in batch.changes]
+        await publish(self, replace(batch, changes=changes), after=after)
 
-    Publisher._publish = publish_late  # type: ignore[method-assign]
-
-    def publish_removal(self: JobHub, change: Any) -> None:
-        topic = self._topics.get((change.tenant, change.id))
-        if change.job is None and topic is not None:
-            topic.newest = None
-            topic.remove()
-        else:
-            publish(self, change)
-
-    JobHub.publish = publish_removal  # type: ignore[method-assign]
+    Publisher._publish = publish_without_ends  # type: ignore[method-assign]
 
 
 def token_of_another_history_accepted() -> None:

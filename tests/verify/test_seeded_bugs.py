@@ -88,6 +88,7 @@ def test_every_bug_is_tested():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("bug", sorted(set(BUGS) - {OWN_TEST}))
 def test_a_seeded_bug_is_seen(bug, tmp_path, monkeypatch, record_bug):
     monkeypatch.chdir(tmp_path)

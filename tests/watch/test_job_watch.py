@@ -13,7 +13,7 @@ from jobstatus_grpc.errors import DrainingError, JobExpiredError, JobNotFoundErr
 from jobstatus_grpc.job import Delete, Expire, JobFilter, JobState, Update, evolve
 from jobstatus_grpc.stores.interface import Change
 from jobstatus_grpc.watch.job_watch import JobWatcher
-from tests.support.hub import TENANT, Turns, registered, run, turns
+from tests.support.hub import TENANT, UNRENDERABLE, Turns, registered, run, turns
 
 COST = 8
 """Of a message that is sent without the task, as over the native transport."""
@@ -66,6 +66,21 @@ def test_an_event_is_rendered_once_for_all_watchers():
     seen, rendered = run(scenario)
     assert {tuple(messages) for messages in seen} == {("SNAPSHOT 1", "UPDATED 2", "UPDATED 3")}
     assert set(rendered.values()) == {1}
+
+
+def test_an_event_that_cannot_be_rendered_ends_the_watches_of_its_job_and_no_other():
+    async def scenario(hub):
+        await hub.create("b")
+        watches = [asyncio.create_task(hub.read_all(job_id)) for job_id in ("a", "a", "b")]
+        await registered(hub, 3)
+        await hub.update("a", reason=UNRENDERABLE)
+        for ended in watches[:2]:
+            with pytest.raises(ValueError, match=UNRENDERABLE):
+                await ended
+        await hub.update("b", state=JobState.SUCCEEDED)
+        return await watches[2]
+
+    assert run(scenario) == ["SNAPSHOT 1", "UPDATED 2"]
 
 
 def test_a_watcher_of_one_job_gets_nothing_of_another():
