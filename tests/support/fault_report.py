@@ -31,8 +31,8 @@ HEAD = """\
 # Reliability
 
 What the fault tests did in their last run at full length, and what they found. `make faults` writes this page: do not
-edit it. A row is written only by a test that has passed, so a fault without a row was not tested. Its last column is the
-number of a run in the list at the end: when it was measured, and which commit was the last that had changed the service.
+edit it. A row is written only by a test that has passed, so a fault without a row was not tested. The last column is
+the number of a run in the list at the end: when it was measured, and on which commit of the service.
 
 "No violation" means that the checker of `jobstatus verify` has judged all calls and streams of the load: no
 acknowledged write was lost, no read was older than an acknowledged write before it, each race had one winner, each

