@@ -29,6 +29,10 @@ TRANSPORT = os.environ.get("JOBSTATUS_TEST_TRANSPORT", "grpcio")
 """The default transport of servers."""
 
 
+class NotStartedError(AssertionError):
+    """A server has ended, or said something else, before it listened; the second argument is its exit code."""
+
+
 class ServerProcess:
     """`jobstatus serve` as a process of its own; a context manager that ends it.
 
@@ -84,8 +88,9 @@ class ServerProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.startswith("listening on "):
+            process = self._process
             self.kill()
-            raise AssertionError(f"the server said {line!r} instead of where it listens")
+            raise NotStartedError(f"the server said {line!r} instead of where it listens", process.returncode)
         self.address = self._listen = line.removeprefix("listening on ").strip()
         if "--http" in self._flags:
             self.http = self._process.stdout.readline().removeprefix("listening on ").strip()
