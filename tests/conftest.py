@@ -39,7 +39,9 @@ def _logging_as_before() -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the fault tests at full length")
-    parser.addoption("--soak", action="store_true", help="with --full: random faults for an hour, not for a minute")
+    parser.addoption(
+        "--soak", metavar="MINUTES", type=int, default=1, help="with --full: how long faults are caused at random"
+    )
     parser.addoption(
         "--fault-report", metavar="FILE", help="append what the fault tests did to this file, as JSON lines"
     )

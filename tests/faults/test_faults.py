@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -18,7 +20,6 @@ SUSPENDED_SECONDS, SUSPENDED_SECONDS_IN_FULL = 3.0, 35.0
 """In full longer than each timeout: of calls 5 s, of keepalives 25 s."""
 SUSPENSIONS_IN_FULL = 5
 SOAK_INTERVAL_SECONDS = 20.0
-SOAK_FAULTS, SOAK_FAULTS_IN_FULL = 3, 180
 SOAK_PART = 15
 """Faults between two judgements of a long run: a history of an hour would not fit into memory."""
 
@@ -55,9 +56,10 @@ def test_the_service_keeps_its_promises_under_a_fault(name, tmp_path, is_full, p
 def test_the_service_keeps_its_promises_under_faults_at_random(
     tmp_path, is_full, patience_seconds, pytestconfig, record_fault
 ):
-    is_soak = is_full and pytestconfig.getoption("--soak")
+    seconds, interval_seconds = (60 * pytestconfig.getoption("--soak"), SOAK_INTERVAL_SECONDS) if is_full else (3, 1)
     chance, done = random.Random(2), Counter[str]()
     calls = acknowledged = 0
+    began_at = time.monotonic()
     with Deployment(tmp_path, seed=2, suspended_seconds=SUSPENDED_SECONDS) as deployment:
         faults = deployment.faults()
 
@@ -66,22 +68,21 @@ def test_the_service_keeps_its_promises_under_faults_at_random(
             done[name] += 1
             await faults[name]()
 
-        left = SOAK_FAULTS_IN_FULL if is_soak else SOAK_FAULTS
-        while left:
-            part = min(left, SOAK_PART)
-            left -= part
+        while (left_seconds := began_at + seconds - time.monotonic()) > 0:
             judging = judged_under_faults(
                 [deployment.address],
                 random_fault,
-                times=part,
-                pause=lambda: SOAK_INTERVAL_SECONDS if is_full else 1,
-                seed=left,
+                times=min(SOAK_PART, math.ceil(left_seconds / interval_seconds)),
+                pause=lambda: interval_seconds,
+                seed=done.total(),
                 patience_seconds=patience_seconds + SUSPENDED_SECONDS,
             )
             judged = asyncio.run(judging)
             calls, acknowledged = calls + judged.calls, acknowledged + judged.acknowledged
+    minutes = (time.monotonic() - began_at) / 60
     record_fault(
-        f"a random fault every {SOAK_INTERVAL_SECONDS:g} s: " + ", ".join(sorted(done)),
+        f"a random fault every {interval_seconds:g} s for {minutes:.0f} min: "
+        + ", ".join(f"{name} ({times})" for name, times in sorted(done.items())),
         count=done.total(),
         checked=f"{acknowledged:,} acknowledged writes, {calls:,} calls",
         result="no violation",
