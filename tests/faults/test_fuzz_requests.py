@@ -236,7 +236,7 @@ def test_mutated_requests_get_documented_errors_and_change_nothing(tmp_path, is_
     for (_, code), number in kinds.items():
         of_code[code] += number
     record_fault(
-        f"mutated requests, tokens and metadata, on {transport}",
+        "mutated requests, tokens and metadata",
         count=kinds.total(),
         checked="codes, reasons, the store after refused calls",
         result="documented errors only, nothing changed: "

@@ -80,13 +80,13 @@ def verified(deployment, is_full, folder, record_fault, what):
 @pytest.mark.timeout(300)
 def test_nothing_is_found_on_a_store_in_memory(transport, is_full, tmp_path, record_fault):
     deployment = one(ServerProcess("--transport", transport))
-    verified(deployment, is_full, tmp_path, record_fault, f"a store in memory, {transport}")
+    verified(deployment, is_full, tmp_path, record_fault, "a store in memory")
 
 
 @pytest.mark.timeout(300)
 def test_nothing_is_found_on_sqlite(transport, is_full, tmp_path, record_fault):
     deployment = one(on_sqlite(tmp_path, "--transport", transport))
-    verified(deployment, is_full, tmp_path, record_fault, f"SQLite, {transport}")
+    verified(deployment, is_full, tmp_path, record_fault, "SQLite")
 
 
 @pytest.mark.timeout(300)
@@ -94,7 +94,7 @@ def test_nothing_is_found_on_sqlite(transport, is_full, tmp_path, record_fault):
 def test_nothing_is_found_on_postgres(postgres_url, count, transport, is_full, tmp_path, record_fault):
     deployment = on_postgres(postgres_url, count, transport)
     servers = "one server" if count == 1 else f"{count} replicas"
-    verified(deployment, is_full, tmp_path, record_fault, f"{servers}, {transport}")
+    verified(deployment, is_full, tmp_path, record_fault, servers)
 
 
 @pytest.mark.timeout(300)

@@ -93,7 +93,7 @@ def test_watches_that_were_cancelled_keep_no_memory(transport, is_full, record_f
         kept -= of_grpcio
     assert kept <= MAX_BYTES_EACH * watches + (0 if is_full else MAX_NOISE_BYTES)
     record_fault(
-        f"watches opened and cancelled at every stage, on {transport}",
+        "watches opened and cancelled at every stage",
         count=watches,
         checked="the memory of the server",
         result=result,

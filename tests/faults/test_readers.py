@@ -88,7 +88,7 @@ def test_readers_get_each_change_beside_slow_and_deaf_ones(transport, tmp_path, 
     streams = [entry for entry in recorder.entries if entry.method == "WatchJob"]
     assert {(entry.code, entry.responses[-1][1].event.job.done) for entry in streams} == {("OK", True)}
     record_fault(
-        f"{slow} readers of a message a second and {deaf} that never read, beside {readers:,} others, on {transport}",
+        f"{slow} readers of a message a second and {deaf} that never read, beside {readers:,} others",
         count=len(took),
         checked=f"{sum(len(entry.responses) for entry in streams):,} messages to the {readers:,}",
         result="no violation, and each slow reader got the end",

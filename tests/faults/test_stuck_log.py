@@ -37,7 +37,7 @@ def test_a_log_that_is_stuck_stops_nothing(transport, tmp_path, is_full, patienc
     os.close(reader)
     assert not judged.failures
     record_fault(
-        f"a log that is not read, so that its pipe is full, on {transport}",
+        "a log that is not read, so that its pipe is full",
         count=times,
         checked=judged.what,
         result="no violation, no call failed",
