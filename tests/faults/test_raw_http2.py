@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 import random
 import re
 import struct
 import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 import psutil
@@ -57,7 +57,7 @@ RESETS = 80_000
 CLIENTS = 1000
 MAX_GROWTH_BYTES = 150 * MIB
 MAX_P99_SECONDS, MAX_NEW_CALL_SECONDS = 0.25, 1.0
-"""Beyond what the client of the control waits for."""
+"""Beyond what the client of the control waits for, and beyond what the server waits for a core."""
 CHECKED = "another client's calls, the memory of the server"
 GET, WATCH = pb.GetJobRequest(id="a"), pb.WatchJobRequest(id="a")
 INITIAL_WINDOW_SIZE = 4
@@ -121,27 +121,47 @@ MAX_GROWTH_OF = {"HEADERS with many fields": 600 * MIB, "no window for responses
 responses take is counted by --max-held-mib."""
 
 
+def core_waits(pid):
+    """For how many seconds each thread of a process has waited for a core, which the kernel gave to others."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return {thread.name: int((thread / "schedstat").read_text().split()[1]) / 1e9 for thread in threads}
+
+
+class Timing:
+    """The seconds since its creation in which the process of a server has not only waited for a core."""
+
+    def __init__(self, pid):
+        self._pid = pid
+        self._waits, self._began_at = core_waits(pid), time.monotonic()
+
+    @property
+    def seconds(self):
+        waits = (waited - self._waits.get(thread, 0.0) for thread, waited in core_waits(self._pid).items())
+        return time.monotonic() - self._began_at - max(waits)
+
+
 class Other:
     """Another client, which reads a job all the time on one connection, and now and then on a new one."""
 
-    def __init__(self, address):
+    def __init__(self, address, pid):
         self._address = address
-        self.seconds = []
+        self._pid = pid
+        self._seconds = []
         self._new_call_seconds = [0.0]
-        self._connecting_since = math.inf
+        self._connecting = None
 
     def clear(self):
-        self.seconds.clear()
+        self._seconds.clear()
         self._new_call_seconds = [0.0]
 
     @property
     def longest_new_call_seconds(self):
         """That of a call on a new connection, the running one included."""
-        return max(*self._new_call_seconds, time.monotonic() - self._connecting_since)
+        return max(*self._new_call_seconds, self._connecting.seconds if self._connecting else 0.0)
 
     @property
     def p99(self):
-        return sorted(self.seconds)[len(self.seconds) * 99 // 100]
+        return sorted(self._seconds)[len(self._seconds) * 99 // 100]
 
     async def update(self, *requests):
         async with self._connected() as stub:
@@ -151,22 +171,19 @@ class Other:
     async def read(self):
         async with self._connected() as stub:
             while True:
-                self.seconds.append(await self._get(stub))
-                await asyncio.sleep(0.005)
+                timing = Timing(self._pid)
+                await stub.GetJob(GET, timeout=30)
+                self._seconds.append(timing.seconds)
+                await asyncio.sleep(0.01)
 
     async def connect(self):
         while True:
-            self._connecting_since = time.monotonic()
+            self._connecting = Timing(self._pid)
             async with self._connected() as stub:
-                await self._get(stub)
-            self._new_call_seconds.append(time.monotonic() - self._connecting_since)
-            self._connecting_since = math.inf
+                await stub.GetJob(GET, timeout=30)
+            self._new_call_seconds.append(self._connecting.seconds)
+            self._connecting = None
             await asyncio.sleep(0.1)
-
-    async def _get(self, stub):
-        began_at = time.monotonic()
-        await stub.GetJob(GET, timeout=30)
-        return time.monotonic() - began_at
 
     @contextlib.asynccontextmanager
     async def _connected(self):
@@ -186,7 +203,7 @@ class Attack:
         self._address = process.address
         self._raw = []
         self._process = psutil.Process(process.pid)
-        self._other, self._control = Other(other), Other(control)
+        self._other, self._control = Other(other, process.pid), Other(control.address, control.pid)
 
     async def __aenter__(self):
         self._stack = contextlib.AsyncExitStack()
@@ -278,9 +295,8 @@ def server(transport, tmp_path):
         other = f"unix:{folder}/other"
         flags = ("--listen", other, "--max-held-mib", "64", "--metrics", "127.0.0.1:0", "--log-format", "text")
         log = tmp_path / "log"
-        control = f"unix:{folder}/control"
         with (
-            ServerProcess("--transport", transport, listen=control),
+            ServerProcess("--transport", transport, listen=f"unix:{folder}/control") as control,
             ServerProcess("--transport", transport, *flags, log=log) as process,
         ):
             while not (found := re.search(r"metrics on (\S+)", log.read_text())):
