@@ -81,13 +81,16 @@ redis:
 screenshots: $(VENV)/.dev browser ## make the pictures of the board in docs/
 	$(PYTHON) -m tests.support.screenshots
 
+FAULT_TESTS := tests/faults tests/verify/test_seeded_bugs.py \
+	$(addprefix tests/stores/,postgres/test_outages.py postgres/test_restores.py sqlite/test_displacement.py)
 FAULT_ROWS := build/faults.jsonl
 
 .PHONY: faults
-faults: $(VENV)/.dev ## run the fault tests at full length, and write docs/reliability.md (about an hour)
+faults: $(VENV)/.dev ## run the fault tests at full length, and write docs/reliability.md (about two hours)
 	@dpkg-query --show faketime >/dev/null 2>&1 || $(call apt-install,faketime)
+	$(PYTHON) $(PIP_INSTALL) --group envoy
 	@mkdir -p build && rm -f $(FAULT_ROWS)
-	$(PYTHON) -m pytest tests/faults tests/verify/test_seeded_bugs.py --full --fault-report $(FAULT_ROWS) $(ARGS) \
+	$(PYTHON) -m pytest $(WORKERS) $(FAULT_TESTS) --full --fault-report $(FAULT_ROWS) $(ARGS) \
 		&& result=0 || result=$$?; $(PYTHON) -m tests.support.fault_report $(FAULT_ROWS); exit $$result
 
 .PHONY: test-native

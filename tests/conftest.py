@@ -56,6 +56,27 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.fixture
+def record_fault(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Add a row to docs/reliability.md, with --fault-report; called at the end of a test that has passed.
+
+    The transport and the version of PostgreSQL that the test is run with are appended to the name of the fault.
+
+    record_fault("kill -9 of the server under load", count=150, checked="52,310 writes", result="none lost")
+    """
+
+    def record(fault: str, *, count: int, checked: str, result: str) -> None:
+        parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+        if transport := parameters.get("transport"):
+            fault += f", on {transport}"
+        if version := parameters.get("postgres") or parameters.get("new_postgres"):
+            fault += f", PostgreSQL {version}"
+        row = {"test": request.node.nodeid, "fault": fault, "count": count, "checked": checked, "result": result}
+        fault_report.append(pytestconfig, row)
+
+    return record
+
+
 @pytest.fixture(name="update_of")
 def _update_of() -> Callable[..., pb.UpdateJobRequest]:
     return update_of

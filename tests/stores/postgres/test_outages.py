@@ -124,7 +124,7 @@ def test_a_lost_database_is_one_line_and_comes_back(postgres, postgres_url, begi
 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_a_database_that_takes_no_writes_refuses_them_in_one_line_answers_reads_and_comes_back(
-    postgres, postgres_url, kind, caplog
+    postgres, postgres_url, kind, caplog, record_fault
 ):
     begin, end, says, advice = REFUSALS[kind]
     name = postgres_url.rpartition("/")[2]
@@ -153,9 +153,17 @@ def test_a_database_that_takes_no_writes_refuses_them_in_one_line_answers_reads_
     )
     assert over.endswith("has recovered")
     assert not any(record.exc_info for record in caplog.records)
+    record_fault(
+        f"a database that takes no writes: {kind}",
+        count=1,
+        checked="the error, health, reads, the log, writes afterwards",
+        result=f"writes are refused as {'STORE_FULL' if kind in FULL else 'STORE_UNAVAILABLE'}, reads go on",
+    )
 
 
-def test_when_others_use_up_the_connections_calls_on_open_sessions_succeed(postgres, postgres_url, caplog):
+def test_when_others_use_up_the_connections_calls_on_open_sessions_succeed(
+    postgres, postgres_url, caplog, record_fault
+):
     name = postgres_url.rpartition("/")[2]
 
     async def main() -> None:
@@ -169,6 +177,12 @@ def test_when_others_use_up_the_connections_calls_on_open_sessions_succeed(postg
 
     asyncio.run(asyncio.wait_for(main(), 30))
     assert caplog.messages == []
+    record_fault(
+        "others use up the connections of the database",
+        count=1,
+        checked="20 reads at once",
+        result="calls on open sessions succeed, others are UNAVAILABLE",
+    )
 
 
 USES = {"its method": lambda session: session.fetchval("SELECT 1"), "the driver's": lambda session: session._protocol}

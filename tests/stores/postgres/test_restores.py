@@ -110,7 +110,7 @@ WAYS = ["cold_copy", "snapshot_of_the_disk", "point_in_time", "asynchronous_stan
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_position_is_shared_by_the_history_that_was_lost_and_the_one_that_follows(new_postgres, way):
+def test_no_position_is_shared_by_the_history_that_was_lost_and_the_one_that_follows(new_postgres, way, record_fault):
     histories = Histories(new_postgres)
     database = new_postgres.create_database()
     before = on(new_postgres.url(database), write)
@@ -128,3 +128,9 @@ def test_no_position_is_shared_by_the_history_that_was_lost_and_the_one_that_fol
             assert [change.id for change in await following(store, before[-1])] == ["a"]
 
     on(histories.current.url(database), scenario)
+    record_fault(
+        f"a database set back to an earlier state: {way.replace('_', ' ')}",
+        count=1,
+        checked=f"{len(lost)} positions after that state, each {2 * CHANGES} times",
+        result="each is refused: the watch begins anew",
+    )

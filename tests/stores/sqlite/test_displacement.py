@@ -71,7 +71,7 @@ DISPLACEMENTS = {
 
 
 @pytest.mark.parametrize("displace", DISPLACEMENTS)
-def test_writes_are_refused_and_reads_go_on_once_a_file_is_not_in_its_place(tmp_path, displace, caplog):
+def test_writes_are_refused_and_reads_go_on_once_a_file_is_not_in_its_place(tmp_path, displace, caplog, record_fault):
     path = tmp_path / "in" / "jobs.db"
     path.parent.mkdir()
 
@@ -90,6 +90,12 @@ def test_writes_are_refused_and_reads_go_on_once_a_file_is_not_in_its_place(tmp_
     assert record.levelname == "ERROR"
     assert DISPLACEMENTS[displace] in record.getMessage()
     assert "jobstatus restore" in record.getMessage()
+    record_fault(
+        f"files of a SQLite store: {displace.__name__.replace('_', ' ')}",
+        count=1,
+        checked="writes, reads, the log",
+        result="writes are refused, reads go on",
+    )
 
 
 def test_reads_return_what_the_file_held_that_another_has_replaced(tmp_path):
