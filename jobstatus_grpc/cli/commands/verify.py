@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jobstatus_grpc.verify.history import Entry
     from jobstatus_grpc.verify.recorder import Recorder
 
-DEFAULT_DURATION = timedelta(seconds=25)
+DEFAULT_DURATION = timedelta(seconds=20)
 """With the checks before it and the judgement after it, the command ends within a minute, also on a busy machine."""
 
 CLIENTS = parsers.count(1000, smallest=1)
@@ -73,7 +73,7 @@ class Verdict:
     longest=timedelta(hours=1),
 )
 @flag("--history FILE", "Judge a recorded history instead of a server.", type=click.Path(exists=True, dir_okay=False))
-@flag("--save FILE", "Write the history as JSON lines, about 1 kB for each call.", type=parsers.new_file)
+@flag("--save FILE", "Write the history as JSON lines, about 5 kB for each call.", type=parsers.new_file)
 @flag("--junit FILE", "Write the results as JUnit XML.", type=parsers.new_file)
 @flag("--json", "Print the results as JSON.", to="as_json")
 @connected
