@@ -29,7 +29,7 @@ async def report_until(is_over, client, job):
 
 
 @pytest.mark.timeout(120)
-def test_a_lock_on_one_job_delays_no_other(postgres_url, is_full):
+def test_a_lock_on_one_job_delays_no_other(postgres_url, is_full, record_fault):
     hold_seconds = HOLD_SECONDS_IN_FULL if is_full else HOLD_SECONDS
 
     async def scenario(servers):
@@ -58,6 +58,13 @@ def test_a_lock_on_one_job_delays_no_other(postgres_url, is_full):
             await clients[0].update(held.id, state=JobState.SUCCEEDED)
             await watch
             await holder.close()
+            return slowest
 
     with replicas(postgres_url) as servers:
-        asyncio.run(asyncio.wait_for(scenario(servers), 100))
+        slowest = asyncio.run(asyncio.wait_for(scenario(servers), 100))
+    record_fault(
+        f"another session locks the row of one job for {hold_seconds} s",
+        count=1,
+        checked=f"updates of it and of {OTHERS} other jobs through three replicas",
+        result=f"its updates wait, the slowest of the others took {slowest:.0f} ms",
+    )

@@ -153,7 +153,9 @@ def contests(job_id):
 
 
 @pytest.mark.timeout(600)
-def test_of_sixteen_racing_calls_through_three_replicas_exactly_one_wins(postgres_url, is_full):
+def test_of_sixteen_racing_calls_through_three_replicas_exactly_one_wins(postgres_url, is_full, record_fault):
+    races = RACES_IN_FULL if is_full else RACES
+
     async def race(stubs, method, requests, loss):
         calls = [raced(getattr(stubs[n % len(stubs)], method), request) for n, request in enumerate(requests)]
         results = await asyncio.gather(*calls)
@@ -162,7 +164,7 @@ def test_of_sixteen_racing_calls_through_three_replicas_exactly_one_wins(postgre
     async def scenario(servers):
         chance = random.Random(1)
         async with connected_to(servers) as (stubs, _):
-            for number in range(RACES_IN_FULL if is_full else RACES):
+            for number in range(races):
                 chance.shuffle(stubs)
                 job_id = f"job-{number}"
                 for method, loss, requests in contests(job_id):
@@ -171,3 +173,9 @@ def test_of_sixteen_racing_calls_through_three_replicas_exactly_one_wins(postgre
 
     with replicas(postgres_url) as servers:
         asyncio.run(asyncio.wait_for(scenario(servers), 580))
+    record_fault(
+        f"none: {RUNNERS} calls race through three replicas to create, change and claim a job",
+        count=3 * races,
+        checked="the result of each call",
+        result="one winner each",
+    )

@@ -53,10 +53,12 @@ def database(postgres):
 
 @pytest.mark.timeout(300)
 @rerun_after_pause(0.5)
-def test_when_the_sweeper_dies_another_takes_over_and_its_clocks_start_anew(postgres, database, is_full):
+def test_when_the_sweeper_dies_another_takes_over_and_its_clocks_start_anew(postgres, database, is_full, record_fault):
+    kills = KILLS_IN_FULL if is_full else KILLS
+
     async def scenario(servers):
         async with connected_to(servers) as (_, clients), background_tasks() as start:
-            for _ in range(KILLS_IN_FULL if is_full else KILLS):
+            for _ in range(kills):
                 sweeper = await leader(postgres, database, servers)
                 client = clients[(servers.index(sweeper) + 1) % len(clients)]
                 job = await client.create(state=JobState.IN_PROGRESS, heartbeat_timeout_seconds=TIMEOUT.total_seconds())
@@ -72,6 +74,12 @@ def test_when_the_sweeper_dies_another_takes_over_and_its_clocks_start_anew(post
 
     with replicas(postgres.url(database)) as servers:
         asyncio.run(asyncio.wait_for(scenario(servers), 280))
+    record_fault(
+        "`kill -9` of the replica that marks stalled jobs",
+        count=kills,
+        checked="a job that stalls meanwhile",
+        result="another takes over, stalled once and not early",
+    )
 
 
 @pytest.mark.timeout(120)

@@ -61,7 +61,7 @@ async def listed(stub, job_filter):
 
 
 @pytest.mark.timeout(300)
-def test_a_reader_that_is_cut_off_under_load_misses_no_newest_state_and_sees_no_reset(tmp_path, is_full):
+def test_a_reader_that_is_cut_off_under_load_misses_no_newest_state_and_sees_no_reset(tmp_path, is_full, record_fault):
     cuts = CUTS_IN_FULL if is_full else CUTS
 
     async def scenario(server):
@@ -88,10 +88,20 @@ def test_a_reader_that_is_cut_off_under_load_misses_no_newest_state_and_sees_no_
 
     with ServerProcess("--log-level", "warning", store=f"sqlite:///{tmp_path}/jobs.db") as server:
         asyncio.run(asyncio.wait_for(scenario(server), 240))
+    record_fault(
+        "a client of WatchJobs cut off at random under load",
+        count=cuts * len(FILTERS),
+        checked=f"the newest state of each job, with {len(FILTERS)} filters",
+        result="none missed, no RESET",
+    )
 
 
 @pytest.mark.timeout(300)
-def test_a_reader_that_was_away_sees_a_reset_exactly_where_history_does_not_cover_its_token(tmp_path, is_full):
+def test_a_reader_that_was_away_sees_a_reset_exactly_where_history_does_not_cover_its_token(
+    tmp_path, is_full, record_fault
+):
+    times = CUTS_IN_FULL if is_full else CUTS
+
     async def scenario():
         clock, chance = StandingClock(), random.Random(2)
         retention = timedelta(days=9999)
@@ -102,7 +112,7 @@ def test_a_reader_that_was_away_sees_a_reset_exactly_where_history_does_not_cove
             writer = Writer(stub, 0, seed=3)
             reader = Reader()
             seen = set()
-            for _ in range(CUTS_IN_FULL if is_full else CUTS):
+            for _ in range(times):
                 before = reader.resets
                 stream = stub.WatchJobs(reader.begin(filter=pb.JobFilter(done=False)), timeout=60)
                 await read_until(stream, reader, lambda: reader.is_synced)
@@ -127,3 +137,9 @@ def test_a_reader_that_was_away_sees_a_reset_exactly_where_history_does_not_cove
         await store.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 240))
+    record_fault(
+        "a client of WatchJobs that was away for an hour or a day",
+        count=times,
+        checked="the newest state of each job",
+        result="a RESET exactly where a removal was trimmed",
+    )
