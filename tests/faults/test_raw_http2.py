@@ -123,8 +123,11 @@ responses take is counted by --max-held-mib."""
 
 def core_waits(pid):
     """For how many seconds each thread of a process has waited for a core, which the kernel gave to others."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return {thread.name: int((thread / "schedstat").read_text().split()[1]) / 1e9 for thread in threads}
+    waits = {}
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            waits[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+    return waits
 
 
 class Timing:
