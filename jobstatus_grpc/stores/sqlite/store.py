@@ -373,10 +373,7 @@ class SqliteStore:
 
     async def position(self) -> Position:
         """See JobStore."""
-        # Readers see a commit as soon as it is in the file, which may be before the feed has it.
-        newest = await self._read(read_newest_sequence)
-        while self._feed.sequence < newest:
-            await self._feed.wait_beyond(self._feed.sequence)
+        await self._read(read_newest_sequence)  # which waits until the feed has it
         return self._feed.position()
 
     async def changes(self, after: Position, *, up_to: Position | None = None) -> ChangeBatch:
@@ -461,11 +458,23 @@ class SqliteStore:
     async def _read(
         self, query: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        """Run a query, and wait until all commits that it may have seen are published.
+
+        Readers see a commit as soon as it is in the file. Without the wait, the cache would answer the next call with
+        an older job, and a position would be before what was read.
+        """
         self._health.check()
+
+        def work(connection: sqlite3.Connection) -> tuple[T, int]:
+            return query(connection, *args, **kwargs), read_newest_sequence(connection)
+
         try:
-            return await self._readers.call(query, *args, **kwargs)
+            result, newest = await self._readers.call(work)
         except (DataLossError, sqlite3.Error) as error:
             raise self._health.failed(error, is_write=False) from error
+        while self._feed.sequence < newest:
+            await self._feed.wait_beyond(self._feed.sequence)
+        return result
 
     async def _release(self) -> None:
         self._health.refuse("the store is closed")

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from jobstatus_grpc.job import Create, JobFilter
+from jobstatus_grpc.job import Create, JobFilter, Update
 from jobstatus_grpc.stores.sqlite.database import SqliteFile
 from jobstatus_grpc.stores.sqlite.readers import ReaderPool
 from tests.support.sqlite import on_file
@@ -99,12 +99,22 @@ def test_a_long_list_does_not_hold_up_reads_of_single_jobs(tmp_path, monkeypatch
     assert was_let_go == [True]
 
 
-def test_a_position_is_after_each_commit_that_a_read_before_it_has_seen(tmp_path):
-    """Else a WatchJobs that resumes lists a job in its new state, and waits for the change behind it in vain."""
+READS = {
+    "a list": lambda store: store.page("default", JobFilter(), limit=1),
+    "the history": lambda store: store.transitions("default", "a"),
+    "the number of jobs": lambda store: store.count("default", at_most=10),
+    "the position": lambda store: store.position(),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_read_of_the_file_waits_until_what_it_has_seen_is_published(tmp_path, read):
+    """Else the cache answers with an older job than a list before, or a position is before what a list has shown."""
 
     async def use(store):
+        (before,) = await done(store, Create(id="a"))
         is_written, go_on = threading.Event(), threading.Event()
-        write, before = store._writer.write, await store.position()
+        write, position = store._writer.write, await store.position()
 
         def write_and_wait(*args, **settings):
             written = write(*args, **settings)
@@ -113,14 +123,16 @@ def test_a_position_is_after_each_commit_that_a_read_before_it_has_seen(tmp_path
             return written
 
         store._writer.write = write_and_wait
-        committing = asyncio.create_task(done(store, Create(id="a")))
+        committing = asyncio.create_task(done(store, Update(id="a", changes={"reason": "x"})))
         await asyncio.to_thread(is_written.wait, 30)
-        page = await store.page("default", JobFilter(), limit=1)
-        reading = asyncio.create_task(store.position())
+        reading = asyncio.create_task(READS[read](store))
         await asyncio.wait([reading], timeout=0.2)
+        assert not reading.done()
+        assert await store.get("default", "a") == before
         go_on.set()
-        batch = await store.changes(before, up_to=await reading)
-        assert [change.job for change in batch.changes] == list(page.jobs)
-        await committing
+        await reading
+        (after,) = await committing
+        assert await store.get("default", "a") == after
+        assert [change.job for change in (await store.changes(position)).changes] == [after]
 
     on_file(tmp_path / "jobs.db", use)
