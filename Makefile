@@ -86,7 +86,7 @@ FAULT_TESTS := tests/faults tests/verify/test_seeded_bugs.py \
 FAULT_ROWS := build/faults.jsonl
 
 .PHONY: faults
-faults: $(VENV)/.dev ## run the fault tests at full length, and write docs/reliability.md (about two hours)
+faults: $(VENV)/.dev ## run the fault tests at full length, and write docs/reliability.md (one to two hours)
 	@dpkg-query --show faketime >/dev/null 2>&1 || $(call apt-install,faketime)
 	$(PYTHON) $(PIP_INSTALL) --group envoy
 	@mkdir -p build && rm -f $(FAULT_ROWS)

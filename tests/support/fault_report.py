@@ -62,7 +62,7 @@ RUNS = """
 TAIL = """
 ## Run it yourself
 
-* `make faults` runs all of it, in about two hours, and writes this page.
+* `make faults` runs all of it, in one to two hours, and writes this page.
 * `make faults ARGS="-k disk"` runs the tests whose name or file contains `disk`, and replaces their rows only.
 * `make faults ARGS="--soak 60 -k at_random"` loads a server for an hour with a random fault every 20 seconds.
 * `make check` runs each of these tests with few faults, in a few seconds.
