@@ -618,7 +618,7 @@ def watches_get_the_newest(history: _History) -> Iterator[_Finding]:
         if last is None or last.revision < known.job.revision:
             text = f"a watch has not sent revision {known.job.revision}, {until - known.at:.1f} s old"
             yield job.id, text, known.entry, entry
-        elif last.state in DONE:
+        elif last.state in DONE and entry.responses[-1][0] < until - patience:
             yield job.id, "a watch has sent the final state and does not end", entry
 
 

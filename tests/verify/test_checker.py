@@ -274,6 +274,14 @@ def test_a_watch_that_the_network_ended_owes_nothing():
     assert rules_broken_by(Recording().create().watch(code="UNAVAILABLE")) == set()
 
 
+def test_a_client_that_leaves_at_once_after_the_final_state_has_not_waited_for_the_end():
+    end = job(2, SUCCEEDED, reason="e")
+    recording = Recording().create().update(2, SUCCEEDED, reason="e").watch(("SNAPSHOT", end))
+    watch = recording.entries[-1]
+    watch.responses[-1] = (watch.ended_at - 0.5, watch.responses[-1][1])
+    assert rules_broken_by(recording) == set()
+
+
 def test_reset_begins_the_view_again():
     first = Recording().create().watch_jobs("", events(("SNAPSHOT", job(1)), ("SYNCED", None), token="t"))
     again = [events(("RESET", None)), events(("SNAPSHOT", job(2, reason="b")), ("SYNCED", None))]
