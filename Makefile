@@ -88,7 +88,7 @@ FAULT_ROWS := build/faults.jsonl
 .PHONY: faults
 faults: $(VENV)/.dev ## run the fault tests at full length, and write docs/reliability.md (one to two hours)
 	@dpkg-query --show faketime >/dev/null 2>&1 || $(call apt-install,faketime)
-	$(PYTHON) $(PIP_INSTALL) --group envoy
+	$(PYTHON) $(PIP_INSTALL) --group proxies
 	@mkdir -p build && rm -f $(FAULT_ROWS)
 	$(PYTHON) -m pytest $(WORKERS) $(FAULT_TESTS) --full --fault-report $(FAULT_ROWS) $(ARGS) \
 		&& result=0 || result=$$?; $(PYTHON) -m tests.support.fault_report $(FAULT_ROWS); exit $$result
