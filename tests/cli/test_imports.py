@@ -25,9 +25,11 @@ def test_help_loads_neither_grpc_nor_rich():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["get", "x"], ["list", "--name", "x"], ["watch", "--name", "x", "--exit-when-done"]]
+    "arguments",
+    [["get"], ["list", "--name"], ["watch", "--exit-when-done", "--name"]],
+    ids=lambda arguments: arguments[0],
 )
-def test_a_client_command_loads_no_part_of_the_server(service, arguments):
-    loaded = loaded_after(*arguments, "--address", service.address)
+def test_a_client_command_loads_no_part_of_the_server(service, new_id, arguments):
+    loaded = loaded_after(*arguments, new_id(), "--address", service.address)
     assert "grpc" in loaded
     assert loaded & {"rich", "prometheus_client", *SERVER_PARTS} == set()
