@@ -33,9 +33,12 @@ def add_children(children: Children, change: Children) -> Children:
 
 
 def with_children(job: Job, children: Children) -> Job:
-    """Return the job with `children` and `children_progress` set from these numbers."""
+    """Return the job with `children` and `children_progress` set from these numbers.
+
+    Numbers that are too small, as where a process of an old version has written children, are shown as 0.
+    """
     if not children and not job.children:
         return job
-    counts = {state.word: number for state in JobState if (number := children.get(state, 0))}
-    mean = children.get(PROGRESS, 0) / MILLIONTHS / sum(counts.values()) if counts else None
+    counts = {state.word: number for state in JobState if (number := children.get(state, 0)) > 0}
+    mean = min(max(children.get(PROGRESS, 0) / MILLIONTHS / sum(counts.values()), 0.0), 100.0) if counts else None
     return evolve(job, {"children": counts, "children_progress": mean})

@@ -260,8 +260,9 @@ class FilterWatcher(TimedWatcher):
     ) -> None:
         super().__init__(hub.wake_queue, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
         self.backlog = Backlog(self, tenant, job_filter, hub.held, min_update_seconds=min_update_seconds, only=only)
-        self.buffered: dict[str, News] | None = None
-        """The newest change of each job since `FilterHub.buffer`; None: changes go to the backlog."""
+        self.buffered: dict[tuple[str, bool], News] | None = None
+        """The newest change and the newest numbers of children of each job since `FilterHub.buffer`; None: changes go
+        to the backlog."""
         self.is_subscribed = False
         """Whether the hub's changes are taken. Before, those of the jobs that are held come from the feed as well."""
         self._hub = hub
@@ -278,8 +279,9 @@ class FilterWatcher(TimedWatcher):
             if due_at is not None:
                 self._wake_when_due(due_at)
         elif self.backlog.may_concern(news.change):
-            self.buffered.pop(news.change.id, None)
-            self.buffered[news.change.id] = news
+            key = (news.change.id, news.is_of_children)
+            self.buffered.pop(key, None)
+            self.buffered[key] = news
 
     async def next(self) -> tuple[list[bytes], Position]:
         """Wait for events that are due, or a HEARTBEAT; return them and the position up to which all was sent then.

@@ -39,8 +39,7 @@ async def read_numbers(
         for change in changes
         if (job := change.known_job) is not None
         and job.parent_id
-        and (key := (change.tenant, job.parent_id)) not in changed
-        and is_parent_watched(key)
+        and is_parent_watched(key := (change.tenant, job.parent_id))
     }
     if changed and (children := await store.children(changed)):
         changes = [

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import NoReturn
 
-from jobstatus_grpc.errors import StoreChangedError
+from jobstatus_grpc.errors import RetryableError, StoreChangedError
 from jobstatus_grpc.stores.interface import ChangeBatch, JobStore, Position
 from jobstatus_grpc.stores.outage_log import OutageLog
 from jobstatus_grpc.watch.filter_watch import FilterHub
@@ -77,17 +77,26 @@ class Publisher:
         return position
 
     async def _publish(self, batch: ChangeBatch, *, after: Position) -> None:
-        """Publish a batch with the numbers of children, which are read before. If that fails, nothing is published."""
+        """Publish a batch with the numbers of children, which are read before.
+
+        If that fails now but may succeed later, nothing is published.
+        """
         job_hub, filter_hub = self._job_hub, self._filter_hub
         # A watch that begins during the read gets the batch from the store: here its jobs have no numbers.
         filter_hub.reached = batch.position
         watched = {key for change in batch.changes if job_hub.has_watchers(key := (change.tenant, change.id))}
-        changes, parents = await read_numbers(
-            self._store,
-            batch.changes,
-            is_watched=lambda key: filter_hub.is_followed or key in watched,
-            is_parent_watched=lambda key: key in filter_hub.held or job_hub.has_watchers(key),
-        )
+        try:
+            changes, parents = await read_numbers(
+                self._store,
+                batch.changes,
+                is_watched=lambda key: filter_hub.is_followed or key in watched,
+                is_parent_watched=lambda key: key in filter_hub.held or job_hub.has_watchers(key),
+            )
+        except RetryableError:
+            raise
+        except Exception:
+            log.exception("the numbers of children cannot be read; the changes are published without them")
+            changes, parents = batch.changes, ()
         for change in changes:
             if (change.tenant, change.id) in watched:
                 job_hub.publish(change)

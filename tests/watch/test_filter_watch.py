@@ -95,6 +95,20 @@ def test_a_watcher_gets_a_job_that_matches_and_no_other_job_looks_at_it(name):
     run(scenario)
 
 
+def test_numbers_of_children_replace_no_change_of_the_job_while_a_watcher_buffers():
+    async def scenario(hub):
+        with watching(hub, FILTERS["state"]) as watcher:
+            hub.buffer(watcher)
+            watcher.backlog.hold(JOB)
+            left = change_of(state=JobState.RETRYING)
+            await publish(hub, left)
+            await hub.publish((), before="1", after="2", parents=[left])
+            hub.subscribe(watcher)
+            assert sent(watcher) == ["REMOVED a 6 whole"]
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("name", FILTERS)
 def test_what_a_reader_holds_is_found_whatever_it_is_like_now_and_released_once_it_is_gone(name):
     async def scenario(hub):

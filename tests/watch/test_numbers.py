@@ -84,6 +84,32 @@ def test_a_change_of_a_child_that_changes_no_number_is_no_event():
     assert run(scenario) == b"UPDATED 2"
 
 
+def test_a_parent_that_has_changed_too_is_also_read_as_a_parent():
+    async def scenario(hub):
+        await done(hub.store, Create(id="c", parent_id="a"))
+        changes = [Change(TENANT, job_id, 1, await hub.store.get(TENANT, job_id)) for job_id in "ac"]
+        found = await read_numbers(hub.store, changes, is_watched=lambda _: True, is_parent_watched=lambda _: True)
+        return [change.id for change in found.parents]
+
+    assert run(scenario) == ["a"]
+
+
+def test_changes_are_published_without_numbers_that_cannot_be_read(monkeypatch, caplog):
+    async def broken(keys):
+        raise ValueError
+
+    async def scenario(hub):
+        async with hub.watcher() as watcher:
+            await watcher.next()
+            monkeypatch.setattr(hub.store, "jobs", broken)
+            await done(hub.store, Create(id="c", parent_id="a"))
+            await hub.update(reason="last")
+            return await watcher.next()
+
+    assert run(scenario) == b"UPDATED 2"
+    assert "published without them" in caplog.text
+
+
 def test_only_open_parents_that_are_watched_are_read():
     async def scenario(hub):
         await done(hub.store, Create(id="c", parent_id="a"), Create(id="d", parent_id="b"), Create(id="b"))

@@ -35,7 +35,6 @@ from jobstatus_grpc.stores.sql.criteria import (
     residuals_of,
 )
 from jobstatus_grpc.stores.sql.rows import (
-    CHILDREN_COLUMNS,
     REQUEST_COLUMNS,
     STORED_COLUMNS,
     TOMBSTONE_COLUMNS,
@@ -227,12 +226,15 @@ def _read_alone(connection: sqlite3.Connection, key: Key) -> dict[Key, StoredJob
 
 @cache
 def _select_children(count: int) -> str:
-    return f"SELECT {', '.join(CHILDREN_COLUMNS)}, checksum FROM children WHERE {keys_in(count, 'parent_id')}"
+    # As a BLOB: text that is not UTF-8 would fail the whole statement.
+    columns = "tenant, parent_id, CAST(numbers AS BLOB), checksum"
+    return f"SELECT {columns} FROM children WHERE {keys_in(count, 'parent_id')}"
 
 
 _COUNT_CHILDREN = """
     SELECT state, count(*),
-        sum(CASE WHEN state > 3 THEN 100000000 ELSE CAST(coalesce(progress, 0) * 1000000 AS INTEGER) END)
+        sum(CASE WHEN state > 3 THEN 100000000
+            ELSE CAST(min(max(coalesce(progress, 0), 0), 100) * 1000000 AS INTEGER) END)
     FROM jobs INDEXED BY jobs_by_parent WHERE tenant = ? AND parent_id = ? AND parent_id <> '' GROUP BY state
 """
 
@@ -246,13 +248,15 @@ def read_children(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[K
     remaining = iter(keys)
     while chunk := list(islice(remaining, MAX_ROWS)):
         rows = connection.execute(_select_children(len(chunk)), list(chain.from_iterable(chunk))).fetchall()
-        for tenant, parent_id, text, stored_checksum in rows:
+        for tenant, parent_id, content, stored_checksum in rows:
             key = (tenant, parent_id)
             try:
+                text = content.decode()
                 found[key] = read_numbers(text)
-            except (TypeError, ValueError):
-                stored_checksum = -1
-            if stored_checksum is not None and stored_checksum != checksum((*key, text)):
+                is_damaged = stored_checksum is not None and stored_checksum != checksum((*key, text))
+            except Exception:  # whatever damage makes of it
+                is_damaged = True
+            if is_damaged:
                 found[key] = _count_children(connection, key)
     return found
 

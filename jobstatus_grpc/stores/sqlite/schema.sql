@@ -220,6 +220,6 @@ SELECT tenant, parent_id, json_group_object(CAST(state AS TEXT), number) FROM (
     FROM jobs WHERE parent_id <> '' GROUP BY tenant, parent_id, state
     UNION ALL
     SELECT tenant, parent_id, 0,
-        sum(CASE WHEN state > 3 THEN 100000000 ELSE CAST(coalesce(progress, 0) * 1000000 AS INTEGER) END)
+        sum(CASE WHEN state > 3 THEN 100000000 ELSE CAST(min(max(coalesce(progress, 0), 0), 100) * 1000000 AS INTEGER) END)
     FROM jobs WHERE parent_id <> '' GROUP BY tenant, parent_id
 ) WHERE number > 0 GROUP BY tenant, parent_id;

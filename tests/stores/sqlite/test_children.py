@@ -60,7 +60,10 @@ def test_jobs_of_version_8_are_counted(tmp_path):
     assert after == ({"pending": 1, "succeeded": 1, "failed": 1}, 200 / 3)
 
 
-@pytest.mark.parametrize("damage", ["numbers = '{}'", "numbers = 'x'", "checksum = 7"])
+DAMAGE = ["numbers = '{}'", "numbers = 'x'", "numbers = '[]'", "numbers = CAST(x'7BB1' AS TEXT)", "checksum = 7"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_numbers_are_counted_again(tmp_path, damage):
     path = tmp_path / "jobs.db"
     on_file(path, lambda store: done(store, *FAMILY, REPORT))
