@@ -48,13 +48,13 @@ class _BackgroundCalls:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()  # reentrant: a signal handler may fork
         self._calls = 0
-        self._is_forking = False
+        self._forks = 0
 
     def __enter__(self) -> None:
         with self._changed:
-            while self._is_forking:
+            while self._forks:
                 self._changed.wait()
             self._calls += 1
 
@@ -65,12 +65,12 @@ class _BackgroundCalls:
 
     def before_fork(self) -> None:
         with self._changed:
-            self._is_forking = True
+            self._forks += 1
             self._changed.wait_for(lambda: self._calls == 0, MAX_FORK_PAUSE_SECONDS)
 
     def after_fork_in_parent(self) -> None:
         with self._changed:
-            self._is_forking = False
+            self._forks -= 1
             self._changed.notify_all()
 
 

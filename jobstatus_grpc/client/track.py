@@ -90,14 +90,31 @@ WATCH_AGAIN_SECONDS = 1.0
 """Pause of `wait_cancelled` after a watch that ended with an error."""
 
 
-_enclosing: ContextVar[tuple[str, str] | None] = ContextVar("jobstatus_enclosing_job", default=None)
-"""The server and the id of the job whose block runs in this thread or task."""
+@dataclass(slots=True)
+class _Block:
+    """The block of a job, or one that has ended: its end may run in another context, or after that of an outer one."""
+
+    target: str
+    job_id: str
+    outer: _Block | None
+    is_over: bool = False
+
+
+_enclosing: ContextVar[_Block | None] = ContextVar("jobstatus_enclosing_job", default=None)
+"""The block that was entered last in this thread or task."""
+
+
+def _enclosing_block() -> _Block | None:
+    block = _enclosing.get()
+    while block is not None and block.is_over:
+        block = block.outer
+    return block
 
 
 def enclosing_job(target: str) -> str:
     """Return the id of the job on this server whose block runs here; "" outside of such a block."""
-    enclosing = _enclosing.get()
-    return enclosing[1] if enclosing is not None and enclosing[0] == target else ""
+    block = _enclosing_block()
+    return block.job_id if block is not None and block.target == target else ""
 
 
 class Tracked:
@@ -108,8 +125,7 @@ class Tracked:
         self._saw_cancel = False
         self._outcome: BlockOutcome | None = None
         self._watches: set[AsyncWatch | Watch] = set()
-        self._as_enclosing: tuple[str, str] | None = None
-        self._enclosing_before: tuple[str, str] | None = None
+        self._block: _Block | None = None
         self.result: Mapping[str, Any] | None = None
         """A small result, as JSON could hold it; reported with the outcome, whichever that is.
 
@@ -231,14 +247,13 @@ class Tracked:
 
     def _enter_block(self, target: str) -> None:
         """Let jobs that are tracked in the block be children of this one."""
-        self._enclosing_before = _enclosing.get()
-        self._as_enclosing = target, self.id
-        _enclosing.set(self._as_enclosing)
+        self._block = _Block(target, self.id, _enclosing_block())
+        _enclosing.set(self._block)
 
     def _leave_block(self) -> None:
-        # Not by a token: the end of the block may run in another context than its beginning.
-        if self._as_enclosing is not None and _enclosing.get() == self._as_enclosing:
-            _enclosing.set(self._enclosing_before)
+        if self._block is not None:
+            self._block.is_over = True
+            _enclosing.set(_enclosing_block())
 
     def _is_started(self) -> bool:
         """Return whether the block may begin: the job is claimed, or cannot be now or at all."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,27 @@ def test_a_block_that_raises_is_left(sync_client):
         raise ValueError("no disk")
     with sync_client.track("after") as after:
         assert sync_client.get(after.id).parent_id == ""
+
+
+def test_a_job_whose_block_has_ended_is_no_parent_in_whichever_order_blocks_end(sync_client):
+    with sync_client.track("outer") as outer:
+        for _ in zip(sync_client.track_iter([1, 2], "longer"), sync_client.track_iter([1], "shorter"), strict=False):
+            pass
+        with sync_client.track("later") as later:
+            assert sync_client.get(later.id).parent_id == outer.id
+
+
+def test_a_job_whose_block_ends_in_another_context_is_no_parent_afterwards(service):
+    async def main():
+        async with AsyncJobStatusClient(service.address) as client:
+            items: Any = client.track_iter([1, 2], "left")
+            async for _ in items:
+                break
+            await asyncio.create_task(items.aclose())
+            async with client.track("later") as later:
+                return (await client.get(later.id)).parent_id
+
+    assert asyncio.run(main()) == ""
 
 
 def test_another_thread_is_outside_of_the_block_unless_it_runs_in_its_context(sync_client):
