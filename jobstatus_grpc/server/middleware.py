@@ -232,8 +232,8 @@ class CallMiddleware:
                     metadata = ()  # else kept as long as a stream is open
                     with guard:
                         if rpc.is_stream:
-                            stream = WatchStream(cast(StreamContext, context), self._held, call, tally)
-                            await handler(data, caller, stream)
+                            async with WatchStream(cast(StreamContext, context), self._held, call, tally) as stream:
+                                await handler(data, caller, stream)
                         else:
                             reply = await handler(data, caller, context)
                             if len(reply or b"") > UNCOUNTED_RESPONSE_BYTES:
@@ -297,6 +297,14 @@ class WatchStream:
         self.abort = stream.abort
         try_send = stream.try_send
         self.try_send = None if try_send is None else _counting(try_send, tally)
+
+    async def __aenter__(self) -> WatchStream:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Keep the place of the watch until the last message is sent, unless the client has left."""
+        if kind is None or issubclass(kind, Exception):
+            await self._stream.flush()
 
     def hold(self, size: int) -> None:
         """Count `size` bytes for the state of the watch, in place of those counted before; raises as HeldBytes.add."""

@@ -97,6 +97,9 @@ class Call:
         assert self._send is not None
         await self._send(message)
 
+    async def flush(self) -> None:
+        pass  # there is no try_send
+
 
 async def run(method: Method, data: bytes, call: Call, request: Request, *, max_seconds: float | None = None) -> bytes:
     """Make a call in the current task, and return its response, empty for a stream.

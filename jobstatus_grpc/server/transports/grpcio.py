@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -27,7 +27,7 @@ from jobstatus_grpc.server.addresses import (
     require_free,
     unix_path,
 )
-from jobstatus_grpc.server.transports.interface import Behaviour, Metadata, Method
+from jobstatus_grpc.server.transports.interface import Behaviour, Method
 from jobstatus_grpc.wire.channel import OWN_CONNECTION, WITHOUT_PROXY
 
 if TYPE_CHECKING:
@@ -78,11 +78,9 @@ def add_methods(server: grpc.aio.Server, methods: Iterable[Method]) -> None:
 
 def _stream_handler(behaviour: Behaviour) -> Any:
     async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        stream = _Stream(context)
-        answering = behaviour(data, stream)
+        answering = behaviour(data, _Stream(context))
         data = b""  # else kept with the exception of an abort, until the garbage is collected
         await answering
-        await stream.flush()
 
     return answer
 
@@ -103,6 +101,7 @@ class _Stream:
         self.auth_context = context.auth_context
         self.time_remaining = context.time_remaining
         self.add_done_callback = context.add_done_callback
+        self.abort = context.abort
 
     def try_send(self, message: bytes) -> int:
         """Send a message in a task of its own: to wake that of the stream, through all its coroutines, takes longer.
@@ -123,13 +122,9 @@ class _Stream:
             raise asyncio.CancelledError from None
 
     async def flush(self) -> None:
-        """Wait until the message of `try_send` is sent."""
+        """See StreamContext."""
         if self._sending is not None:
             await asyncio.wait([self._sending])
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
-        await self.flush()
-        await self._context.abort(code, details, tuple(trailing_metadata))
 
     async def _send(self, message: bytes) -> None:
         try:

@@ -63,6 +63,10 @@ class StreamContext(CallContext, Protocol):
         """
         ...
 
+    async def flush(self) -> None:
+        """Wait until the transport holds no message of `try_send` for which there was no room."""
+        ...
+
 
 Behaviour: TypeAlias = Callable[[bytes, Any], Awaitable[bytes | None]]
 """From a request's bytes and a CallContext to the response, or from a StreamContext to None at the stream's end."""

@@ -96,6 +96,9 @@ class NativeStream(NativeCall):
     def try_send(self, message: bytes) -> int:
         return SEND_MICROSECONDS if self._front.stream_try_send(self._call_id, message) == STREAM_SENT else 0
 
+    async def flush(self) -> None:
+        pass  # what is sent is with the front
+
     async def write(self, message: bytes) -> None:
         sent = self._front.stream_try_send(self._call_id, message)
         if sent == STREAM_FULL:
