@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,16 +57,16 @@ class HeldRefusals:
         """The bytes of the request of each call, the oldest call first."""
         self._held_bytes = 0
         self._is_released = False
-        self._loop = asyncio.get_running_loop()
         self._without_place = HeldCount()
-        self._at_once = TokenBucket(Rate(REFUSED_AT_ONCE, REFUSED_AT_ONCE), self._loop.time())
+        self._at_once = TokenBucket(Rate(REFUSED_AT_ONCE, REFUSED_AT_ONCE), time.monotonic())
 
     async def hold(self, seconds: float, held: HeldCount, *, request_bytes: int) -> None:
         """Wait before the error of a refused call is sent, unless `release` is called."""
         if not seconds or self._is_released or len(self._held) >= MAX_HELD:
             return
-        waiting = self._loop.create_future()
-        timer = self._loop.call_later(seconds, _resolve, waiting)
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        timer = loop.call_later(seconds, _resolve, waiting)
         self._held[waiting] = request_bytes
         self._held_bytes += request_bytes
         while self._held_bytes > MAX_HELD_BYTES:
@@ -80,7 +81,7 @@ class HeldRefusals:
 
     async def hold_without_place(self, time_remaining: Callable[[], float | None], *, request_bytes: int) -> None:
         """Hold the refusal of a call for which there is no place, if there are many of them."""
-        now = self._loop.time()
+        now = time.monotonic()
         if self._at_once.seconds_until_room(now):
             held = self._without_place
             await self.hold(hold_seconds(held, time_remaining()), held, request_bytes=request_bytes)

@@ -234,7 +234,12 @@ class Backlog(Generic[Owner]):
             return None
         if change.revision == known_revision:
             is_known = job is None or _numbers_of(job) == self._children.get(job.id, _NO_NUMBERS)
-            if not news.is_of_children or (is_known and unsent is None):
+            if not news.is_of_children:
+                return None
+            if is_known and change.revision == client_revision:
+                if unsent is not None:  # other numbers, which are obsolete before they were sent
+                    del self._unsent[change.id]
+                    self._drop_obsolete_places()
                 return None
         matches = job is not None and self.filter.matches(job)
         if news.is_of_children and not matches:

@@ -333,6 +333,8 @@ class JobWatcher(TimedWatcher):
         newest = topic.newest
         assert newest is not None
         assert sent is not None
+        if newest is not sent and not _is_after(sent, newest):
+            self._sent = sent = newest  # numbers of children that are again those that were sent
         is_news = newest is not sent
         is_end = is_news and topic.is_done
         if not is_end:  # the terminal state is sent before any error

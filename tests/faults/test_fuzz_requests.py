@@ -88,9 +88,9 @@ def change_field(message, chance):
     """Give one field, here or in a message below, an odd value, or change its text, as of an id or a token."""
     field = chance.choice(message.DESCRIPTOR.fields)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        key = chance.choice(ODD_TEXTS)
-        if field.message_type.fields_by_name["value"].message_type is None:
-            getattr(message, field.name)[key] = key[::-1]
+        key, value = chance.choice(ODD_TEXTS), field.message_type.fields_by_name["value"]
+        if value.message_type is None:
+            getattr(message, field.name)[key] = chance.choice(ODD[value.type])
         else:
             getattr(message, field.name)[key].number_value = chance.choice(ODD_FLOATS)
     elif field.message_type is not None:

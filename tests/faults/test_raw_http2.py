@@ -57,6 +57,8 @@ RESETS = 80_000
 CLIENTS = 1000
 MAX_GROWTH_BYTES = 150 * MIB
 MAX_P99_SECONDS, MAX_NEW_CALL_SECONDS = 0.25, 1.0
+MAX_P99_SECONDS_BESIDE_TESTS = 1.0
+"""While other tests run at the same time, as in make check."""
 """Beyond what the client of the control waits for, and beyond what the server waits for a core."""
 CHECKED = "another client's calls, less the waits of the server for a core; the memory of the server"
 GET, WATCH = pb.GetJobRequest(id="a"), pb.WatchJobRequest(id="a")
@@ -203,7 +205,7 @@ class Attack:
     """
 
     def __init__(self, server):
-        process, other, self._metrics_url, control = server
+        process, other, self._metrics_url, control, self._max_p99_seconds = server
         self._address = process.address
         self._raw = []
         self._process = psutil.Process(process.pid)
@@ -246,10 +248,11 @@ class Attack:
     def growth(self):
         return self._process.memory_info().rss - self.rss_before
 
-    def check(self, *, max_growth_bytes=MAX_GROWTH_BYTES, max_p99_seconds=MAX_P99_SECONDS):
+    def check(self, *, max_growth_bytes=MAX_GROWTH_BYTES, max_p99_seconds=None):
         """Require that the other client was served all the time."""
         for reading in self._reading:
             assert not reading.done(), reading.exception()
+        max_p99_seconds = max_p99_seconds or self._max_p99_seconds
         assert self._other.p99 <= max_p99_seconds + self._control.p99, self
         longest_seconds = MAX_NEW_CALL_SECONDS + self._control.longest_new_call_seconds
         assert self._other.longest_new_call_seconds < longest_seconds, self
@@ -294,7 +297,7 @@ class Attack:
 
 
 @pytest.fixture
-def server(transport, tmp_path):
+def server(transport, tmp_path, is_full):
     # Without --auth a caller is a host, and all clients of Unix sockets are another one.
     with private_folder() as folder:
         other = f"unix:{folder}/other"
@@ -306,7 +309,8 @@ def server(transport, tmp_path):
         ):
             while not (found := re.search(r"metrics on (\S+)", log.read_text())):
                 time.sleep(0.01)
-            yield process, other, found[1], control
+            max_p99_seconds = MAX_P99_SECONDS if is_full else MAX_P99_SECONDS_BESIDE_TESTS
+            yield process, other, found[1], control, max_p99_seconds
             assert process.terminate() == 0
 
 

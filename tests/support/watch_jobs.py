@@ -70,11 +70,19 @@ class Reader:
             self.jobs.pop(job.id, None)
         elif event.type in (SNAPSHOT, UPDATED):
             assert event.type == UPDATED or not self.is_synced
-            assert job.revision > self._sent.get(job.id, 0), "never an older state after a newer one"
+            # A change of the numbers of children repeats the revision.
+            least = self._sent.get(job.id, 0) + (
+                job.id not in self.jobs or not _has_other_numbers(job, self.jobs[job.id])
+            )
+            assert job.revision >= least, "never an older state after a newer one"
             self._sent[job.id] = job.revision
             self.jobs[job.id] = job
         else:
             assert event == pb.JobEvent(type=pb.JOB_EVENT_TYPE_HEARTBEAT)
+
+
+def _has_other_numbers(job: pb.JobStatus, before: pb.JobStatus) -> bool:
+    return (job.children, job.children_progress) != (before.children, before.children_progress)
 
 
 async def listed(stub: JobStatusServiceAsyncStub, job_filter: pb.JobFilter) -> dict[str, int]:

@@ -45,8 +45,15 @@ def test_other_numbers_of_a_job_that_the_client_has_are_sent_once(backlog):
 def test_the_newest_numbers_replace_those_that_wait(backlog):
     backlog.hold(job_in(JobState.IN_PROGRESS, revision=3, name="n", **children(pending=1)))
     backlog.add(of_children(name="n", **children(pending=2)), 0.0)
-    backlog.add(of_children(name="n", **children(pending=1)), 0.0)
-    assert taken(backlog) == [b"UPDATED {'pending': 1}"]
+    backlog.add(of_children(name="n", **children(pending=3)), 0.0)
+    assert taken(backlog) == [b"UPDATED {'pending': 3}"]
+
+
+def test_numbers_that_are_again_those_that_the_client_has_are_not_sent(backlog):
+    backlog.hold(job_in(JobState.IN_PROGRESS, revision=3, name="n", **children(pending=1)))
+    backlog.add(of_children(name="n", **children(pending=2)), 0.0)
+    assert backlog.add(of_children(name="n", **children(pending=1)), 0.0) is None
+    assert taken(backlog) == []
 
 
 def test_numbers_of_an_older_revision_or_of_a_job_that_does_not_match_are_not_sent(backlog):
