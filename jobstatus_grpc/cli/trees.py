@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 MAX_JOBS = 200
 """Jobs of a tree that are read and drawn, unless --limit says otherwise; the others are counted."""
 
+MAX_JSON_LEVELS = 100
+"""Levels of a tree in JSON, each of which is an object in an array: parsers refuse what is deeper, that of Python at
+about 1,000 and that of jq 1.6 at 256."""
+
 
 class Row(NamedTuple):
     """One line of a drawing."""
@@ -78,9 +82,12 @@ class JobTree:
 
     def put(self, job: Job) -> bool:
         """Add a job or its newer state; return False if there is no room for it."""
-        if job.id not in self._jobs:
-            if self.room <= 0:
-                return False
+        known = self._jobs.get(job.id)
+        if known is None and self.room <= 0:
+            return False
+        if job.id != self.root_id and (known is None or known.parent_id != job.parent_id):
+            if known is not None:  # it was deleted, and created again below another job
+                self._children[known.parent_id].pop(job.id, None)
             self._children.setdefault(job.parent_id, {})[job.id] = None
         self._jobs[job.id] = job
         return True
@@ -90,7 +97,7 @@ class JobTree:
         job = self._jobs.get(job_id)
         if job is not None and job_id != self.root_id:
             del self._jobs[job_id]
-            self._children[job.parent_id].pop(job_id, None)
+            self._children.get(job.parent_id, {}).pop(job_id, None)
 
     @property
     def root(self) -> Job:
@@ -115,14 +122,19 @@ class JobTree:
         return rows
 
     def to_object(self) -> dict[str, Any]:
-        """Return the tree for JSON: the job, its children in the same form, and the number of those left out."""
-        return self._object_of(self.root)
+        """Return the tree for JSON: the job, its children in the same form, and the number of those left out.
 
-    def _object_of(self, job: Job) -> dict[str, Any]:
+        The children of jobs at level MAX_JSON_LEVELS are left out.
+        """
+        return self._object_of(self.root, MAX_JSON_LEVELS)
+
+    def _object_of(self, job: Job, levels: int) -> dict[str, Any]:
         children, left_out = self._children_of(job)
+        if levels == 1:
+            children, left_out = [], left_out + len(children)
         return {
             "job": output.to_object(job),
-            "children": [self._object_of(child) for child in children],
+            "children": [self._object_of(child, levels - 1) for child in children],
             "leftOut": left_out,
         }
 

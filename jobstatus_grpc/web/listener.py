@@ -28,6 +28,9 @@ IDLE_SECONDS = 60
 STALL_SECONDS = 60.0
 """Time in which a client may take nothing of what is sent to it."""
 
+STALL_CHECKS = 10
+"""Checks in that time. They are counted, not the time: a process that was suspended does not close all connections."""
+
 MAX_HEADER_BYTES = 16 * 1024
 """As of gRPC's metadata."""
 
@@ -139,16 +142,21 @@ class _Parser(h11.Connection):
 
 class _Joined:
     """A transport that sends together what is written in one turn of the loop: the header of a response and its body
-    are two writes, and a system call for each costs more than parsing the request."""
+    are two writes, and a system call for each costs more than parsing the request. It is aborted if the client takes
+    nothing for STALL_SECONDS: also after `close`, which waits until all is taken."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._pending = bytearray()
+        self._unsent_bytes = 0
+        self._checks_without_progress = 0
+        self._stall_timer: asyncio.TimerHandle | None = None
         self.is_closing = transport.is_closing
         self.abort = transport.abort
         self.get_extra_info = transport.get_extra_info
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
+        self.get_write_buffer_size = transport.get_write_buffer_size
 
     def write(self, data: bytes) -> None:
         if data and not self._pending:
@@ -159,12 +167,49 @@ class _Joined:
 
     def close(self) -> None:
         self._flush()
-        self._transport.close()
+        if not self._transport.is_closing():
+            self._transport.close()
+            # Also if nothing seems to be left: of TLS, the buffer of the transport below is not counted.
+            self._watch_progress()
+
+    def end_timer(self) -> None:
+        """Stop watching the client: the connection is lost."""
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _flush(self) -> None:
         if self._pending and not self._transport.is_closing():
+            self._note_progress()
             self._transport.write(bytes(self._pending))
+            self._unsent_bytes = self._transport.get_write_buffer_size()
+            if self._unsent_bytes:
+                self._watch_progress()
         self._pending.clear()
+
+    def _note_progress(self) -> None:
+        unsent_bytes = self._transport.get_write_buffer_size()
+        if unsent_bytes < self._unsent_bytes:
+            self._checks_without_progress = 0
+        self._unsent_bytes = unsent_bytes
+
+    def _watch_progress(self) -> None:
+        if self._stall_timer is None:
+            self._checks_without_progress = 0
+            self._check_later()
+
+    def _check_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stall_timer = loop.call_later(STALL_SECONDS / STALL_CHECKS, self._check_progress)
+
+    def _check_progress(self) -> None:
+        self._stall_timer = None
+        self._checks_without_progress += 1
+        self._note_progress()
+        if self._checks_without_progress >= STALL_CHECKS:
+            self.abort()
+        elif self._unsent_bytes or self._transport.is_closing():
+            self._check_later()
 
 
 class _Connection(H11Protocol):
@@ -179,14 +224,14 @@ class _Connection(H11Protocol):
         self.lost_callbacks: set[Callable[[], None]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Joined(transport))  # type: ignore[arg-type]  # it has what uvicorn needs
+        self._joined = _Joined(transport)
+        super().connection_made(self._joined)  # type: ignore[arg-type]  # it has what uvicorn needs
         self.app_state = {"connection": self}
         tls = transport.get_extra_info("ssl_object")
         der = None if tls is None else tls.getpeercert(binary_form=True)
         if der:
             self.certificate = ssl.DER_cert_to_PEM_cert(der).encode()
         self._header_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
         self._await_header()
 
     def data_received(self, data: bytes) -> None:
@@ -198,18 +243,18 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
-        self._end_stall_timer()
         super().connection_lost(exc)
+        self._joined.end_timer()
         self._call_lost_callbacks()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._end_stall_timer()
-        self._stall_timer = self.loop.call_later(STALL_SECONDS, self.abort)
-
-    def resume_writing(self) -> None:
-        self._end_stall_timer()
-        super().resume_writing()
+    def timeout_keep_alive_handler(self) -> None:
+        if self._joined.get_write_buffer_size() and not self._joined.is_closing():
+            # The client still reads the last response: to close TLS would cut it off after 30 s.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            return
+        super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
         if self._has_request():
@@ -227,11 +272,6 @@ class _Connection(H11Protocol):
     def abort(self) -> None:
         """Close the connection at once, and drop what is not sent."""
         self.transport.abort()
-
-    def _end_stall_timer(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
 
     def _call_lost_callbacks(self) -> None:
         for callback in [*self.lost_callbacks]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime, timezone
 
 import pytest
+
+from jobstatus_grpc.cli import output, trees
+from jobstatus_grpc.job import Job, JobState
 
 US = f'"{sys.executable}" -m jobstatus_grpc'
 
@@ -52,6 +56,33 @@ def test_tree_draws_a_circle_once(here, service, new_id):
     service.create(id=one, parent_id=two)
     service.create(id=two, parent_id=one)
     assert here("tree", one).stdout.splitlines() == [f"pending  children 0%  {one}", f"└─ pending  children 0%  {two}"]
+
+
+def job(job_id, parent_id="", **fields):
+    now = datetime.now(timezone.utc)
+    return Job(id=job_id, parent_id=parent_id, state=JobState.PENDING, created_at=now, updated_at=now, **fields)
+
+
+def test_tree_prints_a_chain_of_any_depth_as_json_and_counts_the_jobs_beyond_100_levels():
+    tree = trees.JobTree(job("0", children={"pending": 1}), limit=1000)
+    for number in range(1, 1000):
+        tree.put(job(str(number), str(number - 1), children={"pending": 1}))
+    level = json.loads(output.in_json(tree.to_object()))
+    for _ in range(99):
+        assert level["leftOut"] == 0
+        [level] = level["children"]
+    assert (level["job"]["id"], level["children"], level["leftOut"]) == ("99", [], 1)
+    assert len(tree.rows()) == 1001  # with "… 1 more"
+
+
+def test_a_job_that_is_created_again_below_another_job_moves_and_can_be_removed():
+    tree = trees.JobTree(job("root"))
+    for each in job("a", "root"), job("b", "root"), job("x", "a"), job("x", "b"):
+        tree.put(each)
+    assert [row.job and row.job.id for row in tree.rows()] == ["root", "a", "b", "x"]
+    assert tree.rows()[3].branches == "   └─ "
+    tree.remove("x")
+    assert [row.job and row.job.id for row in tree.rows()] == ["root", "a", "b"]
 
 
 def test_tree_of_an_unknown_job_fails(here, new_id):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
 import subprocess
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 
 import psutil
@@ -250,34 +251,98 @@ async def test_the_second_request_of_a_connection_has_a_time_limit_too(quick_lim
 @on_a_loop
 async def test_a_reader_that_does_not_read_is_cut_off_at_the_age_of_streams(monkeypatch):
     monkeypatch.setattr(config, "CONNECTION_AGE_GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(listener, "STALL_SECONDS", 3.0)  # of the end of the stream
-    async with serving_web(MemoryStore(), max_connection_age=timedelta(seconds=1)) as url:
+    monkeypatch.setattr(listener.WebListener, "start", _with_small_buffers(listener.WebListener.start))
+    async with serving_web(MemoryStore(), max_connection_age=timedelta(seconds=2)) as url:
         web = Web(url)
-        await asyncio.to_thread(web.call, "CreateJob", {"job": {"id": "x", "result": {"text": "x" * 60_000}}})
+        # Each is six bytes in JSON: one event is more than the connection buffers, and the second waits.
+        job = {"id": "x", "result": {"text": "\u0001" * 60_000}}
+        assert (await asyncio.to_thread(web.call, "CreateJob", {"job": job})).status == 200
         message = b'{"id":"x","minUpdateInterval":"0s"}'
         frame = b"\0" + len(message).to_bytes(4, "big") + message
         head = f"POST {WATCH} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/connect+json\r\n"
         silent = web.raw(f"{head}content-length: {len(frame)}\r\n\r\n".encode() + frame, receive_buffer_bytes=4096)
-        for number in range(100):
-            await asyncio.to_thread(web.call, "UpdateJob", {"job": {"id": "x", "reason": str(number)}})
-        await asyncio.sleep(1.3)
+        assert await asyncio.to_thread(silent.recv, 12) == b"HTTP/1.1 200"
+        await asyncio.to_thread(web.call, "UpdateJob", {"job": {"id": "x", "reason": "r"}})
+        await asyncio.sleep(2.4)
         received = await asyncio.to_thread(read_all, silent)
     assert b'"error"' not in received
 
 
+def _with_small_buffers(start):
+    """Let the kernel buffer few bytes of what is sent: else it takes some MiB that are not read."""
+
+    async def start_so(self):
+        for each in self._sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)  # connections inherit it
+        await start(self)
+
+    return start_so
+
+
+BUFFER_BYTES = 16 * 1024
+
+
+@asynccontextmanager
+async def answering(body_bytes, monkeypatch):
+    """Yield a web side whose responses have this number of bytes, and an event: a connection is lost."""
+    monkeypatch.setattr(listener.WebListener, "start", _with_small_buffers(listener.WebListener.start))
+    lost = asyncio.Event()
+
+    async def answer(scope, receive, send):
+        scope["state"]["connection"].lost_callbacks.add(lost.set)
+        fields = [(b"content-length", b"%d" % body_bytes)]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": bytes(body_bytes)})
+
+    web_listener = listener.WebListener(answer, [socket.create_server(("127.0.0.1", 0))])
+    await web_listener.start()
+    try:
+        yield Web(web_listener.url), lost
+    finally:
+        await web_listener.stop(0.1)
+
+
+@pytest.mark.parametrize("field", ["connection: keep-alive", "connection: close"])
+@pytest.mark.parametrize("body_bytes", [60_000, 4_000_000])
 @on_a_loop
-async def test_responses_that_are_not_read_are_cut_off(quick_limits):
+async def test_a_response_that_is_not_read_is_cut_off(quick_limits, monkeypatch, body_bytes, field):
+    monkeypatch.setattr(listener, "IDLE_SECONDS", 0.3)
+    async with answering(body_bytes, monkeypatch) as (web, lost):
+        request = f"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n{field}\r\n\r\n".encode()
+        with web.raw(request, receive_buffer_bytes=BUFFER_BYTES):
+            await asyncio.wait_for(lost.wait(), 10)
+
+
+@pytest.mark.parametrize("field", ["connection: keep-alive", "connection: close"])
+@on_a_loop
+async def test_a_reader_that_is_slow_gets_its_whole_response(quick_limits, monkeypatch, field):
+    monkeypatch.setattr(listener, "IDLE_SECONDS", 0.3)
+    async with answering(1_000_000, monkeypatch) as (web, _):
+        request = f"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n{field}\r\n\r\n".encode()
+        connection = web.raw(request, receive_buffer_bytes=BUFFER_BYTES)
+        started, received = time.monotonic(), 0
+        while part := await asyncio.to_thread(connection.recv, 65536):
+            received += len(part)
+            # As slow as to need three times the limit.
+            await asyncio.sleep(max(started + received / 1_000_000 * 3 - time.monotonic(), 0))
+        connection.close()
+    assert received > 1_000_000
+
+
+@on_a_loop
+async def test_responses_that_are_not_read_are_not_made_without_end(quick_limits, monkeypatch):
+    monkeypatch.setattr(listener.WebListener, "start", _with_small_buffers(listener.WebListener.start))
     async with serving_web(MemoryStore()) as url:
         web = Web(url)
         for number in range(20):
             job = {"id": f"x{number}", "result": {"text": "x" * 60_000}}
             await asyncio.to_thread(web.call, "CreateJob", {"job": job})
         request = f"POST {SERVICE_PATH}/ListJobs HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        # The kernel takes a few MiB.
         silent = web.raw(f"{request}content-length: 2\r\n\r\n{{}}".encode() * 12, receive_buffer_bytes=4096)
+        assert await asyncio.to_thread(silent.recv, 12) == b"HTTP/1.1 200"
         await asyncio.sleep(1.5)
         received = await asyncio.to_thread(read_all, silent)
-    assert len(received) < 11 * limits.MAX_RESPONSE_BYTES
+    assert len(received) < 2 * limits.MAX_RESPONSE_BYTES
 
 
 def test_a_stream_takes_at_most_60_kilobytes(serve_web):
