@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
@@ -38,6 +38,9 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 CLOCK_TOLERANCE = timedelta(minutes=10)
 """By how much ends may reach the relay out of the order of their times: servers' clocks differ, and commits overlap."""
+
+OPEN_JOBS_PER_SAVE = MAX_PENDING
+"""Open jobs that a first start saves at a time, no more than are saved later: a place may limit the time of a save."""
 
 IDLE_SAVE_SECONDS = 30.0
 """Interval at which the token is saved while nothing is delivered: the service keeps changes for 24 hours."""
@@ -122,37 +125,19 @@ class Relay:
         self._failing_since: float | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def begin(self) -> None:
-        """Take the place of now, if the relay has none: what happened before is not delivered.
+    async def run(self, stopping: asyncio.Event, *, begun: Callable[[], None]) -> None:
+        """Deliver events until `stopping` is set; without a place, begin at now: what happened before is not delivered.
+
+        `begun` is called once there is a place to deliver from.
 
         Raises:
-            JobStatusError: the server cannot be reached, or refuses the filter.
-        """
-        if self.place.token:
-            return
-        began_at = time.monotonic()
-        page = await self._client.list(self._settings.watched, page_size=1)
-        known = []
-        if self._settings.is_each_state:
-            async for job in self._client.list_all(self._settings.filter & JobFilter(done=False)):
-                known.append(self._delivered_of(job))
-        async with self._client.watch_jobs(self._settings.watched, resume_token=page.resume_token) as changes:
-            while changes.server_time is None:
-                await anext(changes)
-            began = changes.server_time - timedelta(seconds=time.monotonic() - began_at)
-        await self.place.save(known, page.resume_token, began)
-        self._token, self._newest_at = self.place.token, self.place.horizon
-
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Deliver events until `stopping` is set.
-
-        Raises:
-            JobStatusError: the watch cannot go on.
+            JobStatusError: the server cannot be reached at the first start, or the watch cannot go on.
             PlaceError: the place cannot be saved, or was lost. Deliveries that were under way are repeated.
         """
-        following = asyncio.create_task(self._follow())
+        # Before the first request: a list of many open jobs may take longer than a lease of the place.
         holding = asyncio.create_task(self.place.hold())
         holding.add_done_callback(self._note_failure)
+        following = asyncio.create_task(self._begin_and_follow(begun))
         stop = asyncio.create_task(stopping.wait())
         ends: set[asyncio.Future[Any]] = {following, stop, self._failed}
         try:
@@ -167,6 +152,37 @@ class Relay:
         errors = [each.exception() for each in (following, self._failed) if each.done() and not each.cancelled()]
         for error in filter(None, errors):
             raise error
+
+    async def _begin_and_follow(self, begun: Callable[[], None]) -> None:
+        if not self.place.token:
+            await self._begin()
+        begun()
+        await self._follow()
+
+    async def _begin(self) -> None:
+        """Take the place of now."""
+        began_at = time.monotonic()
+        page = await self._client.list(self._settings.watched, page_size=1)
+        if self._settings.is_each_state:
+            await self._save_open_jobs()
+        async with self._client.watch_jobs(self._settings.watched, resume_token=page.resume_token) as changes:
+            while changes.server_time is None:
+                await anext(changes)
+            began = changes.server_time - timedelta(seconds=time.monotonic() - began_at)
+        await self.place.save([], page.resume_token, began)
+        self._token, self._newest_at = self.place.token, self.place.horizon
+
+    async def _save_open_jobs(self) -> None:
+        """Save the states of now as delivered; without a token, the next start does it again."""
+        place, known = self.place, list[Delivered]()
+        # Of a start that was interrupted: some may have ended since.
+        await place.forget_open_jobs(unless=())
+        async for job in self._client.list_all(self._settings.filter & JobFilter(done=False)):
+            known.append(self._delivered_of(job))
+            if len(known) == OPEN_JOBS_PER_SAVE:
+                await place.save(known, place.token, place.horizon)
+                known.clear()
+        await place.save(known, place.token, place.horizon)
 
     async def _finish(self) -> None:
         self._is_stopping = True
@@ -424,28 +440,21 @@ async def keep_relaying(
         JobStatusError: the server cannot be reached at the first start, or the watch cannot go on.
         PlaceError: the place cannot be saved.
     """
-
-    async def begin() -> Relay:
-        relay = Relay(client, target, await open_place(), settings, to_object=to_object)
-        try:
-            await relay.begin()
-        except BaseException:
-            await relay.place.close()
-            raise
-        return relay
-
     backoff, was_reached = Backoff(), False
+
+    def note_begun() -> None:
+        backoff.reset()
+        begun()
+
     while not stopping.is_set():
         try:
-            relay = await _unless(stopping, begin())
-            if relay is None:
+            place = await _unless(stopping, open_place())
+            if place is None:
                 return
-            backoff.reset()
-            begun()
             try:
-                await relay.run(stopping)
+                await Relay(client, target, place, settings, to_object=to_object).run(stopping, begun=note_begun)
             finally:
-                await relay.place.close()
+                await place.close()
             return
         except PlaceLostError as error:
             problem: Exception = error
@@ -458,9 +467,9 @@ async def keep_relaying(
         await _unless(stopping, asyncio.sleep(backoff.pause_seconds()))
 
 
-async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+async def _unless(stopping: asyncio.Event, work: Awaitable[T]) -> T | None:
     """Return what `work` returns; None: it was cancelled, because `stopping` was set before its end."""
-    task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    task, stop = asyncio.ensure_future(work), asyncio.create_task(stopping.wait())
     await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
     if not task.done():

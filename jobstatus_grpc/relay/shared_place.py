@@ -27,7 +27,8 @@ LEASE_SECONDS = 10.0
 which takes 11 s where its machine is gone (keepalives, see connect.py), and SESSION_SECONDS where it is suspended."""
 
 SESSION_SECONDS = 15
-"""Time without a statement after which PostgreSQL ends the session."""
+"""Time without a statement after which PostgreSQL ends the session, in a transaction and outside of one. The lease is
+counted from before a statement that was answered, so that it is always over by then."""
 
 BEAT_SECONDS = 2.0
 """Interval at which a relay asks whether it still has the place."""
@@ -65,7 +66,7 @@ _SCHEMA = """
 
 _TAKE = """
     INSERT INTO jobstatus_relay.places VALUES ($1, $2, '', $3, 1)
-    ON CONFLICT (name) DO UPDATE SET epoch = places.epoch + 1 RETURNING token, horizon, epoch
+    ON CONFLICT (name) DO UPDATE SET epoch = places.epoch + 1 RETURNING kind, token, horizon, epoch
 """
 
 _DELIVER = """
@@ -109,14 +110,16 @@ async def open_shared_place(url: str, name: str, kind: str, *, waiting: Callable
 
 
 async def _take(connection: asyncpg.Connection[Any], name: str, kind: str, waiting: Callable[[], None]) -> SharedPlace:
-    await connection.execute(f"SET idle_session_timeout = '{SESSION_SECONDS}s'")
+    # In a transaction too, for which connect.py sets 5 s so that no jobs stay locked: a relay that is stopped in one
+    # has its lease for longer, and locks only rows of its own. A lease below 5 s would end at each slow answer.
+    for timeout in ("idle_session_timeout", "idle_in_transaction_session_timeout"):
+        await connection.execute(f"SET {timeout} = '{SESSION_SECONDS}s'")
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _PREPARE_LOCK)
         if await connection.fetchval("SELECT to_regclass('jobstatus_relay.delivered')") is None:
             await connection.execute(_SCHEMA)
     found = await connection.fetchval("SELECT kind FROM jobstatus_relay.places WHERE name = $1", name)
-    if found not in (None, kind):
-        raise CannotStartError(f"the relay {name} is one with --on {found}; give this one another --relay-name")
+    _check_kind(name, found or kind, kind)
     key = int.from_bytes(hashlib.sha256(f"relay {name}".encode()).digest()[:8], "big", signed=True)
     is_first = True
     while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", key):
@@ -124,11 +127,17 @@ async def _take(connection: asyncpg.Connection[Any], name: str, kind: str, waiti
             waiting()
         is_first = False
         await asyncio.sleep(ASK_SECONDS)
-    asked_at = time.monotonic()
+    asked_at = _now()
     row = await connection.fetchrow(_TAKE, name, kind, BEGINNING)
     assert row is not None
-    token, horizon, epoch = row
+    found, token, horizon, epoch = row
+    _check_kind(name, found, kind)  # another relay may have begun while this one waited
     return SharedPlace(connection, name, token, horizon, epoch=epoch, held_until=asked_at + LEASE_SECONDS)
+
+
+def _check_kind(name: str, found: str, kind: str) -> None:
+    if found != kind:
+        raise CannotStartError(f"the relay {name} is one with --on {found}; give this one another --relay-name")
 
 
 class SharedPlace:
@@ -144,7 +153,7 @@ class SharedPlace:
         epoch: int,
         held_until: float,
     ) -> None:
-        """Take a session that has the lock, and the monotonic time until which it has it without another answer."""
+        """Take a session that has the lock, and the time of `_now` until which it has it without another answer."""
         self.token = token
         self.horizon = horizon
         self._connection = connection
@@ -161,7 +170,7 @@ class SharedPlace:
             self._end_timer.cancel()
         self._held_until = held_until
         # Ends the statements that wait for an answer, too.
-        left_seconds = held_until - time.monotonic()
+        left_seconds = held_until - _now()
         self._end_timer = asyncio.get_running_loop().call_later(left_seconds, self._connection.terminate)
 
     async def close(self) -> None:
@@ -170,8 +179,9 @@ class SharedPlace:
         self._connection.terminate()
 
     def check(self) -> None:
-        # A process that was suspended may deliver before the timer gets its turn.
-        if self._is_over.is_set() or time.monotonic() > self._held_until:
+        # A process that was suspended may deliver before the timer gets its turn. Where its machine was suspended, the
+        # timer is late: the loop's clock stood still.
+        if self._is_over.is_set() or _now() > self._held_until:
             raise self._lost("its session ended, or did not answer in time")
 
     async def hold(self) -> None:
@@ -215,7 +225,7 @@ class SharedPlace:
     async def _session(self) -> AsyncIterator[asyncpg.Connection[Any]]:
         """Make the block one durable transaction of the relay that has the newest epoch."""
         async with self._turn:
-            asked_at = time.monotonic()
+            asked_at = _now()
             try:
                 async with self._connection.transaction():
                     # The lock of the row orders this transaction before the one with which another relay takes over.
@@ -230,6 +240,11 @@ class SharedPlace:
 
     def _lost(self, why: str) -> PlaceLostError:
         return PlaceLostError(f"the state of the relay {self._name} was lost: {why}")
+
+
+def _now() -> float:
+    """Return the seconds of a clock that goes on while the machine is suspended, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _text(error: BaseException) -> str:

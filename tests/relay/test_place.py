@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sqlite3
 import time
@@ -13,8 +14,10 @@ from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus_grpc import AsyncJobStatusClient
 from jobstatus_grpc.job import JobFilter
 from jobstatus_grpc.relay import relay as relay_module
-from jobstatus_grpc.relay.place import FilePlace
+from jobstatus_grpc.relay import shared_place
+from jobstatus_grpc.relay.place import BEGINNING, Delivered, FilePlace
 from jobstatus_grpc.relay.relay import Relay, RelaySettings
+from jobstatus_grpc.relay.shared_place import open_shared_place
 from jobstatus_grpc.relay.targets import Command
 from tests.support.loop import on_a_loop
 from tests.support.receiver import RelayProcess
@@ -224,14 +227,76 @@ class WrongClock(datetime):
         return datetime(2000, 1, 1, tzinfo=tz)
 
 
+@pytest.fixture
+def run_relay(service, group, tmp_path):
+    """Run a relay at a place until it has begun; `changes` are attributes of its client."""
+
+    async def run_relay(place, *, is_each_state=False, **changes):
+        settings = RelaySettings(
+            filter=JobFilter(labels=group), is_each_state=is_each_state, source="/", concurrency=1, retry_seconds=1,
+            dead_letter_file=f"{tmp_path}/letters",
+        )  # fmt: skip
+        stopping = asyncio.Event()
+        async with AsyncJobStatusClient(service.address) as client:
+            for name, make_change in changes.items():
+                setattr(client, name, make_change(getattr(client, name)))
+            relay = Relay(client, Command("true", timeout_seconds=1), place, settings, to_object=lambda job: {})
+            await relay.run(stopping, begun=stopping.set)
+
+    return run_relay
+
+
 @on_a_loop
-async def test_the_first_place_is_at_the_time_of_the_server(service, tmp_path, monkeypatch):
+async def test_the_first_place_is_at_the_time_of_the_server(run_relay, tmp_path, monkeypatch):
     place = FilePlace(f"{tmp_path}/state", "end")
     monkeypatch.setattr(relay_module, "datetime", WrongClock)
-    settings = RelaySettings(
-        filter=JobFilter(), source="/", concurrency=1, retry_seconds=1, dead_letter_file=f"{tmp_path}/letters"
-    )
-    async with AsyncJobStatusClient(service.address) as client:
-        await Relay(client, Command("true", timeout_seconds=1), place, settings, to_object=lambda job: {}).begin()
+    await run_relay(place)
     assert timedelta(0) <= datetime.now(timezone.utc) - place.horizon < timedelta(minutes=1)
+    await place.close()
+
+
+@on_a_loop
+async def test_a_first_start_saves_the_open_jobs_in_parts_and_the_token_last(run_relay, make, tmp_path, monkeypatch):
+    monkeypatch.setattr(relay_module, "OPEN_JOBS_PER_SAVE", 2)
+    jobs = [make("PENDING") for _ in range(5)]
+    place = FilePlace(f"{tmp_path}/state", "state")
+    saved = []
+
+    async def save(delivered, token, horizon):
+        saved.append(([each.job_id for each in delivered], bool(token)))
+        await FilePlace.save(place, delivered, token, horizon)
+
+    monkeypatch.setattr(place, "save", save)
+    await run_relay(place, is_each_state=True)
+    assert [(len(ids), has_token) for ids, has_token in saved[:4]] == [(2, False), (2, False), (1, False), (0, True)]
+    assert {job_id for ids, _ in saved for job_id in ids} == {job.id for job in jobs}
+    await place.close()
+
+
+@on_a_loop
+async def test_a_first_start_forgets_the_open_jobs_of_one_that_was_interrupted(run_relay, tmp_path):
+    place = FilePlace(f"{tmp_path}/state", "state")
+    await place.save([Delivered("a", "evt_a", datetime.now(timezone.utc), False)], "", BEGINNING)
+    await run_relay(place, is_each_state=True)
+    assert await place.last_event("a") is None
+    await place.close()
+
+
+@on_a_loop
+async def test_a_first_start_may_take_longer_than_the_lease_of_its_place(run_relay, make, place_url, monkeypatch):
+    monkeypatch.setattr(shared_place, "LEASE_SECONDS", 3)
+    monkeypatch.setattr(shared_place, "BEAT_SECONDS", 0.1)
+    job = make("PENDING")
+    place = await open_shared_place(place_url, "a", "state", waiting=lambda: None)
+
+    def slowly(list_all):
+        async def list_slowly(filter):
+            await asyncio.sleep(shared_place.LEASE_SECONDS + 0.5)
+            async for each in list_all(filter):
+                yield each
+
+        return list_slowly
+
+    await run_relay(place, is_each_state=True, list_all=slowly)
+    assert (place.token != "", await place.last_event(job.id) is not None) == (True, True)
     await place.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
 import sqlite3
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
@@ -13,8 +15,9 @@ import pytest
 
 from jobstatus_grpc.errors import CannotStartError
 from jobstatus_grpc.job import Job, JobState
+from jobstatus_grpc.relay import shared_place
 from jobstatus_grpc.relay.event import event_id
-from jobstatus_grpc.relay.place import BEGINNING, Delivered, FilePlace, PlaceError
+from jobstatus_grpc.relay.place import BEGINNING, Delivered, FilePlace, PlaceError, PlaceLostError
 from jobstatus_grpc.relay.relay import append_line
 from jobstatus_grpc.relay.shared_place import open_shared_place
 from tests.support.loop import on_a_loop
@@ -92,6 +95,42 @@ async def test_a_place_is_good_for_one_kind(opened):
     with pytest.raises(CannotStartError, match="--on end"):
         async with opened("state"):
             pass
+
+
+@on_a_loop
+async def test_of_two_first_starts_of_different_kinds_the_one_that_waited_is_refused(place_url):
+    first = await open_shared_place(place_url, "a", "end", waiting=lambda: None)
+    row = await first._connection.fetchrow("DELETE FROM jobstatus_relay.places RETURNING *")
+    is_waiting = asyncio.Event()
+    second = asyncio.create_task(open_shared_place(place_url, "a", "state", waiting=is_waiting.set))
+    await is_waiting.wait()
+    await first._connection.execute("INSERT INTO jobstatus_relay.places VALUES ($1, $2, $3, $4, $5)", *row)
+    await first.close()
+    with pytest.raises(CannotStartError, match="--on end"):
+        await second
+
+
+@on_a_loop
+async def test_postgresql_ends_no_session_before_its_lease(place_url):
+    place = await open_shared_place(place_url, "a", "end", waiting=lambda: None)
+    rows = await place._connection.fetch(
+        "SELECT name, setting::int / 1000 FROM pg_settings WHERE name IN "
+        "('idle_session_timeout', 'idle_in_transaction_session_timeout')"
+    )
+    assert [seconds > shared_place.LEASE_SECONDS for _, seconds in rows] == [True, True]
+    await place.close()
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="no clock that goes on during a suspend")
+@on_a_loop
+async def test_a_lease_goes_on_while_the_machine_is_suspended(place_url, monkeypatch):
+    place = await open_shared_place(place_url, "a", "end", waiting=lambda: None)
+    place.check()
+    awake_at = time.clock_gettime(time.CLOCK_BOOTTIME) + shared_place.LEASE_SECONDS
+    monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: awake_at}.__getitem__)
+    with pytest.raises(PlaceLostError):
+        place.check()
+    await place.close()
 
 
 @on_a_loop

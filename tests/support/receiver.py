@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +25,8 @@ LONGEST_SECONDS = 30.0
 class Received:
     """A request."""
 
+    number: int
+    """From 0, in the order of arrival."""
     path: str
     headers: Mapping[str, str]
     body: bytes
@@ -89,7 +93,7 @@ class Receiver:
 
     @property
     def received(self) -> list[Received]:
-        """All requests so far, in the order of their answers."""
+        """All requests that were answered so far, in the order of their arrival: the next may overtake an answer."""
         with self._change:
             return list(self._received)
 
@@ -123,7 +127,8 @@ class Receiver:
             handler.end_headers()
         handler.close_connection = True
         with self._change:
-            self._received.append(Received(handler.path, headers, body, time.monotonic(), status))
+            request = Received(number, handler.path, headers, body, time.monotonic(), status)
+            bisect.insort(self._received, request, key=attrgetter("number"))
             self._change.notify_all()
 
 
