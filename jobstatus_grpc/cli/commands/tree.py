@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def tree(*, connection: Connection, id: str, limit: int | None, as_json: bool) -> None:
     """Draw a job and all jobs below it: state, progress, name and id of each.
 
-    Of a large tree the jobs next to the root are drawn; of the others it says how many children each has.
+    Of a large tree the jobs next to the root are drawn; of the others it says how many children each has. With --json
+    it prints at most 100 levels.
     """
     with connection.open() as client:
         found = read_tree(client, id, limit=limit or trees.MAX_JOBS)

@@ -37,7 +37,7 @@ def made(path: str, steps: list[str]) -> Iterator[None]:
     file.unlock()
 
 
-def test_jobs_of_version_8_are_counted(tmp_path):
+def test_jobs_of_an_older_version_are_counted(tmp_path):
     path = tmp_path / "jobs.db"
     with made(str(path), STEPS[:8]):
         pass
