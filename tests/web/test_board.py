@@ -429,6 +429,7 @@ def test_a_login_with_a_token_shows_the_jobs_and_a_logout_hides_them(serve_web, 
     token = auth.admit("olga")
     _, web = serve_web("--auth", str(auth.path))
     page = open_page(web.url)
+    expect(page.get_by_label("Token")).to_be_focused()
     page.get_by_label("Token").fill("jst_wrong")
     page.get_by_role("button", name="Log in").click()
     expect(page.locator("#login-problem")).to_have_text("This token is not valid.")
