@@ -125,7 +125,7 @@ class Tracked:
         self._saw_cancel = False
         self._outcome: BlockOutcome | None = None
         self._watches: set[AsyncWatch | Watch] = set()
-        self._block: _Block | None = None
+        self._own_block: _Block | None = None
         self.result: Mapping[str, Any] | None = None
         """A small result, as JSON could hold it; reported with the outcome, whichever that is.
 
@@ -247,12 +247,12 @@ class Tracked:
 
     def _enter_block(self, target: str) -> None:
         """Let jobs that are tracked in the block be children of this one."""
-        self._block = _Block(target, self.id, _enclosing_block())
-        _enclosing.set(self._block)
+        self._own_block = _Block(target, self.id, _enclosing_block())
+        _enclosing.set(self._own_block)
 
     def _leave_block(self) -> None:
-        if self._block is not None:
-            self._block.is_over = True
+        if self._own_block is not None:
+            self._own_block.is_over = True
             _enclosing.set(_enclosing_block())
 
     def _is_started(self) -> bool:

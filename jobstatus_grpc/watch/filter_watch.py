@@ -352,7 +352,12 @@ class FilterWatcher(TimedWatcher):
     def run(self) -> int:
         """Wake the task if there is work for it; see Wakeable."""
         self._is_queued = False
-        if self._woken is None or self._woken.done() or not self._has_work():
+        if self._woken is None or self._woken.done():
+            return LOOK
+        if not self._has_work():
+            due_at = self.backlog.next_due_at
+            if due_at is not None:  # the timer was for an earlier change, which has been sent or replaced since
+                self._wake_at(due_at)
             return LOOK
         self._woken.set_result(None)
         return WAKE

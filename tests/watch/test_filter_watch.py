@@ -95,6 +95,27 @@ def test_a_watcher_gets_a_job_that_matches_and_no_other_job_looks_at_it(name):
     run(scenario)
 
 
+def test_a_change_that_is_held_back_is_sent_although_the_timer_was_for_one_that_was_sent_before():
+    async def scenario(hub):
+        with watching(hub, min_update_seconds=0.05) as watcher:
+            subscribed(hub, watcher)
+            other = {"id": "b"}
+            await publish(hub, change_of(6))
+            events = [*(await watcher.next())[0]]
+            await asyncio.sleep(0.02)
+            await publish(hub, change_of(6, **other))
+            events += (await watcher.next())[0]
+            await publish(hub, change_of(7), change_of(7, **other))
+            sending = asyncio.ensure_future(watcher.next())
+            await asyncio.sleep(0)
+            await publish(hub, Change(TENANT, "a", 8, None))
+            events += (await sending)[0]
+            events += (await asyncio.wait_for(watcher.next(), 5))[0]
+            assert events == [b"UPDATED a 6", b"UPDATED b 6", b"REMOVED a 8", b"UPDATED b 7"]
+
+    run(scenario)
+
+
 def test_numbers_of_children_replace_no_change_of_the_job_while_a_watcher_buffers():
     async def scenario(hub):
         with watching(hub, FILTERS["state"]) as watcher:

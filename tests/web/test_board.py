@@ -233,6 +233,7 @@ def test_the_lines_to_follow_a_job_run(board):
     service, page = board
     create(service, "-a", state=pb.JOB_STATE_IN_PROGRESS)
     row(page, "-a").get_by_role("link").click()
+    expect(page.locator("#follow")).to_contain_text("grpcurl")
     lines = page.locator("#follow").inner_text().splitlines()
     update(service, "-a", state=pb.JOB_STATE_SUCCEEDED)
     assert [shlex.split(line)[0] for line in lines] == ["jobstatus", "grpcurl"]
