@@ -851,6 +851,9 @@ async def run(
             report(results[-1])
     finally:
         left = await recorder.delete(server.made)
+        # Those whose ids the server made, in calls that were cancelled before the answer.
+        listed = await recorder.call("ListJobs", pb.ListJobsRequest(filter=pb.JobFilter(labels=labels)))
+        left += await recorder.delete(job.id for _, page in listed.responses for job in page.jobs)
     return results, left
 
 
