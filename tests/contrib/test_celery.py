@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,48 +13,39 @@ import pytest
 
 from jobstatus_grpc import Job, JobFilter, JobState, JobStatusClient
 from tests.support.service import Service
+from tests.support.task_worker import TaskWorker, imported
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 MAX_WAIT_SECONDS = 30
 
 
-class Worker:
-    """`celery worker` with a pool of two, in a process group of its own."""
-
-    def __init__(self, log: Path, queue: str = "celery", pool: str = "prefork") -> None:
-        command = [sys.executable, "-m", "celery", "-A", "tests.contrib.celery_app", "worker", "--concurrency", "2"]
-        command += ["--without-gossip", "--without-mingle", "--without-heartbeat", "--queues", queue, "--pool", pool]
-        with log.open("w") as stderr:
-            self._process = subprocess.Popen(command, stdout=stderr, stderr=stderr, start_new_session=True)
-
-    def kill(self) -> None:
-        """End it with its pool, as a power cut would."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+def start(log: Path, queue: str = "celery", pool: str = "prefork") -> TaskWorker:
+    """Start `celery worker` with a pool of two."""
+    command = [sys.executable, "-m", "celery", "-A", "tests.contrib.celery_app", "worker", "--concurrency", "2"]
+    command += ["--without-gossip", "--without-mingle", "--without-heartbeat", "--queues", queue, "--pool", pool]
+    return TaskWorker(command, log)
 
 
 @pytest.fixture(scope="module")
 def app(memory_service: Service, redis: Path) -> Iterator[ModuleType]:
     """The module of the app, for a sender."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEST_ADDRESS", memory_service.address)
-        patch.setenv("TEST_BROKER", f"redis+socket://{redis}")
-        module = importlib.import_module("tests.contrib.celery_app")
+    broker = f"redis+socket://{redis}"
+    with imported("tests.contrib.celery_app", TEST_ADDRESS=memory_service.address, TEST_BROKER=broker) as module:
         yield module
         # At the end of this process, results would unsubscribe from a Redis that has ended.
         module.app.backend.result_consumer.subscribed_to.clear()
 
 
 @pytest.fixture(scope="module")
-def worker(app: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    worker = Worker(tmp_path_factory.mktemp("celery") / "worker.log")
+def worker(app: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskWorker]:
+    worker = start(tmp_path_factory.mktemp("celery") / "worker.log")
     yield worker
     worker.kill()
 
 
 @pytest.fixture
-def done(app: ModuleType, worker: Worker, client: JobStatusClient):
+def done(app: ModuleType, worker: TaskWorker, client: JobStatusClient):
     """Wait for the end of a job that was sent."""
 
     def wait(sent) -> Job:
@@ -87,7 +76,8 @@ def test_a_task_that_is_sent_is_pending(app, client):
 
 
 def test_a_task_is_reported_from_its_sending_to_its_end(app, client, done):
-    job = done(app.add.delay(1, 2))
+    # With a delay: an idle worker may be quicker than the report of PENDING.
+    job = done(app.add.apply_async((1, 2), countdown=0.5))
     assert states_of(client, job) == [JobState.PENDING, JobState.IN_PROGRESS, JobState.SUCCEEDED]
 
 
@@ -178,14 +168,14 @@ def test_a_task_that_is_acknowledged_late_runs_again_if_its_process_is_killed(ap
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
 def test_other_pools_report_too(app, client, done, tmp_path, pool):
-    worker = Worker(tmp_path / "worker.log", queue=pool, pool=pool)
+    worker = start(tmp_path / "worker.log", queue=pool, pool=pool)
     job = done(app.count.apply_async((2,), queue=pool))
     worker.kill()
     assert (job.state, job.progress, job.reason) == (JobState.SUCCEEDED, 100, "row 2")
 
 
 def test_the_job_of_a_lost_worker_is_stalled(app, client, tmp_path):
-    worker = Worker(tmp_path / "worker.log", queue="lost")
+    worker = start(tmp_path / "worker.log", queue="lost")
     sent = app.sleep.apply_async(queue="lost")
     running(client, app, sent)
     worker.kill()

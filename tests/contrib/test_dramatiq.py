@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +11,7 @@ import pytest
 
 from jobstatus_grpc import Job, JobState, JobStatusClient
 from tests.support.service import Service
+from tests.support.task_worker import TaskWorker, imported
 
 pytestmark = pytest.mark.slow
 
@@ -23,39 +20,28 @@ MAX_WAIT_SECONDS = 40
 
 @pytest.fixture(scope="module")
 def actors(memory_service: Service, redis: Path) -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEST_ADDRESS", memory_service.address)
-        patch.setenv("TEST_BROKER", f"unix://{redis}")
-        module = importlib.import_module("tests.contrib.dramatiq_actors")
+    broker = f"unix://{redis}"
+    with imported("tests.contrib.dramatiq_actors", TEST_ADDRESS=memory_service.address, TEST_BROKER=broker) as module:
         yield module
         module.broker.close()
 
 
 @pytest.fixture(scope="module")
-def start(actors: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Callable[[], None]]]:
-    """Start a worker; return a function that kills it with its processes."""
-    kills: list[Callable[[], None]] = []
+def start(actors: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], TaskWorker]]:
+    command = [sys.executable, "-m", "dramatiq", "tests.contrib.dramatiq_actors", "--processes", "1", "--threads", "2"]
+    workers: list[TaskWorker] = []
 
-    def start() -> Callable[[], None]:
-        command = [sys.executable, "-m", "dramatiq", "tests.contrib.dramatiq_actors", "--processes", "1"]
-        with (tmp_path_factory.mktemp("dramatiq") / "worker.log").open("w") as log:
-            process = subprocess.Popen([*command, "--threads", "2"], stdout=log, stderr=log, start_new_session=True)
-
-        def kill() -> None:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-        kills.append(kill)
-        return kill
+    def start() -> TaskWorker:
+        workers.append(TaskWorker(command, tmp_path_factory.mktemp("dramatiq") / "worker.log"))
+        return workers[-1]
 
     yield start
-    for kill in kills:
-        kill()
+    for worker in workers:
+        worker.kill()
 
 
 @pytest.fixture(scope="module")
-def worker(start: Callable[[], Callable[[], None]]) -> Callable[[], None]:
+def worker(start: Callable[[], TaskWorker]) -> TaskWorker:
     return start()
 
 
@@ -69,7 +55,8 @@ def done(client: JobStatusClient, actors: ModuleType, worker: object) -> Callabl
 
 
 def test_a_message_is_reported_from_its_queue_to_its_end(actors, client, done):
-    job = done(actors.count.send(2))
+    # With a delay: an idle worker may be quicker than the report of PENDING.
+    job = done(actors.count.send_with_options(args=(2,), delay=500))
     states = [entry.to_state for entry in client.history(job.id).transitions]
     assert states == [JobState.PENDING, JobState.IN_PROGRESS, JobState.SUCCEEDED]
     assert (job.name, job.progress) == ("count", 100)
@@ -96,7 +83,7 @@ def test_the_job_of_a_killed_worker_is_stalled_until_another_runs_it(actors, cli
     actors.middleware.flush()
     watch = client.watch(message.message_id)
     assert any(job.attempt == 1 for job in watch)
-    worker()
+    worker.kill()
     assert any(job.stalled for job in watch)
     start()
     assert list(watch)[-1].attempt == 2

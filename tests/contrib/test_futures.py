@@ -9,8 +9,10 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,11 @@ MAX_WAIT_SECONDS = 20
 def work(percent: float) -> int:
     current_job().progress(percent, "half")
     return os.getpid()
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
 
 
 def fail(message: str) -> None:
@@ -55,8 +62,13 @@ def done(client: JobStatusClient) -> Callable[..., Job]:
     return wait
 
 
-def test_a_call_is_a_job(executor, client, done):
-    job = done(executor, executor.submit(work, 50))
+def test_a_call_is_a_job(executor, client, done, tmp_path):
+    for _ in range(2):  # an idle worker may be quicker than the report that the call waits
+        executor.submit(wait_for, tmp_path / "go")
+    future = executor.submit(work, 50)
+    executor.flush()
+    (tmp_path / "go").touch()
+    job = done(executor, future)
     states = [entry.to_state for entry in client.history(job.id).transitions]
     assert states == [JobState.PENDING, JobState.IN_PROGRESS, JobState.SUCCEEDED]
     assert (job.name, job.progress, job.reason) == ("work", 100, "half")

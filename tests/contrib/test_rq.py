@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -18,6 +16,7 @@ from rq import Queue, Retry
 
 from jobstatus_grpc import Job, JobState, JobStatusClient
 from tests.support.service import Service
+from tests.support.task_worker import TaskWorker, imported
 
 pytestmark = pytest.mark.slow
 
@@ -26,9 +25,8 @@ MAX_WAIT_SECONDS = 30
 
 @pytest.fixture(scope="module")
 def tasks(memory_service: Service) -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEST_ADDRESS", memory_service.address)
-        yield importlib.import_module("tests.contrib.rq_tasks")
+    with imported("tests.contrib.rq_tasks", TEST_ADDRESS=memory_service.address) as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +36,12 @@ def queue(tasks: ModuleType, redis: Path) -> Iterator[Queue]:
 
 
 @pytest.fixture(scope="module")
-def worker(queue: Queue, redis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+def worker(queue: Queue, redis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskWorker]:
     command = [sys.executable, "-m", "rq.cli", "worker", "--url", f"unix://{redis}"]
     command += ["--job-class", "tests.contrib.rq_tasks.ReportedJob"]
-    with (tmp_path_factory.mktemp("rq") / "worker.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    yield process
-    process.kill()
-    process.wait()
+    worker = TaskWorker(command, tmp_path_factory.mktemp("rq") / "worker.log")
+    yield worker
+    worker.kill()
 
 
 @pytest.fixture
@@ -62,6 +58,7 @@ def pid_of(client: JobStatusClient, enqueued) -> int:
 
 
 def test_a_job_is_reported_from_its_queue_to_its_end(queue, tasks, client, done):
+    queue.enqueue(tasks.count, 1, pause_seconds=0.5)  # an idle worker may be quicker than the report of PENDING
     job = done(queue.enqueue(tasks.count, 3))
     states = [entry.to_state for entry in client.history(job.id).transitions]
     assert states == [JobState.PENDING, JobState.IN_PROGRESS, JobState.SUCCEEDED]
