@@ -52,7 +52,7 @@ Each server has one core, and writes an update to the disk before it acknowledge
 READING = f"""\
 * Durable before acknowledged: an acknowledged update survives a crash of the machine.
 * Watch misses nothing: a watcher that was disconnected gets the newest state and the end, without a gap.
-* Replaced worker is fenced: a worker whose job another one has taken over cannot write to it any more.
+* Replaced worker is fenced: after another worker has taken over a job, the first one cannot write to it any more.
 * End stays: nothing overwrites a job's final state.
 
 "You write it" means that the system has what it takes, and that each program that writes has to use it correctly.

@@ -69,7 +69,7 @@ def _panel(question: Question, values: Mapping[str, float | None]) -> Iterator[s
 
 
 def _summary(found: Mapping[str, Sequence[float | None]]) -> str:
-    """Return the picture in words, for readers who cannot see it."""
+    """Return the picture in words, for screen readers."""
     sentences: list[str] = []
     for place, question in enumerate(QUESTIONS):
         values = (f"{SYSTEMS[side]} {number(of_side[place]) or 'none'}" for side, of_side in found.items())

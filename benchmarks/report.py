@@ -192,7 +192,7 @@ def number(value: float | None) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]], *, right: range) -> str:
-    """Return a Markdown table whose columns are also aligned in plain text; `right`: the columns aligned right."""
+    """Return a Markdown table with columns that are also aligned in plain text; `right`: the columns aligned right."""
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = [f"{'-' * (width - 1)}:" if i in right else "-" * width for i, width in enumerate(widths)]
 

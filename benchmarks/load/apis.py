@@ -14,7 +14,7 @@ from benchmarks.load.client import Client, Connection
 
 _DOUBLE = struct.Struct("<d")
 PLACEHOLDER = 77.125731904731
-"""A progress whose encoded bytes occur nowhere else in a request."""
+"""A progress; its encoded bytes occur nowhere else in a request."""
 BATCH = 100
 """The number of updates in a batch."""
 
@@ -35,7 +35,7 @@ class Updates:
     def __init__(
         self, template: bytes, job_ids: Sequence[str], encode: Callable[[float], bytes] = _DOUBLE.pack
     ) -> None:
-        """Make requests for `job_ids` of a template, whose progress is PLACEHOLDER.
+        """Make requests for `job_ids` of a template with PLACEHOLDER as its progress.
 
         `encode` returns a progress as it is in the template, always with the same number of bytes.
         """
@@ -123,8 +123,8 @@ class BareApi(JobsApi):
 
 
 # The fields used here, of etcd's rpc.proto and kv.proto. A RangeRequest that leaves `serializable` unset is
-# linearizable; its Response has the key, whose version grows by one with each Put. A watch's Response has an event per
-# change, several if the watcher lags. A Txn without conditions executes `success`. What begins like a RangeRequest
+# linearizable; its Response has the key. The key's version grows by one with each Put. A watch's Response has an event
+# per change, several if the watcher lags. A Txn without conditions executes `success`. What begins like a RangeRequest
 # (WatchCreateRequest) is declared as one.
 _ETCD_PROTO = """
     name: "etcd.proto" package: "etcd" syntax: "proto3"

@@ -14,7 +14,7 @@ class TcpConnection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.output: list[bytes] = []
         self.rest = b""
-        """The beginning of a reply whose end has not arrived."""
+        """The beginning of a reply that is not complete."""
 
     def flush(self) -> None:
         if self.output:

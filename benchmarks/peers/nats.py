@@ -51,7 +51,7 @@ def requirement() -> str:
 
 @contextmanager
 def run(bench: Bench, folder: Path) -> Iterator[Server]:
-    """Run NATS with one bucket, whose file is written and fsynced before a reply is sent."""
+    """Run NATS with one bucket. Its file is written and fsynced before a reply is sent."""
 
     def command(port: int) -> list[str]:
         config = folder / "nats.conf"

@@ -2,10 +2,13 @@
 
 from jobstatus_grpc.job.children import (
     NO_CHILDREN,
+    NO_NUMBERS,
     PROGRESS,
     Children,
+    ShownNumbers,
     add_children,
     progress_of_child,
+    shown_numbers,
     with_children,
 )
 from jobstatus_grpc.job.commands import (
@@ -60,6 +63,7 @@ __all__ = [
     "DEFAULT_TENANT",
     "JOB_FIELDS",
     "NO_CHILDREN",
+    "NO_NUMBERS",
     "PACE_FIELDS",
     "PROGRESS",
     "REPORT_FIELDS",
@@ -78,6 +82,7 @@ __all__ = [
     "JobState",
     "Outcome",
     "RequestId",
+    "ShownNumbers",
     "Stall",
     "Tombstone",
     "Transition",
@@ -93,6 +98,7 @@ __all__ = [
     "progress_of_child",
     "projection_of",
     "require_job",
+    "shown_numbers",
     "to_state",
     "urgent_mark",
     "visible",

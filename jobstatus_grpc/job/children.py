@@ -18,6 +18,11 @@ MILLIONTHS = 1_000_000
 
 NO_CHILDREN: Children = {}
 
+ShownNumbers: TypeAlias = tuple[Mapping[str, int], float | None]
+"""`children` and `children_progress` of a job."""
+
+NO_NUMBERS: ShownNumbers = ({}, None)
+
 
 def progress_of_child(job: Job) -> int:
     """Return what a child adds under PROGRESS: 100 % if it is done, 0 if its progress is not known."""
@@ -42,3 +47,8 @@ def with_children(job: Job, children: Children) -> Job:
     counts = {state.word: number for state in JobState if (number := children.get(state, 0)) > 0}
     mean = min(max(children.get(PROGRESS, 0) / MILLIONTHS / sum(counts.values()), 0.0), 100.0) if counts else None
     return evolve(job, {"children": counts, "children_progress": mean})
+
+
+def shown_numbers(job: Job) -> ShownNumbers:
+    """Return the numbers of children that a job shows; they change without its revision."""
+    return (job.children, job.children_progress)

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from jobstatus_grpc.job import Job, JobFilter, urgent_mark, visible
+from jobstatus_grpc.job import NO_NUMBERS, Job, JobFilter, ShownNumbers, shown_numbers, urgent_mark, visible
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.interface import Change, Position
 from jobstatus_grpc.watch.watcher import CLOCK_RESOLUTION_SECONDS, EventType, RenderJobsEvent
@@ -86,15 +86,6 @@ class HeldJob(Generic[Owner]):
             self._revision, self._mark = job.revision, mark
 
 
-_Numbers: TypeAlias = tuple[Mapping[str, int], float | None]
-
-
-def _numbers_of(job: Job) -> _Numbers:
-    return (job.children, job.children_progress)
-
-
-_NO_NUMBERS: _Numbers = ({}, None)
-
 HeldJobs: TypeAlias = dict[tuple[str, str], HeldJob[Owner]]
 """By tenant and id; one for all backlogs of a hub, which finds through it the watchers of a job that stops matching."""
 
@@ -153,7 +144,7 @@ class Backlog(Generic[Owner]):
         self._all_held = held
         self._min_update_seconds = min_update_seconds
         self._held: dict[str, HeldJob[Owner]] = {}
-        self._children: dict[str, _Numbers] = {}
+        self._children: dict[str, ShownNumbers] = {}
         """The numbers of children that the client has, of jobs with any."""
         self._removed: dict[str, int] = {}
         """The revisions of jobs that were removed while `is_incomplete`, since `forget_removed`."""
@@ -195,7 +186,7 @@ class Backlog(Generic[Owner]):
         """
         self._hold(job.id, job.revision if revision is None else revision).observe(job)
         if job.children:
-            self._children[job.id] = _numbers_of(job)
+            self._children[job.id] = shown_numbers(job)
         else:
             self._children.pop(job.id, None)
 
@@ -233,7 +224,7 @@ class Backlog(Generic[Owner]):
         if change.revision < known_revision:
             return None
         if change.revision == known_revision:
-            is_known = job is None or _numbers_of(job) == self._children.get(job.id, _NO_NUMBERS)
+            is_known = job is None or shown_numbers(job) == self._children.get(job.id, NO_NUMBERS)
             if not news.is_of_children:
                 return None
             if is_known and change.revision == client_revision:

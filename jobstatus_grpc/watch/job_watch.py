@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator
 
 from jobstatus_grpc.errors import JobExpiredError, JobStatusError, StreamAgeError
-from jobstatus_grpc.job import Job, JobFilter, evolve, is_urgent, require_job, visible
+from jobstatus_grpc.job import Job, JobFilter, evolve, is_urgent, require_job, shown_numbers, visible
 from jobstatus_grpc.stores.interface import Change, Key
 from jobstatus_grpc.watch.watcher import (
     CLOCK_RESOLUTION_SECONDS,
@@ -219,7 +219,7 @@ def _is_after(before: Job, job: Job) -> bool:
     """Return whether a job is of a later revision, or has other numbers of children while it is open."""
     if job.revision != before.revision or job.done:
         return job.revision > before.revision
-    return job.children != before.children or job.children_progress != before.children_progress
+    return shown_numbers(job) != shown_numbers(before)
 
 
 class JobWatcher(TimedWatcher):

@@ -316,7 +316,7 @@ def children_row(key: Key, children: Children) -> Row:
     return (*key, _to_json({str(state): number for state, number in children.items()}))
 
 
-def read_numbers(text: str) -> Children:
+def read_children_text(text: str) -> Children:
     """Return the numbers of children in a text of `children_row`."""
     return {int(state): number for state, number in json.loads(text).items()}
 

@@ -44,9 +44,9 @@ from jobstatus_grpc.stores.sql.rows import (
     checksum,
     is_sound,
     lasting_checksum,
+    read_children_text,
     read_final,
     read_job,
-    read_numbers,
     read_tombstone,
     read_transition,
     request_keys,
@@ -252,7 +252,7 @@ def read_children(connection: sqlite3.Connection, keys: Iterable[Key]) -> dict[K
             key = (tenant, parent_id)
             try:
                 text = content.decode()
-                found[key] = read_numbers(text)
+                found[key] = read_children_text(text)
                 is_damaged = stored_checksum is not None and stored_checksum != checksum((*key, text))
             except Exception:  # whatever damage makes of it
                 is_damaged = True
