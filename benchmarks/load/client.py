@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from typing import Protocol
 
 from benchmarks.load import http2
@@ -46,6 +47,13 @@ class Connection(Protocol):
 
 class CallFailedError(Exception):
     """A call did not end with OK, or not in time. No figure of its row means anything then."""
+
+
+def shared_out(sources: Sequence[NextRequest], callers: int) -> Iterator[NextRequest]:
+    """Return each caller's requests: one from each source of its share, in turn."""
+    for caller in range(callers):
+        share = cycle(sources[caller::callers])
+        yield lambda share=share: next(share)()  # type: ignore[misc]
 
 
 class Client(ExitStack):

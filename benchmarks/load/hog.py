@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from subprocess import PIPE, Popen
 
 from benchmarks.load.apis import JobsApi
-from benchmarks.load.client import Client
+from benchmarks.load.client import Client, shared_out
 
 CONNECTIONS = 16
 SETTLE_SECONDS = 1.0
@@ -51,7 +51,8 @@ def hog(address: str, job_ids: list[str], *, callers: int, seconds: float, token
 def main(address: str, callers: str, seconds: str, token: str) -> None:
     """Run until the time is over, and print what was answered and refused a second."""
     job_ids, api = json.loads(sys.stdin.readline()), JobsApi()
-    lanes = [api.updates([job_ids[number % len(job_ids)]]) for number in range(int(callers))]
+    requests = [api.updates([job_id]) for job_id in job_ids]
+    lanes = list(shared_out(requests * -(-int(callers) // len(requests)), int(callers)))
     with Client(address, connections=CONNECTIONS, token=token) as client:
         load = client.load(api.update, lanes, may_fail=True).__enter__()  # its end would wait for calls in flight
         load.measure(SETTLE_SECONDS)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count, cycle, repeat
+from itertools import count, repeat
 from typing import NamedTuple
 
 from jobstatus.v1 import job_status_pb2 as pb
 
 from benchmarks.load.apis import BATCH, Updates, batches, job_at_work
-from benchmarks.load.client import NextRequest
+from benchmarks.load.client import NextRequest, shared_out
 from benchmarks.report import EACH, Table, Target, at_quantile, row
 from benchmarks.servers import BARE, BARE_NATIVE, ETCD, GRPCIO, NATIVE, OURS, SIDES, Bench, Plan, Server, numbered_jobs
 
@@ -124,10 +124,8 @@ class Subject(NamedTuple):
     """At most; fewer callers have a connection each. None: as many as usual with this kind of server."""
 
     def lanes(self, callers: int) -> Iterator[NextRequest]:
-        """Return each caller's requests: one from each source of its share, in turn."""
-        for caller in range(callers):
-            sources = cycle(self.requests[caller::callers])
-            yield lambda sources=sources: next(sources)()  # type: ignore[misc]
+        """Return each caller's requests."""
+        return shared_out(self.requests, callers)
 
 
 def reading(server: Server, job_ids: Sequence[str]) -> Subject:

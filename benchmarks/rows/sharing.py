@@ -18,7 +18,7 @@ LIMIT = 100
 """Calls a second of the caller that is limited."""
 HOG_CALLERS = 1_000
 PEAK_CALLERS, OVERLOAD_CALLERS = 256, 2_560
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS = 0.004
 """Between two calls of the caller that is measured."""
 HEALTH = "/grpc.health.v1.Health/Check"
 ALONE, BESIDE = "p99 of another caller alone, ms", "p99 of another caller beside it, ms"
@@ -33,8 +33,8 @@ LONGEST_RECOVERY_SECONDS = 60.0
 @row("share", "Callers that take too much")
 def share(bench: Bench, table: Table) -> None:
     """One caller may make 100 calls a second, and has 1,000 in flight all the time, each repeated as soon as it is
-    refused; another one updates one of 256 jobs of its own every 10 ms. Then, without limits, 2,560 callers update jobs
-    where 256 already get what the server can do.
+    refused; another one updates one of 256 jobs of its own every 4 ms. Then, without limits, 2,560 callers update
+    2,560 jobs where 256 callers already get what the server can do.
     """
     for name in (ALONE, BESIDE, TIMES, PEAK, OVERLOAD, GOODPUT, HEALTH_SECONDS, RECOVERY_SECONDS):
         table.expect(name, "")

@@ -13,8 +13,8 @@ from jobstatus_grpc.server.token_bucket import Rate, TokenBucket
 HOLD_SECONDS = 0.5
 """How long a refusal is held, and up to twice as long at random. With grpcio it costs as much as an answer."""
 
-HELD_AT_ONCE = 500
-"""A caller with more calls held has them held longer in proportion: it gets about 700 refusals a second at most."""
+HELD_AT_ONCE = 200
+"""A caller with more calls held has them held longer in proportion: it gets about 270 refusals a second, unless it has more than 1,000."""
 
 MAX_HOLD_SECONDS = 5.0
 
