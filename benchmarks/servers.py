@@ -122,6 +122,8 @@ class Server:
     """Returns the CPU time of its database; 0 where the store is part of the server."""
     tls: ssl.SSLContext | None = None
     """For connections to it; None: without TLS."""
+    token: str = ""
+    """Of its callers; empty: they send none."""
 
     def cpu_seconds(self) -> float:
         """Return the CPU time used since its start, the kernel's share included."""
@@ -132,7 +134,8 @@ class Server:
         return sum(int(each.memory_info().rss) for each in (self.process, *self.workers))
 
     def client(self, *, connections: int = 1, token: str = "") -> Client:
-        """Return a client of this server."""
+        """Return a client of this server, with a token of its own or the server's."""
+        token = token or self.token
         return Client(self.address, tls=self.tls, connections=connections, token=token, connect=self.api.connect)
 
     def create(self, job_ids: Sequence[str]) -> None:

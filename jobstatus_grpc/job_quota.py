@@ -79,7 +79,7 @@ class JobQuota:
         self._counts: dict[str, _Count] = {}
         self._countings: set[asyncio.Task[None]] = set()
 
-    async def submit(self, commands: Sequence[Command], commit: Commit) -> list[Outcome]:
+    def submit(self, commands: Sequence[Command], commit: Commit) -> Awaitable[list[Outcome]]:
         """Commit `commands`, without those that would create a job for which the tenant has no room.
 
         Returns:
@@ -90,8 +90,9 @@ class JobQuota:
             StoreUnavailableError: the jobs cannot be counted; or an error of `commit`.
         """
         limited = [each for each in commands if _may_create(each) and self._max_jobs(each.tenant) is not None]
-        if not limited:
-            return await commit(commands)
+        return self._submit(commands, limited, commit) if limited else commit(commands)
+
+    async def _submit(self, commands: Sequence[Command], limited: Sequence[Command], commit: Commit) -> list[Outcome]:
         rooms = await self._rooms_for(limited)
         refusals = [_refusal(rooms.get(_key(each))) if _may_create(each) else None for each in commands]
         admitted = [each for each, refusal in zip(commands, refusals, strict=True) if refusal is None]

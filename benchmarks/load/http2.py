@@ -109,7 +109,7 @@ class Connection:
                 block += bytes([0x80 | (61 + len(self._indexed) - self._indexed.index((name, value)))])
             else:
                 self._indexed.append((name, value))
-                block += name + bytes([len(value)]) + value
+                block += name + _length(len(value)) + value
         if len(self._indexed) > known:
             self._header_blocks.clear()  # each insertion shifts every index
         else:
@@ -149,3 +149,14 @@ class Connection:
     def _end(self, stream_id: int, is_ok: bool) -> None:
         self._partial.pop(stream_id, None)
         self._replies.pop(stream_id).on_end(is_ok)
+
+
+def _length(number: int) -> bytes:
+    """Return the length of a literal string as in HPACK (RFC 7541, 5.1), with a prefix of 7 bits."""
+    if number < 0x7F:
+        return bytes([number])
+    encoded, rest = b"\x7f", number - 0x7F
+    while rest >= 0x80:
+        encoded += bytes([rest & 0x7F | 0x80])
+        rest >>= 7
+    return encoded + bytes([rest])

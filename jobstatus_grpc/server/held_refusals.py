@@ -14,7 +14,8 @@ HOLD_SECONDS = 0.5
 """How long a refusal is held, and up to twice as long at random. With grpcio it costs as much as an answer."""
 
 HELD_AT_ONCE = 200
-"""A caller with more calls held has them held longer in proportion: it gets about 270 refusals a second, unless it has more than 1,000."""
+"""A caller with more calls held has them held longer in proportion: with up to 1,000 in flight it gets about 270
+refusals a second."""
 
 MAX_HOLD_SECONDS = 5.0
 
