@@ -27,6 +27,7 @@ from tests.support.raw_http2 import (
     END_STREAM,
     GOAWAY,
     HEADERS,
+    INITIAL_WINDOW_SIZE,
     OPENING,
     PING,
     PREFACE,
@@ -62,7 +63,6 @@ MAX_P99_SECONDS_BESIDE_TESTS = 1.0
 """Beyond what the client of the control waits for, and beyond what the server waits for a core."""
 CHECKED = "another client's calls, less the waits of the server for a core; the memory of the server"
 GET, WATCH = pb.GetJobRequest(id="a"), pb.WatchJobRequest(id="a")
-INITIAL_WINDOW_SIZE = 4
 
 
 def headers(stream, block, *, flags=END_HEADERS):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from jobstatus.v1 import job_status_pb2 as pb
 
+from tests.support.raw_http2 import INITIAL_WINDOW_SIZE, PREFACE, RawConnection, call, message, settings
 from tests.support.timing import admitted_within_a_second
+
+SPARE_BYTES = 8
+"""More than two first messages differ by, since each has the time."""
 
 TOO_MANY = ("RESOURCE_EXHAUSTED", "TOO_MANY_WATCHERS")
 
@@ -82,6 +88,32 @@ def test_a_watch_that_has_ended_or_was_refused_takes_no_place(limited, refused, 
     assert refused_watch(refused, limited, running).kind == TOO_MANY
     for stream in (first, *rest):
         stream.cancel()
+
+
+def test_a_watch_keeps_its_place_until_its_last_message_is_read(serve, refused, new_id):
+    async def read_only_the_first_messages():
+        opening = PREFACE + settings((INITIAL_WINDOW_SIZE, len(message(first)) + SPARE_BYTES))
+        connection = await RawConnection.open(service.address, opening=opening)
+        request = pb.WatchJobRequest(id=running.id)
+        await connection.send(b"".join(call(stream, "WatchJob", request) for stream in (1, 3, 5)))
+        await connection.receive(3 * len(message(first)))
+        await asyncio.to_thread(end_of_the_job)
+        await connection.send(settings((INITIAL_WINDOW_SIZE, 65_535)))
+        await asyncio.to_thread(opened, service, other, 3)
+        await connection.close()
+
+    def end_of_the_job():
+        ended = opened(service, running, 1)
+        service.update(running.id, state="JOB_STATE_SUCCEEDED", reason="x" * 1000)
+        assert len(list(ended[0])) == 1
+        streams.extend(opened(service, other, 1))
+        assert refused(lambda: next(service.watch(other.id))).kind == TOO_MANY
+
+    # The native front takes a message that is not read, and bounds what it keeps itself.
+    service = serve("--max-watchers", "4", "--transport", "grpcio")
+    running, other = (service.job_in("IN_PROGRESS", id=new_id()) for _ in range(2))
+    first, streams = next(service.watch(running.id)), []
+    asyncio.run(asyncio.wait_for(read_only_the_first_messages(), 20))
 
 
 def test_a_caller_has_a_limit_of_its_own_over_all_its_connections(serve, refused, new_id):

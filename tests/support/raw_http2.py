@@ -14,6 +14,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
+INITIAL_WINDOW_SIZE = 4
+"""A setting."""
 CANCEL = struct.pack(">I", 8)
 
 
@@ -81,6 +83,8 @@ class RawConnection:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
+        self._received_bytes = 0
+        self._received = asyncio.Event()
         self._discarding = asyncio.ensure_future(self._discard(reader))
 
     @classmethod
@@ -94,6 +98,12 @@ class RawConnection:
     def is_closed(self) -> bool:
         """Whether the server has closed it."""
         return self._discarding.done()
+
+    async def receive(self, count: int) -> None:
+        """Wait until the server has sent this number of bytes in all."""
+        while self._received_bytes < count:
+            self._received.clear()
+            await self._received.wait()
 
     async def send(self, data: bytes) -> None:
         """Send bytes, unless the server has closed the connection."""
@@ -125,8 +135,9 @@ class RawConnection:
 
     async def _discard(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):
-            while await reader.read(65536):
-                pass
+            while data := await reader.read(65536):
+                self._received_bytes += len(data)
+                self._received.set()
 
 
 def resets(count: int, method: str, request: Message | bytes) -> Iterator[bytes]:
