@@ -517,6 +517,7 @@ def _metrics_of(
         caller_limits=caller_limits,
         certificates=certificates,
         held=held,
+        max_watchers=config.max_watchers,
     )
     endpoint = MetricsEndpoint(
         config.metrics,

@@ -143,6 +143,7 @@ class Metrics(Collector):
         certificates: Certificates | None = None,
         caller_limits: CallerLimits | None = None,
         held: HeldBytes | None = None,
+        max_watchers: int | None = None,
     ) -> None:
         """Take the store, a clock in step with that of the store, a count of the log, and what else counts, if used."""
         self._caller_limits = caller_limits
@@ -152,6 +153,7 @@ class Metrics(Collector):
         self._log_lines_dropped = log_lines_dropped
         self._certificates = certificates
         self._held = held
+        self._max_watchers = max_watchers
         self.calls: Mapping[str, CallTally] = {
             method.name: CallTally(method) for service in SERVICES for method in service.methods
         }
@@ -181,6 +183,10 @@ class Metrics(Collector):
         """Yield all metrics; called by prometheus_client in any thread."""
         yield from self._of_the_store()
         yield self._watchers()
+        if self._max_watchers is not None:
+            yield GaugeMetricFamily(
+                "jobstatus_max_watchers", "The limit of open watches, --max-watchers.", value=self._max_watchers
+            )
         if self._certificates is not None:
             yield from _of_certificates(self._certificates)
         yield from self._counted()
@@ -254,6 +260,9 @@ class Metrics(Collector):
 def _of_held_bytes(held: HeldBytes) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "jobstatus_held_bytes", "Memory counted for open calls; --max-held-mib limits it.", value=held.total
+    )
+    yield GaugeMetricFamily(
+        "jobstatus_max_held_bytes", "The limit of jobstatus_held_bytes, --max-held-mib in bytes.", value=held.limit
     )
     yield CounterMetricFamily(
         "jobstatus_held_bytes_refusals", "Calls refused or ended by --max-held-mib.", value=held.refusals

@@ -10,7 +10,9 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import HistogramMetricFamily
 
+from jobstatus_grpc.errors import TooManyRequestsError
 from jobstatus_grpc.job import Create, Delete, JobState, Update
+from jobstatus_grpc.server.held_bytes import HeldBytes, OpenCall
 from jobstatus_grpc.server.metrics import GO_CODES, Histogram, Metrics
 from jobstatus_grpc.server.services import SERVICES
 from jobstatus_grpc.stores.interface import ChangeBatch
@@ -107,6 +109,14 @@ def test_the_feed_lag_is_that_of_a_batchs_oldest_change():
 @pytest.mark.parametrize(("kind", "writable"), [(MemoryStore, 1), (FullStore, 0)])
 def test_a_store_that_cannot_write_is_reported(kind, writable):
     assert reader_of(Metrics(kind(), clock=lambda: NOW))("jobstatus_store_writable") == writable
+
+
+def test_the_limits_of_watchers_and_of_memory_are_reported():
+    held = HeldBytes(1000)
+    held.add(OpenCall("a", TooManyRequestsError), 10)
+    value = reader_of(Metrics(MemoryStore(), clock=lambda: NOW, held=held, max_watchers=7))
+    names = ("jobstatus_max_watchers", "jobstatus_held_bytes", "jobstatus_max_held_bytes")
+    assert [value(name) for name in names] == [7, 10, 1000]
 
 
 def test_the_number_of_jobs_says_how_to_combine_it():
