@@ -44,7 +44,7 @@ test: $(VENV)/.dev ## run the tests, without slow tests and tests that build (un
 check: lint types imports test-all ## run everything that CI runs (under 20 minutes)
 
 .PHONY: test-all
-test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node browser redis systemd ## run all tests except those of make interop
+test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node browser redis systemd prometheus ## run all tests except those of make interop
 	$(PYTHON) -m pytest $(WORKERS) -m 'not interop' $(ARGS)
 
 # examples/Makefile lists the packages that the examples in other languages need.
@@ -76,6 +76,10 @@ browser:
 .PHONY: redis
 redis:
 	@command -v redis-server >/dev/null || $(call apt-install,redis-server)
+
+.PHONY: prometheus
+prometheus:
+	@command -v promtool >/dev/null || $(call apt-install,prometheus)
 
 .PHONY: screenshots
 screenshots: $(VENV)/.dev browser ## make the pictures of the board in docs/

@@ -28,7 +28,7 @@ def program() -> Callable[[str], str]:
         places = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
         found = shutil.which(name, path=os.pathsep.join(places))
         if found is None:
-            pytest.skip(f"needs {name}: make setup or make interop installs it")
+            pytest.skip(f"needs {name}: make setup, make check or make interop installs it")
         return found
 
     return path_of
