@@ -1,13 +1,13 @@
-"""deploy/prometheus and deploy/grafana: promtool, and Prometheus itself, which scrapes servers that need attention."""
+"""deploy/prometheus, deploy/grafana and docs/runbook.md: with promtool, Prometheus, and the commands of the runbook."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
-import itertools
 import json
+import os
 import re
-import ssl
 import subprocess
 import time
 import urllib.parse
@@ -16,6 +16,7 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
+import asyncpg
 import grpc
 import pytest
 import yaml
@@ -27,11 +28,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.auth import AuthText, bearer
 from tests.support.certificates import Authority
+from tests.support.postgres import VERSIONS
 from tests.support.servers import ServerProcess
 from tests.support.service import Service
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
+RUNBOOK = (ROOT / "docs/runbook.md").read_text()
 RULES = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
 NAMES = {rule["alert"] for rule in RULES}
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
@@ -56,6 +59,35 @@ def metrics_in(expression):
     return set(re.findall(r"\b[a-zA-Z_:][\w:]*\b(?! *\()", bare)) - WORDS
 
 
+def until(condition):
+    """Return the first result of a condition that is true; it is asked ten times a second."""
+    ends_at = time.monotonic() + WAIT_SECONDS
+    while not (result := condition()):
+        assert time.monotonic() < ends_at
+        time.sleep(0.1)
+    return result
+
+
+def secured(folder):
+    """The flags of a server with TLS and callers, with their files in a folder, and the token of a caller."""
+    authority, auth = Authority(), AuthText(folder / "auth.toml")
+    authority.write(folder)
+    cert, key = authority.issue(ends=timedelta(hours=5)).write(folder, "server")
+    token = auth.admit("robot")
+    return ["--auth", str(auth.path), "--tls-cert", cert, "--tls-key", key], token
+
+
+@contextlib.contextmanager
+def calling(server, folder=None, token=None):
+    """Yield the service of a server; with the CA in a folder if it has TLS, and with a token if the caller has one."""
+    credentials = None if folder is None else grpc.ssl_channel_credentials((folder / "ca.pem").read_bytes())
+    service = Service(server.address, server, bearer(token) if token else (), credentials)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
 @contextlib.contextmanager
 def metered(*flags, folder, name):
     """Start a server with metrics, and yield it with the address of its metrics."""
@@ -63,8 +95,7 @@ def metered(*flags, folder, name):
     store = f"sqlite:///{folder}/{name}.db"
     flags = ("--metrics", "127.0.0.1:0", "--log-format", "text", *flags)
     with ServerProcess(*flags, store=store, log=log) as server:
-        found = re.search(r"metrics on https?://([^/]+)/metrics", log.read_text())
-        assert found is not None
+        found = until(lambda: re.search(r"metrics on http://([^/]+)/metrics", log.read_text()))
         yield server, found[1]
 
 
@@ -99,29 +130,21 @@ def prometheus(path, folder, targets):
 class Site:
     """Prometheus, and the servers that it scrapes, by the name of their instance."""
 
-    def __init__(self, url, folder, services, strangers):
+    def __init__(self, url, folder, services, stranger):
         self.folder = folder
         self.services = services
-        self.strangers = strangers
-        """Callers without credentials."""
+        self.stranger = stranger
+        """A caller of `bad` without credentials."""
         self._url = url
 
     def ask(self, path, **parameters):
         with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}") as response:
             return json.load(response)["data"]
 
-    def until(self, condition):
-        """Ask again until there is a result: Prometheus scrapes and evaluates twice a second."""
-        ends_at = time.monotonic() + WAIT_SECONDS
-        while not (result := condition()):
-            assert time.monotonic() < ends_at, self.ask("alerts")
-            time.sleep(0.1)
-        return result
-
     def until_firing(self, alert, instance, severity="critical"):
         """Return an alert once it fires."""
         labels = {"alertname": alert, "severity": severity, **({"instance": instance} if instance else {})}
-        return self.until(
+        return until(
             lambda: [
                 each
                 for each in self.ask("alerts")["alerts"]
@@ -135,38 +158,28 @@ def site(program, free_port, tmp_path_factory):
     """Prometheus with the servers `good`, `full` and `bad`, and none at the address of `down`."""
     path = program("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
-    authority, auth = Authority(), AuthText(folder / "auth.toml")
-    caller = bearer(auth.admit("robot"))
-    cert, key = authority.issue(ends=timedelta(hours=5)).write(folder, "server")
-    flags = {
-        "good": [],
-        "full": [],
-        "bad": ["--max-watchers", str(MAX_WATCHERS), "--auth", str(auth.path), "--tls-cert", cert, "--tls-key", key],
-    }
+    secure, token = secured(folder)
+    flags = {"good": [], "full": [], "bad": ["--max-watchers", str(MAX_WATCHERS), *secure]}
     with contextlib.ExitStack() as stack:
         targets = {"down": f"127.0.0.1:{free_port()}"}
-        services, strangers = {}, {}
+        services = {}
         for name in flags:
             server, targets[name] = stack.enter_context(metered(*flags[name], folder=folder, name=name))
-            credentials = grpc.ssl_channel_credentials(authority.pem) if name == "bad" else None
-            services[name] = Service(server.address, server, caller, credentials)
-            strangers[name] = Service(server.address, server, (), credentials)
-        for service in (*services.values(), *strangers.values()):
-            stack.callback(service.close)
-        yield Site(stack.enter_context(prometheus(path, folder, targets)), folder, services, strangers)
+            services[name] = stack.enter_context(calling(server, folder, token) if flags[name] else calling(server))
+        stranger = stack.enter_context(calling(services["bad"].process, folder))
+        yield Site(stack.enter_context(prometheus(path, folder, targets)), folder, services, stranger)
 
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory):
     """The names of all metrics of a server, and `up`, which Prometheus adds."""
     folder = tmp_path_factory.mktemp("exposed")
-    authority, auth = Authority(), AuthText(folder / "auth.toml")
-    auth.admit("robot")
-    cert, key = authority.issue().write(folder, "server")
-    flags = ["--auth", str(auth.path), "--tls-cert", cert, "--tls-key", key]
-    with metered(*flags, folder=folder, name="exposed") as (_, address):
-        with urllib.request.urlopen(f"http://{address}/metrics") as response:
-            text = response.read().decode()
+    flags, _ = secured(folder)
+    with (
+        metered(*flags, folder=folder, name="exposed") as (_, address),
+        urllib.request.urlopen(f"http://{address}/metrics") as response,
+    ):
+        text = response.read().decode()
     return {"up", *(sample.name for family in text_string_to_metric_families(text) for sample in family.samples)}
 
 
@@ -204,7 +217,9 @@ def test_an_alert_names_metrics_that_exist_and_says_what_it_is(rule, exposed):
 
 
 def test_the_names_of_metrics_are_found_in_an_expression():
-    expression = 'sum by (le) (rate(a_total{x=~"y|z"}[5m])) / on (x) group_left max(b:c) - time() > 7 * 86400 or absent(d)'
+    expression = (
+        'sum by (le) (rate(a_total{x=~"y|z"}[5m])) / on (x) group_left max(b:c) - time() > 7 * 86400 or absent(d)'
+    )
     assert metrics_in(expression) == {"a_total", "b:c", "d"}
 
 
@@ -212,10 +227,10 @@ def test_a_server_in_order_has_no_alert(site):
     def is_evaluated():
         (group,) = site.ask("rules")["groups"]
         scraped = site.ask("query", query='count_over_time(up{instance="good"}[1m]) > 3')["result"]
-        return scraped and all(rule["health"] == "ok" and rule["lastEvaluation"] > "2" for rule in group["rules"])
+        return scraped and all(rule["health"] == "ok" for rule in group["rules"])
 
     site.services["good"].job_in("SUCCEEDED")
-    site.until(is_evaluated)
+    until(is_evaluated)
     assert [alert for alert in site.ask("alerts")["alerts"] if alert["labels"].get("instance") == "good"] == []
 
 
@@ -249,7 +264,7 @@ def test_watches_near_their_limit_are_reported(site):
 
 def test_refused_writes_are_reported(site):
     with pytest.raises(grpc.RpcError):
-        site.strangers["bad"].create()
+        site.stranger.create()
     alert = site.until_firing("JobstatusWritesRefused", "bad", "warning")
     assert alert["labels"]["grpc_code"] == "Unauthenticated"
 
@@ -262,7 +277,7 @@ def test_a_store_that_is_gone_is_reported_with_its_errors(site):
             return not site.services["full"].create()
         return True
 
-    site.until(is_refused)
+    until(is_refused)
     site.until_firing("JobstatusStoreNotWritable", "full")
     site.until_firing("JobstatusErrors", "full")
 
@@ -315,4 +330,105 @@ def test_promtool_accepts_the_queries_of_the_panels(promtool, tmp_path):
 def test_each_panel_shows_data_of_a_server(site):
     site.services["bad"].create()
     for query, title in QUERIES.items():
-        assert site.until(lambda query=query: site.ask("query", query=filled(query))["result"]), title
+        assert until(lambda query=query: site.ask("query", query=filled(query))["result"]), title
+
+
+def test_each_alert_has_its_section_in_the_runbook_and_each_section_its_alert():
+    sections = re.split(r"^## (.*)\n", RUNBOOK, flags=re.MULTILINE)[1:]
+    texts = dict(zip(sections[::2], sections[1::2], strict=True))
+    del texts["Before the first alert"]
+    assert texts.keys() == NAMES
+    for name, text in texts.items():
+        parts = re.findall(r"^\*\*(Meaning|Look at|Do not|Do)\b", text, re.MULTILINE)
+        assert parts == ["Meaning", "Look at", "Do", "Do not"], name
+        assert "```console" in text, name
+
+
+def test_the_runbook_lists_each_alert_with_its_severity():
+    listed = re.findall(r"^\| \[(\w+)\]\(#\w+\) \| ([\w, ]+) \|", RUNBOOK, re.MULTILINE)
+    severities = {(name, each) for name, severity in listed for each in severity.split(", ")}
+    assert severities == {(rule["alert"], rule["labels"]["severity"]) for rule in RULES}
+
+
+@pytest.fixture
+def operated(program, tmp_path):
+    """Run a command of the runbook where a server runs: with a stalled job `video-17`, and calls that were refused."""
+    folder = tmp_path
+    flags, token = secured(folder)
+    (folder / "token").write_text(token)
+    with metered(*flags, folder=folder, name="jobs") as (server, metrics), calling(server, folder, token) as service:
+        with calling(server, folder) as stranger, pytest.raises(grpc.RpcError):
+            stranger.create()
+        service.job_in("IN_PROGRESS", id="video-17", heartbeat_timeout=Duration(seconds=1))
+        assert any(each.event.job.stalled for each in service.watch("video-17"))
+        environment = {
+            "PATH": f"{Path(program('jobstatus')).parent}:{os.environ['PATH']}",
+            "JOBSTATUS_ADDRESS": server.address,
+            "JOBSTATUS_CA": str(folder / "ca.pem"),
+            "JOBSTATUS_TOKEN_FILE": str(folder / "token"),
+        }
+        places = {
+            "127.0.0.1:9464": metrics,
+            "/var/lib/jobstatus": str(folder),
+            "/etc/jobstatus/tls.crt": str(folder / "server.pem"),
+        }
+
+        def run(command):
+            for place, real in places.items():
+                command = command.replace(place, real)
+            return subprocess.run(
+                ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True
+            )
+
+        yield run
+
+
+COMMANDS = [line for line in re.findall(r"^\$ (.*)$", RUNBOOK, re.MULTILINE) if "prometheus-rule.yaml" not in line]
+NOTHING_FOUND = [command for command in COMMANDS if "'Internal|Unavailable'" in command]
+"""Commands that list errors, of which the server has none."""
+
+
+def test_the_commands_of_the_runbook_run(operated):
+    for command in COMMANDS:
+        done = operated(command)
+        assert done.stderr == "", command
+        assert done.returncode == int(command in NOTHING_FOUND), command
+        assert bool(done.stdout) == (command not in NOTHING_FOUND) or "> /dev/null" in command, command
+
+
+def test_the_rules_become_an_object_of_the_operator(tmp_path):
+    (command,) = re.findall(r"^\$ (.*) > prometheus-rule.yaml$", RUNBOOK, re.MULTILINE)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    made = yaml.safe_load(done.stdout)
+    assert (made["kind"], made["spec"]) == ("PrometheusRule", yaml.safe_load(ALERTS.read_text()))
+
+
+def test_prometheus_takes_the_configuration_of_the_runbook(promtool, tmp_path):
+    (block,) = re.findall(r"```yaml\n(.*?)```", RUNBOOK, re.DOTALL)
+    for name in ("token", "ca.crt"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "alerts.yml").write_text(ALERTS.read_text())
+    file = tmp_path / "prometheus.yml"
+    file.write_text(block.replace("/etc/prometheus/jobstatus", str(tmp_path)))
+    done = promtool("check", "config", str(file))
+    assert done.returncode == 0, done.stderr
+    assert (
+        re.search(r'up{job=~"(.*?)\.\*"}', ALERTS.read_text())[1]
+        == yaml.safe_load(block)["scrape_configs"][0]["job_name"]
+    )
+
+
+def test_the_queries_of_the_runbook_run(postgres_shared):
+    async def run(url):
+        connection = await asyncpg.connect(url)
+        try:
+            return [await connection.fetch(query) for query in queries]
+        finally:
+            await connection.close()
+
+    (block,) = re.findall(r"```sql\n(.*?)```", RUNBOOK, re.DOTALL)
+    queries = re.findall(r"[^;]+;", block)
+    cluster = postgres_shared(next(iter(VERSIONS)))
+    settings, sessions = asyncio.run(run(cluster.url("postgres")))
+    assert settings[0]["pg_is_in_recovery"] is False
+    assert "active" in [session["state"] for session in sessions]
