@@ -200,12 +200,9 @@ def test_each_alert_fires_where_it_should(promtool):
 
 
 def test_each_alert_is_tested():
-    tests = yaml.safe_load(ALERTS.with_name("alerts_test.yml").read_text())["tests"]
-    by_alert = [case["alertname"] for test in tests for case in test.get("alert_rule_test", ()) if "exp_alerts" in case]
-    by_sample = re.findall(r'ALERTS\{alertname="(\w+)"', json.dumps([
-        sample for test in tests for case in test.get("promql_expr_test", ()) for sample in case.get("exp_samples", ())
-    ]).replace('\\"', '"'))  # fmt: skip
-    assert {*by_alert, *by_sample} == NAMES
+    text = ALERTS.with_name("alerts_test.yml").read_text()
+    firing = re.findall(r'labels: ALERTS\{alertname="(\w+)"|alertname: (\w+)\n *eval_time: \w+\n *exp_alerts:', text)
+    assert {name for names in firing for name in names if name} == NAMES
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule['alert']}-{rule['labels']['severity']}")
@@ -383,7 +380,9 @@ def operated(program, tmp_path):
         yield run
 
 
-COMMANDS = [line for line in re.findall(r"^\$ (.*)$", RUNBOOK, re.MULTILINE) if "prometheus-rule.yaml" not in line]
+COMMANDS = [
+    line for line in dict.fromkeys(re.findall(r"^\$ (.*)$", RUNBOOK, re.MULTILINE)) if "prometheus-rule" not in line
+]
 NOTHING_FOUND = [command for command in COMMANDS if "'Internal|Unavailable'" in command]
 """Commands that list errors, of which the server has none."""
 
@@ -412,10 +411,8 @@ def test_prometheus_takes_the_configuration_of_the_runbook(promtool, tmp_path):
     file.write_text(block.replace("/etc/prometheus/jobstatus", str(tmp_path)))
     done = promtool("check", "config", str(file))
     assert done.returncode == 0, done.stderr
-    assert (
-        re.search(r'up{job=~"(.*?)\.\*"}', ALERTS.read_text())[1]
-        == yaml.safe_load(block)["scrape_configs"][0]["job_name"]
-    )
+    (begins_with,) = set(re.findall(r'up\{job=~"(.*?)\.\*"\}', ALERTS.read_text()))
+    assert yaml.safe_load(block)["scrape_configs"][0]["job_name"].startswith(begins_with)
 
 
 def test_the_queries_of_the_runbook_run(postgres_shared):
