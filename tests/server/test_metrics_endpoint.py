@@ -187,6 +187,7 @@ OURS = {
     "grpc_server_started", "grpc_server_handled", "grpc_server_msg_received", "grpc_server_msg_sent",
     "grpc_server_handling_seconds", "jobstatus_auth_refusals", "jobstatus_build_info", "jobstatus_commit_commands",
     "jobstatus_commit_seconds", "jobstatus_feed_lag_seconds", "jobstatus_held_bytes", "jobstatus_held_bytes_refusals",
+    "jobstatus_max_held_bytes", "jobstatus_max_watchers",
     "jobstatus_jobs", "jobstatus_jobs_stalled",
     "jobstatus_log_lines_dropped", "jobstatus_store_damaged_rows", "jobstatus_store_writable", "jobstatus_watchers",
 }  # fmt: skip
