@@ -25,7 +25,7 @@ export PATH := $(abspath $(VENV)/bin):$(abspath $(PROTO_VENV)/bin):$(PATH)
 
 .PHONY: help
 help: ## list the tasks
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 # ---- run and test
 
@@ -147,6 +147,10 @@ proto-check: $(VENV)/.dev $(PROTO_VENV)/.tools ## check that generated code is c
 .PHONY: baseline
 baseline: $(PROTO_VENV)/.tools ## save the API as the baseline of buf breaking; once per release
 	buf build --exclude-source-info --output $(BASELINE)
+
+.PHONY: stored-databases
+stored-databases: $(VENV)/.dev ## save the newest schemas as files that later versions must read; once per release
+	$(PYTHON) -m tests.support.stored_databases
 
 # ---- package
 

@@ -219,6 +219,16 @@ class PostgresCluster:
         """Restore a backup into the same database, also while clients are connected."""
         self._run("pg_restore", *self._where, f"--dbname={database}", "--clean", "--if-exists", str(backup))
 
+    def dump(self, database: str) -> str:
+        """Return the SQL that makes the schema jobstatus of a database, for any role."""
+        what = ["--schema=jobstatus", "--column-inserts", "--no-owner", "--no-privileges"]
+        return _run([str(self._programs / "pg_dump"), *self._where, f"--dbname={database}", *what], self.log)
+
+    def load(self, database: str, sql: Path) -> None:
+        """Run the SQL of a file as the role of `url`."""
+        how = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={sql}"]
+        _run([str(self._programs / "psql"), f"--dbname={self.url(database)}", *how], self.log)
+
     def copy_files(self) -> Path:
         """Copy the files of the server, which must not run."""
         copy = self._directory / f"copy-{next(_numbers)}"

@@ -1,0 +1,239 @@
+PRAGMA application_id = 1248813651;
+PRAGMA user_version = 10;
+BEGIN TRANSACTION;
+CREATE TABLE changes (
+    sequence INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    removed INTEGER NOT NULL
+, final TEXT, checksum INTEGER);
+INSERT INTO "changes" VALUES(1,'default','job-1',1,0,NULL,2263137836);
+INSERT INTO "changes" VALUES(2,'default','job-2',1,0,NULL,2870694844);
+INSERT INTO "changes" VALUES(3,'default','job-3',1,0,NULL,2957904076);
+INSERT INTO "changes" VALUES(4,'default','job-4',2,0,NULL,466826143);
+INSERT INTO "changes" VALUES(5,'default','job-5',20,0,NULL,708221248);
+INSERT INTO "changes" VALUES(6,'default','job-6',3,0,NULL,3267096129);
+INSERT INTO "changes" VALUES(7,'default','job-7',2,0,NULL,908910095);
+INSERT INTO "changes" VALUES(8,'default','job-8',3,0,NULL,1139732193);
+INSERT INTO "changes" VALUES(9,'default','job-9',2,0,NULL,3078217391);
+INSERT INTO "changes" VALUES(10,'default','job-10',3,0,NULL,259189401);
+INSERT INTO "changes" VALUES(11,'default','job-11',2,0,NULL,4137496618);
+INSERT INTO "changes" VALUES(12,'default','job-12',1,0,NULL,2087494901);
+INSERT INTO "changes" VALUES(13,'other','job-13',1,0,NULL,3985017266);
+INSERT INTO "changes" VALUES(14,'default','job-13',1,0,NULL,665392415);
+INSERT INTO "changes" VALUES(15,'default','in-pending',1,0,NULL,1263857634);
+INSERT INTO "changes" VALUES(16,'default','in-in_progress',2,0,NULL,2195685190);
+INSERT INTO "changes" VALUES(17,'default','in-retrying',2,0,NULL,1182887161);
+INSERT INTO "changes" VALUES(18,'default','in-succeeded',2,0,NULL,44604418);
+INSERT INTO "changes" VALUES(19,'default','in-aborted',2,0,NULL,993492409);
+INSERT INTO "changes" VALUES(20,'default','in-failed',2,0,NULL,1773775468);
+INSERT INTO "changes" VALUES(21,'default','in-cancelled',2,0,NULL,2015129171);
+INSERT INTO "changes" VALUES(22,'default','job-1',4,0,NULL,918765578);
+INSERT INTO "changes" VALUES(23,'default','removed',2,0,NULL,4172617353);
+INSERT INTO "changes" VALUES(24,'default','removed',3,1,'{"tenant":"default","id":"removed","name":"","state":4,"attempt":0,"cancel_requested":0,"cancel_reason":"","stalled":0,"created_at":1772366422000250,"finished_at":1772366422000250,"expires_at":1772971222000250,"parent_id":"","revision":2,"updated_at":1772366422000250,"reports_progress":0,"reason":""}',3171182787);
+CREATE TABLE children (
+    tenant TEXT NOT NULL,
+    parent_id TEXT NOT NULL,
+    numbers TEXT NOT NULL,
+    checksum INTEGER,
+    PRIMARY KEY (tenant, parent_id)
+) WITHOUT ROWID;
+INSERT INTO "children" VALUES('default','job-1','{"1":1,"2":1,"3":1,"0":400000000,"4":1,"5":1,"6":1,"7":1}',3010669396);
+INSERT INTO "children" VALUES('default','parent','{"2":1,"0":12500000}',958981500);
+INSERT INTO "children" VALUES('default','sample','{"2":1,"0":50000000}',837416727);
+CREATE TABLE counts (
+    state INTEGER PRIMARY KEY,
+    jobs INTEGER NOT NULL
+);
+INSERT INTO "counts" VALUES(0,0);
+INSERT INTO "counts" VALUES(1,6);
+INSERT INTO "counts" VALUES(2,6);
+INSERT INTO "counts" VALUES(3,2);
+INSERT INTO "counts" VALUES(4,2);
+INSERT INTO "counts" VALUES(5,1);
+INSERT INTO "counts" VALUES(6,2);
+INSERT INTO "counts" VALUES(7,2);
+CREATE TABLE epochs (
+    first_sequence INTEGER PRIMARY KEY,
+    name TEXT NOT NULL
+);
+INSERT INTO "epochs" VALUES(0,'0000000000000000');
+INSERT INTO "epochs" VALUES(1,'0000000000000001');
+CREATE TABLE jobs (
+    key INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    name TEXT NOT NULL DEFAULT '',
+    state INTEGER NOT NULL DEFAULT 0,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    revision INTEGER NOT NULL,
+    reports_progress INTEGER NOT NULL DEFAULT 0,
+    progress REAL,
+    cancel_requested INTEGER NOT NULL DEFAULT 0,
+    stalled INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL DEFAULT 0,
+    updated_at INTEGER NOT NULL,
+    started_at INTEGER,
+    finished_at INTEGER,
+    expires_at INTEGER,
+    estimated_completion INTEGER,
+    heartbeat_timeout INTEGER,
+    parent_id TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '',
+    error TEXT,
+    labels TEXT,
+    creation_request TEXT,
+    requests TEXT,
+    result TEXT, cancel_reason TEXT NOT NULL DEFAULT '', last_heartbeat_at INTEGER, first_progress REAL, first_progress_at INTEGER, checksum INTEGER,
+    UNIQUE (tenant, id)
+);
+INSERT INTO "jobs" VALUES(1,'default','job-1','',2,1,4,1,40.0,0,0,1772366401000250,1772366421000250,1772366421000250,NULL,NULL,NULL,NULL,'','page 2',NULL,NULL,NULL,NULL,NULL,'',NULL,NULL,NULL,3513826426);
+INSERT INTO "jobs" VALUES(2,'default','job-2','render ☃',2,1,1,1,12.5,0,0,1772366402000250,1772366402000250,1772366402000250,NULL,NULL,253402300799999999,1000001,'parent','first
+	then',NULL,'{"team":"me\"dia","":"ключ"}','{"request \"0\"\\":"hash,0"}',NULL,'{"url":"s3://bücket/ключ","sizes":[1.0,2.5,-0.0,1e+300,null,true,[],{}],"quo\"te\\":{"deep":[[{"er":"line\nbreak"}]]}}','',1772366402000250,12.5,1772366402000250,3549021814);
+INSERT INTO "jobs" VALUES(3,'default','job-3','sample',2,1,1,1,50.0,0,0,1772366403000250,1772366403000250,1772366403000250,NULL,NULL,100000000,100000000,'sample','sample',NULL,'{"key":"sample"}',NULL,NULL,'{"key":1.0}','',1772366403000250,50.0,1772366403000250,2662265081);
+INSERT INTO "jobs" VALUES(4,'default','job-4','',2,1,2,0,NULL,0,0,1772366404000250,1772366404000250,1772366404000250,NULL,NULL,NULL,NULL,'','',NULL,NULL,NULL,NULL,NULL,'',NULL,NULL,NULL,1447328496);
+INSERT INTO "jobs" VALUES(5,'default','job-5','',1,0,20,0,NULL,0,0,1772366405000250,1772366405000250,NULL,NULL,NULL,NULL,NULL,'','19',NULL,NULL,'{"request \"0\"\\":"hash,0"}',NULL,NULL,'',NULL,NULL,NULL,2529709585);
+INSERT INTO "jobs" VALUES(6,'default','job-6','',3,1,3,0,NULL,0,0,1772366406000250,1772366406000250,1772366406000250,NULL,NULL,NULL,NULL,'','again','{"code":14,"message":"no answer","reason":"HOST_DOWN"}',NULL,NULL,NULL,NULL,'',NULL,NULL,NULL,358375600);
+INSERT INTO "jobs" VALUES(7,'default','job-7','',6,0,2,0,NULL,0,0,1772366407000250,1772366407000250,NULL,1772366407000250,1772971207000250,NULL,NULL,'','','{"code":13,"message":"böse","reason":""}',NULL,NULL,NULL,NULL,'',NULL,NULL,NULL,2592091190);
+INSERT INTO "jobs" VALUES(8,'default','job-8','',4,1,3,1,100.0,0,0,1772366408000250,1772366408000250,1772366408000250,1772366408000250,1772971208000250,NULL,NULL,'','',NULL,NULL,NULL,NULL,'{"rows":3.0}','',NULL,NULL,NULL,3535329261);
+INSERT INTO "jobs" VALUES(9,'default','job-9','',7,0,2,0,NULL,0,0,1772366409000250,1772366409000250,NULL,1772366409000250,1772971209000250,NULL,NULL,'','not needed',NULL,NULL,NULL,NULL,NULL,'not needed',NULL,NULL,NULL,2836383576);
+INSERT INTO "jobs" VALUES(10,'default','job-10','',2,1,3,0,NULL,1,0,1772366410000250,1772366410000250,1772366410000250,NULL,NULL,NULL,NULL,'','',NULL,NULL,NULL,NULL,NULL,'',NULL,NULL,NULL,1835158910);
+INSERT INTO "jobs" VALUES(11,'default','job-11','n',1,0,2,0,NULL,0,0,1772366411000250,1772366411000250,NULL,NULL,NULL,NULL,NULL,'','',NULL,NULL,NULL,NULL,NULL,'',NULL,0.0,1772366411000250,2341450270);
+INSERT INTO "jobs" VALUES(12,'default','job-12','n',1,0,1,1,3.0,0,0,1772366412000250,1772366412000250,NULL,NULL,NULL,NULL,NULL,'','',NULL,'{"a":"b"}',NULL,NULL,NULL,'',NULL,NULL,NULL,449614973);
+INSERT INTO "jobs" VALUES(13,'other','job-13','',1,0,1,0,NULL,0,0,1772366413000250,1772366413000250,NULL,NULL,NULL,NULL,NULL,'','',NULL,NULL,NULL,NULL,NULL,'',NULL,NULL,NULL,3274056243);
+INSERT INTO "jobs" VALUES(14,'default','job-13','mine',1,0,1,0,NULL,0,0,1772366413000250,1772366413000250,NULL,NULL,NULL,NULL,NULL,'','',NULL,NULL,NULL,NULL,NULL,'',NULL,NULL,NULL,3162895674);
+INSERT INTO "jobs" VALUES(15,'default','in-pending','',1,0,1,0,NULL,0,0,1772366414000250,1772366414000250,NULL,NULL,NULL,NULL,NULL,'job-1','',NULL,'{"kind":"child"}',NULL,NULL,NULL,'',NULL,NULL,NULL,782773328);
+INSERT INTO "jobs" VALUES(16,'default','in-in_progress','',2,1,2,0,NULL,0,0,1772366415000250,1772366415000250,1772366415000250,NULL,NULL,NULL,NULL,'job-1','',NULL,'{"kind":"child"}',NULL,NULL,NULL,'',NULL,NULL,NULL,2400806318);
+INSERT INTO "jobs" VALUES(17,'default','in-retrying','',3,1,2,0,NULL,0,0,1772366416000250,1772366416000250,1772366416000250,NULL,NULL,NULL,NULL,'job-1','',NULL,'{"kind":"child"}',NULL,NULL,NULL,'',NULL,NULL,NULL,1664198434);
+INSERT INTO "jobs" VALUES(18,'default','in-succeeded','',4,0,2,0,NULL,0,0,1772366417000250,1772366417000250,NULL,1772366417000250,1772971217000250,NULL,NULL,'job-1','',NULL,'{"kind":"child"}',NULL,NULL,NULL,'',NULL,NULL,NULL,1840694438);
+INSERT INTO "jobs" VALUES(19,'default','in-aborted','',5,0,2,0,NULL,0,0,1772366418000250,1772366418000250,NULL,1772366418000250,1772971218000250,NULL,NULL,'job-1','',NULL,'{"kind":"child"}',NULL,NULL,NULL,'',NULL,NULL,NULL,2702025475);
+INSERT INTO "jobs" VALUES(20,'default','in-failed','',6,0,2,0,NULL,0,0,1772366419000250,1772366419000250,NULL,1772366419000250,1772971219000250,NULL,NULL,'job-1','','{"code":2,"message":"","reason":""}','{"kind":"child"}',NULL,NULL,NULL,'',NULL,NULL,NULL,1866170971);
+INSERT INTO "jobs" VALUES(21,'default','in-cancelled','',7,0,2,0,NULL,0,0,1772366420000250,1772366420000250,NULL,1772366420000250,1772971220000250,NULL,NULL,'job-1','',NULL,'{"kind":"child"}',NULL,NULL,NULL,'',NULL,NULL,NULL,543566504);
+CREATE TABLE labels (
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    job_key INTEGER NOT NULL,
+    PRIMARY KEY (tenant, name, value, created_at, job_key)
+) WITHOUT ROWID;
+INSERT INTO "labels" VALUES('default','','ключ',1772366402000250,2);
+INSERT INTO "labels" VALUES('default','a','b',1772366412000250,12);
+INSERT INTO "labels" VALUES('default','key','sample',1772366403000250,3);
+INSERT INTO "labels" VALUES('default','kind','child',1772366414000250,15);
+INSERT INTO "labels" VALUES('default','kind','child',1772366415000250,16);
+INSERT INTO "labels" VALUES('default','kind','child',1772366416000250,17);
+INSERT INTO "labels" VALUES('default','kind','child',1772366417000250,18);
+INSERT INTO "labels" VALUES('default','kind','child',1772366418000250,19);
+INSERT INTO "labels" VALUES('default','kind','child',1772366419000250,20);
+INSERT INTO "labels" VALUES('default','kind','child',1772366420000250,21);
+INSERT INTO "labels" VALUES('default','team','me"dia',1772366402000250,2);
+CREATE TABLE marks (
+    marked_at INTEGER PRIMARY KEY,
+    sequence INTEGER NOT NULL
+);
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY,
+    sequence INTEGER NOT NULL,
+    request BLOB NOT NULL,
+    job_key INTEGER NOT NULL,
+    payload_hash TEXT NOT NULL,
+    UNIQUE (request, job_key)
+);
+INSERT INTO "requests" VALUES(1,3,X'17234E50B4A21DE6D5A23AA54813C6FE',4,'hash,1');
+INSERT INTO "requests" VALUES(2,4,X'17234E50B4A21DE6D5A23AA54813C6FE',5,'hash,1');
+INSERT INTO "requests" VALUES(3,4,X'F803679B2081F6FDC45A4504D0ECC2B0',5,'hash,2');
+INSERT INTO "requests" VALUES(4,4,X'B6C7ECB4810938FAF970637A7CBD3335',5,'hash,3');
+INSERT INTO "requests" VALUES(5,4,X'1F7B53D734E27B9D49EA0C9182A41115',5,'hash,4');
+INSERT INTO "requests" VALUES(6,4,X'E8D1B817269206412A1D100894A52B34',5,'hash,5');
+INSERT INTO "requests" VALUES(7,4,X'ADA34AAD66BEE14770E0B18ABD872FF9',5,'hash,6');
+INSERT INTO "requests" VALUES(8,4,X'9D2B5B0E940BFAF7448E7B09E4048BB1',5,'hash,7');
+INSERT INTO "requests" VALUES(9,4,X'B23313205A4FD2A47856D9A28444B317',5,'hash,8');
+INSERT INTO "requests" VALUES(10,4,X'AD68741B8A5E4767BD621A59BF9EF404',5,'hash,9');
+INSERT INTO "requests" VALUES(11,4,X'85648D495FDFEDC5A6083A10F454738A',5,'hash,10');
+INSERT INTO "requests" VALUES(12,4,X'7DF248367CB92549033AA1BFB23E12C9',5,'hash,11');
+INSERT INTO "requests" VALUES(13,4,X'249E0062E6459126E02DE587D23FA4D3',5,'hash,12');
+INSERT INTO "requests" VALUES(14,4,X'E614B12989CDC40BB522D8A287D25C87',5,'hash,13');
+INSERT INTO "requests" VALUES(15,4,X'57AF9DBD0A12C0BF3FA4FA3ED78070A7',5,'hash,14');
+INSERT INTO "requests" VALUES(16,4,X'E2083C3D965E808EBBAC39E04638AC8F',5,'hash,15');
+INSERT INTO "requests" VALUES(17,4,X'3ED7217A512B4CF975E9653C98DBB284',5,'hash,16');
+INSERT INTO "requests" VALUES(18,4,X'E97CF0BDB88CCDC7D86E5B5B7506F07C',5,'hash,17');
+INSERT INTO "requests" VALUES(19,4,X'51DDB1D320FA3E0CE9017D7ABA0A0380',5,'hash,18');
+INSERT INTO "requests" VALUES(20,4,X'5C20A8C9ED7EF864651DCAFCC4572EE5',5,'hash,19');
+INSERT INTO "requests" VALUES(21,9,X'F803679B2081F6FDC45A4504D0ECC2B0',10,'hash,2');
+INSERT INTO "requests" VALUES(22,21,X'5D4936EE64232F1FF7C476DC64CF59F0',1,'hash');
+CREATE TABLE store (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    incarnation TEXT NOT NULL,
+    -- Changes up to this number may be gone from `changes`.
+    forgotten_sequence INTEGER NOT NULL DEFAULT 0,
+    -- Rises when the store tries whether the disk takes writes again.
+    probes INTEGER NOT NULL DEFAULT 0
+, log TEXT, previous_log TEXT, log_schema INTEGER, last_key INTEGER NOT NULL DEFAULT 0, unchecked_key INTEGER NOT NULL DEFAULT 0, unchecked_sequence INTEGER NOT NULL DEFAULT 0);
+INSERT INTO "store" VALUES(1,'0123456789abcdef',0,0,'0123456789abcdef',NULL,36,22,0,0);
+CREATE TABLE tombstones (
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    removed_at INTEGER NOT NULL,
+    PRIMARY KEY (tenant, id)
+) WITHOUT ROWID;
+INSERT INTO "tombstones" VALUES('default','removed',3,1772366423000250);
+CREATE TABLE transitions (
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    from_state INTEGER,
+    to_state INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    transitioned_at INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    actor TEXT NOT NULL, checksum INTEGER,
+    PRIMARY KEY (tenant, id, revision)
+) WITHOUT ROWID;
+INSERT INTO "transitions" VALUES('default','in-aborted',1,NULL,1,'',1772366418000250,0,'',1027271413);
+INSERT INTO "transitions" VALUES('default','in-aborted',2,1,5,'',1772366418000250,0,'',59482454);
+INSERT INTO "transitions" VALUES('default','in-cancelled',1,NULL,1,'',1772366420000250,0,'',1445160371);
+INSERT INTO "transitions" VALUES('default','in-cancelled',2,1,7,'',1772366420000250,0,'',866700601);
+INSERT INTO "transitions" VALUES('default','in-failed',1,NULL,1,'',1772366419000250,0,'',383675055);
+INSERT INTO "transitions" VALUES('default','in-failed',2,1,6,'',1772366419000250,0,'',1359521736);
+INSERT INTO "transitions" VALUES('default','in-in_progress',1,NULL,1,'',1772366415000250,0,'',4044906785);
+INSERT INTO "transitions" VALUES('default','in-in_progress',2,1,2,'',1772366415000250,1,'',2932135815);
+INSERT INTO "transitions" VALUES('default','in-pending',1,NULL,1,'',1772366414000250,0,'',3105029716);
+INSERT INTO "transitions" VALUES('default','in-retrying',1,NULL,1,'',1772366416000250,0,'',2223385737);
+INSERT INTO "transitions" VALUES('default','in-retrying',2,1,3,'',1772366416000250,1,'',889831762);
+INSERT INTO "transitions" VALUES('default','in-succeeded',1,NULL,1,'',1772366417000250,0,'',2292485280);
+INSERT INTO "transitions" VALUES('default','in-succeeded',2,1,4,'',1772366417000250,0,'',1617562953);
+INSERT INTO "transitions" VALUES('default','job-1',1,NULL,1,'',1772366401000250,0,'',1276588892);
+INSERT INTO "transitions" VALUES('default','job-1',3,1,2,'',1772366421000250,1,'',417072974);
+INSERT INTO "transitions" VALUES('default','job-10',1,NULL,1,'',1772366410000250,0,'',855678944);
+INSERT INTO "transitions" VALUES('default','job-10',2,1,2,'',1772366410000250,1,'',2413466572);
+INSERT INTO "transitions" VALUES('default','job-10',3,2,2,'',1772366410000250,1,'someone',1863475672);
+INSERT INTO "transitions" VALUES('default','job-11',1,NULL,1,'',1772366411000250,0,'',73357370);
+INSERT INTO "transitions" VALUES('default','job-12',1,NULL,1,'',1772366412000250,0,'',2319282679);
+INSERT INTO "transitions" VALUES('default','job-13',1,NULL,1,'',1772366413000250,0,'',3705269936);
+INSERT INTO "transitions" VALUES('default','job-2',1,NULL,2,'first
+	then',1772366402000250,1,'someone',973400878);
+INSERT INTO "transitions" VALUES('default','job-3',1,NULL,2,'sample',1772366403000250,1,'',1330842307);
+INSERT INTO "transitions" VALUES('default','job-4',1,NULL,1,'',1772366404000250,0,'',3618444422);
+INSERT INTO "transitions" VALUES('default','job-4',2,1,2,'',1772366404000250,1,'',2255486348);
+INSERT INTO "transitions" VALUES('default','job-5',1,NULL,1,'',1772366405000250,0,'',4065989774);
+INSERT INTO "transitions" VALUES('default','job-6',1,NULL,1,'',1772366406000250,0,'',1013250766);
+INSERT INTO "transitions" VALUES('default','job-6',2,1,2,'',1772366406000250,1,'',3155050959);
+INSERT INTO "transitions" VALUES('default','job-6',3,2,3,'again',1772366406000250,1,'',1483417729);
+INSERT INTO "transitions" VALUES('default','job-7',1,NULL,1,'',1772366407000250,0,'',3875068436);
+INSERT INTO "transitions" VALUES('default','job-7',2,1,6,'böse',1772366407000250,0,'',3252060721);
+INSERT INTO "transitions" VALUES('default','job-8',1,NULL,1,'',1772366408000250,0,'',3261608441);
+INSERT INTO "transitions" VALUES('default','job-8',2,1,2,'',1772366408000250,1,'',466107914);
+INSERT INTO "transitions" VALUES('default','job-8',3,2,4,'',1772366408000250,1,'',2850001595);
+INSERT INTO "transitions" VALUES('default','job-9',1,NULL,1,'',1772366409000250,0,'',2491511550);
+INSERT INTO "transitions" VALUES('default','job-9',2,1,7,'not needed',1772366409000250,0,'',997348168);
+INSERT INTO "transitions" VALUES('other','job-13',1,NULL,1,'',1772366413000250,0,'',2952767712);
+CREATE INDEX jobs_by_state ON jobs (tenant, state, stalled, created_at);
+CREATE INDEX jobs_by_expiry ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX jobs_by_silence ON jobs (key) WHERE state = 2 AND heartbeat_timeout IS NOT NULL;
+CREATE INDEX tombstones_by_age ON tombstones (removed_at);
+CREATE INDEX jobs_by_name ON jobs (tenant, name, created_at, key, state, stalled) WHERE name <> '';
+CREATE INDEX jobs_by_parent ON jobs (tenant, parent_id, created_at, key, state, stalled) WHERE parent_id <> '';
+COMMIT;
