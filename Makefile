@@ -21,6 +21,8 @@ ARGS ?=
 # pytest-xdist runs more processes than cores, because most tests wait for a process. For a debugger: make test WORKERS=
 WORKERS ?= --numprocesses 3 --dist worksteal
 
+# Without the newer protoc of .venv-proto, whose code Debian's libraries do not fit.
+SYSTEM_PATH := $(PATH)
 export PATH := $(abspath $(VENV)/bin):$(abspath $(PROTO_VENV)/bin):$(PATH)
 
 .PHONY: help
@@ -38,14 +40,14 @@ setup: $(VENV)/.dev $(PROTO_VENV)/.tools ## install the development environments
 
 .PHONY: test
 test: $(VENV)/.dev ## run the tests, without slow tests and tests that build (under 5 minutes)
-	$(PYTHON) -m pytest $(WORKERS) -m 'not slow and not proto and not wheel and not interop' $(ARGS)
+	$(PYTHON) -m pytest $(WORKERS) -m 'not slow and not proto and not wheel and not interop and not release' $(ARGS)
 
 .PHONY: check
 check: lint types imports test-all ## run everything that CI runs (under 20 minutes)
 
 .PHONY: test-all
-test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node browser redis systemd prometheus ## run all tests except those of make interop
-	$(PYTHON) -m pytest $(WORKERS) -m 'not interop' $(ARGS)
+test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node browser redis systemd prometheus ## run all tests except those of make interop and make release
+	$(PYTHON) -m pytest $(WORKERS) -m 'not interop and not release' $(ARGS)
 
 # examples/Makefile lists the packages that the examples in other languages need.
 INTEROP_PACKAGES = $(shell $(MAKE) --silent --no-print-directory -C examples packages)
@@ -99,7 +101,7 @@ faults: $(VENV)/.dev ## run the fault tests at full length, and write docs/relia
 
 .PHONY: test-native
 test-native: $(VENV)/.dev ## run server, client, CLI, interop and fault tests with --transport native (under 10 minutes)
-	JOBSTATUS_TEST_TRANSPORT=native $(PYTHON) -m pytest $(WORKERS) -m 'not slow and not interop' \
+	JOBSTATUS_TEST_TRANSPORT=native $(PYTHON) -m pytest $(WORKERS) -m 'not slow and not interop and not release' \
 		tests/server tests/client tests/cli tests/interop tests/faults $(ARGS)
 
 .PHONY: bench
@@ -144,6 +146,11 @@ proto: $(PROTO_VENV)/.tools ## generate Python code, stubs and the descriptor se
 proto-check: $(VENV)/.dev $(PROTO_VENV)/.tools ## check that generated code is current; buf lint, format and breaking
 	$(PYTHON) -m pytest -m proto $(ARGS)
 
+.PHONY: clients
+clients: $(VENV)/.dev node ## generate clients in Go, Java and TypeScript in build/clients; make interop runs them
+	@dpkg-query --show $(INTEROP_PACKAGES) >/dev/null 2>&1 || $(call apt-install,$(INTEROP_PACKAGES))
+	PATH="$(SYSTEM_PATH)" $(MAKE) --no-print-directory -C examples clients
+
 .PHONY: baseline
 baseline: $(PROTO_VENV)/.tools ## save the API as the baseline of buf breaking; once per release
 	buf build --exclude-source-info --output $(BASELINE)
@@ -154,13 +161,24 @@ stored-databases: $(VENV)/.dev ## save the newest schemas as files that later ve
 
 # ---- package
 
+# The time of the last commit in place of the clock's: the same commit gives the same bytes.
 .PHONY: wheel
-wheel: $(VENV)/.dev ## build sdist and wheel in dist/
+wheel: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+wheel: $(VENV)/.dev ## build sdist and wheel in dist/, reproducibly
 	$(PYTHON) -m build --no-isolation --outdir dist
 
 .PHONY: wheel-check
 wheel-check: $(VENV)/.dev ## build the wheel, install it outside the checkout, and run it
 	$(PYTHON) -m pytest -m wheel $(ARGS)
+
+.PHONY: release
+release: $(VENV)/.dev ## build and test what is published, in dist/ (docs/release.md; to try it: make release ARGS=--draft)
+	rm -rf dist
+	$(MAKE) --no-print-directory wheel
+	$(PYTHON) $(PIP_INSTALL) --group release
+	$(PYTHON) -m tests.support.release $(ARGS)
+	$(PYTHON) -m pytest -m 'wheel or release' --built dist tests/project
+	cd dist && sha256sum *
 
 .PHONY: clean
 clean: ## remove all files that these tasks created, except databases

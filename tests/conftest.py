@@ -43,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--soak", metavar="MINUTES", type=int, default=1, help="with --full: how long faults are caused at random"
     )
     parser.addoption(
+        "--built", metavar="FOLDER", type=Path, help="test the sdist and wheel in this folder instead of building them"
+    )
+    parser.addoption(
         "--fault-report", metavar="FILE", help="append what the fault tests did to this file, as JSON lines"
     )
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -12,33 +17,89 @@ pytestmark = [pytest.mark.wheel, pytest.mark.timeout(300)]
 
 USE_THE_CLIENT = """
 import sys
-from jobstatus_grpc import JobStatusClient
+from jobstatus_grpc import JobState, JobStatusClient
 
 with JobStatusClient(sys.argv[1]) as client:
     job = client.create(name="packed")
-    assert client.get(job.id) == job
+    client.update(job.id, state=JobState.IN_PROGRESS, progress=50)
+    watch = client.watch(job.id)
+    assert next(watch).progress == 50
+    client.update(job.id, state=JobState.SUCCEEDED)
+    assert [seen.state for seen in watch][-1] is JobState.SUCCEEDED
 print(sys.modules["jobstatus_grpc"].__file__)
 """
+EARLIER_AND_LATER = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 
 @pytest.fixture(scope="module")
-def wheel(run, root, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, root, folder=folder)
-    (built,) = folder.glob("*.whl")
+def build(run, root, tmp_path_factory) -> Callable[[Path], Path]:
+    """`build(source)` builds sdist and wheel as `make wheel` does, and returns the folder that they are in."""
+    epoch = f"SOURCE_DATE_EPOCH={run('git', 'log', '-1', '--format=%ct', folder=root).strip()}"
+
+    def built(source: Path) -> Path:
+        folder = tmp_path_factory.mktemp("dist")
+        run("env", epoch, sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source, folder=folder)
+        return folder
+
     return built
 
 
-@pytest.fixture(scope="module", params=["newest", "floors"])
+@pytest.fixture(scope="module")
+def dist(pytestconfig, build, root) -> Path:
+    """The folder with sdist and wheel."""
+    return pytestconfig.getoption("--built") or build(root)
+
+
+@pytest.fixture(scope="module")
+def wheel(dist) -> Path:
+    (built,) = dist.glob("*.whl")
+    return built.resolve()
+
+
+@pytest.fixture(
+    scope="module",
+    params=["newest", "floors", *(pytest.param(each, marks=pytest.mark.release) for each in EARLIER_AND_LATER)],
+)
 def installed(run, request, wheel, floors, tmp_path_factory) -> Path:
-    """The bin folder of an environment with the wheel, and with the newest or the oldest dependencies allowed."""
+    """The bin folder of an environment with the wheel: with the newest dependencies, the oldest, another Python."""
     folder = tmp_path_factory.mktemp(request.param)
     oldest = "".join(f"{name}=={version}\n" for name, version in floors.items())
     (folder / "constraints.txt").write_text(oldest if request.param == "floors" else "")
-    run(sys.executable, "-m", "venv", folder / "venv", folder=folder)
-    pip = [folder / "venv/bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    python = find_python(request.param) if request.param in EARLIER_AND_LATER else sys.executable
+    run(python, "-m", "venv", "--without-pip", folder / "venv", folder=folder)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", folder / "venv"]
     run(*pip, "install", "--constraint", "constraints.txt", wheel, folder=folder)
     return folder / "venv/bin"
+
+
+def find_python(version: str) -> str:
+    """Return the program of a version of Python, in PATH or among pyenv's, or skip the test."""
+    others = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
+    for program in (shutil.which(f"python{version}"), *sorted(map(str, others))):
+        # pyenv has a program for each version in PATH, most of which only print how to choose the version.
+        if program and subprocess.run([program, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
+            return program
+    pytest.skip(f"Python {version} is not installed")
+
+
+@pytest.fixture(scope="module")
+def sources(run, root, tmp_path_factory) -> Path:
+    """A copy of what is built, made at another time."""
+    copy = tmp_path_factory.mktemp("sources")
+    names = ["LICENSE", "README.md", "CHANGELOG.md", "buf.yaml", "pyproject.toml", ".gitignore"]
+    for name in (*names, "protos", "generated", "jobstatus_grpc"):
+        run("cp", "--recursive", root / name, copy, folder=copy)
+    return copy
+
+
+def digests(folder: Path) -> dict[str, str]:
+    built = [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in built}
+
+
+def test_two_builds_have_the_same_bytes(dist, build, sources):
+    assert len(digests(dist)) == 2
+    assert digests(dist) == digests(build(sources))
 
 
 def test_it_ships_the_api_as_text_and_as_descriptors(wheel, root):
