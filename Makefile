@@ -87,6 +87,14 @@ prometheus:
 screenshots: $(VENV)/.dev browser ## make the pictures of the board in docs/
 	$(PYTHON) -m tests.support.screenshots
 
+.PHONY: recordings
+recordings: $(VENV)/.dev ## record commands in a terminal for docs/recordings (ARGS=--draw: draw the recordings again)
+	$(PYTHON) -m tests.support.recordings $(ARGS)
+
+.PHONY: architecture
+architecture: $(VENV)/.dev ## draw docs/architecture.svg from the import contract in pyproject.toml
+	$(PYTHON) -m tests.support.architecture
+
 FAULT_TESTS := tests/faults tests/verify/test_seeded_bugs.py \
 	$(addprefix tests/stores/,postgres/test_outages.py postgres/test_restores.py sqlite/test_displacement.py)
 FAULT_ROWS := build/faults.jsonl

@@ -1,0 +1,1 @@
+"""Watches: from the change feed of the store to the streams of the watchers."""

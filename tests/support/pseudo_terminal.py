@@ -34,6 +34,8 @@ class PseudoTerminal:
         self._name = os.ttyname(theirs)
         self.resize(24, columns)
         self._raw = b""
+        self.received: list[tuple[float, bytes]] = []
+        """The output, and when it came, by time.monotonic()."""
         self._seen = ""
         self._read_to = 0
         self.process = subprocess.Popen(
@@ -113,5 +115,6 @@ class PseudoTerminal:
         except OSError:  # no process has it open any more
             data = b""
         self._raw += data
+        self.received.append((time.monotonic(), data))
         self._seen = _ESCAPES.sub("", self._raw.decode(errors="ignore"))
         return bool(data)
