@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobstatus_grpc.stores.sql.migrations import migrations
+from tests.support.servers import ServerProcess
 
 NEWEST = len(migrations("jobstatus_grpc.stores.postgres"))
 
@@ -20,6 +21,14 @@ def test_it_prints_the_version_of_the_schema(offline_cli, postgres, postgres_url
 def test_it_opens_other_stores_once(offline_cli, tmp_path, url):
     done = offline_cli("migrate", env={"JOBSTATUS_STORE": url.format(tmp_path)})
     assert (done.stdout, done.stderr, done.returncode) == ("the store is up to date\n", "", 0)
+
+
+def test_a_sqlite_store_that_is_served_is_refused(offline_cli, tmp_path):
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    with ServerProcess(store=url):
+        done = offline_cli("migrate", "--store", url)
+    assert (done.stdout, done.returncode) == ("", 2)
+    assert "has it open" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["migrate", "serve"])

@@ -14,8 +14,8 @@ from jobstatus_grpc.cli.options import stored
 def migrate(*, store: str) -> None:
     """Bring a store's schema up to date, and print its version.
 
-    `jobstatus serve` does so too if it has the rights. Running servers of an older version keep working until they are
-    restarted.
+    `jobstatus serve` does so too if it has the rights. On PostgreSQL, running servers of an older version keep working
+    until they are restarted. A SQLite store must not be served meanwhile.
     """
     from jobstatus_grpc.stores import migrate_store
 
