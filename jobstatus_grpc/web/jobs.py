@@ -76,6 +76,9 @@ FILTERS: Mapping[str, str] = {
 REPEATED = frozenset({"id", "state", "name", "label"})
 """Parameters that a query may have several times."""
 
+CANCEL_FIELDS: Mapping[str, tuple[type, str]] = {"reason": (str, "a string"), "cascade": (bool, "true or false")}
+"""Fields of the body of `:cancel`: the type of each, and its name in an error."""
+
 FLAGS = {"true": True, "false": False}
 
 
@@ -187,14 +190,14 @@ class JobsApi:
 
     async def _cancel(self, request: Request, job_id: str) -> None:
         vocabulary = vocabulary_of(request, _query_of(request))
-        body = await request.body()
-        document = document_in(body) if body else {}
-        values: dict[str, Any] = {}
-        for name, kind, what in (("reason", str, "a string"), ("cascade", bool, "true or false")):
-            value = document.get(name)
+        values = await _document_of(request, JSON) if await request.body() else {}
+        for name, value in values.items():
+            if name not in CANCEL_FIELDS:
+                text = f"is no field of a cancellation, which has {', '.join(CANCEL_FIELDS)}"
+                raise InvalidFieldError(violations=[FieldViolation(name, text)])
+            kind, what = CANCEL_FIELDS[name]
             if value is not None and not isinstance(value, kind):
                 raise InvalidFieldError(violations=[FieldViolation(name, f"must be {what}")])
-            values[name] = value
         message = pb.CancelJobRequest(id=job_id, request_id=_idempotency_key(request), **values)
         cancelled = (await self._call("CancelJob", request, message, pb.CancelJobResponse)).job
         await self._respond_job(HTTPStatus.OK, request, vocabulary, cancelled)

@@ -201,6 +201,7 @@ _CANCEL: Schema = {
             "description": "Ask for the end of its children as well, of their children, and so on.",
         },
     },
+    "additionalProperties": False,
 }
 
 _PROBLEM: Schema = {

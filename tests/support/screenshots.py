@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,8 @@ from tests.support.servers import ServerProcess
 
 FOLDER = Path(__file__).parents[2] / "docs"
 
+STALLED_AFTER = timedelta(seconds=1)
+
 CREATED = [
     pb.JobStatus(id="backup-11-27", name="nightly backup", labels={"team": "ops"}),
     pb.JobStatus(id="report-2026-10", name="monthly report", labels={"team": "finance"}),
@@ -21,6 +24,7 @@ CREATED = [
     pb.JobStatus(id="import-442", name="import of customers", labels={"team": "core"}),
     *(pb.JobStatus(id=f"import-442.{n}", name=f"import, part {n}", parent_id="import-442") for n in range(1, 4)),
     pb.JobStatus(id="mail-77", name="newsletter", labels={"team": "media"}),
+    pb.JobStatus(id="index-9", name="rebuild of the index", labels={"team": "core"}, heartbeat_timeout=STALLED_AFTER),
 ]
 
 REPORTED = [
@@ -31,9 +35,16 @@ REPORTED = [
         error=pb.JobError(code=14, message="the warehouse refused the connection", reason="WAREHOUSE_DOWN"),
     ),
     pb.JobStatus(id="video-8812", state=pb.JOB_STATE_IN_PROGRESS, progress=12.5, reason="pass 1 of 2"),
-    pb.JobStatus(id="import-442", state=pb.JOB_STATE_IN_PROGRESS, progress=64, reason="page 17 of 26"),
+    pb.JobStatus(
+        id="import-442",
+        state=pb.JOB_STATE_IN_PROGRESS,
+        progress=64,
+        reason="page 17 of 26",
+        estimated_completion=datetime.now(UTC) + timedelta(minutes=12),
+    ),
     pb.JobStatus(id="import-442.1", state=pb.JOB_STATE_SUCCEEDED),
     pb.JobStatus(id="import-442.2", state=pb.JOB_STATE_IN_PROGRESS, progress=40),
+    pb.JobStatus(id="index-9", state=pb.JOB_STATE_IN_PROGRESS, progress=80),
 ]
 
 
@@ -49,9 +60,11 @@ def main() -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             for scheme, place, name in (("light", "", "board"), ("dark", "?job=import-442", "board-job")):
-                page = browser.new_page(viewport={"width": 1200, "height": 640}, color_scheme=scheme)  # type: ignore[arg-type]
+                page = browser.new_page(viewport={"width": 1200, "height": 720}, color_scheme=scheme)  # type: ignore[arg-type]
                 page.goto(f"{server.http}/{place}")
                 _wait(page)
+                if not place:
+                    expect(page.locator(".mark.stalled")).to_be_visible()
                 page.screenshot(path=FOLDER / f"{name}.png")
             browser.close()
 

@@ -552,6 +552,42 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_page(board, open_page, 
         assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_dialogue_that_confirms_a_cancel(board, open_page, scheme):
+    service, page = board
+    create(service, "a")
+    create(service, "a.1", parent_id="a", state=pb.JOB_STATE_IN_PROGRESS, progress=5)
+    shown = open_page(f"{page.url}?job=a", size="phone", color_scheme=scheme)
+    expect(shown.locator("#children progress")).to_be_visible()
+    shown.get_by_role("button", name="Cancel job").click()
+    expect(shown.get_by_role("dialog", name="Cancel a?")).to_be_visible()
+    found = Axe().run(shown)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_in_a_narrow_window_what_belongs_together_is_on_one_line(board, open_page):
+    service, page = board
+    create(service, "a", state=pb.JOB_STATE_IN_PROGRESS, progress=5)
+    create(service, "a.1", parent_id="a")
+    phone = open_page(f"{page.url}?job=a", size="phone")
+    assert_on_one_line(phone.locator("#job-state progress"), phone.locator("#job-state .percent"))
+    expect(phone.locator("#children li")).to_have_count(1)
+    phone.get_by_role("button", name="Cancel job").click()
+    assert_on_one_line(phone.get_by_role("checkbox"), phone.get_by_role("checkbox").locator(".."))
+    table = open_page(page.url, size="phone")
+    expect(row(table, "a")).to_be_visible()
+    assert_on_one_line(row(table, "a").locator("[data-name=Attempt]"), row(table, "a").locator("[data-name=Age]"))
+
+
+def assert_on_one_line(first: Locator, second: Locator) -> None:
+    """Both are as high as a line, and at the same height."""
+    expect(first).to_be_visible()
+    boxes = [each.bounding_box() for each in (first, second)]
+    assert all(box is not None and box["height"] < 30 for box in boxes), boxes
+    middles = [box["y"] + box["height"] / 2 for box in boxes if box is not None]
+    assert abs(middles[0] - middles[1]) < 6, boxes
+
+
 def test_the_keyboard_alone_opens_a_job_and_confirms_a_cancel(board):
     service, page = board
     create(service, "a", name="backup")

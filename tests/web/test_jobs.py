@@ -185,7 +185,9 @@ def test_a_cancel_may_take_all_jobs_below(web):
     parent = create(web)["id"]
     job = {"parentId": parent}
     child = web.request("POST", "/jobstatus.v1.JobStatusService/CreateJob", {"job": job}).json()["job"]["id"]
-    assert web.request("POST", f"/v1/jobs/{parent}:cancel", {"cascade": "yes"}).reason == "INVALID_FIELD"
+    for body in ({"cascade": "yes"}, {"cascades": True}, {"reason": 5}, []):
+        assert web.request("POST", f"/v1/jobs/{parent}:cancel", body).reason == "INVALID_FIELD"
+    assert web.request("GET", f"/v1/jobs/{parent}").json()["state"] == "pending"
     assert web.request("POST", f"/v1/jobs/{parent}:cancel", {"cascade": True}).json()["state"] == "aborted"
     assert web.request("GET", f"/v1/jobs/{child}").json()["state"] == "aborted"
 
@@ -265,6 +267,8 @@ def test_other_content_types_are_refused(web):
     patched = web.request("PATCH", path, b"[]", content_type="application/json-patch+json")
     assert (posted.status, posted.headers["accept-post"]) == (415, "application/json")
     assert (patched.status, patched.headers["accept-patch"]) == (415, f"application/json, {MERGE_PATCH}")
+    cancelled = web.request("POST", f"{path}:cancel", b"{}", content_type="application/x-www-form-urlencoded")
+    assert (cancelled.status, cancelled.headers["accept-post"]) == (415, "application/json")
 
 
 @pytest.mark.parametrize(
