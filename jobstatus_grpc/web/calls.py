@@ -91,6 +91,8 @@ class Call:
         self._request.done_callbacks.append(callback)
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
+        if code is grpc.StatusCode.UNAUTHENTICATED and self._request.ignored_cookie:
+            details = f"{self._request.ignored_cookie}; {details}"
         raise CallEndedError(code, details, trailing_metadata)
 
     async def write(self, message: bytes) -> None:

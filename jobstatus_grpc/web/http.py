@@ -153,6 +153,8 @@ class Request:
         """Whether a response has begun."""
         self.done_callbacks: list[Callable[[Any], None]] = []
         """Called with something once the request is answered: the response is sent, or with the connection to be."""
+        self.ignored_cookie = ""
+        """Why the cookie of a login does not count, if it has one that does not."""
         self._body: bytes | None = None
         self._is_read = not any(key in ("content-length", "transfer-encoding") for key, _ in self.fields)
 

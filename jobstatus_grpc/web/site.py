@@ -168,8 +168,12 @@ class Site:
         request.fields = [each for each in request.fields if each[0] != "cookie"]
         if len(tokens) > 1:
             raise HttpError(HTTPStatus.BAD_REQUEST, f"the request has {len(tokens)} cookies {name}; delete them")
-        if tokens and is_own and request.header("authorization") is None:
+        if not tokens or request.header("authorization") is not None:
+            return
+        if is_own:
             request.fields.append(("authorization", f"Bearer {tokens[0]}"))
+        else:
+            request.ignored_cookie = _why_ignored(request)
 
     async def _answer_preflight(self, request: Request, allowed: str) -> None:
         fields = [("allow", allowed)]
@@ -220,6 +224,16 @@ class Site:
             await send(message)
 
         return send_with_fields
+
+
+def _why_ignored(request: Request) -> str:
+    """Return why the cookie of a login does not count for a request, and what to do."""
+    if request.method in SAFE_METHODS or request.header("origin") is not None:
+        return "the cookie of the login is ignored: the request is from a page of another origin"
+    return (
+        f"the cookie of the login is ignored: a {request.method} with it needs an Origin header, that of this server, or "
+        "send the token as authorization: Bearer TOKEN"
+    )
 
 
 @functools.cache

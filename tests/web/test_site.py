@@ -64,6 +64,26 @@ def test_a_cookie_counts_only_for_pages_of_this_site(secured, origin):
     assert (reply.status, reply.reason) == (401, "NO_IDENTITY")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "fields", "why"),
+    [
+        ("POST", WHOAMI, {}, "a POST with it needs an Origin header"),
+        ("PATCH", "/v1/jobs/x", {}, "a PATCH with it needs an Origin header"),
+        ("GET", "/v1/jobs", {"origin": BOARD}, "from a page of another origin"),
+        ("GET", "/v1/jobs", {"sec_fetch_site": "same-site"}, "from a page of another origin"),
+    ],
+)
+def test_a_request_whose_cookie_is_ignored_is_told_why(secured, method, path, fields, why):
+    web, token = secured
+    body = None if method == "GET" else {}
+    cookie = f"jobstatus-{web.port}={token}"
+    reply = web.request(method, path, body, cookie=cookie, **fields)
+    assert (reply.status, reply.reason) == (401, "NO_IDENTITY")
+    assert why in reply.body.decode()
+    fields["authorization"] = "Bearer x"
+    assert "cookie" not in web.request(method, path, body, cookie=cookie, **fields).body.decode()
+
+
 def test_behind_a_proxy_that_terminates_tls_the_origin_of_the_flag_is_this_site(secured):
     web, token = secured
     proxied = {"origin": BOARD, "host": "board.example"}
