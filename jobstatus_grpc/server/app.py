@@ -12,7 +12,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,7 +43,7 @@ from jobstatus_grpc.server.operations import OperationsServicer
 from jobstatus_grpc.server.places import Places
 from jobstatus_grpc.server.servicer import JobStatusServicer
 from jobstatus_grpc.server.transports import grpcio
-from jobstatus_grpc.server.transports.interface import Method, Transport
+from jobstatus_grpc.server.transports.interface import CallContext, Method, Transport
 from jobstatus_grpc.service import JobService
 from jobstatus_grpc.stores import open_store, store_name
 from jobstatus_grpc.stores.interface import JobStore, utc_now
@@ -292,6 +292,7 @@ class _Server:
                     self._methods,
                     self._access,
                     self._certificates,
+                    hold_body=self._calls.hold_body,
                     grpc_address=self._board_address,
                 )
             if self._health_listener is not None:
@@ -453,11 +454,12 @@ async def _open_web(
     access: Access,
     certificates: Certificates | None,
     *,
+    hold_body: Callable[[CallContext, int], Awaitable[Callable[[], None]]],
     grpc_address: Callable[[], str],
 ) -> WebListener:
     """Return the listener of the web side, bound to its address, which serves once it is started.
 
-    `grpc_address` is called after that: the address that the board names.
+    `hold_body` is that of CallMiddleware. `grpc_address` is called after that: the address that the board names.
 
     Raises:
         CannotListenError: the address cannot be listened on.
@@ -475,6 +477,7 @@ async def _open_web(
         gateway,
         JobsApi(gateway),
         identify=identify,
+        hold_body=hold_body,
         origins=config.http_origin,
         is_loopback=is_loopback(host_and_port(config.http)[0]),
     )

@@ -132,6 +132,18 @@ class CallMiddleware:
             return self._around(rpc, self._admit_watch, self._end_watch)
         return self._around(rpc, self._admit_request, self._end_request)
 
+    async def hold_body(self, context: CallContext, size: int) -> Callable[[], None]:
+        """Count `size` bytes of a request that arrive before its call begins, and return what frees them.
+
+        Raises:
+            JobStatusError: its caller has no identity, or holds as much memory as it may.
+        """
+        metadata = context.invocation_metadata() or ()
+        caller = self._access.known(context, metadata) or await self._access.identify(context, metadata)
+        call = OpenCall(self._share_of(caller), TooManyRequestsError)
+        self._held.add(call, size)
+        return lambda: self._held.free(call)
+
     def _admit_request(self, caller: Identity, tenant: str, request_bytes: int) -> OpenCall:
         call = OpenCall(self._share_of(caller), TooManyRequestsError)
         if not self._requests.has(call.caller):

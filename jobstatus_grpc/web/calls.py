@@ -117,6 +117,7 @@ async def run(method: Method, data: bytes, call: Call, request: Request, *, max_
         CallEndedError: it ended with another status than OK, or was cut off by its deadline or a drain.
         DisconnectedError: the client has left.
     """
+    request.free_body()
     with Cutter() as cutter:
         if (seconds := call.time_remaining()) is not None:
             cutter.after(seconds, CallEndedError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))

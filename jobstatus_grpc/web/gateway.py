@@ -115,8 +115,12 @@ class Gateway:
 
     async def _call(self, request: Request, rpc: Rpc, protocol: _Protocol) -> bytes:
         seconds = protocol.timeout_seconds()
-        data, parse_error = protocol.message_in(await request.body()), ""
         call = Call(request, seconds=seconds, send=protocol.write if rpc.method.is_stream else None)
+        try:
+            body = await request.body()
+        except JobStatusError as error:
+            await call.abort(*status.status_of(error))
+        data, parse_error = protocol.message_in(body), ""
         if protocol.is_json:
             data, parse_error = await self._from_json(rpc.input, data, call)
         max_seconds = self.max_stream_seconds if rpc.method.is_stream else None

@@ -17,10 +17,15 @@ from jobstatus_grpc.wire import status
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+HoldBody: TypeAlias = Callable[[int], Awaitable[Callable[[], None]]]
+"""Counts the bytes of a body, and returns what frees them; raises the error that refuses its caller."""
 Fields: TypeAlias = Iterable[tuple[str, str]]
 
 BODY_SECONDS = 30.0
 """Time for a request's body to arrive whole: 4 MiB at 140 kB a second."""
+
+UNCOUNTED_BODY_BYTES = 64 * 1024
+"""Received of a body from any client. More is received from callers that are admitted, and counted."""
 
 DISCARD_SECONDS = 1.0
 """Time for which the rest of a body is taken, and ignored, after a response that did not need it."""
@@ -153,6 +158,9 @@ class Request:
         """Whether a response has begun."""
         self.done_callbacks: list[Callable[[Any], None]] = []
         """Called with something once the request is answered: the response is sent, or with the connection to be."""
+        self.hold_body: HoldBody | None = None
+        """Called before more than UNCOUNTED_BODY_BYTES are received."""
+        self._free_body: Callable[[], None] | None = None
         self.ignored_cookie = ""
         """Why the cookie of a login does not count, if it has one that does not."""
         self._body: bytes | None = None
@@ -187,6 +195,7 @@ class Request:
 
         Raises:
             HttpError: it is too large, or did not arrive within BODY_SECONDS.
+            JobStatusError: it is large, and its caller is refused.
             DisconnectedError: the client has left.
         """
         if self._body is not None:
@@ -211,9 +220,17 @@ class Request:
             body += message["body"]
             if len(body) > limits.MAX_REQUEST_BYTES:
                 raise TooLargeError
+            if len(body) > UNCOUNTED_BODY_BYTES and self._free_body is None and self.hold_body is not None:
+                self._free_body = await self.hold_body(int(self.header("content-length") or limits.MAX_REQUEST_BYTES))
+                self.done_callbacks.append(lambda _: self.free_body())
             if not message["more_body"]:
                 self._is_read = True
                 return bytes(body)
+
+    def free_body(self) -> None:
+        """Count the bytes of the body no more: the call that has them begins, and counts them."""
+        if self._free_body is not None:
+            self._free_body()
 
     async def start(self, code: int, fields: Fields) -> None:
         """Send the status and the header fields of the response."""

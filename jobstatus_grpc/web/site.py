@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,7 +59,14 @@ class Site:
     """The application that the listener runs."""
 
     def __init__(
-        self, gateway: Gateway, jobs: JobsApi, *, identify: Identify | None, origins: Sequence[str], is_loopback: bool
+        self,
+        gateway: Gateway,
+        jobs: JobsApi,
+        *,
+        identify: Identify | None,
+        hold_body: Callable[[Call, int], Awaitable[Callable[[], None]]],
+        origins: Sequence[str],
+        is_loopback: bool,
     ) -> None:
         """Take what answers RPCs.
 
@@ -67,6 +74,8 @@ class Site:
             gateway: answers RPCs.
             jobs: answers `/v1/jobs…`.
             identify: identifies the caller of a login. None: the server has no authentication.
+            hold_body: counts the bytes of a large body for the caller of a call, and returns what frees them; raises
+                the error that refuses the caller.
             origins: other origins whose pages may call, each `scheme://host[:port]`.
             is_loopback: the listener is for this machine alone. Then the host that a request is for must be this
                 machine too: a page of another name that resolves to it, by DNS rebinding, may call nothing.
@@ -74,6 +83,7 @@ class Site:
         self._gateway = gateway
         self._jobs = jobs
         self._identify = identify
+        self._hold_body = hold_body
         self._origins = frozenset(origins)
         self._is_loopback = is_loopback
         self.routes: dict[str, Mapping[str, Route]] = {
@@ -87,6 +97,7 @@ class Site:
         """Answer a request, as an ASGI application."""
         request = Request(scope, receive, send)
         request.send = self._with_fields(request, send)
+        request.hold_body = functools.partial(self._hold_body, Call(request))
         try:
             try:
                 await self._answer(request)
@@ -231,8 +242,8 @@ def _why_ignored(request: Request) -> str:
     if request.method in SAFE_METHODS or request.header("origin") is not None:
         return "the cookie of the login is ignored: the request is from a page of another origin"
     return (
-        f"the cookie of the login is ignored: a {request.method} with it needs an Origin header, that of this server, or "
-        "send the token as authorization: Bearer TOKEN"
+        f"the cookie of the login is ignored: a {request.method} with it needs an Origin header, that of this server; "
+        "or send the token as authorization: Bearer TOKEN"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import time
@@ -13,11 +14,13 @@ from google.rpc import error_details_pb2, status_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc import errors
+from jobstatus_grpc.job.limits import MAX_REQUEST_BYTES
 from jobstatus_grpc.server.transports.interface import CallContext, StreamContext
 from jobstatus_grpc.web.calls import Call
-from jobstatus_grpc.web.http import HTTP_STATUS_OF_CODE
+from jobstatus_grpc.web.http import HTTP_STATUS_OF_CODE, UNCOUNTED_BODY_BYTES
 from jobstatus_grpc.wire import status
-from tests.support.web import SERVICE_PATH
+from tests.support.auth import AuthText
+from tests.support.web import SERVICE_PATH, read_all
 
 GET = f"{SERVICE_PATH}/GetJob"
 WATCH = f"{SERVICE_PATH}/WatchJob"
@@ -35,6 +38,33 @@ def test_the_memory_of_large_responses_is_free_again_when_they_are_sent(serve_we
     replies = [web.call("ListJobs", {"page_size": 60}) for _ in range(20)]
     replies += [web.request("GET", "/v1/jobs?pageSize=60") for _ in range(20)]
     assert {reply.status for reply in replies} == {200}
+
+
+def test_large_bodies_are_taken_from_admitted_callers_only_and_within_the_memory_for_calls(serve_web, tmp_path):
+    auth = AuthText(tmp_path / "auth.toml")
+    bearer = f"Bearer {auth.admit('anna')}"
+    _, web = serve_web("--max-held-mib", "40", "--auth", str(auth.path))
+    fields = f"host: {web.host}:{web.port}\r\ncontent-type: application/json\r\ncontent-length: {MAX_REQUEST_BYTES}\r\n"
+
+    def begin(path, more=""):
+        part = b" " * (UNCOUNTED_BODY_BYTES + 1)
+        return web.raw(f"POST {path} HTTP/1.1\r\n{fields}{more}\r\n".encode() + part)
+
+    def get():
+        body = b'{"id": "a"' + b" " * (MAX_REQUEST_BYTES - 11) + b"}"
+        return web.request("POST", GET, body, content_type="application/json", authorization=bearer)
+
+    for path in (GET, "/v1/jobs", "/login"):
+        assert read_all(begin(path)).startswith(b"HTTP/1.1 401 ")
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(begin("/v1/jobs", f"authorization: {bearer}\r\n"))
+        while (reply := get()).status != 429:  # until they are received
+            assert reply.status == 404
+        assert reply.reason == "TOO_MANY_REQUESTS"
+    while (reply := get()).status == 429:
+        pass
+    assert reply.status == 404
 
 
 @pytest.mark.parametrize("cls", list(errors.error_classes()), ids=lambda cls: cls.__name__)
