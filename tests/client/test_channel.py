@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import traceback
 
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import JobStatusClient
+from jobstatus_grpc import JobStatusClient, UnauthenticatedError
+from jobstatus_grpc.auth.tokens import make_token
 from jobstatus_grpc.client.endpoint import endpoint
+from tests.support.auth import AuthText
 from tests.support.scripted_server import ScriptedServer, a_job, reply
 from tests.support.servers import ServerProcess
 
@@ -104,3 +107,39 @@ def test_a_new_client_says_nothing_to_its_server_before_its_first_call():
         listener.setblocking(False)
         with JobStatusClient(f"127.0.0.1:{listener.getsockname()[1]}"), pytest.raises(BlockingIOError):
             listener.accept()
+
+
+def with_variables(error):
+    """What an error tracker sends: the traceback of an error and its causes, with the local variables."""
+    lines = list(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    # Not of this file, which has the token.
+    return "".join(line for line in lines if __file__ not in line)
+
+
+CALLS = {
+    "get": lambda client: client.get("x"),
+    "list": lambda client: client.list(),
+    "update": lambda client: client.update("x", reason="r"),
+    "wait": lambda client: client.wait("x", 5),
+    "watch": lambda client: next(iter(client.watch("x"))),
+    "watch_jobs": lambda client: next(iter(client.watch_jobs())),
+}
+
+
+@pytest.fixture(scope="module")
+def closed_server(tmp_path_factory):
+    auth = AuthText(tmp_path_factory.mktemp("auth") / "auth.toml")
+    auth.admit("anna")
+    with ServerProcess("--auth", str(auth.path)) as process:
+        yield process
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_variable_of_a_traceback_has_the_token(closed_server, connect, call):
+    token = make_token()
+    client = connect(closed_server.address, token=token)
+    with pytest.raises(UnauthenticatedError) as caught:
+        CALLS[call](client)
+    text = with_variables(caught.value)
+    assert "BadIdentityError" in text
+    assert token not in text + repr(client)
