@@ -321,7 +321,7 @@ class Connection:
         except grpc.RpcError as error:
             liveness.failed(error)
             # Without the frames of grpc: their variables have the token, and error trackers send variables.
-            raise error.with_traceback(None)
+            raise error.with_traceback(None) from None
         finally:
             liveness.end(call)
 

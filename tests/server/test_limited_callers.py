@@ -201,6 +201,18 @@ def test_a_list_has_no_other_jobs_whatever_its_filter(core, root, new_id):
     assert not {theirs.id, parent.id} & set(ids_of(core, names=["n"]))
 
 
+def test_the_numbers_of_a_parent_count_all_children_and_nothing_else_of_one_that_is_unseen_shows(core, root, new_id):
+    ours, theirs = root.create(id=new_id(), labels=CORE), root.create(id=new_id())
+    root.create(id=new_id(), parent_id=ours.id, labels={"team": "web"})
+    for parent_id in (theirs.id, new_id()):
+        child = core.create(id=new_id(), parent_id=parent_id, labels=CORE)
+        assert (child.parent_id, dict(child.children)) == (parent_id, {})
+    assert dict(core.get(ours.id).children) == {"pending": 1}
+    after = root.get(theirs.id)
+    assert dict(after.children) == {"pending": 1}
+    assert (after.revision, after.updated_at) == (theirs.revision, theirs.updated_at)
+
+
 def test_a_token_is_for_the_jobs_that_its_caller_sees(callers, core, root, refused, new_id):
     for _ in range(2):
         root.create(id=new_id(), labels=CORE)

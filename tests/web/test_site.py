@@ -73,7 +73,7 @@ def test_a_cookie_counts_only_for_pages_of_this_site(secured, origin):
         ("GET", "/v1/jobs", {"sec_fetch_site": "same-site"}, "from a page of another origin"),
     ],
 )
-def test_a_request_whose_cookie_is_ignored_is_told_why(secured, method, path, fields, why):
+def test_the_error_of_a_request_whose_cookie_is_ignored_says_why(secured, method, path, fields, why):
     web, token = secured
     body = None if method == "GET" else {"name": "x"}
     cookie = f"jobstatus-{web.port}={token}"
