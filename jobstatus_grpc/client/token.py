@@ -148,6 +148,13 @@ class RenewedToken:
         self._check_at = float("-inf")
 
     def _read(self) -> str:
+        try:
+            return self._read_source()
+        except ValueError as error:
+            # Without the frames below: their variables have what was read, and error trackers send variables.
+            raise error.with_traceback(None) from None
+
+    def _read_source(self) -> str:
         if isinstance(self._source, TokenCommand):
             return self._source.run()
         signature = signature_of(self._source)

@@ -8,7 +8,7 @@ import traceback
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import JobStatusClient, UnauthenticatedError
+from jobstatus_grpc import JobStatusClient, TokenCommand, UnauthenticatedError
 from jobstatus_grpc.auth.tokens import make_token
 from jobstatus_grpc.client.endpoint import endpoint
 from tests.support.auth import AuthText
@@ -143,3 +143,12 @@ def test_no_variable_of_a_traceback_has_the_token(closed_server, connect, call):
     text = with_variables(caught.value)
     assert "BadIdentityError" in text
     assert token not in text + repr(client)
+
+
+@pytest.mark.parametrize("is_file", [True, False], ids=["file", "command"])
+def test_no_variable_of_a_traceback_has_a_token_that_cannot_be_used(connect, tmp_path, is_file):
+    token, path = make_token(), tmp_path / "token"
+    path.write_text(f"warning: expires soon {token}")
+    with pytest.raises(ValueError, match="without spaces") as caught:
+        connect("localhost:1", token=path if is_file else TokenCommand(["cat", str(path)]))
+    assert token not in with_variables(caught.value)
