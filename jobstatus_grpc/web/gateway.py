@@ -185,7 +185,7 @@ def _gunzip(data: bytes) -> bytes:
     except zlib.error:
         raise _refusal("is not the gzip that its header says") from None
     if len(unpacked) > limits.MAX_REQUEST_BYTES:
-        raise TooLargeError
+        raise TooLargeError(limits.MAX_REQUEST_BYTES)
     if not unpack.eof or unpack.unused_data:
         raise _refusal("is not one whole member of gzip")
     return unpacked

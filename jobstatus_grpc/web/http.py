@@ -80,10 +80,10 @@ class DisconnectedError(Exception):
 
 
 class TooLargeError(HttpError):
-    """The body is over the limit of requests; the rest of it is not read."""
+    """The body is over its limit; the rest of it is not read."""
 
-    def __init__(self) -> None:
-        text = f"the body is larger than {limits.MAX_REQUEST_BYTES} bytes"
+    def __init__(self, max_bytes: int) -> None:
+        text = f"the body is larger than {max_bytes} bytes"
         super().__init__(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
 
@@ -190,7 +190,7 @@ class Request:
         if not self._takes_chunks:
             raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "a stream needs HTTP/1.1")
 
-    async def body(self) -> bytes:
+    async def body(self, *, max_bytes: int = limits.MAX_REQUEST_BYTES) -> bytes:
         """Read the body, or return it if it has been read.
 
         Raises:
@@ -201,25 +201,25 @@ class Request:
         if self._body is not None:
             return self._body
         length = self.header("content-length")
-        if length is not None and int(length) > limits.MAX_REQUEST_BYTES:  # the parser has checked that it is a number
-            raise TooLargeError
+        if length is not None and int(length) > max_bytes:  # the parser has checked that it is a number
+            raise TooLargeError(max_bytes)
         with Cutter() as cutter:
             cutter.after(BODY_SECONDS, BodyTimeoutError())
             try:
-                self._body = await self._read()
+                self._body = await self._read(max_bytes)
             except asyncio.CancelledError:
                 raise cutter.error or asyncio.CancelledError from None
         return self._body
 
-    async def _read(self) -> bytes:
+    async def _read(self, max_bytes: int) -> bytes:
         body = bytearray()
         while True:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise DisconnectedError
             body += message["body"]
-            if len(body) > limits.MAX_REQUEST_BYTES:
-                raise TooLargeError
+            if len(body) > max_bytes:
+                raise TooLargeError(max_bytes)
             if len(body) > UNCOUNTED_BODY_BYTES and self._free_body is None and self.hold_body is not None:
                 self._free_body = await self.hold_body(int(self.header("content-length") or limits.MAX_REQUEST_BYTES))
                 self.done_callbacks.append(lambda _: self.free_body())

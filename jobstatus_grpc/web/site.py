@@ -17,7 +17,16 @@ from jobstatus_grpc.errors import InternalError, JobStatusError
 from jobstatus_grpc.web import openapi
 from jobstatus_grpc.web.calls import Call
 from jobstatus_grpc.web.gateway import Gateway, Identify
-from jobstatus_grpc.web.http import DisconnectedError, HttpError, Receive, Request, Route, Send, respond_problem
+from jobstatus_grpc.web.http import (
+    UNCOUNTED_BODY_BYTES,
+    DisconnectedError,
+    HttpError,
+    Receive,
+    Request,
+    Route,
+    Send,
+    respond_problem,
+)
 from jobstatus_grpc.web.jobs import JobsApi
 
 log = logging.getLogger("jobstatus_grpc.server")
@@ -200,7 +209,7 @@ class Site:
         """Set a cookie with the token in the body, `{"token": …}`, if it is one of a caller."""
         if self._identify is None:
             raise HttpError(HTTPStatus.NOT_FOUND, "this server has no authentication (--auth): no login is needed")
-        token = _token_in(request, await request.body())
+        token = _token_in(request, await request.body(max_bytes=UNCOUNTED_BODY_BYTES))
         request.fields = [each for each in request.fields if each[0] != "authorization"]
         request.fields.append(("authorization", f"Bearer {token}"))
         await self._identify(Call(request))
