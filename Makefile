@@ -167,6 +167,16 @@ baseline: $(PROTO_VENV)/.tools ## save the API as the baseline of buf breaking; 
 stored-databases: $(VENV)/.dev ## save the newest schemas as files that later versions must read; once per release
 	$(PYTHON) -m tests.support.stored_databases
 
+# ---- documentation
+
+.PHONY: docs
+docs: $(VENV)/.dev ## build the documentation site in build/site; warnings, such as broken links, are errors
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs --quiet build --strict
+
+.PHONY: docs-serve
+docs-serve: $(VENV)/.dev ## serve the documentation site on 127.0.0.1:8000, and build it again when a page changes
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs serve
+
 # ---- package
 
 # The time of the last commit in place of the clock's: the same commit gives the same bytes.

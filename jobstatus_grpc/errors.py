@@ -41,13 +41,19 @@ class NotFoundError(JobStatusError):
 
 
 class JobNotFoundError(NotFoundError):
-    """No job has this id."""
+    """No job has this id.
+
+    Check the id, and the tenant of the caller: it is not known whether the job ever existed.
+    """
 
     reason = "JOB_NOT_FOUND"
 
 
 class JobExpiredError(NotFoundError):
-    """The job with this id was deleted or has expired."""
+    """The job with this id was deleted or has expired.
+
+    It does not come back. Keep what is needed of a job longer than the retention of the server elsewhere.
+    """
 
     reason = "JOB_EXPIRED"
 
@@ -83,7 +89,10 @@ MAX_LISTED_VIOLATIONS = 20
 
 
 class InvalidFieldError(InvalidArgumentError):
-    """A field of the request is not valid."""
+    """A field of the request is not valid.
+
+    Change each field that BadRequest in the details names.
+    """
 
     reason = "INVALID_FIELD"
 
@@ -116,7 +125,10 @@ class FailedPreconditionError(JobStatusError):
 
 
 class IllegalTransitionError(FailedPreconditionError):
-    """The job cannot move from its state to the one asked for."""
+    """The job cannot move from its state to the one asked for.
+
+    Read the job: its state is another one than the caller expects.
+    """
 
     reason = "ILLEGAL_TRANSITION"
 
@@ -269,7 +281,10 @@ class IdentityExpiredError(UnauthenticatedError):
 
 
 class PermissionDeniedError(JobStatusError):
-    """The caller's role does not allow this."""
+    """The caller's role does not allow this.
+
+    Use the credentials of a caller with the role that the message names, or have the role of this one changed.
+    """
 
     reason = "NOT_ALLOWED"
 
