@@ -23,7 +23,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROO
 NOT_RUN = {
     r"^pip install": "another test compares the extras with pyproject.toml",
     r"^(sudo )?(docker|kubectl|sudo) ": "needs Docker, a cluster or systemd; tests/deploy checks the files",
-    r"example\.(com|org)|db\.example|\bjobs:50051": "names of machines that do not exist",
+    r"--address \S*\.example|^grpcurl[\s\S]*\.example|db\.example|\bjobs:50051": "names of machines that do not exist",
+    r"^jobstatus profile \w+ prod|--profile prod": "as these; tests/cli/test_profile.py runs them",
+    r"--tls-cert tls\.crt": "a certificate of the reader's own; tests/server/test_tls.py runs it",
 }
 """Commands, as regular expressions, and why they are not run."""
 

@@ -114,11 +114,10 @@ class PageRun:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HOME": self._machine,
             "LANG": "C.UTF-8",
+            "JOBSTATUS_ADDRESS": own,
             "JOBSTATUS_LISTEN": own,
             "JOBSTATUS_LOG_LEVEL": "warning",
         }
-        if "jobstatus profile" not in text:
-            self._environment["JOBSTATUS_ADDRESS"] = own
         if not self._is_served:
             self._environment["JOBSTATUS_STORE"] = f"sqlite:///{machine}/var/lib/jobstatus/jobs.db"
             for flag, port in (("HTTP", "8080"), ("METRICS", "9464")):
@@ -176,11 +175,13 @@ class PageRun:
             shown = shown or ["listening on …"]
             text = text if "&" in text else f"{text} &"
         is_left = is_interrupted or bool(SERVES.search(text)) or text.endswith("&")
+        if "profile" in text:  # the variable wins over a profile
+            text = f"(unset JOBSTATUS_ADDRESS\n{text}\n)"
         if command.language != "console":
             path = self._folder / ".machine" / f"line-{command.line}"
             path.write_text(text)
             text = f"bash -eu {path}" if command.language == "bash" else f'python -W error -c "$(cat {path})"'
-        self._send(f"{text} </dev/null &" if is_interrupted else f"{{ {text}\n}} </dev/null")
+        self._send(f"{{ exec {text}\n}} </dev/null &" if is_interrupted else f"{{ {text}\n}} </dev/null")
         said, missing, code = self._read(shown, waits=is_left)
         if is_interrupted:
             self._send("kill $!; wait $! || true")
