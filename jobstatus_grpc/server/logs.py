@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from random import getrandbits
 from typing import Protocol, TypeAlias
 
+from jobstatus_grpc.stores.batch import limit_routine_lines
+
 log = logging.getLogger("jobstatus_grpc.server")
 
 
@@ -43,10 +45,13 @@ def configure(log_format: str, level: str, *, calls: bool = False, worker: int |
         worker: this process's number, if it is one of several that write there.
     """
     writer = LogWriter(2)
-    handler = _WriterHandler(writer, None if level == "debug" else Allowance())
+    allowance = Allowance()
+    handler = _WriterHandler(writer, allowance)
     handler.addFilter(ValueFilter().admits)
     handler.setFormatter(JsonFormatter(worker) if log_format == "json" else TextFormatter(worker))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    if level != "debug":
+        limit_routine_lines(allowance.admits)
     calls_level = logging.INFO if calls else logging.DEBUG
     request_log = None
     if logging.getLogger().isEnabledFor(calls_level):
@@ -154,8 +159,6 @@ ROUTINE_BURST_BYTES = 64 * 1024
 SUMMARY_SECONDS = 60.0
 """Between two lines that say how many were left out."""
 
-_ROUTINE_MOVES = {(None, "pending"), (None, "in_progress"), ("pending", "in_progress"), ("in_progress", "succeeded")}
-
 
 class Allowance:
     """Limits the lines about jobs that are created, claimed and succeed, so that a day's log stays under 100 MB.
@@ -170,17 +173,13 @@ class Allowance:
         self._left_out = 0
         self._summary_at = 0.0
 
-    def admits(self, record: logging.LogRecord, line: str) -> bool:
-        """Return whether the line is to be written."""
-        fields = getattr(record, "fields", None)
-        if fields is None or (fields.get("from"), fields["to"]) not in _ROUTINE_MOVES:
-            return True
+    def admits(self) -> bool:
+        """Return whether such a line is to be made. The last one may exceed the allowance, and delays the next."""
         now = self._seconds()
         rise = (now - self._counted_at) * MAX_ROUTINE_BYTES_PER_DAY / 86400
         self._bytes = min(ROUTINE_BURST_BYTES, self._bytes + rise)
         self._counted_at = now
-        if self._bytes >= len(line):
-            self._bytes -= len(line)
+        if self._bytes > 0:
             return True
         self._left_out += 1
         if now >= self._summary_at:
@@ -191,6 +190,10 @@ class Allowance:
                 self._left_out,
             )
         return False
+
+    def written(self, line: str) -> None:
+        """Count a line that was admitted."""
+        self._bytes -= len(line)
 
 
 UNDECODED_LOGGER = "grpc._cython.cygrpc"
@@ -222,9 +225,9 @@ class ValueFilter:
 
 
 class _WriterHandler(logging.Handler):
-    """Passes the records of `logging` to a LogWriter, within an allowance."""
+    """Passes the records of `logging` to a LogWriter, and counts the routine ones."""
 
-    def __init__(self, writer: LogWriter, allowance: Allowance | None) -> None:
+    def __init__(self, writer: LogWriter, allowance: Allowance) -> None:
         super().__init__()
         self._writer = writer
         self._allowance = allowance
@@ -232,8 +235,9 @@ class _WriterHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record) + "\n"
-            if self._allowance is None or self._allowance.admits(record, line):
-                self._writer.write(line)
+            self._writer.write(line)
+            if getattr(record, "is_routine", False):
+                self._allowance.written(line)
         except Exception as error:  # such as arguments that do not fit the message: no reason to fail a call
             self._writer.write(f"a log line of {record.pathname}:{record.lineno} cannot be formatted: {error!r}\n")
 

@@ -18,6 +18,7 @@ from jobstatus_grpc.job import (
     Delete,
     Found,
     Job,
+    JobState,
     Outcome,
     Stall,
     Tombstone,
@@ -36,8 +37,31 @@ log = logging.getLogger("jobstatus_grpc.jobs")
 MAX_LOGGED_CHARACTERS = 500
 """Of a reason or an error in a line of the log. `jobstatus history` and `jobstatus get` show them whole."""
 
+_ROUTINE_MOVES = frozenset({
+    (None, JobState.PENDING), (None, JobState.IN_PROGRESS), (JobState.PENDING, JobState.IN_PROGRESS),
+    (JobState.IN_PROGRESS, JobState.SUCCEEDED),
+})  # fmt: skip
+"""What happens to each job that goes well."""
+
+
+def _always() -> bool:
+    return True
+
+
+_admits_routine: Callable[[], bool] = _always
+
 _NOT_SHOWN: dict[str, Any] = {"creation_request": None, "requests": ()}
 """The fields that a removed job's final state leaves out: they only serve later commands."""
+
+
+def limit_routine_lines(admits: Callable[[], bool]) -> None:
+    """Log a line about a job that is created, claimed or succeeds only if `admits` returns True, in this process.
+
+    Its record has the attribute `is_routine`. Row `jobs`, made with BatchUpdateJobs: to make lines that are then left
+    out took 7 to 8 % of the CPU time of a creation.
+    """
+    global _admits_routine
+    _admits_routine = admits
 
 
 class Batch:
@@ -94,6 +118,9 @@ class Batch:
         if not (self.transitions or self.deletions) or not log.isEnabledFor(logging.INFO):
             return
         for key, entry in self.transitions:
+            is_routine = (entry.from_state, entry.to_state) in _ROUTINE_MOVES
+            if is_routine and not _admits_routine():
+                continue
             fields = {
                 "job": key[1],
                 "from": "" if entry.from_state is None else entry.from_state.word,
@@ -105,7 +132,8 @@ class Batch:
                 "error": _error_of(self.jobs.get(key), entry),
                 "request_id": entry.request_id,
             }
-            log.info("job", extra={"fields": {name: value for name, value in fields.items() if value != ""}})
+            fields = {name: value for name, value in fields.items() if value != ""}
+            log.info("job", extra={"fields": fields, "is_routine": is_routine})
         for tombstone, actor in self.deletions:
             fields = {"job": tombstone.id, "to": "deleted", "revision": tombstone.revision, "actor": actor}
             log.info("job", extra={"fields": fields})

@@ -204,7 +204,8 @@ class TimedWatcher:
     """A WakeQueue item with timers: for heartbeats, for the end of its stream's age, for changes that are held back."""
 
     __slots__ = (
-        "_ends_at", "_heartbeat_seconds", "_is_queued", "_loop", "_round_at", "_sent_at", "_throttle_timer", "_wake_queue",
+        "_ends_at", "_heartbeat_seconds", "_is_queued", "_loop", "_round_at", "_sent_at", "_throttle_timer",
+        "_wake_queue",
     )  # fmt: skip
 
     def __init__(self, wake_queue: WakeQueue, *, heartbeat_seconds: float, max_age_seconds: float | None) -> None:

@@ -14,14 +14,18 @@ import socket
 import struct
 import threading
 import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
+from jobstatus_grpc.job import Create, JobState, Update
 from jobstatus_grpc.server.app import DescriptorCheck
 from jobstatus_grpc.server.logs import MAX_PENDING_BYTES, Allowance, JsonFormatter, LogWriter, TextFormatter
+from jobstatus_grpc.stores.batch import apply_all
+from jobstatus_grpc.stores.interface import Silence
 from tests.support.auth import TRANSPORTS, AuthText
 
 
@@ -173,16 +177,22 @@ def test_an_hour_of_sixteen_jobs_a_second_is_a_24th_of_100_megabytes():
     written = 0
     for job in range(16 * 3600):
         now[0] = job / 16
-        written += sum(len(line) for record, line in zip(records, lines, strict=True) if allowance.admits(record, line))
+        for line in lines:
+            if allowance.admits():
+                allowance.written(line)
+                written += len(line)
     assert 2_000_000 < written < 100_000_000 / 24
 
 
-def test_what_is_not_routine_is_always_logged():
-    allowance = Allowance(seconds=lambda: 0.0)
-    moves = [("in_progress", after) for after in ("in_progress", "retrying", "failed", "aborted", "cancelled")]
-    for before, after in [*moves, ("retrying", "in_progress"), (None, "failed"), (None, "deleted")]:
-        assert all(allowance.admits(record_of(before, after), "x" * 1000) for _ in range(1000))
-    assert not all(allowance.admits(record_of(None, "pending"), "x" * 1000) for _ in range(1000))
+def test_once_routine_lines_are_left_out_all_else_is_logged(monkeypatch, caplog):
+    monkeypatch.setattr("jobstatus_grpc.stores.batch._admits_routine", lambda: False)
+    caplog.set_level(logging.INFO, "jobstatus_grpc.jobs")
+    now = datetime.now(timezone.utc)
+    states = [JobState.PENDING, JobState.IN_PROGRESS, JobState.RETRYING, JobState.IN_PROGRESS, JobState.SUCCEEDED]
+    commands = [Create(id="a"), *(Update(id="a", changes={"state": state}) for state in states[1:])]
+    apply_all(commands, {}, now=now, retention=timedelta(days=1), silence_of=lambda key: Silence(timedelta(0))).log()
+    moves = [(record.fields.get("from"), record.fields["to"]) for record in caplog.records]
+    assert moves == [("in_progress", "retrying"), ("retrying", "in_progress")]
 
 
 def test_a_line_of_text_has_the_fields_of_the_job():

@@ -118,7 +118,7 @@ def test_the_newest_change_of_a_job_may_have_the_lower_transaction_id(postgres_u
     asyncio.run(scenario())
 
 
-def test_the_plan_of_the_feed_is_kept_and_reads_changes_by_index_also_where_there_were_few_when_it_was_made(postgres_url):
+def test_the_plan_of_the_feed_is_kept_and_reads_changes_by_index_though_there_were_few(postgres_url):
     async def scenario():
         store = await PostgresStore.open(postgres_url)
         await done(store, *(Create(id=f"{number}") for number in range(1000)))
