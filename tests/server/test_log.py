@@ -21,7 +21,7 @@ import grpc
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc.job import Create, JobState, Update
+from jobstatus_grpc.job import Command, Create, JobState, Update
 from jobstatus_grpc.server.app import DescriptorCheck
 from jobstatus_grpc.server.logs import MAX_PENDING_BYTES, Allowance, JsonFormatter, LogWriter, TextFormatter
 from jobstatus_grpc.stores.batch import apply_all
@@ -189,8 +189,10 @@ def test_once_routine_lines_are_left_out_all_else_is_logged(monkeypatch, caplog)
     caplog.set_level(logging.INFO, "jobstatus_grpc.jobs")
     now = datetime.now(timezone.utc)
     states = [JobState.PENDING, JobState.IN_PROGRESS, JobState.RETRYING, JobState.IN_PROGRESS, JobState.SUCCEEDED]
-    commands = [Create(id="a"), *(Update(id="a", changes={"state": state}) for state in states[1:])]
-    apply_all(commands, {}, now=now, retention=timedelta(days=1), silence_of=lambda key: Silence(timedelta(0))).log()
+    commands: list[Command] = [Create(id="a"), *(Update(id="a", changes={"state": state}) for state in states[1:])]
+    apply_all(
+        commands, {}, now=now, retention=timedelta(days=1), silence_of=lambda key: Silence(timedelta(0), None)
+    ).log()
     moves = [(record.fields.get("from"), record.fields["to"]) for record in caplog.records]
     assert moves == [("in_progress", "retrying"), ("retrying", "in_progress")]
 
