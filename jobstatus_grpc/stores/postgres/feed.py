@@ -54,7 +54,7 @@ MAX_SNAPSHOT_CHARACTERS = 120
 """The length of a snapshot in a position, which has at most two of them: see interface.MAX_POSITION_CHARACTERS."""
 
 # PostgreSQL takes a table without statistics for one of thousands of rows: without LIMIT, plans for all of them seem so
-# dear that it makes a new one at each read. Row `postgres`: 0.7 × PostgreSQL's CPU per update of two workers.
+# dear that it makes a new one at each read. Row `postgres`: 0.7 to 0.9 × PostgreSQL's CPU per update of one worker.
 _STORE = "(SELECT * FROM jobstatus.store LIMIT 1) AS store"
 
 _HEAD = f"""
