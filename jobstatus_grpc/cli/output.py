@@ -86,6 +86,7 @@ def summary(job: Job) -> str:
         "cancel": job.cancel_reason,
         "labels": " ".join(f"{key}={value}" for key, value in sorted(job.labels.items())),
         "parent": job.parent_id,
+        "trace": job.trace_parent,
         "children": children_words(job),
         "created": instant(job.created_at),
         "started": instant(job.started_at),

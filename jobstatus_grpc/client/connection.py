@@ -8,10 +8,12 @@ import sys
 import threading
 import weakref
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import Message
+from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 
 from jobstatus_grpc.client.endpoint import Endpoint, Pems
@@ -37,8 +39,23 @@ from jobstatus_grpc.wire import status
 if TYPE_CHECKING:
     from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceAsyncStub
 
+    from jobstatus_grpc.telemetry import ClientTracing
+
+SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"].full_name
+
 DEFAULT_TIMEOUT_SECONDS = 10.0
 """Deadline of a call: outlasts a restart of the server, which takes a few seconds."""
+
+
+def open_tracing() -> ClientTracing:
+    """Return what makes spans with the program's provider; raise ModuleNotFoundError if OpenTelemetry is missing."""
+    try:
+        from jobstatus_grpc.telemetry import ClientTracing
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("opentelemetry"):
+            raise
+        raise ModuleNotFoundError("tracing needs an extra; pip install 'jobstatus-grpc[otel]'") from None
+    return ClientTracing()
 
 
 class AsyncLine:
@@ -77,8 +94,10 @@ class AsyncConnection:
     call has ended.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
+    def __init__(self, endpoint: Endpoint, timeout_seconds: float, tracing: ClientTracing | None = None) -> None:
         self.timeout_seconds = timeout_seconds
+        self.tracing = tracing
+        """Makes the spans of calls; None: without."""
         self._endpoint = endpoint
         self.target = endpoint.target
         self._lines: dict[asyncio.AbstractEventLoop, AsyncLine] = {}
@@ -90,7 +109,7 @@ class AsyncConnection:
         renew_in_children(self, AsyncConnection._after_fork)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AsyncConnection, (self._endpoint, self.timeout_seconds)
+        return AsyncConnection, (self._endpoint, self.timeout_seconds, self.tracing)
 
     def _after_fork(self) -> None:
         global _is_aio_lost
@@ -133,6 +152,15 @@ class AsyncConnection:
                     self._closes.add(close)
                     close.add_done_callback(self._closes.discard)
 
+    @property
+    def trace_parent(self) -> str:
+        """The active span as a W3C traceparent; empty if it is not sampled, or calls are not traced."""
+        return "" if self.tracing is None else self.tracing.trace_parent()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...] | None:
+        metadata = self._endpoint.metadata
+        return metadata if self.tracing is None else (*(metadata or ()), *self.tracing.metadata())
+
     def retry_budget(self, timeout_seconds: float | None) -> RetryBudget:
         """Return the budget of a call that begins now; a timeout of None is the client's."""
         return RetryBudget(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
@@ -142,6 +170,12 @@ class AsyncConnection:
     ) -> Any:
         """Call `method`, and again as the budget allows; by default that of `retry_budget(timeout_seconds)`."""
         budget = budget or self.retry_budget(timeout_seconds)
+        if self.tracing is None:
+            return await self._call(method, request, budget)
+        with self.tracing.call(SERVICE, method):
+            return await self._call(method, request, budget)
+
+    async def _call(self, method: str, request: Message, budget: RetryBudget) -> Any:
         while True:
             line = self._line()
             try:
@@ -156,7 +190,8 @@ class AsyncConnection:
         """Make a call of a tracked job or a reporter, which retry by their own rules."""
         refusals = self._proxy_refusals[call.method]
         try:
-            response = await self._send(self._line(), call.method, call.request, timeout_seconds)
+            with nullcontext() if self.tracing is None else self.tracing.call(SERVICE, call.method):
+                response = await self._send(self._line(), call.method, call.request, timeout_seconds)
             refusals.service_answered()
             return response
         except grpc.RpcError as error:
@@ -166,9 +201,7 @@ class AsyncConnection:
         call, liveness = object(), line.liveness
         liveness.begin(call)
         try:
-            response = await getattr(line.stub, method)(
-                request, timeout=timeout_seconds, metadata=self._endpoint.metadata
-            )
+            response = await getattr(line.stub, method)(request, timeout=timeout_seconds, metadata=self._metadata())
             liveness.received()
             return response
         except grpc.RpcError as error:
@@ -183,6 +216,7 @@ class AsyncConnection:
     def watch(self, state: JobWatchState) -> AsyncWatch:
         """Return a watch that opens its streams on this connection."""
         state.renew_token = self._endpoint.renew_token
+        state.on_received = None if self.tracing is None else self.tracing.received
         watch = AsyncWatch(state, lambda: self._open_stream(state))
         self._watches.add(watch)
         return watch
@@ -190,6 +224,7 @@ class AsyncConnection:
     def watch_jobs(self, state: JobsWatchState) -> AsyncJobsWatch:
         """Return a watch of many jobs that opens its streams on this connection."""
         state.renew_token = self._endpoint.renew_token
+        state.on_received = None if self.tracing is None else self.tracing.received
         watch = AsyncJobsWatch(state, lambda: self._open_stream(state))
         self._watches.add(watch)
         return watch
@@ -198,10 +233,10 @@ class AsyncConnection:
         line = self._line()
         page = state.list_request if isinstance(state, JobsWatchState) else None
         if page is not None:
-            call = line.stub.ListJobs(page, timeout=state.begin(), metadata=self._endpoint.metadata)
+            call = line.stub.ListJobs(page, timeout=state.begin(), metadata=self._metadata())
             return AsyncPage(call), line.liveness
         method = getattr(line.stub, state.METHOD)
-        return method(state.request, timeout=state.begin(), metadata=self._endpoint.metadata), line.liveness
+        return method(state.request, timeout=state.begin(), metadata=self._metadata()), line.liveness
 
     async def close(self) -> None:
         """End all calls and watches with ClientClosedError, and refuse new ones."""
@@ -238,8 +273,10 @@ class Line:
 class Connection:
     """As AsyncConnection, for threads, which share one channel."""
 
-    def __init__(self, endpoint: Endpoint, timeout_seconds: float) -> None:
+    def __init__(self, endpoint: Endpoint, timeout_seconds: float, tracing: ClientTracing | None = None) -> None:
         self.timeout_seconds = timeout_seconds
+        self.tracing = tracing
+        """Makes the spans of calls; None: without."""
         self._endpoint = endpoint
         self.target = endpoint.target
         self._current: Line | None = None
@@ -253,7 +290,7 @@ class Connection:
         renew_in_children(self, Connection._after_fork)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Connection, (self._endpoint, self.timeout_seconds)
+        return Connection, (self._endpoint, self.timeout_seconds, self.tracing)
 
     def _after_fork(self) -> None:
         keep_for_ever((self._current, self._dead_lines))
@@ -283,6 +320,15 @@ class Connection:
             idle.channel.close()
         return line
 
+    @property
+    def trace_parent(self) -> str:
+        """The active span as a W3C traceparent; empty if it is not sampled, or calls are not traced."""
+        return "" if self.tracing is None else self.tracing.trace_parent()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...] | None:
+        metadata = self._endpoint.metadata
+        return metadata if self.tracing is None else (*(metadata or ()), *self.tracing.metadata())
+
     def retry_budget(self, timeout_seconds: float | None) -> RetryBudget:
         """As of AsyncConnection."""
         return RetryBudget(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
@@ -292,6 +338,12 @@ class Connection:
     ) -> Any:
         """As of AsyncConnection."""
         budget = budget or self.retry_budget(timeout_seconds)
+        if self.tracing is None:
+            return self._call(method, request, budget)
+        with self.tracing.call(SERVICE, method):
+            return self._call(method, request, budget)
+
+    def _call(self, method: str, request: Message, budget: RetryBudget) -> Any:
         while True:
             try:
                 return self._send(self._line(), method, request, budget.left_seconds)
@@ -304,7 +356,7 @@ class Connection:
         """As of AsyncConnection."""
         refusals = self._proxy_refusals[call.method]
         try:
-            with background_call:
+            with background_call, nullcontext() if self.tracing is None else self.tracing.call(SERVICE, call.method):
                 response = self._send(self._line(), call.method, call.request, timeout_seconds)
             refusals.service_answered()
             return response
@@ -315,7 +367,7 @@ class Connection:
         call, liveness = object(), line.liveness
         liveness.begin(call)
         try:
-            response = getattr(line.stub, method)(request, timeout_seconds, self._endpoint.metadata)
+            response = getattr(line.stub, method)(request, timeout_seconds, self._metadata())
             liveness.received()
             return response
         except grpc.RpcError as error:
@@ -328,6 +380,7 @@ class Connection:
     def watch(self, state: JobWatchState) -> Watch:
         """As of AsyncConnection."""
         state.renew_token = self._endpoint.renew_token
+        state.on_received = None if self.tracing is None else self.tracing.received
         watch = Watch(state, lambda: self._open_stream(state), self._watchdog)
         with self._lock:
             self._watches.add(watch)
@@ -336,6 +389,7 @@ class Connection:
     def watch_jobs(self, state: JobsWatchState) -> JobsWatch:
         """As of AsyncConnection."""
         state.renew_token = self._endpoint.renew_token
+        state.on_received = None if self.tracing is None else self.tracing.received
         watch = JobsWatch(state, lambda: self._open_stream(state), self._watchdog)
         with self._lock:
             self._watches.add(watch)
@@ -345,8 +399,8 @@ class Connection:
         line = self._line()
         page = state.list_request if isinstance(state, JobsWatchState) else None
         if page is not None:
-            return Page(line.stub.ListJobs.future(page, state.begin(), self._endpoint.metadata)), line.liveness
-        return getattr(line.stub, state.METHOD)(state.request, state.begin(), self._endpoint.metadata), line.liveness
+            return Page(line.stub.ListJobs.future(page, state.begin(), self._metadata())), line.liveness
+        return getattr(line.stub, state.METHOD)(state.request, state.begin(), self._metadata()), line.liveness
 
     def close(self) -> None:
         """End all calls and watches with ClientClosedError, and refuse new ones."""

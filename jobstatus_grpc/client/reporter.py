@@ -220,9 +220,14 @@ class ReporterState:
         max_pending: int,
         finish_timeout_seconds: float,
         call_timeout_seconds: float,
+        trace_parent: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin, with the arguments of the clients' `reporter`, and the deadline of the client's calls."""
+        """Begin, with the arguments of the clients' `reporter`, and the deadline of the client's calls.
+
+        `trace_parent` returns the trace to which a job belongs that is updated now; empty: none.
+        """
+        self._trace_parent = trace_parent
         self._now = clock
         self._callbacks = callbacks
         self.wake: Callable[[], None] = lambda: None
@@ -278,10 +283,12 @@ class ReporterState:
     def _request(self, update: JobUpdate) -> pb.UpdateJobRequest | None:
         """Return the request for `update`; None: it cannot be sent, and is refused."""
         try:
-            return requests.update_request(update)
+            request = requests.update_request(update)
         except InvalidFieldError as error:
             self._callbacks.refused(update, error)
             return None
+        requests.set_trace_parent(request, self._trace_parent())
+        return request
 
     def flush(self, done: Callable[[], None]) -> object:
         """Send pending updates at once; call `done`, in any thread, when all are answered. Return what to `forget`."""
@@ -566,7 +573,7 @@ class UpdateQueue:
             del self._open_reports[job_id]
 
 
-_REPORT_FIELDS = ("progress", "reason", "estimated_completion")
+_REPORT_FIELDS = ("progress", "reason", "estimated_completion", "trace_parent")
 
 _PARTS_OF_A_REPORT = {"job", "update_mask", "attempt", "request_id"}
 

@@ -65,6 +65,7 @@ class JobUpdate:
     heartbeat_timeout_seconds: float | Unset | None = UNSET
     labels: Mapping[str, str] | Unset | None = UNSET
     result: Mapping[str, Any] | Unset | None = UNSET
+    trace_parent: str | Unset | None = UNSET
     attempt: int = 0
     expected_revision: int = 0
     request_id: str | None = None
@@ -165,6 +166,14 @@ def update_request(update: JobUpdate) -> pb.UpdateJobRequest:
     request, violations = sendable_update(update)
     values.raise_if_any(violations)
     return request
+
+
+def set_trace_parent(request: pb.UpdateJobRequest, trace_parent: str) -> None:
+    """Write `trace_parent` too, unless it is empty, or the request writes one, or nothing: that is a heartbeat."""
+    paths = request.update_mask.paths
+    if trace_parent and paths and "trace_parent" not in paths:
+        request.job.trace_parent = trace_parent
+        paths.append("trace_parent")
 
 
 def sendable_update(update: JobUpdate) -> tuple[pb.UpdateJobRequest, Violations]:
@@ -503,8 +512,8 @@ class BatchRoom:
 class Batch:
     """The calls for several updates. One that cannot be sent is left out of them; its result is the error."""
 
-    def __init__(self, updates: Any) -> None:
-        """Make the requests.
+    def __init__(self, updates: Any, trace_parent: str = "") -> None:
+        """Make the requests; for `trace_parent` see `set_trace_parent`.
 
         Raises:
             InvalidFieldError: `updates` holds what is no JobUpdate, or cannot be read.
@@ -523,6 +532,7 @@ class Batch:
                 raise InvalidFieldError(violations=[FieldViolation(f"updates[{index}]", what)])
             try:
                 request = update_request(update)
+                set_trace_parent(request, trace_parent)
             except InvalidFieldError as error:
                 self._errors.append(error)
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import sys
 import threading
 import time
@@ -236,7 +237,9 @@ class Sender:
         self._on_answer = on_answer
         self._wake = threading.Event()
         self._all_sent = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(self._send_while_due,), name=name, daemon=True)
+        # With the context of the caller, so that the calls are in its trace.
+        run, arguments = contextvars.copy_context().run, (self._run, self._send_while_due)
+        self._thread = threading.Thread(target=run, args=arguments, name=name, daemon=True)
         self._starting = threading.Lock()
         self._is_running = self._is_leaving = False
 

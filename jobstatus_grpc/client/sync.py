@@ -12,7 +12,7 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.auth import Identity
 from jobstatus_grpc.client import requests, values
-from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, Connection
+from jobstatus_grpc.client.connection import DEFAULT_TIMEOUT_SECONDS, Connection, open_tracing
 from jobstatus_grpc.client.endpoint import Tls
 from jobstatus_grpc.client.environment import find_server
 from jobstatus_grpc.client.reporter import (
@@ -67,6 +67,7 @@ class JobStatusClient:
         tls: Tls | bool | None = None,
         insecure: bool = False,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        tracing: bool = False,
     ) -> None:
         """Make a client of the server at `address`.
 
@@ -84,15 +85,18 @@ class JobStatusClient:
                 address begins with grpcs://.
             insecure: allow to send the token to another machine without TLS.
             timeout_seconds: the default deadline of a call.
+            tracing: make OpenTelemetry spans of calls, with the program's provider, and send their context; needs the
+                extra `otel`. Jobs that are created or updated in a sampled trace get it as their `trace_parent`.
 
         Raises:
             TypeError: an argument has the wrong type.
             ValueError: an argument is not valid, or they do not fit together; or the token's command failed.
             OSError: a file cannot be read.
+            ModuleNotFoundError: `tracing` without OpenTelemetry installed.
         """
         values.check_timeout(timeout_seconds, "timeout_seconds")
         server = find_server(address, token=token, tenant=tenant, tls=tls, insecure=insecure)
-        self._connection = Connection(server.endpoint, timeout_seconds)
+        self._connection = Connection(server.endpoint, timeout_seconds, open_tracing() if tracing else None)
         self._job_id = server.job_id
         self._finishing = Finishing()
 
@@ -118,6 +122,7 @@ class JobStatusClient:
         labels: Mapping[str, str] | None = None,
         parent_id: str = "",
         result: Mapping[str, Any] | None = None,
+        trace_parent: str | None = None,
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Job:
@@ -137,6 +142,7 @@ class JobStatusClient:
             parent_id: the id of the job that this one is part of.
             result: a small result, as JSON could hold it. Values of numpy, Decimal, datetime, Path, UUID and Enum are
                 converted; a number that a double would round is refused.
+            trace_parent: the trace that the job belongs to, a W3C traceparent. None: with `tracing`, the active trace.
             request_id: 1 to 64 characters; with the same one the job is created once. None: a new one for this call.
             timeout_seconds: the call's deadline; None: the client's.
 
@@ -148,6 +154,7 @@ class JobStatusClient:
             request_id, id=id, name=name, state=state, reason=reason, reports_progress=reports_progress,
             progress=progress, estimated_completion=estimated_completion,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds, labels=labels, parent_id=parent_id, result=result,
+            trace_parent=trace_parent or self._connection.trace_parent,
         )  # fmt: skip
         response = self._connection.call("CreateJob", request, timeout_seconds)
         return requests.job_in(response)
@@ -176,6 +183,7 @@ class JobStatusClient:
         heartbeat_timeout_seconds: float | Unset | None = UNSET,
         labels: Mapping[str, str] | Unset | None = UNSET,
         result: Mapping[str, Any] | Unset | None = UNSET,
+        trace_parent: str | Unset | None = UNSET,
         attempt: int = 0,
         expected_revision: int = 0,
         request_id: str | None = None,
@@ -202,6 +210,8 @@ class JobStatusClient:
             heartbeat_timeout_seconds: as in `create`.
             labels: replace all labels.
             result: replaces the whole result.
+            trace_parent: the trace that the job belongs to from now on, a W3C traceparent. Left out: with `tracing`,
+                the active trace.
             attempt: the attempt that writes; 0: any. With state IN_PROGRESS it is a claim, and must be the job's
                 attempt plus one; otherwise the job's attempt.
             expected_revision: above 0, the revision that the job must have.
@@ -220,11 +230,12 @@ class JobStatusClient:
         """
         update = JobUpdate(
             id, state=state, reason=reason, reports_progress=reports_progress, progress=progress, error=error,
-            labels=labels, result=result, estimated_completion=estimated_completion,
+            labels=labels, result=result, trace_parent=trace_parent, estimated_completion=estimated_completion,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds, attempt=attempt, expected_revision=expected_revision,
             request_id=request_id, allow_missing=allow_missing, name=name, parent_id=parent_id,
         )  # fmt: skip
         request = requests.update_request(update)
+        requests.set_trace_parent(request, self._connection.trace_parent)
         response = self._connection.call("UpdateJob", request, timeout_seconds)
         return requests.job_in(response)
 
@@ -245,7 +256,7 @@ class JobStatusClient:
         Raises:
             JobStatusError: the first call failed.
         """
-        batch = requests.Batch(updates)
+        batch = requests.Batch(updates, self._connection.trace_parent)
         for request in batch.requests:
             try:
                 batch.answered(request, self._connection.call("BatchUpdateJobs", request, timeout_seconds))
@@ -488,6 +499,7 @@ class JobStatusClient:
         id: str | None = None,
         labels: Mapping[str, str] | None = None,
         parent_id: str | None = None,
+        trace_parent: str | None = None,
         heartbeat_timeout_seconds: float | None = DEFAULT_HEARTBEAT_TIMEOUT_SECONDS,
         finish_timeout_seconds: float = DEFAULT_FINISH_TIMEOUT_SECONDS,
         strict: bool = False,
@@ -510,6 +522,7 @@ class JobStatusClient:
             parent_id: the id of the job that this one is part of, for a job that is created. None: the job on this
                 server in whose block this is called, in the same thread or task, or in a task that was made there; else
                 the job that `jobstatus run` made for this program (JOBSTATUS_JOB_ID), if any. "": no job.
+            trace_parent: the trace that the job belongs to, a W3C traceparent. None: with `tracing`, the active trace.
             heartbeat_timeout_seconds: the job is `stalled` after this time without a report; 1 second to 7 days. None:
                 never, or with `id` as the job has it.
             finish_timeout_seconds: how long the end of the block waits at most for the outcome to be reported.
@@ -531,6 +544,7 @@ class JobStatusClient:
             labels=labels,
             parent_id=parent_id,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+            trace_parent=trace_parent or self._connection.trace_parent,
         )
         state = TrackState(
             claim,
@@ -607,6 +621,7 @@ class JobStatusClient:
             max_pending=values.integer(max_pending, "max_pending"),
             finish_timeout_seconds=values.seconds(finish_timeout_seconds, "finish_timeout_seconds"),
             call_timeout_seconds=self._connection.timeout_seconds,
+            trace_parent=lambda: self._connection.trace_parent,
         )
         return Reporter(state, self._connection.send_once, self._finishing)
 

@@ -942,6 +942,7 @@ class Claim:
         labels: Mapping[str, str] | None,
         parent_id: str,
         heartbeat_timeout_seconds: float | None,
+        trace_parent: str = "",
     ) -> None:
         """Begin, with the arguments of the clients' `track`."""
         self.attempt = 0
@@ -951,10 +952,12 @@ class Claim:
         self._attempt_claimed = 1
         template = pb.JobStatus(name=clean_text(values.text_of(name, "name", self.left_out), limits.MAX_NAME_BYTES))
         values.set_field(template, "parent_id", parent_id, self.left_out)
+        values.set_field(template, "trace_parent", trace_parent, self.left_out)
         if labels is not None:
             values.set_labels(template, labels, self.left_out)
         values.leave_out_what_is_refused(template, self.left_out)
         self._name, self._parent_id, self._labels = template.name, template.parent_id, dict(template.labels)
+        self._trace_parent = template.trace_parent or UNSET
         self._heartbeat_timeout_seconds = UNSET if heartbeat_timeout_seconds is None else heartbeat_timeout_seconds
         if id is None or id == "":
             self.id = new_uuid7(datetime.now(timezone.utc))
@@ -996,6 +999,7 @@ class Claim:
             labels=self._labels,
             parent_id=self._parent_id,
             heartbeat_timeout_seconds=self._heartbeat_timeout_seconds,
+            trace_parent=self._trace_parent,
         )
         return Call("CreateJob", request)
 
@@ -1012,6 +1016,7 @@ class Claim:
             allow_missing=bool(self._name),
             name=self._name,
             parent_id=self._parent_id,
+            trace_parent=self._trace_parent,
         )
         request = requests.update_request(update)
         # Labels outside of the mask are for a job that is created; one that exists keeps its own.

@@ -383,7 +383,7 @@ def code_of(value: Any) -> int:
 
 
 def leave_out_what_is_refused(job: pb.JobStatus, violations: Violations) -> None:
-    """Take out of `job` the labels and the parent_id that the service would refuse together with all the rest."""
+    """Take out of `job` labels, parent_id and trace_parent that the service would refuse together with all the rest."""
     kept = 0
     for key, value in sorted(job.labels.items()):
         found: Violations = []
@@ -395,6 +395,9 @@ def leave_out_what_is_refused(job: pb.JobStatus, violations: Violations) -> None
             violations.extend(found)
         else:
             kept += 1
+    if job.trace_parent and not validation.is_trace_parent(job.trace_parent):
+        violations.append(FieldViolation("trace_parent", f"must be a W3C traceparent, is {describe(job.trace_parent)}"))
+        job.ClearField("trace_parent")
     if job.parent_id:
         count = len(violations)
         validation.check_id(job.parent_id, "parent_id", violations)

@@ -82,6 +82,8 @@ _EVENTS_WITH_JOB = {
     pb.JobEventType.JOB_EVENT_TYPE_HEARTBEAT,
 }
 
+_UPDATED = pb.JobEventType.JOB_EVENT_TYPE_UPDATED
+
 Message = TypeVar("Message", contravariant=True)
 
 News = TypeVar("News", covariant=True)
@@ -132,6 +134,8 @@ class ResumableStream(abc.ABC, Generic[Message, News]):
         self._is_open = False
         self.renew_token: Callable[[], bool] = lambda: False
         """Makes the next stream look for a new token, and returns whether there may be one; set by the connection."""
+        self.on_received: Callable[[str, int, str], None] | None = None
+        """Called with id, revision and trace_parent of a job that has changed; set by the connection, for tracing."""
         self._opened_at = self._message_at = 0.0
         """When the stream's first and last message came."""
         self._backoff = Backoff()
@@ -296,6 +300,8 @@ class JobWatchState(ResumableStream[pb.WatchJobResponse, Job]):
         job = requests.job_in(event) if is_news else None
         self._note_message(is_news=is_news)
         if job is not None:
+            if self.on_received is not None and event.type == _UPDATED and job.trace_parent:
+                self.on_received(job.id, job.revision, job.trace_parent)
             self._returned = version
             self.is_over = job.done
         return job
@@ -426,6 +432,10 @@ class JobsWatchState(ResumableStream["pb.WatchJobsResponse | pb.ListJobsResponse
         news = [change for change, version in changes if self._is_news(change, version)]
         self._note_message(is_news=self._is_progress(changes, news))
         self._news.extend(news)
+        if self.on_received is not None:
+            for change in news:
+                if change.type is JobChangeType.UPDATED and change.job is not None and change.job.trace_parent:
+                    self.on_received(change.id, change.revision, change.job.trace_parent)
         # Without one, as between snapshots, the token before is still valid.
         self._token_after_news = message.resume_token if message is not None else ""
         return self.more()

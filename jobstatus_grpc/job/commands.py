@@ -32,6 +32,7 @@ class Create:
     labels: Mapping[str, str] = field(default_factory=dict)
     parent_id: str = ""
     result: Mapping[str, Any] | None = None
+    trace_parent: str = ""
     request: RequestId | None = None
     tenant: str = DEFAULT_TENANT
     actor: str = ""
@@ -45,7 +46,7 @@ CREATION_FIELDS = frozenset(field.name for field in fields(Create)) - {"request"
 WRITABLE_FIELDS = frozenset(
     {
         "state", "reason", "reports_progress", "progress", "estimated_completion", "error", "heartbeat_timeout",
-        "labels", "result",
+        "labels", "result", "trace_parent",
     }
 )  # fmt: skip
 

@@ -137,6 +137,7 @@ class Job:
     parent_id: str = ""
     result: Mapping[str, Any] | None = field(default=None, hash=False)
     expires_at: datetime | None = None
+    trace_parent: str = ""
     last_heartbeat_at: datetime | None = None
     first_progress: float | None = field(default=None, repr=False)
     """Where the attempt began, if not at 0 when it was started; never sent."""
@@ -176,6 +177,9 @@ URGENT_FIELDS = (
     "heartbeat_timeout", "labels", "result", "expires_at",
 )  # fmt: skip
 """The fields of which watchers get each change at once, whatever their min_update_interval."""
+
+QUIET_FIELDS = ("trace_parent",)
+"""The fields that an update of more than progress changes, and whose changes min_update_interval may hold back."""
 
 PACE_FIELDS = ("first_progress", "first_progress_at")
 """The fields that a claim, or the first progress after one, changes, and that are never sent."""

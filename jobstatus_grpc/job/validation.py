@@ -34,6 +34,7 @@ Violations: TypeAlias = list[FieldViolation]
 STATE_NAMES = ", ".join(state.name for state in JobState)
 _WRITABLE_NAMES = ", ".join(sorted(WRITABLE_FIELDS))
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TRACE_PARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Unicode category Cc: C0, DEL and C1.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _CONTROL_BUT_WHITESPACE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -49,7 +50,7 @@ def check_create(command: Create, violations: Violations) -> None:
         violations.append(FieldViolation("job.state", "a job is created PENDING (the default) or IN_PROGRESS"))
     _check_identity(command.name, command.parent_id, violations)
     check_labels(command.labels, "job.labels", violations)
-    for name in ("reason", "progress", "heartbeat_timeout", "result"):
+    for name in ("reason", "progress", "heartbeat_timeout", "result", "trace_parent"):
         _CHECKS[name](getattr(command, name), violations)
 
 
@@ -142,6 +143,12 @@ def _check_result(value: Mapping[str, Any] | None, violations: Violations) -> No
         check_result(value, "job.result", violations)
 
 
+def _check_trace_parent(value: str, violations: Violations) -> None:
+    if value and not is_trace_parent(value):
+        what = "must be a W3C traceparent, such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        violations.append(FieldViolation("job.trace_parent", what))
+
+
 _CHECKS: Mapping[str, Callable[[Any, Violations], None]] = {
     "state": _check_state,
     "reason": _check_reason,
@@ -150,7 +157,13 @@ _CHECKS: Mapping[str, Callable[[Any, Violations], None]] = {
     "heartbeat_timeout": _check_heartbeat_timeout,
     "labels": _check_labels,
     "result": _check_result,
+    "trace_parent": _check_trace_parent,
 }
+
+
+def is_trace_parent(value: str) -> bool:
+    """Return whether `value` is a W3C traceparent of version 00 whose ids are not all zeros."""
+    return _TRACE_PARENT.fullmatch(value) is not None
 
 
 def check_id(value: str, field: str, violations: Violations) -> None:

@@ -94,6 +94,8 @@ def _rarer_fields_to_wire(job: Job, message: pb.JobStatus) -> None:
         instant_to_wire(job.expires_at, message.expires_at)
     if job.error is not None:
         message.error.CopyFrom(error_to_wire(job.error))
+    if job.trace_parent:
+        message.trace_parent = job.trace_parent
 
 
 def job_from_wire(message: pb.JobStatus) -> Job:
@@ -127,6 +129,7 @@ def job_from_wire(message: pb.JobStatus) -> Job:
         "parent_id": message.parent_id,
         "result": result_from_wire(message.result) if has("result") else None,
         "expires_at": instant_from_wire(message.expires_at) if has("expires_at") else None,
+        "trace_parent": message.trace_parent,
         "last_heartbeat_at": instant_from_wire(message.last_heartbeat_at) if has("last_heartbeat_at") else None,
         "projected_completion":
             instant_from_wire(message.projected_completion) if has("projected_completion") else None,

@@ -52,7 +52,7 @@ def test_json_has_every_field_that_is_not_a_message_whether_set_or_not(here, ser
     job = here.json("get", service.create(id=new_id()).id)
     scalars = {"id", "name", "state", "reason", "hasProgress", "done", "attempt", "stalled"}
     scalars |= {"cancelRequested", "cancelReason"}
-    assert scalars | {"revision", "labels", "parentId", "children", "createdAt", "updatedAt"} == set(job)
+    assert scalars | {"revision", "labels", "parentId", "traceParent", "children", "createdAt", "updatedAt"} == set(job)
     assert job["revision"] == "1"
 
 

@@ -31,6 +31,9 @@ _VALUES = {
     FieldDescriptor.CPPTYPE_STRING: "sample",
 }
 
+_TEXTS = {"trace_parent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+"""The fields that a plain text is refused for."""
+
 
 def fill(message: Any, *names: str) -> Any:
     """Set these fields of `message`, all if there are none, and return it."""
@@ -45,7 +48,7 @@ def fill(message: Any, *names: str) -> Any:
         elif field.is_repeated:
             value.append(_VALUES[field.cpp_type])
         else:
-            setattr(message, name, _VALUES[field.cpp_type])
+            setattr(message, name, _TEXTS.get(name, _VALUES[field.cpp_type]))
     return message
 
 

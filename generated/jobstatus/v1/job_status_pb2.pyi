@@ -233,6 +233,7 @@ class JobStatus(_message.Message):
     LAST_HEARTBEAT_AT_FIELD_NUMBER: _builtins.int
     CHILDREN_FIELD_NUMBER: _builtins.int
     CHILDREN_PROGRESS_FIELD_NUMBER: _builtins.int
+    TRACE_PARENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """1 to 128 characters of A-Z, a-z, 0-9, ".", "_", ":" and "-". Chosen by the creator; if empty, the service generates
     a UUIDv7, or derives a UUIDv8 from the request_id if there is one.
@@ -266,6 +267,11 @@ class JobStatus(_message.Message):
     children_progress: _builtins.float
     """Output only. The mean progress of these children in percent: a done child counts 100, one whose progress is not known
     0. Unset without children.
+    """
+    trace_parent: _builtins.str
+    """The trace that this job belongs to: a W3C `traceparent` of version 00, 55 characters, such as
+    "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01". Set by the creator, or by an update of a worker in a trace
+    of its own, so that watchers of the job find the spans of the work.
     """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -365,10 +371,11 @@ class JobStatus(_message.Message):
         last_heartbeat_at: _timestamp_pb2.Timestamp | None = ...,
         children: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         children_progress: _builtins.float | None = ...,
+        trace_parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_children_progress", b"_children_progress", "_progress", b"_progress", "children_progress", b"children_progress", "created_at", b"created_at", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "last_heartbeat_at", b"last_heartbeat_at", "progress", b"progress", "projected_completion", b"projected_completion", "result", b"result", "started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_children_progress", b"_children_progress", "_progress", b"_progress", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "children", b"children", "children_progress", b"children_progress", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "last_heartbeat_at", b"last_heartbeat_at", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "reports_progress", b"reports_progress", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_children_progress", b"_children_progress", "_progress", b"_progress", "attempt", b"attempt", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "children", b"children", "children_progress", b"children_progress", "created_at", b"created_at", "done", b"done", "error", b"error", "estimated_completion", b"estimated_completion", "expires_at", b"expires_at", "finished_at", b"finished_at", "heartbeat_timeout", b"heartbeat_timeout", "id", b"id", "labels", b"labels", "last_heartbeat_at", b"last_heartbeat_at", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "projected_completion", b"projected_completion", "reason", b"reason", "reports_progress", b"reports_progress", "result", b"result", "revision", b"revision", "stalled", b"stalled", "started_at", b"started_at", "state", b"state", "trace_parent", b"trace_parent", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__children_progress: _TypeAlias = _typing.Literal["children_progress"]  # noqa: Y015
     _WhichOneofArgType__children_progress: _TypeAlias = _typing.Literal["_children_progress", b"_children_progress"]  # noqa: Y015
@@ -653,7 +660,7 @@ class CreateJobRequest(_message.Message):
     @_builtins.property
     def job(self) -> Global___JobStatus:
         """The job to create. These fields are used: id, name, state (PENDING or IN_PROGRESS), reason, reports_progress,
-        progress, estimated_completion, heartbeat_timeout, labels, parent_id, result.
+        progress, estimated_completion, heartbeat_timeout, labels, parent_id, result, trace_parent.
         """
 
     def __init__(
@@ -779,7 +786,7 @@ class UpdateJobRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """The fields to write: state, reason, reports_progress, progress, estimated_completion, error, heartbeat_timeout,
-        labels, result. A field that is in the mask and unset in job is cleared; state cannot be cleared. Without a mask,
+        labels, result, trace_parent. A field that is in the mask and unset in job is cleared; state cannot be cleared. Without a mask,
         the writable fields that are set in job are written and all other fields are ignored. An empty mask writes nothing.
         has_progress is accepted for reports_progress: that is what its JSON name hasProgress becomes in a mask.
         """
@@ -1169,8 +1176,8 @@ class WatchJobRequest(_message.Message):
 
     @_builtins.property
     def min_update_interval(self) -> _duration_pb2.Duration:
-        """The minimum time between messages that change only progress, reason, estimates or the numbers of children. 0 to 1
-        day; 100 ms if unset.
+        """The minimum time between messages that change only progress, reason, estimates, trace_parent or the numbers of
+        children. 0 to 1 day; 100 ms if unset.
         Other changes are never delayed.
         """
 
@@ -1243,8 +1250,8 @@ class WatchJobsRequest(_message.Message):
 
     @_builtins.property
     def min_update_interval(self) -> _duration_pb2.Duration:
-        """The minimum time between messages on one job that change only its progress, reason, estimates or numbers of
-        children. 0 to 1 day; 100 ms if unset. Other changes are never delayed.
+        """The minimum time between messages on one job that change only its progress, reason, estimates, trace_parent or
+        numbers of children. 0 to 1 day; 100 ms if unset. Other changes are never delayed.
         """
 
     def __init__(

@@ -29,6 +29,7 @@ from jobstatus_grpc.job import CREATION_STATES, JobState
 @options.eta
 @options.heartbeat_timeout(default="off")
 @flag("--result JSON", "The result: a JSON object.", type=parsers.json_object)
+@flag("--trace-parent TEXT", "The trace that the job belongs to: a W3C traceparent.", default=None)
 @options.request_id
 @flag("-q --quiet", "Print only the id.")
 @options.as_json

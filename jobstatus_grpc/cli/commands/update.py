@@ -31,6 +31,7 @@ CLEARABLE = {
     "heartbeat-timeout": "heartbeat_timeout_seconds",
     "label": "labels",
     "result": "result",
+    "trace-parent": "trace_parent",
 }
 """The values of --clear, named as the flags that set the fields → the client's argument names."""
 
@@ -57,6 +58,7 @@ def _field_to_clear(value: str) -> str:
 @options.heartbeat_timeout()
 @options.labels("Replaces all labels. May be repeated.")
 @flag("--result JSON", "Replaces the result: a JSON object.", type=parsers.json_object)
+@flag("--trace-parent TEXT", "The trace that the job belongs to from now on: a W3C traceparent.")
 @flag(
     "--clear FIELD",
     f"Clear a field: {', '.join(CLEARABLE)}. May be repeated.",

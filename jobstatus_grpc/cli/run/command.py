@@ -6,13 +6,14 @@ progress and for the last error line. CancelWatcher stops the command when the j
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from jobstatus_grpc.cli.run.child import Child, faults_blocked
 from jobstatus_grpc.cli.run.progress import LastLine, PercentReader, Phases
 from jobstatus_grpc.cli.target import Connection
 from jobstatus_grpc.cli.text import one_line
-from jobstatus_grpc.job import JobState
+from jobstatus_grpc.job import JobState, validation
 
 if TYPE_CHECKING:
     from jobstatus_grpc.client import JobStatusClient, TrackedJob
@@ -77,6 +78,11 @@ REFUSALS = (
     type=parsers.progress_regex,
 )
 @flag("--exit-outcome", "Exit with the job's outcome, as wait does, instead of the command's exit code.")
+@flag(
+    "--otel",
+    "Make an OpenTelemetry span of the command, and export it as the variables OTEL_… say. Needs the extra `otel`. "
+    "Without it, the job gets the trace in TRACEPARENT all the same.",
+)
 @flag("-q --quiet", "Do not print the job's id.")
 @click.argument("command", metavar="COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @connected
@@ -96,6 +102,7 @@ def run(
     no_progress: bool,
     pattern: re.Pattern[str] | None,
     exit_outcome: bool,
+    otel: bool,
     quiet: bool,
 ) -> None:
     """Run a command as a job, and exit with its exit code.
@@ -124,12 +131,13 @@ def run(
         if tracked.attempt or has_ended:
             exits.say(f"jobstatus: {problem}")
 
-    with faults_blocked(), connection.open() as client:
+    with faults_blocked(), _trace_of(name or _name_of(command[0]), otel=otel) as trace, connection.open() as client:
         tracked = client.track(
             name or _name_of(command[0]),
             id=id or None,
             labels=dict(labels),
             parent_id=parent_id,
+            trace_parent=trace.get("TRACEPARENT"),
             heartbeat_timeout_seconds=heartbeat_timeout.total_seconds() if heartbeat_timeout else None,
             finish_timeout_seconds=OUTCOME_TIMEOUTS * connection.timeout_seconds,
             on_report_error=print_report_error,
@@ -140,7 +148,12 @@ def run(
             _print_start(tracked, connection.address, quiet=quiet)
             try:
                 state, code = _run_to_end(
-                    command, _environment(connection, tracked), client, tracked, kill_after.total_seconds(), reader
+                    command,
+                    _environment(connection, tracked) | trace,
+                    client,
+                    tracked,
+                    kill_after.total_seconds(),
+                    reader,
                 )
             except OSError as error:
                 message = f"{command[0]}: {error.strerror}"
@@ -155,6 +168,28 @@ def run(
         ctx.exit(code)
     # The stored state decides; if it is not known, how the command ended.
     ctx.exit(exits.OF_STATE[tracked.job.state if tracked.job and tracked.job.done else state])
+
+
+@contextlib.contextmanager
+def _trace_of(name: str, *, otel: bool) -> Iterator[dict[str, str]]:
+    """Return the variables with the trace of the command: ours, or with `otel` a span in it, which ends with the block.
+
+    A TRACEPARENT that is not valid is left out.
+    """
+    found = {key: os.environ[key] for key in ("TRACEPARENT", "TRACESTATE") if key in os.environ}
+    if not validation.is_trace_parent(found.get("TRACEPARENT", "")):
+        found = {}
+    if not otel:
+        yield found
+        return
+    try:
+        from jobstatus_grpc import telemetry
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("opentelemetry"):
+            raise
+        raise click.UsageError("--otel needs an extra; pip install 'jobstatus-grpc[otel]'") from None
+    with telemetry.program_span("jobstatus run", name, found) as variables:
+        yield variables
 
 
 def _name_of(program: str) -> str:

@@ -188,3 +188,8 @@ UNION ALL
 SELECT tenant, parent_id, 0,
     sum(CASE WHEN state > 3 THEN 100000000 ELSE trunc(coalesce(progress, 0) * 1000000)::bigint END), false
 FROM jobstatus.jobs WHERE parent_id <> '' GROUP BY tenant, parent_id;
+
+-- version 9
+
+-- A W3C traceparent; NULL: none.
+ALTER TABLE jobstatus.jobs ADD COLUMN trace_parent text COLLATE "C";

@@ -34,7 +34,7 @@ JOBS = f"""
 
 _TEXTS = {
     "tenant", "id", "name", "parent_id", "reason", "error", "labels", "creation_request", "requests", "result", "actor",
-    "value", "final", "cancel_reason", "payload_hash",
+    "value", "final", "cancel_reason", "payload_hash", "trace_parent",
 }  # fmt: skip
 
 _SMALLINTS = {"state", "reports_progress", "cancel_requested", "stalled", "from_state", "to_state"}

@@ -23,6 +23,7 @@ from jobstatus_grpc.job import (
     JOB_FIELDS,
     NO_CHILDREN,
     PACE_FIELDS,
+    QUIET_FIELDS,
     REPORT_FIELDS,
     URGENT_FIELDS,
     Children,
@@ -124,12 +125,13 @@ _CODECS: dict[str, _Codec] = dict.fromkeys(JOB_FIELDS, _PLAIN) | {
         lambda text: tuple(RequestId(*item) for item in json.loads(text).items()),
     ),
     "result": (_to_json, json.loads),
+    "trace_parent": (lambda text: text or None, _as_it_is),
 }
 
 _LASTING_COLUMNS = (
     "tenant", "id", "name", "state", "attempt", "cancel_requested", "cancel_reason", "stalled", "created_at",
     "started_at", "finished_at", "expires_at", "heartbeat_timeout", "first_progress", "first_progress_at", "parent_id",
-    "error", "labels", "creation_request", "requests", "result",
+    "error", "labels", "creation_request", "requests", "result", "trace_parent",
 )  # fmt: skip
 """The columns that a report does not change. Checksums depend on the order of these and of REPORT_FIELDS: a column
 of a later version comes last, and is left out of the checksum where it is NULL, as it is in rows that exist."""
@@ -143,7 +145,7 @@ STORED_COLUMNS = ("key", *JOB_COLUMNS)
 _REPORT = 1 + len(_LASTING_COLUMNS)
 """The index of the first of REPORT_FIELDS in a row of STORED_COLUMNS."""
 
-CONSTANT_COLUMNS = frozenset({"key", *JOB_FIELDS}) - {*REPORT_FIELDS, *URGENT_FIELDS, *PACE_FIELDS}
+CONSTANT_COLUMNS = frozenset({"key", *JOB_FIELDS}) - {*REPORT_FIELDS, *URGENT_FIELDS, *QUIET_FIELDS, *PACE_FIELDS}
 """The columns that no update changes."""
 
 REPORT_COLUMNS = ("tenant", "id", *REPORT_FIELDS)
@@ -185,7 +187,8 @@ def checksum(values: Row, start: int = 0) -> int:
 
 def lasting_checksum(row: Row) -> int:
     """Return the checksum of what a progress report does not change in a row that begins with STORED_COLUMNS."""
-    return checksum(row[:_REPORT])
+    end = _REPORT if row[_REPORT - 1] is not None else _REPORT - 1
+    return checksum(row[:end])
 
 
 def with_checksum(row: Row, lasting: int) -> Row:
@@ -294,6 +297,8 @@ def read_job(row: Sequence[Any], lasting: int = 0) -> StoredJob:
         values["labels"] = {}
     if values["requests"] is None:
         values["requests"] = ()
+    if values["trace_parent"] is None:
+        values["trace_parent"] = ""
     return StoredJob(key, evolve(BLANK, values), lasting)
 
 

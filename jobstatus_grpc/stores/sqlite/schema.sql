@@ -223,3 +223,8 @@ SELECT tenant, parent_id, json_group_object(CAST(state AS TEXT), number) FROM (
         sum(CASE WHEN state > 3 THEN 100000000 ELSE CAST(min(max(coalesce(progress, 0), 0), 100) * 1000000 AS INTEGER) END)
     FROM jobs WHERE parent_id <> '' GROUP BY tenant, parent_id
 ) WHERE number > 0 GROUP BY tenant, parent_id;
+
+-- version 11
+
+-- A W3C traceparent; NULL: none.
+ALTER TABLE jobs ADD COLUMN trace_parent TEXT;

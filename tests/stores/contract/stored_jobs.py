@@ -17,6 +17,7 @@ RESULT: dict[str, Any] = {
     "sizes": [1.0, 2.5, -0.0, 1e300, None, True, [], {}],
     'quo"te\\': {"deep": [[{"er": "line\nbreak"}]]},
 }
+TRACES = [f"00-{number:032x}-{number:016x}-01" for number in (1, 2)]
 REQUESTS = [RequestId(f'request "{number}"\\', f"hash,{number}") for number in range(20)]
 
 STORED: dict[str, list[Command]] = {
@@ -58,6 +59,16 @@ STORED: dict[str, list[Command]] = {
     ],
     "a job made by an update": [
         Update(id="a", allow_missing=True, name="n", labels_if_missing={"a": "b"}, changes={"progress": 3.0})
+    ],
+    "a job that another trace took over": [
+        Create(id="a", trace_parent=TRACES[0], state=S.IN_PROGRESS),
+        Update(id="a", changes={"trace_parent": TRACES[1]}),
+        Update(id="a", changes={"progress": 3.0}),
+    ],
+    "a job without its trace": [
+        Create(id="a", trace_parent=TRACES[0]),
+        Update(id="a", changes={"trace_parent": "", "reason": "r"}),
+        Update(id="a", changes={"reason": "s"}),
     ],
     "another tenant's job": [Create(id="a", tenant="other"), Create(id="a", name="mine")],
 }

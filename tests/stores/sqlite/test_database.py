@@ -210,6 +210,15 @@ def test_a_file_of_version_1_becomes_what_a_new_one_is(tmp_path):
     assert schemas[0] == schemas[1]
 
 
+def test_a_job_of_before_a_column_was_added_has_the_same_checksum(tmp_path):
+    path = tmp_path / "jobs.db"
+    on_file(path, lambda store: store.commit([Create(id="a", name="n")]))
+    raw(path, "ALTER TABLE jobs DROP COLUMN trace_parent")
+    raw(path, "PRAGMA user_version = 10")
+    (job,) = on_file(path, lambda store: store.get("default", "a"))
+    assert (job.name, job.trace_parent) == ("n", "")
+
+
 def test_a_file_is_migrated_a_version_at_a_time(tmp_path):
     file = SqliteFile(str(tmp_path / "jobs.db"))
     file.connect_writer().close()
