@@ -151,7 +151,7 @@ class CommitQueue:
         commands = [command for _, submitted in group for command in submitted]
         began_at = time.perf_counter()
         try:
-            result = await self._store.commit(commands)
+            result = await self._commit(commands)
         except BaseException as error:
             is_of_store = isinstance(error, Exception)
             for done, _ in group:
@@ -166,6 +166,9 @@ class CommitQueue:
                 self._observe_commit(len(commands), time.perf_counter() - began_at)
             except Exception:
                 log.exception("a commit cannot be counted; the commit itself is not affected")
+
+    async def _commit(self, commands: Sequence[Command]) -> CommitResult:
+        return await self._store.commit(commands)
 
     def _next_group(self) -> list[Submission]:
         """Take the first submission, and those after it until the group is full."""

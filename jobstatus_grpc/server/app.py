@@ -56,6 +56,7 @@ from jobstatus_grpc.watch.watcher import WakeQueue
 if TYPE_CHECKING:
     from jobstatus_grpc.server.metrics import Metrics, MetricsEndpoint
     from jobstatus_grpc.server.tls import Certificates
+    from jobstatus_grpc.server.tracing import ServerTracing
     from jobstatus_grpc.server.transports.native import NativeServer
     from jobstatus_grpc.web.listener import WebListener
 
@@ -123,10 +124,11 @@ async def serve(config: ServerConfig, *, ready: Ready, server_log: ServerLog, pr
         _import_native()
     if config.http is not None:
         _import_web()
+    tracing = _open_tracing() if config.otel else None
     files = _Files(config)
     store = await open_store(config.store, clock=utc_now, retention=config.retention)
     try:
-        async with _Server(config, store, files, server_log, private) as server:
+        async with _Server(config, store, files, server_log, private, tracing) as server:
             log.info(
                 "jobstatus %s serves the store %s on %s; transport %s",
                 version("jobstatus-grpc"),
@@ -139,6 +141,8 @@ async def serve(config: ServerConfig, *, ready: Ready, server_log: ServerLog, pr
                 return await _serve_until(stopping, store)
     finally:
         await store.close()
+        if tracing is not None:
+            await loop.run_in_executor(None, tracing.close)
 
 
 async def _serve_until(stopping: asyncio.Event, store: JobStore) -> int:
@@ -189,7 +193,13 @@ class _Server:
     """Everything between the store and the port; serves for the length of a block, and drains at its end."""
 
     def __init__(
-        self, config: ServerConfig, store: JobStore, files: _Files, server_log: ServerLog, private: str = ""
+        self,
+        config: ServerConfig,
+        store: JobStore,
+        files: _Files,
+        server_log: ServerLog,
+        private: str = "",
+        tracing: ServerTracing | None = None,
     ) -> None:
         self._config = config
         self._log = server_log
@@ -202,12 +212,14 @@ class _Server:
             render=responses.render_job_event,
             stamp=responses.each_millisecond(lambda: responses.stamp_job_message(utc_now())),
             max_age_seconds=max_age_seconds,
+            trace_watch=tracing.watch if tracing else None,
         )
         self._filter_hub = FilterHub(
             wake_queue,
             render=responses.render_event,
             stamp=responses.each_millisecond(lambda: responses.stamp_jobs_message(utc_now())),
             max_age_seconds=max_age_seconds,
+            trace_watch=tracing.watch if tracing else None,
         )
         self._auth_file = files.auth
         access = self._access = Access(self._auth_file)
@@ -221,9 +233,8 @@ class _Server:
         )
         # A store that commits one group at a time does so in this process, and gets the interpreter while it does.
         pause = wake_queue.paused if store.commits_at_once == 1 else contextlib.nullcontext
-        self._queue = CommitQueue(
-            store, around_commit=pause, observe_commit=metrics.observe_commit if metrics else None
-        )
+        new_queue = tracing.commit_queue if tracing else CommitQueue
+        self._queue = new_queue(store, around_commit=pause, observe_commit=metrics.observe_commit if metrics else None)
         service = JobService(
             store=store,
             queue=self._queue,
@@ -241,6 +252,7 @@ class _Server:
             server_log.calls,
             metrics.calls if metrics else None,
             caller_limits,
+            tracing,
         )
         self._sweeper = Sweeper(store=store, queue=self._queue, fail_stalled_after=config.fail_stalled_after)
         self._health = health.HealthServicer([*SERVICE_NAMES, health.WRITE])
@@ -496,6 +508,17 @@ def _import_web() -> None:
         if error.name != "uvicorn":
             raise
         raise CannotStartError("--http needs an extra; pip install 'jobstatus-grpc[web]'") from None
+
+
+def _open_tracing() -> ServerTracing:
+    try:
+        from jobstatus_grpc.server.tracing import ServerTracing
+
+        return ServerTracing.open()
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("opentelemetry"):
+            raise
+        raise CannotStartError("--otel needs an extra; pip install 'jobstatus-grpc[otel]'") from None
 
 
 def _metrics_of(

@@ -107,6 +107,8 @@ class ServerConfig:
     """Serve metrics over HTTPS, with the server's certificate."""
     metrics_token_file: str | None = None
     """Path of a file with the bearer token that a scrape of metrics needs. None: it needs none."""
+    otel: bool = False
+    """Export spans by OpenTelemetry, as the variables `OTEL_*` say; needs the extra of that name."""
     workers: int = 1
     """Number of processes that share the addresses and the store. All other settings apply per process."""
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from random import getrandbits
 from typing import Protocol, TypeAlias
@@ -24,6 +25,10 @@ from typing import Protocol, TypeAlias
 from jobstatus_grpc.stores.batch import limit_routine_lines
 
 log = logging.getLogger("jobstatus_grpc.server")
+
+
+TraceFields: TypeAlias = Callable[[], Mapping[str, str]]
+"""Returns the ids of the active span, empty without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +40,14 @@ class ServerLog:
     """Returns the number of lines that the process could not write."""
 
 
-def configure(log_format: str, level: str, *, calls: bool = False, worker: int | None = None) -> ServerLog:
+def configure(
+    log_format: str,
+    level: str,
+    *,
+    calls: bool = False,
+    worker: int | None = None,
+    has_spans: bool = False,
+) -> ServerLog:
     """Log everything at `level` (a name, such as "info") and above to stderr, as `text` or `json`.
 
     Args:
@@ -43,12 +55,19 @@ def configure(log_format: str, level: str, *, calls: bool = False, worker: int |
         level: the lowest level to log.
         calls: log a line for each call at info, else at debug.
         worker: this process's number, if it is one of several that write there.
+        has_spans: lines in JSON have the ids of the active span, if OpenTelemetry is installed.
     """
+    trace_fields: TraceFields | None = None
+    if has_spans:
+        with suppress(ModuleNotFoundError):  # the server then does not start
+            from jobstatus_grpc import telemetry
+
+            trace_fields = telemetry.log_fields
     writer = LogWriter(2)
     allowance = Allowance()
     handler = _WriterHandler(writer, allowance)
     handler.addFilter(ValueFilter().admits)
-    handler.setFormatter(JsonFormatter(worker) if log_format == "json" else TextFormatter(worker))
+    handler.setFormatter(JsonFormatter(worker, trace_fields) if log_format == "json" else TextFormatter(worker))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     if level != "debug":
         limit_routine_lines(allowance.admits)
@@ -252,10 +271,11 @@ def _instant(record: logging.LogRecord) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, a worker's number, logger, message, and any traceback."""
+    """One JSON object per line: time, level, a worker's number, logger, message, ids of a span, and any traceback."""
 
-    def __init__(self, worker: int | None = None) -> None:
+    def __init__(self, worker: int | None = None, trace_fields: TraceFields | None = None) -> None:
         super().__init__()
+        self._trace_fields = trace_fields
         self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
@@ -268,6 +288,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        if self._trace_fields is not None:
+            line |= self._trace_fields()
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -344,6 +366,7 @@ class RequestLog:
         x_request_id: str,
         job_id: str,
         request_id: str,
+        trace: Mapping[str, str] | None = None,
     ) -> None:
         """Log a call that has just ended.
 
@@ -357,10 +380,13 @@ class RequestLog:
             x_request_id: `x-request-id` of the metadata; if empty, it is replaced by a random one.
             job_id: the job, if the call names one.
             request_id: that of the request, if there is one.
+            trace: the ids of its span; None: it has none.
         """
         calls = self._calls
         optional = {"reason": reason, "principal": principal, "job": job_id, "request_id": request_id}
         fields = {name: value for name, value in optional.items() if value}
+        if trace is not None:
+            fields |= trace
         calls.append((time.time(), method, code, seconds, caller, x_request_id, fields))
         if len(calls) == 1:
             asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)

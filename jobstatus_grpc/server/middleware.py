@@ -41,6 +41,7 @@ from jobstatus_grpc.wire import status
 
 if TYPE_CHECKING:
     from jobstatus_grpc.server.metrics import CallTally
+    from jobstatus_grpc.server.tracing import ServerTracing
 
 log = logging.getLogger("jobstatus_grpc.server")
 
@@ -93,8 +94,10 @@ class CallMiddleware:
         request_log: RequestLog | None = None,
         tallies: Mapping[str, CallTally] | None = None,
         caller_limits: CallerLimits | None = None,
+        tracing: ServerTracing | None = None,
     ) -> None:
-        """Take the log of calls, the counters by the method's name, and the limits of callers; None: without."""
+        """Take the log of calls, the counters by the method's name, the limits of callers, spans; None: without."""
+        self._tracing = tracing
         self._limits = limits
         self._held = held
         self._access = access
@@ -203,6 +206,8 @@ class CallMiddleware:
 
     def _around(self, rpc: Rpc[Handler], admit: Admit, end: End) -> Method:
         name, handler, tally, access = rpc.name, rpc.behaviour, self._tallies.get(rpc.name), self._access
+        service = rpc.path.split("/")[1]
+        tracing = self._tracing
         caller_limits, refusals = self._caller_limits, self._refusals
         ends_with_its_caller = rpc.is_lasting and access.watches is not None
         is_read = LEAST_ROLES[name] <= Role.WATCHER
@@ -210,13 +215,15 @@ class CallMiddleware:
         async def answered(data: bytes, context: CallContext) -> bytes | None:
             started = time.perf_counter()
             code, reason, reply, principal, x_request_id = "OK", "", None, "", ""
-            ended_with = None
+            ended_with = span = None
             is_admitted = False
             if tally is not None:
                 tally.started += 1
             metadata: Metadata = ()
             try:
                 metadata = context.invocation_metadata() or ()  # once: grpcio decodes it each time
+                if tracing is not None:
+                    span = tracing.begin(service, name, metadata, context)
                 if self._log is not None:
                     x_request_id = _x_request_id(metadata)
                 if self._is_draining:
@@ -266,8 +273,12 @@ class CallMiddleware:
                 try:
                     if tally is not None:
                         tally.end(code, seconds)
-                    if self._log is not None:
+                    if self._log is not None or span is not None:
                         is_parsed = is_admitted or len(data) <= MAX_REFUSED_BYTES
+                        job_id, request_id = subject_of(name, data, reply) if is_parsed else ("", "")
+                    if span is not None:
+                        span.end(code, reason, job_id)
+                    if self._log is not None:
                         self._log.write(
                             name,
                             code,
@@ -276,7 +287,9 @@ class CallMiddleware:
                             peer := context.peer(),
                             principal if principal != peer else "",
                             x_request_id,
-                            *(subject_of(name, data, reply) if is_parsed else ("", "")),
+                            job_id,
+                            request_id,
+                            span.fields if span is not None else None,
                         )
                 except Exception:
                     # The call may have been stored, and is answered: nothing here may change that.

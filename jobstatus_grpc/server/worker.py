@@ -34,7 +34,11 @@ def main() -> None:
     is_alone = threading.Event()
     threading.Thread(target=_end_with_supervisor, args=(assignment, is_alone), name="supervisor", daemon=True).start()
     server_log = logs.configure(
-        assignment.log_format, assignment.log_level, calls=assignment.log_calls, worker=assignment.index
+        assignment.log_format,
+        assignment.log_level,
+        calls=assignment.log_calls,
+        worker=assignment.index,
+        has_spans=assignment.config.otel,
     )
 
     def send_report(error: CannotStartError | None) -> None:

@@ -20,7 +20,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 from jobstatus_grpc.job import NO_NUMBERS, Job, JobFilter, ShownNumbers, shown_numbers, urgent_mark, visible
 from jobstatus_grpc.job.limits import MAX_RESPONSE_BYTES
 from jobstatus_grpc.stores.interface import Change, Position
-from jobstatus_grpc.watch.watcher import CLOCK_RESOLUTION_SECONDS, EventType, RenderJobsEvent
+from jobstatus_grpc.watch.watcher import CLOCK_RESOLUTION_SECONDS, EventType, OnDelivery, RenderJobsEvent
 
 MAX_EVENTS = 256
 """Events in one message, at most, and jobs in one page of a snapshot. Large jobs reach MAX_RESPONSE_BYTES earlier."""
@@ -118,8 +118,22 @@ class Backlog(Generic[Owner]):
     """
 
     __slots__ = (
-        "_all_held", "_children", "_held", "_interval_ends_at", "_last_number", "_min_update_seconds", "_owner",
-        "_queue", "_removed", "_unsent", "filter", "guesses", "is_incomplete", "only", "tenant",
+        "_all_held",
+        "_children",
+        "_held",
+        "_interval_ends_at",
+        "_last_number",
+        "_min_update_seconds",
+        "_on_delivery",
+        "_owner",
+        "_queue",
+        "_removed",
+        "_unsent",
+        "filter",
+        "guesses",
+        "is_incomplete",
+        "only",
+        "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +145,7 @@ class Backlog(Generic[Owner]):
         *,
         min_update_seconds: float,
         only: JobFilter | None = None,
+        on_delivery: OnDelivery | None = None,
     ) -> None:
         self.tenant = tenant
         self.filter = job_filter
@@ -140,6 +155,7 @@ class Backlog(Generic[Owner]):
         """Whether the client may have jobs that are not held here: then every change that may concern it is sent."""
         self.guesses = 0
         """The number of jobs sent as REMOVED for that reason alone: most of them may never have matched."""
+        self._on_delivery = on_delivery
         self._owner = owner
         self._all_held = held
         self._min_update_seconds = min_update_seconds
@@ -279,6 +295,8 @@ class Backlog(Generic[Owner]):
             if events and (size > MAX_RESPONSE_BYTES or len(events) + len(next_events) > MAX_EVENTS):
                 break
             events += next_events
+            if self._on_delivery is not None and not unsent.news.is_of_children and unsent.news.change.job is not None:
+                self._on_delivery(unsent.news.change.job)
             self._mark_sent(unsent, now)
             self._drop_obsolete_places()
         return events

@@ -26,6 +26,7 @@ from jobstatus_grpc.watch.watcher import (
     WAKE,
     EventType,
     Hold,
+    OnDelivery,
     RenderJobsEvent,
     Send,
     Stamp,
@@ -70,7 +71,13 @@ class FilterHub:
     """
 
     def __init__(
-        self, wake_queue: WakeQueue, *, render: RenderJobsEvent, stamp: Stamp, max_age_seconds: float | None = None
+        self,
+        wake_queue: WakeQueue,
+        *,
+        render: RenderJobsEvent,
+        stamp: Stamp,
+        max_age_seconds: float | None = None,
+        trace_watch: Callable[[], OnDelivery] | None = None,
     ) -> None:
         """Create a hub without watchers.
 
@@ -79,7 +86,9 @@ class FilterHub:
             render: called once per change and type of event, for all watchers.
             stamp: called for each message.
             max_age_seconds: how long a watch may last, ± 10 %; None: without limit.
+            trace_watch: called when a watch begins; None: deliveries are not traced.
         """
+        self._trace_watch = trace_watch
         self.wake_queue = wake_queue
         self.render = render
         self.stamp = stamp
@@ -126,6 +135,7 @@ class FilterHub:
             min_update_seconds=min_update_seconds,
             max_age_seconds=self._max_age_seconds,
             only=only,
+            on_delivery=None if self._trace_watch is None else self._trace_watch(),
         )
         self._keys[watcher] = ()
         try:
@@ -257,9 +267,18 @@ class FilterWatcher(TimedWatcher):
         min_update_seconds: float,
         max_age_seconds: float | None,
         only: JobFilter | None,
+        on_delivery: OnDelivery | None,
     ) -> None:
         super().__init__(hub.wake_queue, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
-        self.backlog = Backlog(self, tenant, job_filter, hub.held, min_update_seconds=min_update_seconds, only=only)
+        self.backlog = Backlog(
+            self,
+            tenant,
+            job_filter,
+            hub.held,
+            min_update_seconds=min_update_seconds,
+            only=only,
+            on_delivery=on_delivery,
+        )
         self.buffered: dict[tuple[str, bool], News] | None = None
         """The newest change and the newest numbers of children of each job since `FilterHub.buffer`; None: changes go
         to the backlog."""

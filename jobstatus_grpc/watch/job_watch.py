@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from jobstatus_grpc.errors import JobExpiredError, JobStatusError, StreamAgeError
 from jobstatus_grpc.job import Job, JobFilter, evolve, is_urgent, require_job, shown_numbers, visible
@@ -19,6 +19,7 @@ from jobstatus_grpc.watch.watcher import (
     TURN,
     WAKE,
     EventType,
+    OnDelivery,
     RenderJobEvent,
     Stamp,
     TimedWatcher,
@@ -31,7 +32,13 @@ class JobHub:
     """Registers the watchers of single jobs and passes changes to them. For one event loop."""
 
     def __init__(
-        self, wake_queue: WakeQueue, *, render: RenderJobEvent, stamp: Stamp, max_age_seconds: float | None = None
+        self,
+        wake_queue: WakeQueue,
+        *,
+        render: RenderJobEvent,
+        stamp: Stamp,
+        max_age_seconds: float | None = None,
+        trace_watch: Callable[[], OnDelivery] | None = None,
     ) -> None:
         """Create a hub without watchers.
 
@@ -40,7 +47,9 @@ class JobHub:
             render: called once for all watchers of a job.
             stamp: called for each message.
             max_age_seconds: how long a watch may last, ± 10 %; None: without limit.
+            trace_watch: called when a watch begins; None: deliveries are not traced.
         """
+        self._trace_watch = trace_watch
         self._wake_queue = wake_queue
         self._render = render
         self._stamp = stamp
@@ -87,6 +96,7 @@ class JobHub:
             max_age_seconds=self._max_age_seconds,
             try_send=try_send,
             only=only,
+            on_delivery=None if self._trace_watch is None else self._trace_watch(),
         )
         topic.watchers[watcher] = None
         try:
@@ -226,7 +236,8 @@ class JobWatcher(TimedWatcher):
     """Yields the events of one job to one stream. For one task at a time."""
 
     __slots__ = (
-        "_error", "_min_update_seconds", "_only", "_read", "_sent", "_topic", "_try_send", "_updated_at", "_waiting",
+        "_error", "_min_update_seconds", "_on_delivery", "_only", "_read", "_sent", "_topic", "_try_send",
+        "_updated_at", "_waiting",
     )  # fmt: skip
 
     def __init__(
@@ -239,9 +250,11 @@ class JobWatcher(TimedWatcher):
         max_age_seconds: float | None,
         try_send: TrySend | None,
         only: JobFilter | None,
+        on_delivery: OnDelivery | None,
     ) -> None:
         super().__init__(wake_queue, heartbeat_seconds=heartbeat_seconds, max_age_seconds=max_age_seconds)
         self._error: type[JobStatusError] | None = None
+        self._on_delivery = on_delivery
         self._topic = topic
         self._min_update_seconds = min_update_seconds
         self._only = only
@@ -343,6 +356,8 @@ class JobWatcher(TimedWatcher):
         due_at = 0.0 if is_urgent else self._updated_at + self._min_update_seconds
         if is_news and due_at <= now + CLOCK_RESOLUTION_SECONDS:
             self._updated_at = now
+            if self._on_delivery is not None and newest.revision > sent.revision:
+                self._on_delivery(newest)
             return self._message(EventType.UPDATED, newest, now)
         if self._is_heartbeat_due(now):
             return self._message(EventType.HEARTBEAT, sent, now)

@@ -49,6 +49,9 @@ TrySend: TypeAlias = Callable[[bytes], int]
 Send: TypeAlias = Callable[[bytes, Position | None], Awaitable[None]]
 """Sends a message, with the feed's position up to which the client then has everything; None: the position before."""
 
+OnDelivery: TypeAlias = Callable[[Job], None]
+"""Is called with a job when a watch sends it after a change: for tracing."""
+
 Hold: TypeAlias = Callable[[int], None]
 """Counts the bytes of memory that a watch holds now, and raises the error that ends it if they are too many."""
 

@@ -46,7 +46,8 @@ SECURITY_FIELDS: Sequence[tuple[bytes, bytes]] = (
 
 CORS_REQUEST_FIELDS = (
     "authorization, content-type, x-jobstatus-tenant, x-request-id, connect-protocol-version, connect-timeout-ms, "
-    "grpc-timeout, x-grpc-web, x-user-agent, if-match, if-none-match, prefer, idempotency-key, last-event-id"
+    "grpc-timeout, x-grpc-web, x-user-agent, if-match, if-none-match, prefer, idempotency-key, last-event-id, "
+    "traceparent, tracestate"
 )
 
 CORS_RESPONSE_FIELDS = (

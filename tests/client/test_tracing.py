@@ -57,8 +57,8 @@ def test_all_ways_to_report_give_the_job_the_active_trace(traced, memory_service
                 pass
         expected = trace_parent_of(span.get_span_context())
         assert [client.get(job_id).trace_parent for job_id in ids] == [expected] * 5
-    parents = {each.parent for each in traced.spans(f"{SERVICE}/BatchUpdateJobs")}
-    assert parents == {span.get_span_context()}
+    parents = {each.parent.span_id for each in traced.spans(f"{SERVICE}/BatchUpdateJobs")}
+    assert parents == {span.get_span_context().span_id}
 
 
 def test_a_heartbeat_and_an_update_with_a_trace_of_its_own_are_sent_as_they_are(traced, memory_service, new_id):

@@ -24,6 +24,8 @@ from jobstatus_grpc.stores.interface import JobStore
 if TYPE_CHECKING:
     from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceAsyncStub
 
+    from jobstatus_grpc.server.tracing import ServerTracing
+
 
 TRANSPORT = os.environ.get("JOBSTATUS_TEST_TRANSPORT", "grpcio")
 """The default transport of servers."""
@@ -141,6 +143,7 @@ async def serving_at(
     *,
     drain_grace: timedelta = timedelta(seconds=2),
     request_log: RequestLog | None = None,
+    tracing: ServerTracing | None = None,
     **settings: Any,
 ) -> AsyncIterator[tuple[JobStatusServiceAsyncStub, str]]:
     """Serve a store within the running event loop, and yield a stub and the address.
@@ -151,7 +154,7 @@ async def serving_at(
     config = ServerConfig(listen=("127.0.0.1:0",), drain_grace=drain_grace, **settings)
     async with (
         contextlib.AsyncExitStack() as after_the_server,
-        _Server(config, store, _Files(config), ServerLog(calls=request_log)) as server,
+        _Server(config, store, _Files(config), ServerLog(calls=request_log), tracing=tracing) as server,
     ):
         options = [("grpc.use_local_subchannel_pool", 1)]
         channel = grpc.aio.insecure_channel(server.addresses[0], options=options)

@@ -106,6 +106,10 @@ YEAR = timedelta(days=365)
 @flag("--metrics-tls", "Serve metrics over HTTPS, with --tls-cert.")
 @flag("--metrics-token-file FILE", "Serve metrics only to requests with the bearer token in this file.")
 @flag(
+    "--otel",
+    "Export spans by OpenTelemetry, as its variables OTEL_… say: docs/telemetry.md. Needs the extra `otel`.",
+)
+@flag(
     "--workers N",
     "Server processes on the same port; needs a store that can be shared. Limits and metrics are per process: the "
     "first process serves metrics on the port of --metrics, the others on the ports after it; so with --health.",
@@ -142,7 +146,7 @@ def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, log_
     from jobstatus_grpc.server import logs
 
     log_format = log_format or ("text" if sys.stderr.isatty() else "json")
-    server_log = logs.configure(log_format, log_level, calls=log_calls)
+    server_log = logs.configure(log_format, log_level, calls=log_calls, has_spans=config.otel)
     if config.workers > 1:
         from jobstatus_grpc.server import supervisor
 
