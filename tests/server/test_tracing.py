@@ -208,7 +208,7 @@ async def test_a_sampler_that_is_not_of_the_parent_decides_also_for_a_caller_tha
         (ParentBased(TraceIdRatioBased(0.5)), 120, 280),  # 8 standard deviations
         (TraceIdRatioBased(0.5), 120, 280),
     ],
-    ids=str,
+    ids=["never", "always", "half, by the parent", "half"],
 )
 def test_new_traces_are_sampled_at_the_rate_of_the_sampler(sampler, least, most):
     exported = Exported(sampler)
