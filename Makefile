@@ -60,7 +60,8 @@ interop: $(VENV)/.dev node systemd ## run the examples in every language, and pr
 	@dpkg-query --show $(INTEROP_PACKAGES) >/dev/null 2>&1 || $(call apt-install,$(INTEROP_PACKAGES))
 	@dpkg-query --show $(DEPLOY_PACKAGES) >/dev/null 2>&1 || $(call apt-install,$(DEPLOY_PACKAGES))
 	$(PYTHON) $(PIP_INSTALL) --group proxies
-	$(PYTHON) -m pytest $(addprefix tests/interop/test_,languages.py operations.py) tests/deploy $(ARGS)
+	$(PYTHON) -m pytest $(addprefix tests/interop/test_,languages.py operations.py) tests/deploy \
+		tests/project/test_pages.py $(ARGS)
 
 # For systemd-analyze only, which checks a unit without a systemd that runs.
 .PHONY: systemd

@@ -32,6 +32,7 @@ NOT_RUN = {
 ELSEWHERE = {
     ("docs/frameworks.md", ""): "tests/project/test_frameworks_docs.py",
     ("docs/relay.md", ""): "tests/relay/test_docs.py",
+    ("docs/runbook.md", ""): "tests/deploy/test_prometheus.py",
     ("docs/security.md", "Your own authentication"): "tests/project/test_security_docs.py",
     ("docs/deployment.md", "Docker Compose"): "tests/deploy/test_container.py",
     ("docs/deployment.md", "Envoy and the native transport"): "tests/deploy/test_envoy_native.py",
@@ -41,7 +42,10 @@ ELSEWHERE = {
 MARKS = {"docs/quickstart.md": pytest.mark.interop}
 """Pages that need compilers."""
 
-LANGUAGES_NOT_RUN = {"js", "json", "mermaid", "nginx", "proto", "sql", "text", "toml", "ts", "yaml"}
+LANGUAGES_NOT_RUN = {
+    *("go", "java", "js", "json", "mermaid", "nginx", "proto", "ruby", "sql", "text", "toml", "ts", "yaml"),
+}
+"""A block of these with a title is written to a file."""
 
 
 def name_of(page: Path) -> str:
