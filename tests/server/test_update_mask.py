@@ -19,6 +19,7 @@ WRITABLE = {
     "heartbeat_timeout": (duration_pb2.Duration(seconds=30), duration_pb2.Duration()),
     "labels": ({"a": "b"}, {}),
     "result": (RESULT, struct_pb2.Struct()),
+    "trace_parent": ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", ""),
 }
 REFUSED = [
     *sorted({field.name for field in pb.JobStatus.DESCRIPTOR.fields} - {*WRITABLE, "state"}),
