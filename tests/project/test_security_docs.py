@@ -21,7 +21,10 @@ def blocks(root, tmp_path):
     text = (root / "docs" / "security.md").read_text()
     for name in ("token", "ca.crt"):
         (tmp_path / name).write_text("x")
-    return [block.replace(FOLDER, f"{tmp_path}/") for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
+    # What is different each time, in output that is shown.
+    for shown, found in (FOLDER, f"{tmp_path}/"), ('"…"', f'"{"0" * 64}"'), ("2027-…", "2027-02-26T19:40:00Z"):
+        text = text.replace(shown, found)
+    return re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
 
 
 def test_every_stanza_is_read(blocks, tmp_path):
