@@ -14,6 +14,7 @@ import os
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from jobstatus_grpc.job import Job
@@ -103,6 +104,14 @@ class Wakeable(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Round:
+    """Watchers that are called at the same time."""
+
+    timer: asyncio.TimerHandle
+    members: dict[TimedWatcher, None] = field(default_factory=dict)
+
+
 class WakeQueue:
     """Runs its items in order, a few in each iteration of its event loop, and none while a commit runs."""
 
@@ -114,7 +123,8 @@ class WakeQueue:
         self._may_pause_at = 0.0
         self._is_empty = asyncio.Event()
         self._yields_until = 0.0
-        self._rounds: dict[float, dict[TimedWatcher, None]] = {}
+        self._rounds: dict[float, _Round] = {}
+        """By the time at which they are called."""
 
     def enqueue(self, item: Wakeable) -> None:
         """Append `item`. The queue does not look for duplicates; its users do."""
@@ -125,20 +135,23 @@ class WakeQueue:
         """Call the watcher's `on_round` at `due_at` or soon after, with those of others; return that time."""
         seconds = min(ROUND_SECONDS, interval_seconds / 20)
         at = math.ceil(due_at / seconds) * seconds
-        members = self._rounds.get(at)
-        if members is None:
-            members = self._rounds[at] = {}
-            self._loop.call_at(at, self._run_round, at)
-        members[watcher] = None
+        this = self._rounds.get(at)
+        if this is None:
+            this = self._rounds[at] = _Round(self._loop.call_at(at, self._run_round, at))
+        this.members[watcher] = None
         return at
 
     def leave_round(self, watcher: TimedWatcher, at: float) -> None:
         """Take back `join_round`, which returned `at`; without effect after the round."""
-        if at in self._rounds:
-            self._rounds[at].pop(watcher, None)
+        this = self._rounds.get(at)
+        if this is not None:
+            this.members.pop(watcher, None)
+            if not this.members:
+                this.timer.cancel()
+                del self._rounds[at]
 
     def _run_round(self, at: float) -> None:
-        for watcher in self._rounds.pop(at):
+        for watcher in self._rounds.pop(at).members:
             watcher.on_round()
 
     @contextlib.asynccontextmanager

@@ -126,7 +126,7 @@ class Database:
         """Opens a session outside the pool, which the caller keeps and closes."""
         # With a larger min_size, the pool itself connects while the database is away, and logs a traceback each time.
         self._pool: asyncpg.Pool[Any] = asyncpg.create_pool(
-            min_size=0, max_size=MAX_CONNECTIONS, connect=self._connect, init=_prefer_indexes, reset=_skip_reset
+            min_size=0, max_size=MAX_CONNECTIONS, connect=self._connect, reset=_skip_reset
         )
         # Beside the pool, which opens another session as soon as one is cut, while the server may still work for it.
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -399,16 +399,6 @@ class Database:
     async def _connect(self, *_: Any, **others: Any) -> asyncpg.Connection[Any]:
         # The pool passes a DSN and arguments of its own; the connector has the URL.
         return await self._connector.connect(**others)
-
-
-async def _prefer_indexes(connection: Connection) -> None:
-    """Let the planner choose indexes also for tables that are small or of unknown size.
-
-    PostgreSQL keeps the plan of the feed's statement. Made while the table of changes is small, it would go on to read
-    the whole table as that grows, until autoanalyze runs. Without sequential scans costs seem so high that it would
-    compile each statement, hence no jit.
-    """
-    await connection.execute("SET enable_seqscan = off; SET jit = off")
 
 
 async def _skip_reset(_: Connection) -> None:

@@ -53,15 +53,11 @@ INCARNATION = """
 MAX_SNAPSHOT_CHARACTERS = 120
 """The length of a snapshot in a position, which has at most two of them: see interface.MAX_POSITION_CHARACTERS."""
 
-# PostgreSQL takes a table without statistics for one of thousands of rows: without LIMIT, plans for all of them seem so
-# dear that it makes a new one at each read. Row `postgres`: 0.7 to 0.9 × PostgreSQL's CPU per update of one worker.
-_STORE = "(SELECT * FROM jobstatus.store LIMIT 1) AS store"
-
 _HEAD = f"""
     SELECT {INCARNATION} AS incarnation, pg_current_snapshot()::text AS snapshot,
         greatest(newest.xid, store.forgotten_xid)::text AS newest,
         CASE WHEN newest.xid >= store.forgotten_xid THEN newest.changed_at ELSE 0 END AS changed_at
-    FROM {_STORE} LEFT JOIN (
+    FROM jobstatus.store LEFT JOIN (
         SELECT xid, changed_at FROM jobstatus.changes ORDER BY xid DESC LIMIT 1
     ) AS newest ON true
 """
@@ -114,7 +110,7 @@ def _changes(max_rows: int) -> str:
                 store.forgotten_xid = $5::text::xid8 OR EXISTS (
                     SELECT 1 FROM jobstatus.changes WHERE xid = $5::text::xid8 AND changed_at = $6::bigint
                 )
-            FROM ({_HEAD}) AS head, {_STORE}
+            FROM ({_HEAD}) AS head, jobstatus.store
         ) AS s LEFT JOIN (
             SELECT xid::text, number FROM unseen OFFSET {max_rows - 1} LIMIT 1
         ) AS last ON true, (

@@ -118,27 +118,6 @@ def test_the_newest_change_of_a_job_may_have_the_lower_transaction_id(postgres_u
     asyncio.run(scenario())
 
 
-def test_the_plan_of_the_feed_is_kept_and_reads_changes_by_index_though_there_were_few(postgres_url):
-    async def scenario():
-        store = await PostgresStore.open(postgres_url)
-        await done(store, *(Create(id=f"{number}") for number in range(1000)))
-        position = await store.position()
-        for _ in range(8):
-            await store.changes(position, up_to=position)
-        async with store._database.connection() as connection:
-            statement = await connection.fetchrow(
-                "SELECT name, generic_plans FROM pg_prepared_statements WHERE statement LIKE $1", "%unseen%"
-            )
-            assert statement["generic_plans"] >= 2
-            await connection.execute("SET plan_cache_mode = force_generic_plan")
-            values = "'1:1:', '0', 0, NULL, '0', 0"
-            plan = await connection.fetch(f"EXPLAIN EXECUTE {statement['name']} ({values})")
-            assert [row[0] for row in plan if "Seq Scan on changes" in row[0]] == []
-        await store.close()
-
-    asyncio.run(scenario())
-
-
 def test_positions_from_after_a_backup_are_refused_once_it_was_restored(postgres, postgres_url):
     database = postgres_url.rpartition("/")[2]
 
