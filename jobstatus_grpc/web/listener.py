@@ -195,8 +195,7 @@ class _Connection(HttpToolsProtocol):
         self.lost_callbacks: set[Callable[[], None]] = set()
         self._unparsed = bytearray()
         self._is_in_header = False
-        self._bytes_without_body = 0
-        self._has_body_part = False
+        self._arrived_header_bytes = 0
         self._parsed_header_bytes = 0
         self._refusal: HttpError | None = None
         self._open_requests = 0
@@ -239,7 +238,7 @@ class _Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_header = True
-        self._bytes_without_body = self._parsed_header_bytes = 0
+        self._arrived_header_bytes = self._parsed_header_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -253,12 +252,8 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_header = False
         self._check_header()
-        super().on_headers_complete()
         self._open_requests += 1
-
-    def on_body(self, body: bytes) -> None:
-        super().on_body(body)
-        self._has_body_part = True
+        super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         self._open_requests -= 1
@@ -288,14 +283,11 @@ class _Connection(HttpToolsProtocol):
                 reason = error.__context__
                 text = f"the request is not valid HTTP/1.1: {error}"
                 self._refuse(reason if isinstance(reason, HttpError) else HttpError(HTTPStatus.BAD_REQUEST, text))
-            # A header, a trailer or an extension of a chunk, which the parser would keep however long. A header counts
-            # with what came before it in the same part: one that takes two parts is too large anyhow.
-            self._bytes_without_body = 0 if self._has_body_part else self._bytes_without_body + len(part)
-            self._has_body_part = False
-            if self._bytes_without_body > MAX_HEADER_BYTES and self._refusal is None:
-                self._refuse(_header_too_large())
-        if self._joined.is_closing():
-            return
+            if self._is_in_header:
+                # With what came before it in the same part: a header that takes two parts is too large anyhow.
+                self._arrived_header_bytes += len(part)
+                if self._arrived_header_bytes > MAX_HEADER_BYTES:
+                    self._refuse(_header_too_large())
         if self._unparsed:
             self.transport.pause_reading()
         elif not self.flow.read_paused:
@@ -379,7 +371,7 @@ class _Connection(HttpToolsProtocol):
 
 
 def _header_too_large() -> HttpError:
-    text = f"the header or trailer is larger than {MAX_HEADER_BYTES} bytes, or has more than {MAX_HEADER_FIELDS} fields"
+    text = f"the header is larger than {MAX_HEADER_BYTES} bytes, or has more than {MAX_HEADER_FIELDS} fields"
     return HttpError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
 
 

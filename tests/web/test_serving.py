@@ -65,9 +65,7 @@ def loaded_by(*flags):
 
 def test_without_the_flag_nothing_of_it_is_loaded():
     with_it, without = loaded_by("--http", "127.0.0.1:0"), loaded_by()
-    parts = {
-        name for name in with_it if name.partition(".")[0] in ("uvicorn", "httptools") or "jobstatus_grpc.web" in name
-    }
+    parts = {name for name in with_it if name.partition(".")[0] in ("uvicorn", "h11") or "jobstatus_grpc.web" in name}
     assert {"uvicorn", "jobstatus_grpc.web.site"} <= parts
     assert without & parts == set()
 
