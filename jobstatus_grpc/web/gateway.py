@@ -102,8 +102,6 @@ class Gateway:
                 fields=[("accept-post", ", ".join(accepted))],
             )
         protocol = make(request, rpc)
-        if not isinstance(protocol, _ConnectUnary):
-            request.check_takes_chunks()
         try:
             await protocol.end(await self._call(request, rpc, protocol), None)
         except TooLargeError as error:

@@ -144,7 +144,6 @@ class Request:
         """As sent, percent-encoded."""
         self.query: str = scope["query_string"].decode("ascii")
         self.is_https = scope["scheme"] == "https"
-        self._takes_chunks = scope["http_version"] != "1.0"
         self.connection: Connection = scope["state"]["connection"]
         self.peer = _peer_of(scope["client"])
         """The client's address as gRPC writes it."""
@@ -181,15 +180,6 @@ class Request:
         """Return the media type of the body, without parameters; empty if none."""
         return (self.header("content-type") or "").partition(";")[0].strip().lower()
 
-    def check_takes_chunks(self) -> None:
-        """Check that the response may have no length.
-
-        Raises:
-            HttpError: the request is of HTTP/1.0, which has no chunks.
-        """
-        if not self._takes_chunks:
-            raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "a stream needs HTTP/1.1")
-
     async def body(self, *, max_bytes: int = limits.MAX_REQUEST_BYTES) -> bytes:
         """Read the body, or return it if it has been read.
 
@@ -201,7 +191,7 @@ class Request:
         if self._body is not None:
             return self._body
         length = self.header("content-length")
-        if length is not None and int(length) > max_bytes:  # the parser has checked that it is a number
+        if length is not None and int(length) > max_bytes:  # h11 has checked that it is a number
             raise TooLargeError(max_bytes)
         with Cutter() as cutter:
             cutter.after(BODY_SECONDS, BodyTimeoutError())

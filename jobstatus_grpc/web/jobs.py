@@ -262,7 +262,6 @@ class JobsApi:
         self, name: str, request: Request, message: Message, send: Callable[[bytes], Awaitable[None]], to: _EventStream
     ) -> None:
         """Send the events of a stream until it ends."""
-        request.check_takes_chunks()
         await request.body()
         if request.method == "HEAD":
             await request.respond(HTTPStatus.OK, EVENT_STREAM)

@@ -1,4 +1,4 @@
-"""The connections of the web side: uvicorn with httptools in the server's event loop, TLS, time limits, drain."""
+"""The connections of the web side: uvicorn with h11 in the server's event loop, TLS, time limits, drain."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
-import httptools
+import h11
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jobstatus_grpc.web.http import PROBLEM_TYPE, HttpError, problem_of
 
@@ -112,6 +112,34 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Parser(h11.Connection):
+    """Parses requests. Their header has to be within the limits, also where it comes at once: h11 checks only the size
+    of a header that is not complete yet."""
+
+    refusal = h11.RemoteProtocolError("")
+    """Why the last request was refused."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEADER_BYTES)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        bytes_before = len(self.trailing_data[0]) if self.their_state is h11.IDLE else 0
+        try:
+            event = super().next_event()
+            if isinstance(event, h11.Request):
+                if bytes_before - len(self.trailing_data[0]) > MAX_HEADER_BYTES:
+                    raise h11.RemoteProtocolError("too many bytes", error_status_hint=431)
+                if len(event.headers) > MAX_HEADER_FIELDS:
+                    raise h11.RemoteProtocolError("too many fields", error_status_hint=431)
+                if not event.http_version.startswith(b"1."):
+                    text = "this address has no HTTP/2; gRPC is at that of --listen"
+                    raise h11.RemoteProtocolError(text, error_status_hint=505)
+        except h11.RemoteProtocolError as error:
+            self.refusal = error
+            raise
+        return event
+
+
 class _Joined:
     """A transport that sends together what is written in one turn of the loop: the header of a response and its body
     are two writes, and a system call for each costs more than parsing the request. It is aborted if the client takes
@@ -184,45 +212,38 @@ class _Joined:
             self._check_later()
 
 
-class _Connection(HttpToolsProtocol):
-    """A connection, which is closed if the header of a request does not arrive in time. Requests that arrive while
-    others are answered are answered in turn, as far as they are valid."""
+class _Connection(H11Protocol):
+    """A connection, which is closed if the header of a request does not arrive in time."""
 
     certificate: bytes | None = None
+    conn: _Parser
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.conn = _Parser()
         self.lost_callbacks: set[Callable[[], None]] = set()
-        self._unparsed = bytearray()
-        self._is_in_header = False
-        self._arrived_header_bytes = 0
-        self._parsed_header_bytes = 0
-        self._refusal: HttpError | None = None
-        self._open_requests = 0
-        self._header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._joined = _Joined(transport)
-        self._joined.resume_reading = self._resume_reading
         super().connection_made(self._joined)  # type: ignore[arg-type]  # it has what uvicorn needs
-        self._resume_transport = transport.resume_reading
         self.app_state = {"connection": self}
         tls = transport.get_extra_info("ssl_object")
         der = None if tls is None else tls.getpeercert(binary_form=True)
         if der:
             self.certificate = ssl.DER_cert_to_PEM_cert(der).encode()
+        self._header_timer: asyncio.TimerHandle | None = None
         self._await_header()
 
     def data_received(self, data: bytes) -> None:
-        if not self._open_requests:
+        if not self._has_request():
             self._await_header()
-        self._unparsed += data
-        self._parse()
+        super().data_received(data)
+        if self._has_request():
+            self._end_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
         super().connection_lost(exc)
-        self._unparsed.clear()
         self._joined.end_timer()
         self._call_lost_callbacks()
 
@@ -235,130 +256,30 @@ class _Connection(HttpToolsProtocol):
             return
         super().timeout_keep_alive_handler()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._is_in_header = True
-        self._arrived_header_bytes = self._parsed_header_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._parsed_header_bytes += len(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_in_header:  # else it is a trailer, which is no field of the request
-            super().on_header(name, value.strip(b" \t"))
-            self._parsed_header_bytes += len(name) + len(value) + 4  # with ": " and CRLF
-
-    def on_headers_complete(self) -> None:
-        self._is_in_header = False
-        self._check_header()
-        self._open_requests += 1
-        super().on_headers_complete()
-
-    def on_response_complete(self) -> None:
-        self._open_requests -= 1
-        super().on_response_complete()
-        if self._joined.is_closing():
-            return
-        if self._refusal is None:
-            self._parse()
-        elif not self._open_requests:
-            self._send_refusal()
+    def send_400_response(self, msg: str) -> None:
+        if self._has_request():
+            # The body broke off while the request is answered: else its answer is sent after this one, or between.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self._call_lost_callbacks()
+            if self.cycle.response_started:
+                self.abort()
+                return
+        # Not through h11, which would refuse a body of an answer to HEAD.
+        self.transport.write(_response_to(self.conn.refusal))
+        self.transport.close()
 
     def abort(self) -> None:
         """Close the connection at once, and drop what is not sent."""
         self.transport.abort()
 
-    def _parse(self) -> None:
-        """Parse what has arrived, until requests wait for their turn: then no more is read from the client."""
-        while self._unparsed and not self.pipeline and self._refusal is None:
-            self._unset_keepalive_if_required()
-            part = bytes(self._unparsed[:MAX_HEADER_BYTES])
-            del self._unparsed[:MAX_HEADER_BYTES]
-            try:
-                self.parser.feed_data(part)
-            except httptools.HttpParserUpgrade as upgrade:
-                self._unparsed[:0] = part[upgrade.args[0] :]  # It is ignored, as RFC 9110 allows.
-            except httptools.HttpParserError as error:
-                reason = error.__context__
-                text = f"the request is not valid HTTP/1.1: {error}"
-                self._refuse(reason if isinstance(reason, HttpError) else HttpError(HTTPStatus.BAD_REQUEST, text))
-            if self._is_in_header:
-                # With what came before it in the same part: a header that takes two parts is too large anyhow.
-                self._arrived_header_bytes += len(part)
-                if self._arrived_header_bytes > MAX_HEADER_BYTES:
-                    self._refuse(_header_too_large())
-        if self._unparsed:
-            self.transport.pause_reading()
-        elif not self.flow.read_paused:
-            self._resume_transport()
-        if self._open_requests:
-            self._end_timer()
-        elif self._is_in_header:
-            self._await_header()
-
-    def _resume_reading(self) -> None:
-        """Read on, unless what has arrived is not parsed yet."""
-        if not self._unparsed:
-            self._resume_transport()
-
-    def _check_header(self) -> None:
-        """Check what the parser leaves to the server.
-
-        Raises:
-            HttpError: the request is refused.
-        """
-        version = self.parser.get_http_version()
-        line_bytes = len(self.parser.get_method()) + len("  HTTP/1.1") + 4  # with CRLF, and that after the fields
-        if self._parsed_header_bytes + line_bytes > MAX_HEADER_BYTES or len(self.headers) > MAX_HEADER_FIELDS:
-            raise _header_too_large()
-        if not version.startswith("1."):
-            if version == "2.0":
-                text = "this address has no HTTP/2; gRPC is at that of --listen"
-                raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, text)
-            raise HttpError(HTTPStatus.BAD_REQUEST, f"this address has no HTTP/{version}; send HTTP/1.1")
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (hosts == 0 and version == "1.1"):
-            raise HttpError(HTTPStatus.BAD_REQUEST, f"the request has {hosts} header fields host; send one")
-        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
-        if codings and codings != [b"chunked"]:
-            raise HttpError(HTTPStatus.NOT_IMPLEMENTED, "the only transfer-encoding is chunked, once")
-        if not self.url.startswith(b"/"):
-            text = f"nothing is at {self.url[:200].decode('ascii', 'replace')}: send a path"
-            raise HttpError(HTTPStatus.NOT_FOUND, text)
-
-    def _refuse(self, refusal: HttpError) -> None:
-        """Answer with an error once the requests before are answered, and parse no more."""
-        self._refusal = refusal
-        self._is_in_header = False
-        self._unparsed.clear()
-        cycle = self.cycle  # the last request
-        if not self._open_requests:
-            self._send_refusal()
-        elif cycle.more_body and self.pipeline:
-            self.pipeline.popleft()  # Its body broke off before its turn.
-            self._open_requests -= 1
-        elif cycle.more_body:
-            # The body broke off while the request is answered: else its answer is sent after this one, or between.
-            cycle.disconnected = True
-            cycle.message_event.set()
-            self._call_lost_callbacks()
-            if cycle.response_started:
-                self.abort()
-            else:
-                self._send_refusal()
-
-    def _send_refusal(self) -> None:
-        assert self._refusal is not None
-        body = json.dumps(problem_of(self._refusal)).encode()
-        code = self._refusal.code
-        fields = f"content-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(f"HTTP/1.1 {code:d} {HTTPStatus(code).phrase}\r\n{fields}".encode() + body)
-        self.transport.close()
-
     def _call_lost_callbacks(self) -> None:
         for callback in [*self.lost_callbacks]:
             callback()
+
+    def _has_request(self) -> bool:
+        cycle: Any = self.cycle  # None before the first
+        return cycle is not None and not cycle.response_complete
 
     def _await_header(self) -> None:
         if self._header_timer is None:
@@ -370,9 +291,15 @@ class _Connection(HttpToolsProtocol):
             self._header_timer = None
 
 
-def _header_too_large() -> HttpError:
-    text = f"the header is larger than {MAX_HEADER_BYTES} bytes, or has more than {MAX_HEADER_FIELDS} fields"
-    return HttpError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+def _response_to(refusal: h11.RemoteProtocolError) -> bytes:
+    """Return the whole response to what is not a request of HTTP, or is beyond a limit."""
+    code = refusal.error_status_hint
+    text = f"the request is not valid HTTP/1.1: {refusal}"
+    if code == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+        text = f"the header is larger than {MAX_HEADER_BYTES} bytes, or has more than {MAX_HEADER_FIELDS} fields"
+    body = json.dumps(problem_of(HttpError(code, text))).encode()
+    fields = f"content-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    return f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\n{fields}".encode() + body
 
 
 def _following(tls_context: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:

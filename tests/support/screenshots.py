@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 from playwright.sync_api import Page, expect, sync_playwright
@@ -17,6 +15,8 @@ from tests.support.servers import ServerProcess
 
 FOLDER = Path(__file__).parents[2] / "docs"
 
+STALLED_AFTER = timedelta(seconds=1)
+
 CREATED = [
     pb.JobStatus(id="backup-11-27", name="nightly backup", labels={"team": "ops"}),
     pb.JobStatus(id="report-2026-10", name="monthly report", labels={"team": "finance"}),
@@ -24,9 +24,7 @@ CREATED = [
     pb.JobStatus(id="import-442", name="import of customers", labels={"team": "core"}),
     *(pb.JobStatus(id=f"import-442.{n}", name=f"import, part {n}", parent_id="import-442") for n in range(1, 4)),
     pb.JobStatus(id="mail-77", name="newsletter", labels={"team": "media"}),
-    pb.JobStatus(
-        id="index-9", name="rebuild of the index", labels={"team": "core"}, heartbeat_timeout=Duration(seconds=1)
-    ),
+    pb.JobStatus(id="index-9", name="rebuild of the index", labels={"team": "core"}, heartbeat_timeout=STALLED_AFTER),
 ]
 
 REPORTED = [
@@ -42,7 +40,7 @@ REPORTED = [
         state=pb.JOB_STATE_IN_PROGRESS,
         progress=64,
         reason="page 17 of 26",
-        estimated_completion=Timestamp(seconds=round(time.time()) + 12 * 60),
+        estimated_completion=datetime.now(UTC) + timedelta(minutes=12),
     ),
     pb.JobStatus(id="import-442.1", state=pb.JOB_STATE_SUCCEEDED),
     pb.JobStatus(id="import-442.2", state=pb.JOB_STATE_IN_PROGRESS, progress=40),

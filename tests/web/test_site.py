@@ -268,19 +268,6 @@ def test_duplicates_of_a_header_are_refused(web, secured):
     assert b"BAD_IDENTITY" in read_all(secured[0].raw(twice.encode()))
 
 
-def test_a_trailer_is_no_field_of_the_request(secured):
-    web, token = secured
-    fields = [
-        f"POST {WHOAMI} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", "transfer-encoding: chunked",
-        "connection: close",
-    ]  # fmt: skip
-    known = f"authorization: Bearer {token}"
-    as_field = "\r\n".join([*fields, known, "", "2", "{}", "0", "", ""])
-    as_trailer = "\r\n".join([*fields, "", "2", "{}", "0", known, "", ""])
-    assert b'"anna"' in read_all(web.raw(as_field.encode()))
-    assert b"NO_IDENTITY" in read_all(web.raw(as_trailer.encode()))
-
-
 def test_a_stream_ends_when_its_caller_is_removed(serve_web, auth):
     auth.admit("boss")
     token = auth.admit("anna")
