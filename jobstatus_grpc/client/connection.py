@@ -374,6 +374,8 @@ class Connection:
             liveness.failed(error)
             # Without the frames of grpc: their variables have the token, and error trackers send variables.
             raise error.with_traceback(None) from None
+        except ValueError as error:  # the channel is closed
+            raise (ClientClosedError() if self._closing.is_set() else error.with_traceback(None)) from None
         finally:
             liveness.end(call)
 
@@ -398,9 +400,12 @@ class Connection:
     def _open_stream(self, state: JobWatchState | JobsWatchState) -> tuple[Any, Liveness]:
         line = self._line()
         page = state.list_request if isinstance(state, JobsWatchState) else None
-        if page is not None:
-            return Page(line.stub.ListJobs.future(page, state.begin(), self._metadata())), line.liveness
-        return getattr(line.stub, state.METHOD)(state.request, state.begin(), self._metadata()), line.liveness
+        try:
+            if page is not None:
+                return Page(line.stub.ListJobs.future(page, state.begin(), self._metadata())), line.liveness
+            return getattr(line.stub, state.METHOD)(state.request, state.begin(), self._metadata()), line.liveness
+        except ValueError as error:  # the channel is closed; without frames, as in `_send`
+            raise (ClientClosedError() if self._closing.is_set() else error.with_traceback(None)) from None
 
     def close(self) -> None:
         """End all calls and watches with ClientClosedError, and refuse new ones."""

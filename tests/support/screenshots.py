@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from datetime import UTC, datetime, timedelta
+import time
 from pathlib import Path
 
 import grpc
+from google.protobuf import duration_pb2, timestamp_pb2
 from jobstatus.v1 import job_status_pb2 as pb
 from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceStub
 from playwright.sync_api import Page, expect, sync_playwright
@@ -15,7 +16,7 @@ from tests.support.servers import ServerProcess
 
 FOLDER = Path(__file__).parents[2] / "docs"
 
-STALLED_AFTER = timedelta(seconds=1)
+STALLED_AFTER = duration_pb2.Duration(seconds=1)
 
 CREATED = [
     pb.JobStatus(id="backup-11-27", name="nightly backup", labels={"team": "ops"}),
@@ -40,7 +41,7 @@ REPORTED = [
         state=pb.JOB_STATE_IN_PROGRESS,
         progress=64,
         reason="page 17 of 26",
-        estimated_completion=datetime.now(UTC) + timedelta(minutes=12),
+        estimated_completion=timestamp_pb2.Timestamp(seconds=int(time.time()) + 12 * 60),
     ),
     pb.JobStatus(id="import-442.1", state=pb.JOB_STATE_SUCCEEDED),
     pb.JobStatus(id="import-442.2", state=pb.JOB_STATE_IN_PROGRESS, progress=40),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -185,7 +186,8 @@ def test_a_cancel_may_take_all_jobs_below(web):
     parent = create(web)["id"]
     job = {"parentId": parent}
     child = web.request("POST", "/jobstatus.v1.JobStatusService/CreateJob", {"job": job}).json()["job"]["id"]
-    for body in ({"cascade": "yes"}, {"cascades": True}, {"reason": 5}, []):
+    malformed: list[Any] = [{"cascade": "yes"}, {"cascades": True}, {"reason": 5}, []]
+    for body in malformed:
         assert web.request("POST", f"/v1/jobs/{parent}:cancel", body).reason == "INVALID_FIELD"
     assert web.request("GET", f"/v1/jobs/{parent}").json()["state"] == "pending"
     assert web.request("POST", f"/v1/jobs/{parent}:cancel", {"cascade": True}).json()["state"] == "aborted"
