@@ -8,7 +8,7 @@ import traceback
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import JobStatusClient, TokenCommand, UnauthenticatedError
+from jobstatus_grpc import ClientClosedError, JobStatusClient, TokenCommand, UnauthenticatedError
 from jobstatus_grpc.auth.tokens import make_token
 from jobstatus_grpc.client.endpoint import endpoint
 from tests.support.auth import AuthText
@@ -151,4 +151,17 @@ def test_no_variable_of_a_traceback_has_a_token_that_cannot_be_used(connect, tmp
     path.write_text(f"warning: expires soon {token}")
     with pytest.raises(ValueError, match="without spaces") as caught:
         connect("localhost:1", token=path if is_file else TokenCommand(["cat", str(path)]))
+    assert token not in with_variables(caught.value)
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["by close", "otherwise"])
+def test_a_call_that_meets_a_closed_channel_says_so_without_the_token(closed_server, is_closed):
+    token = make_token()
+    with JobStatusClient(closed_server.address, token=token) as client:
+        line = client._connection._line()
+        if is_closed:
+            client.close()
+        line.channel.close()
+        with pytest.raises(ClientClosedError if is_closed else ValueError, match="closed") as caught:
+            client._connection._send(line, "GetJob", pb.GetJobRequest(id="x"), 5)
     assert token not in with_variables(caught.value)

@@ -18,10 +18,12 @@ from jobstatus_grpc.server.requests import to_updates
 CALLER = Identity("me", tenant="ours")
 RESULT = struct_pb2.Struct()
 RESULT.update({"rows": 1})
+TRACE_PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 WRITTEN = pb.JobStatus(
     id="a", state=pb.JOB_STATE_FAILED, reason="r", reports_progress=True, progress=0.0,
     estimated_completion=timestamp_pb2.Timestamp(seconds=1), error=pb.JobError(code=3, message="m", reason="R"),
     heartbeat_timeout=duration_pb2.Duration(seconds=5), labels={"k": "v"}, result=RESULT,
+    trace_parent=TRACE_PARENT,
 )  # fmt: skip
 CHANGES = {
     "state": JobState.FAILED,
@@ -33,10 +35,11 @@ CHANGES = {
     "heartbeat_timeout": timedelta(seconds=5),
     "labels": {"k": "v"},
     "result": {"rows": 1.0},
+    "trace_parent": TRACE_PARENT,
 }
 CLEARED = {
     "reason": "", "reports_progress": False, "progress": None, "estimated_completion": None, "error": None,
-    "heartbeat_timeout": None, "labels": {}, "result": None,
+    "heartbeat_timeout": None, "labels": {}, "result": None, "trace_parent": "",
 }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ CHANGES = {
     "stalled": True, "heartbeat_timeout": timedelta(seconds=5), "revision": 3, "labels": {}, "parent_id": "p",
     "result": {"x": 1.0}, "expires_at": START, "last_heartbeat_at": START,
     "first_progress": 40.0, "first_progress_at": START + timedelta(seconds=1),
+    "trace_parent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 }  # fmt: skip
 UNSENT = {"tenant", "creation_request", "requests"}
 
