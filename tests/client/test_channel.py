@@ -8,9 +8,10 @@ import traceback
 import pytest
 from jobstatus.v1 import job_status_pb2 as pb
 
-from jobstatus_grpc import ClientClosedError, JobStatusClient, TokenCommand, UnauthenticatedError
+from jobstatus_grpc import JobStatusClient, TokenCommand, UnauthenticatedError
 from jobstatus_grpc.auth.tokens import make_token
 from jobstatus_grpc.client.endpoint import endpoint
+from jobstatus_grpc.client.retry import ClientClosedError
 from tests.support.auth import AuthText
 from tests.support.scripted_server import ScriptedServer, a_job, reply
 from tests.support.servers import ServerProcess
