@@ -32,6 +32,8 @@ from tests.support.postgres import VERSIONS
 from tests.support.servers import ServerProcess
 from tests.support.service import Service
 
+pytestmark = pytest.mark.slow  # all together
+
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()

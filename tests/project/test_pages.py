@@ -39,8 +39,8 @@ ELSEWHERE = {
 }
 """Sections of pages, or whole pages, and the tests that run them: with brokers, receivers and proxies."""
 
-MARKS = {"docs/quickstart.md": pytest.mark.interop}
-"""Pages that need compilers."""
+MARKS = {"docs/quickstart.md": pytest.mark.interop, "README.md": ()}
+"""The quick start needs compilers; other pages are slow, all together."""
 
 LANGUAGES_NOT_RUN = {
     *("go", "java", "js", "json", "mermaid", "nginx", "proto", "ruby", "sql", "text", "toml", "ts", "yaml"),
@@ -70,7 +70,7 @@ def commands_to_run(page: Path) -> list[Command | Block]:
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=name_of(page), marks=MARKS.get(name_of(page), ()))
+        pytest.param(page, id=name_of(page), marks=MARKS.get(name_of(page), pytest.mark.slow))
         for page in PAGES
         if commands_to_run(page)
     ],

@@ -30,6 +30,7 @@ def build(root, folder, **settings):
     return subprocess.run(command, cwd=root, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(root, tmp_path):
     done = build(root, tmp_path, docs_dir=str(root / "docs"), hooks=[str(root / "tests/support/site.py")])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,6 +39,7 @@ def test_the_site_builds_without_a_warning(root, tmp_path):
     assert '"location":"source/' not in (tmp_path / "site/search/search_index.json").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_wrong_on_a_page_fails_the_build(root, tmp_path):
     """With a page beside those of docs/, which are links."""
     (tmp_path / "docs").mkdir()
