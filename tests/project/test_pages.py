@@ -39,7 +39,7 @@ ELSEWHERE = {
 }
 """Sections of pages, or whole pages, and the tests that run them: with brokers, receivers and proxies."""
 
-MARKS = {"docs/quickstart.md": pytest.mark.interop, "README.md": ()}
+MARKS: dict[str, pytest.MarkDecorator | tuple[()]] = {"docs/quickstart.md": pytest.mark.interop, "README.md": ()}
 """The quick start needs compilers; other pages are slow, all together."""
 
 LANGUAGES_NOT_RUN = {
