@@ -184,21 +184,59 @@ class _Job:
             for write in self.writes
         )
 
-    def may_change_between(self, start: float, end: float) -> bool:
-        """Return whether a write or a deletion may have taken effect in this time, also one that was not answered."""
-        entries = [write.entry for write in self.writes if not write.is_refused]
-        entries += [entry for entry in self.deletes if not entry.is_refused]
-        return any(
-            entry.started_at < end and entry.ended_at + LATE_SECONDS * (entry.response is None) > start
-            for entry in entries
-        )
+    @property
+    def effects(self) -> list[Entry]:
+        """The calls that changed it, or may have."""
+        return [
+            *(write.entry for write in self.writes if not write.is_refused),
+            *(entry for entry in self.deletes if not entry.is_refused),
+        ]
 
     @property
     def last_effect_at(self) -> float:
         """The time after which no request changes it any more."""
-        ends = [write.entry.ended_at for write in self.writes if not write.is_refused]
-        ends += [entry.ended_at for entry in self.deletes if not entry.is_refused]
-        return max(ends, default=-math.inf)
+        return max((entry.ended_at for entry in self.effects), default=-math.inf)
+
+
+class _Family:
+    """The children of a job."""
+
+    def __init__(self) -> None:
+        self.children: list[_Job] = []
+        self.listings: list[_Listing] = []
+        """Complete lists of them, the earliest first."""
+
+    def listing_for(self, start: float, end: float) -> _Listing | None:
+        """Return the list before or after `start`, if no child may have changed between it and this time.
+
+        The nearest: for those further away, more time would have to be without a change.
+        """
+        number = bisect.bisect_right(self.listings, start, key=_began_at)
+        for listing in self.listings[max(number - 1, 0) : number + 1]:
+            if not self._may_change_between(min(start, _began_at(listing)), max(end, listing.pages[-1].ended_at)):
+                return listing
+        return None
+
+    def _may_change_between(self, start: float, end: float) -> bool:
+        starts, latest_ends = self._effects
+        number = bisect.bisect_left(starts, end)
+        return number > 0 and latest_ends[number - 1] > start
+
+    @functools.cached_property
+    def _effects(self) -> tuple[list[float], list[float]]:
+        """When calls that may have changed a child began, in order, and the latest end of each and those before."""
+        entries = sorted((entry for child in self.children for entry in child.effects), key=attrgetter("started_at"))
+        ends = (entry.ended_at + LATE_SECONDS * (entry.response is None) for entry in entries)
+        return [entry.started_at for entry in entries], list(itertools.accumulate(ends, max))
+
+    def entries(self, listing: _Listing) -> list[Entry]:
+        """Return a list of the children, and the calls that have changed them."""
+        writes = [write.entry for child in self.children for write in child.writes]
+        return [*listing.pages, *writes, *(delete for child in self.children for delete in child.deletes)]
+
+
+def _began_at(listing: _Listing) -> float:
+    return listing.pages[0].started_at
 
 
 class _History:
@@ -219,12 +257,16 @@ class _History:
         )
         for entry in self.entries:
             self._arrange(entry)
-        self.children: dict[str, list[_Job]] = defaultdict(list)
-        """The jobs by their parents, also those that may never have been created."""
+        self.families: dict[str, _Family] = defaultdict(_Family)
+        """By the parent; also children that may never have been created."""
         for job in self.of_job.values():
             job.index()
             for parent_id in {write.request.job.parent_id for write in job.writes if _may_create(write)} - {""}:
-                self.children[parent_id].append(job)
+                self.families[parent_id].children.append(job)
+        for listing in self.listings:
+            wanted = listing.pages[0].request.filter
+            if listing.is_complete and wanted == pb.JobFilter(parent_id=wanted.parent_id):
+                self.families[wanted.parent_id].listings.append(listing)
 
     @property
     def jobs(self) -> Iterable[_Job]:
@@ -256,23 +298,6 @@ class _History:
                 job for job, seen in newest if any(self.matches(wanted, one.job) for one in seen if one is not None)
             ]
         return self._candidates[key]
-
-    def listing_of_children(self, parent_id: str, start: float, end: float) -> _Listing | None:
-        """Return a list of the children, which did not change between it and this time; None: there is none."""
-        for listing in self.listings:
-            first, last = listing.pages[0], listing.pages[-1]
-            if not listing.is_complete or first.request.filter != pb.JobFilter(parent_id=parent_id):
-                continue
-            span = min(start, first.started_at), max(end, last.ended_at)
-            if not any(job.may_change_between(*span) for job in self.children[parent_id]):
-                return listing
-        return None
-
-    def family(self, parent_id: str, listing: _Listing) -> list[Entry]:
-        """Return the list of a job's children, and the calls that have changed them."""
-        children = self.children[parent_id]
-        writes = [write.entry for child in children for write in child.writes]
-        return [*listing.pages, *writes, *(delete for child in children for delete in child.deletes)]
 
     def _arrange(self, entry: Entry) -> None:
         request, response = entry.request, entry.response
@@ -577,15 +602,15 @@ def _numbers_differ(one: _Numbers, other: _Numbers) -> bool:
 
 def children_are_counted(history: _History) -> Iterator[_Finding]:
     """A job is read with the number of its children by state, and their mean progress."""
-    for parent_id in history.children:
+    for parent_id, family in history.families.items():
         for sighting in history.job(parent_id).sightings:
             if sighting.entry.method not in ("GetJob", "ListJobs"):
                 continue
-            listing = history.listing_of_children(parent_id, sighting.since, sighting.at)
+            listing = family.listing_for(sighting.since, sighting.at)
             if listing is not None and _numbers_differ(_numbers_of(sighting.job), _count(listing.jobs)):
                 has = dict(sighting.job.children)
                 text = f"read with the children {has} ({sighting.job.children_progress:g} %)"
-                yield parent_id, f"{text}, not as they are listed", sighting.entry, *history.family(parent_id, listing)
+                yield parent_id, f"{text}, not as they are listed", sighting.entry, *family.entries(listing)
 
 
 def watches_end_with_the_job(history: _History) -> Iterator[_Finding]:
@@ -809,10 +834,10 @@ def _lacks(history: _History, entry: Entry, view: _View, wanted: JobFilter) -> I
             has = "nothing" if held is None else f"revision {held.revision}"
             yield job.id, f"a watch of many jobs has {has} of it, not revision {newest.job.revision}", *shown
         elif held is not None and not held.done:
-            listing = history.listing_of_children(job.id, settled, until)
+            listing = history.families[job.id].listing_for(settled, until)
             if listing is not None and _numbers_differ(_numbers_of(held), _count(listing.jobs)):
                 text = f"a watch of many jobs has the children {dict(held.children)} of it, not as they are listed"
-                yield job.id, text, *view.sources, *history.family(job.id, listing)
+                yield job.id, text, *view.sources, *history.families[job.id].entries(listing)
 
 
 def _filter_of(request: Any) -> JobFilter:

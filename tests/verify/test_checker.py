@@ -311,8 +311,12 @@ def test_a_line_that_is_no_entry_is_named(line, tmp_path):
 
 
 def a_history_of(jobs):
-    """Entries as of the random load: each job is created, updated, read, listed, watched."""
+    """Entries as of the random load: each job is created, updated, read, listed, watched. One has a child."""
     recording = Recording()
+    parent = job(1) | {"id": "parent"}
+    recording.call("CreateJob", {"job": {"id": "parent"}}, {"job": parent})
+    child = job(1, parentId="parent") | {"id": "child"}
+    recording.call("CreateJob", {"job": {"id": "child", "parentId": "parent"}}, {"job": child})
     for number in range(jobs):
         job_id, name = f"job-{number}", {"name": "a"}
         states = [job(revision, reason=f"step {revision}", **name) | {"id": job_id} for revision in range(1, 9)]
@@ -323,6 +327,10 @@ def a_history_of(jobs):
             recording.call("GetJob", {"id": job_id}, {"job": state})
         recording.call("ListJobs", {"filter": {"names": ["a"], "done": False}}, {"jobs": [states[-1]]})
         recording.call("UpdateJob", {"job": {"id": job_id, "reason": "end"}}, {"job": end})
+        child = child | {"revision": number + 2, "reason": f"{number}"}
+        recording.call("UpdateJob", {"job": {"id": "child", "reason": f"{number}"}}, {"job": child})
+        recording.call("ListJobs", {"filter": {"parentId": "parent"}}, {"jobs": [child]})
+        recording.call("GetJob", {"id": "parent"}, {"job": parent | {"children": {child["state"][10:].lower(): 1}}})
         recording.stream(
             "WatchJob", {"id": job_id}, {"event": {"type": "JOB_EVENT_TYPE_SNAPSHOT", "job": end}}, code="OK"
         )
