@@ -72,12 +72,13 @@ class _Recorder:
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         }
         self._events: list[Event] = []
-        self._now = 0.3
+        self._now = 0.0
 
     def run(self, command: str, meanwhile: Callable[[], None] = lambda: None, *, folder: str = ".") -> None:
         """Record a command up to its end, in a folder; `meanwhile` is called at once, in a thread."""
         self._add(0, _PROMPT)
-        self._add(_TYPED_SECONDS, f"{command}\r\n")
+        # The first command is there from the start, so that the picture never begins with an empty terminal.
+        self._add(_TYPED_SECONDS if len(self._events) > 1 else 0, f"{command}\r\n")
         worker = threading.Thread(target=meanwhile)
         shell = ["bash", "-c", f"cd {folder} && {command}"]
         with PseudoTerminal(shell, environment=self._environment, columns=COLUMNS) as terminal:

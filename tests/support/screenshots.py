@@ -66,7 +66,7 @@ def main() -> None:
                 _wait(page)
                 if not place:
                     expect(page.locator(".mark.stalled")).to_be_visible()
-                page.screenshot(path=FOLDER / f"{name}.png")
+                page.screenshot(path=FOLDER / f"{name}.png", full_page=True)
             browser.close()
 
 
