@@ -80,7 +80,7 @@ def summary(job: Job) -> str:
         "name": job.name,
         "state": state_words(job),
         "attempt": str(job.attempt) if job.attempt else "",
-        "progress": percent(job.progress) if job.progress is not None else "not yet" if job.reports_progress else "",
+        "progress": _progress_words(job),
         "reason": job.reason,
         "error": error_words(job.error) if job.error else "",
         "cancel": job.cancel_reason,
@@ -96,11 +96,23 @@ def summary(job: Job) -> str:
         "projected": instant(job.projected_completion),
         "expires": instant(job.expires_at),
         "heartbeat": instant(job.last_heartbeat_at),
-        "stalls": f"after {parsers.spell(job.heartbeat_timeout)} without an update" if job.heartbeat_timeout else "",
+        "stalls": _stall_words(job),
         "revision": str(job.revision),
         "result": json.dumps(job.result, ensure_ascii=False) if job.result is not None else "",
     }
     return "\n".join(f"{name:<10} {one_line(value)}" for name, value in rows.items() if value)
+
+
+def _progress_words(job: Job) -> str:
+    if job.progress is not None:
+        return percent(job.progress)
+    return "not yet" if job.reports_progress and not job.done else ""
+
+
+def _stall_words(job: Job) -> str:
+    if job.heartbeat_timeout is None or job.done:
+        return ""
+    return f"after {parsers.spell(job.heartbeat_timeout)} without an update"
 
 
 def line(job: Job) -> str:

@@ -181,15 +181,17 @@ def _cancel(found: Found, command: Cancel, now: datetime, clock_now: datetime, r
     if job.done or (job.cancel_requested and not is_forced):
         return Applied(job, request=command.request)
     changes: dict[str, Any] = {}
+    reason = command.reason
     if command.reason:
         changes["cancel_reason"] = command.reason
     if job.state is JobState.IN_PROGRESS and not is_forced:
         changes["cancel_requested"] = True
+        reason = f"cancel requested: {command.reason}" if command.reason else "cancel requested"
     else:
         changes |= {"state": JobState.CANCELLED, "stalled": False, **_end_times(now, retention)}
         if command.reason:
             changes["reason"] = command.reason
-    return _next_revision(job, changes, now, command.request, command.actor, command.reason)
+    return _next_revision(job, changes, now, command.request, command.actor, reason)
 
 
 def _delete(found: Found, command: Delete) -> Applied:

@@ -64,7 +64,7 @@ def test_a_backup_is_made_beside_a_server_that_writes_and_is_whole(offline_cli, 
         writer.join()
         assert (done.returncode, done.stderr) == (0, "")
         assert {"a", "b"} <= ids_in(backup)
-        assert done.stdout == f"wrote a backup with {len(ids_in(backup))} jobs to {backup}\n"
+        assert done.stdout == f"wrote a backup to {backup}; jobs: {len(ids_in(backup))}\n"
         create(server, "after")
         assert server.terminate() == 0
     assert raw(backup, "PRAGMA integrity_check") == [("ok",)]
@@ -93,7 +93,7 @@ def test_a_restored_store_has_the_backups_jobs_and_no_log_of_before(offline, sto
     assert store.with_name("jobs.db-wal").stat().st_size > 0
     before = files_in(tmp_path)
     done = offline("restore", str(backup), "--store", f"sqlite:///{store}")
-    assert (done.stdout, done.stderr, done.returncode) == (f"the store has the 2 jobs of {backup} now\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == (f"restored the store from {backup}; jobs: 2\n", "", 0)
     assert files_in(tmp_path) == before - {"jobs.db-wal", "jobs.db-shm"}
     make_store(store, "e")
     assert ids_in(store) == {"a", "b", "e"}

@@ -40,6 +40,13 @@ def test_the_error_is_the_reason_where_no_other_is_given(here, service, new_id):
     assert here("history", failed).stdout.endswith("\tno disk\n")
 
 
+@pytest.mark.parametrize(("flags", "shown"), [([], ""), (["--reason", "wrong file"], ": wrong file")])
+def test_a_cancel_request_is_named(here, service, flags, shown):
+    job_id = service.job_in("IN_PROGRESS").id
+    here("cancel", job_id, *flags)
+    assert here("history", job_id).stdout.endswith(f"\tcancel requested{shown}\n")
+
+
 def test_json_is_a_transition_as_protobuf_has_it(here, job_id):
     last = json.loads(here("history", job_id, "--json").stdout.splitlines()[-1])
     del last["transitionedAt"], last["actor"], last["reason"]

@@ -67,6 +67,22 @@ def test_the_summary_names_what_is_known(here, service, new_id):
     assert {name: rows[name] for name in expected} == expected
 
 
+def test_the_summary_of_a_done_job_leaves_out_what_it_no_longer_awaits(here, new_id):
+    flags = ("--reports-progress", "--heartbeat-timeout", "30s")
+    open_job = here("create", "--id", (job_id := new_id()), *flags).stdout
+    done_job = here("cancel", job_id).stdout
+    for row in ("progress   not yet\n", "stalls     after 30s without an update\n"):
+        assert row in open_job
+        assert row not in done_job
+
+
+def test_a_quiet_update_prints_nothing(here, service):
+    job_id = service.job_in("IN_PROGRESS").id
+    done = here("update", job_id, "70", "--quiet")
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    assert service.get(job_id).progress == 70
+
+
 def test_update_writes_what_is_given_and_nothing_else(here, service, new_id):
     job_id = service.create(id=new_id(), reason="kept", labels={"a": "b"}).id
     job = here.json("update", job_id, "--state", "in_progress", "--progress", "42%", "--eta", "2099-01-31T12:00:00Z")

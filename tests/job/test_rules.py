@@ -45,7 +45,8 @@ def test_cancel_does_what_its_state_allows(state: JobState) -> None:
         assert applied.transition is None
         return
     assert applied.transition is not None
-    assert (applied.transition.reason, applied.transition.actor) == ("enough", "me")
+    reason = "cancel requested: enough" if state is S.IN_PROGRESS else "enough"
+    assert (applied.transition.reason, applied.transition.actor) == (reason, "me")
     if state is S.IN_PROGRESS:
         assert applied.job.cancel_requested
         assert (applied.transition.from_state, applied.transition.to_state) == (state, state)

@@ -23,7 +23,7 @@ def test_a_history_has_actor_change_and_time_the_oldest_first(any_service, new_i
     assert rows == [
         (pb.JOB_STATE_UNSPECIFIED, pb.JOB_STATE_PENDING, "asked for", 0, 1),
         (pb.JOB_STATE_PENDING, pb.JOB_STATE_IN_PROGRESS, "", 1, 2),
-        (pb.JOB_STATE_IN_PROGRESS, pb.JOB_STATE_IN_PROGRESS, "no longer needed", 1, 4),
+        (pb.JOB_STATE_IN_PROGRESS, pb.JOB_STATE_IN_PROGRESS, "cancel requested: no longer needed", 1, 4),
         (pb.JOB_STATE_IN_PROGRESS, pb.JOB_STATE_ABORTED, "stopped", 1, 5),
     ]
     assert entries[-1].transitioned_at == ended.updated_at

@@ -565,7 +565,9 @@ class JobTransition(_message.Message):
     requested, or if the job became stalled or an update ended that.
     """
     reason: _builtins.str
-    """The reason given with the change, or else the message of its error."""
+    """The reason given with the change, or else the message of its error. That of a cancel request follows the words
+    "cancel requested".
+    """
     attempt: _builtins.int
     """The attempt of the job after the change."""
     actor: _builtins.str

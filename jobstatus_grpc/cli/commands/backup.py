@@ -21,7 +21,7 @@ def backup(*, file: str, store: str) -> None:
     from jobstatus_grpc.stores import back_up_store
 
     jobs = back_up_store(store, file)
-    click.echo(f"wrote a backup with {jobs} jobs to {file}")
+    click.echo(f"wrote a backup to {file}; jobs: {jobs}")
 
 
 @click.command()
@@ -35,4 +35,4 @@ def restore(*, file: str, store: str) -> None:
     from jobstatus_grpc.stores import restore_store
 
     jobs = restore_store(store, file)
-    click.echo(f"the store has the {jobs} jobs of {file} now")
+    click.echo(f"restored the store from {file}; jobs: {jobs}")

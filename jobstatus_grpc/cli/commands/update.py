@@ -77,6 +77,7 @@ def _field_to_clear(value: str) -> str:
 @flag("--name TEXT", "With --allow-missing: the name of the created job.", default="")
 @options.parent("With --allow-missing: the parent of the created job.")
 @options.request_id
+@flag("-q --quiet", "Print nothing.")
 @options.as_json
 @connected
 @click.pass_context
@@ -90,6 +91,7 @@ def update(
     cleared: tuple[str, ...],
     attempt: int,
     request_id: str,
+    quiet: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -109,7 +111,8 @@ def update(
                 raise click.UsageError("--claim sets the state in_progress; leave --state out.")
             attempt = attempt or _next_attempt(client, id, allow_missing=how["allow_missing"])
         job = client.update(id, **changes, **how, attempt=attempt, request_id=request_id or None)
-    output.show(job, as_json=as_json)
+    if not quiet:
+        output.show(job, as_json=as_json)
 
 
 def _changes(given: dict[str, Any], cleared: tuple[str, ...]) -> dict[str, Any]:
