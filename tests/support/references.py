@@ -141,9 +141,9 @@ def command_line() -> str:
     for name, command in commands():
         usage = " ".join(command.collect_usage_pieces(click.Context(command)))
         parts += [f"## {name}", f"```text\njobstatus {name} {usage}\n```", _help_of(command)]
-        rows = [(_spelling(flag), _default(flag), _variables(flag), flag.help or "") for flag in flags_of(command)]
+        rows = [(_spelling(flag), _default(flag), flag.help or "") for flag in flags_of(command)]
         if rows:
-            parts.append(table(["flag", "default", "variable", ""], rows))
+            parts.append(table(["flag", "default", ""], rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -186,10 +186,6 @@ def _default(flag: click.Option) -> str:
 def variables_of(flag: click.Option) -> Sequence[str]:
     """Return the variables that set a flag."""
     return [flag.envvar] if isinstance(flag.envvar, str) else flag.envvar or []
-
-
-def _variables(flag: click.Option) -> str:
-    return ", ".join(f"`{name}`" for name in variables_of(flag))
 
 
 # HTTP
