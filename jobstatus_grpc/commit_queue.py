@@ -1,4 +1,4 @@
-"""Group commit: commands that are submitted while a transaction runs are committed together in the next one."""
+"""Group commit: commands that are submitted during a commit share the next one."""
 
 from __future__ import annotations
 

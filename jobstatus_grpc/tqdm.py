@@ -1,6 +1,6 @@
-"""tqdm's bars as jobs: `from jobstatus_grpc.tqdm import tqdm, trange` in the place of `from tqdm import tqdm, trange`.
+"""A replacement for tqdm, whose bars are jobs.
 
-The outermost bar is a job, named by its description; bars within it are its phases. In a task of
+Write `from jobstatus_grpc.tqdm import tqdm, trange` in the place of `from tqdm import tqdm, trange`. The outermost bar is a job, named by its description; bars within it are its phases. In a task of
 `jobstatus_grpc.contrib` the bars report on the job of the task. A bar that is disabled is not reported.
 """
 

@@ -1,4 +1,4 @@
-"""The row of the web side: calls in JSON and streams over HTTP/1.1, beside the same over gRPC."""
+"""The row of the HTTP gateway: calls in JSON and streams over HTTP/1.1, beside the same over gRPC."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def web(bench: Bench, table: Table) -> None:
     """64 callers, each with a connection, read or update a job each: as Connect in JSON, as plain JSON, and, where it
     is installed, through Envoy's transcoder, which shares the server's core and is counted with it; in turns with 64
     calls of gRPC in flight to the same server. The part of gRPC's rate is that of a busy core: gRPC's CPU time for a
-    call, by that of the web side. Then the streams of one job, and single changes of it.
+    call, by that of the HTTP gateway. Then the streams of one job, and single changes of it.
     """
     for _ in range(bench.plan.repetitions):
         for side in bench.among(*OURS):

@@ -469,7 +469,7 @@ async def _open_web(
     hold_body: Callable[[CallContext, int], Awaitable[Callable[[], None]]],
     grpc_address: Callable[[], str],
 ) -> WebListener:
-    """Return the listener of the web side, bound to its address, which serves once it is started.
+    """Return the listener of the HTTP gateway, bound to its address, which serves once it is started.
 
     `hold_body` is that of CallMiddleware. `grpc_address` is called after that: the address that the board names.
 

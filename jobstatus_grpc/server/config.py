@@ -96,9 +96,9 @@ class ServerConfig:
     unix_mode: int = 0o600
     """Permissions of Unix sockets."""
     http: str | None = None
-    """`host:port` of the web side. None: nowhere."""
+    """`host:port` of the HTTP gateway. None: nowhere."""
     http_origin: tuple[str, ...] = ()
-    """Origins, `scheme://host[:port]`, whose pages may call the web side; its own always may."""
+    """Origins, `scheme://host[:port]`, whose pages may call the HTTP gateway; its own always may."""
     health: str | None = None
     """`host:port` to serve health on, and nothing else, without TLS. None: only on `listen`."""
     metrics: str | None = None

@@ -1,4 +1,4 @@
-"""The web side of the server (`serve --http`): its RPCs for browsers, curl and Connect clients, over HTTP/1.1.
+"""The HTTP gateway of the server (`serve --http`): its RPCs for browsers, curl and Connect clients, over HTTP/1.1.
 
     listener    connections: uvicorn in the server's event loop, TLS, time limits, drain
     site        every request: Host, Origin, CORS, login, security headers, routes

@@ -1,4 +1,4 @@
-"""The connections of the web side: uvicorn with h11 in the server's event loop, TLS, time limits, drain."""
+"""The connections of the HTTP gateway: uvicorn with h11 in the server's event loop, TLS, time limits, drain."""
 
 from __future__ import annotations
 

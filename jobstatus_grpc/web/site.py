@@ -1,4 +1,4 @@
-"""Every request of the web side: who may send it, its route, and the header fields of its response."""
+"""Every request of the HTTP gateway: who may send it, its route, and the header fields of its response."""
 
 from __future__ import annotations
 

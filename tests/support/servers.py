@@ -61,7 +61,7 @@ class ServerProcess:
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
         self.http = ""
-        """The URL of the web side, with the flag --http."""
+        """The URL of the HTTP gateway, with the flag --http."""
 
     def __enter__(self) -> ServerProcess:
         self.start()
@@ -165,7 +165,7 @@ async def serving_at(
 
 @contextlib.asynccontextmanager
 async def serving_web(store: JobStore, **settings: Any) -> AsyncIterator[str]:
-    """Serve a store with a web side within the running event loop, and yield the URL of the web side."""
+    """Serve a store with an HTTP gateway within the running event loop, and yield the URL of the HTTP gateway."""
     config = ServerConfig(listen=("127.0.0.1:0",), http="127.0.0.1:0", drain_grace=timedelta(seconds=2), **settings)
     async with _Server(config, store, _Files(config), ServerLog()) as server:
         yield server.addresses[-1]

@@ -1,4 +1,4 @@
-"""Requests to the web side of a server, and other projects' clients of it."""
+"""Requests to the HTTP gateway of a server, and other projects' clients of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Reply:
 
 
 class Web:
-    """The web side at a URL, over a new connection for each request."""
+    """The HTTP gateway at a URL, over a new connection for each request."""
 
     def __init__(self, url: str, *, token: str = "", tls: ssl.SSLContext | None = None) -> None:
         self.url = url

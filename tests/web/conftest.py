@@ -1,4 +1,4 @@
-"""Servers with a web side."""
+"""Servers with an HTTP gateway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.web import NODE_FOLDER, Web
 
 @pytest.fixture(scope="session")
 def web_service() -> Iterator[Service]:
-    """A server that all tests share, with a store in memory and a web side."""
+    """A server that all tests share, with a store in memory and an HTTP gateway."""
     with ServerProcess("--http", "127.0.0.1:0") as process:
         service = Service(process.address, process)
         yield service
@@ -32,7 +32,7 @@ def web(web_service: Service) -> Web:
 
 @pytest.fixture
 def serve_web(serve: Callable[..., Service]) -> Callable[..., tuple[Service, Web]]:
-    """Start a server of this test's own, with a web side."""
+    """Start a server of this test's own, with an HTTP gateway."""
 
     def start(*flags: str, **settings: Any) -> tuple[Service, Web]:
         service = serve("--http", "127.0.0.1:0", *flags, **settings)

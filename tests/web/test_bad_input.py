@@ -1,4 +1,4 @@
-"""What gRPC refuses, the web side refuses with the same error, in binary and in JSON."""
+"""What gRPC refuses, the HTTP gateway refuses with the same error, in binary and in JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients of other projects call every RPC over the web side, and see what gRPC's see."""
+"""Clients of other projects call every RPC over the HTTP gateway, and see what gRPC's see."""
 
 from __future__ import annotations
 

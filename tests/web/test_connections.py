@@ -284,7 +284,7 @@ BUFFER_BYTES = 16 * 1024
 
 @asynccontextmanager
 async def answering(body_bytes, monkeypatch):
-    """Yield a web side whose responses have this number of bytes, and an event: a connection is lost."""
+    """Yield an HTTP gateway whose responses have this number of bytes, and an event: a connection is lost."""
     monkeypatch.setattr(listener.WebListener, "start", _with_small_buffers(listener.WebListener.start))
     lost = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Who may call the web side: hosts, origins, the login and its cookie; what every response carries."""
+"""Who may call the HTTP gateway: hosts, origins, the login and its cookie; what every response carries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOARD = "https://board.example"
 
 @pytest.fixture(scope="module")
 def secured(serve_module, tmp_path_factory):
-    """A server with tokens, and another origin; its web side, and the token of an operator `anna`."""
+    """A server with tokens, and another origin; the URL of its HTTP gateway, and the token of an operator `anna`."""
     auth = AuthText(tmp_path_factory.mktemp("auth") / "auth.toml")
     token = auth.admit("anna")
     service = serve_module("--http", "127.0.0.1:0", "--http-origin", BOARD, "--auth", str(auth.path))

@@ -93,10 +93,10 @@ YEAR = timedelta(days=365)
 )
 @flag(
     "--http HOST:PORT",
-    "Serve the web side on this address: the RPCs for browsers and curl, see docs/web.md; port 0: a free port. Needs "
+    "Serve the HTTP gateway on this address: the RPCs for browsers and curl, see docs/web.md; port 0: a free port. Needs "
     "the extra `web`.",
 )
-@flag("--http-origin ORIGIN", "An origin whose pages may call the web side. May be repeated.", multiple=True)
+@flag("--http-origin ORIGIN", "An origin whose pages may call the HTTP gateway. May be repeated.", multiple=True)
 @flag(
     "--health HOST:PORT",
     "Serve gRPC health checks, and nothing else, on this address, without TLS and to anyone: for the probes of "
