@@ -1,7 +1,8 @@
 """A replacement for tqdm, whose bars are jobs.
 
-Write `from jobstatus_grpc.tqdm import tqdm, trange` in the place of `from tqdm import tqdm, trange`. The outermost bar is a job, named by its description; bars within it are its phases. In a task of
-`jobstatus_grpc.contrib` the bars report on the job of the task. A bar that is disabled is not reported.
+Write `from jobstatus_grpc.tqdm import tqdm, trange` in the place of `from tqdm import tqdm, trange`. The outermost bar
+is a job, named by its description; bars within it are its phases. In a task of `jobstatus_grpc.contrib` the bars report
+on the job of the task. A bar that is disabled is not reported.
 """
 
 from __future__ import annotations

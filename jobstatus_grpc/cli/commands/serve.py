@@ -93,7 +93,7 @@ YEAR = timedelta(days=365)
 )
 @flag(
     "--http HOST:PORT",
-    "Serve the HTTP gateway on this address: the RPCs for browsers and curl, see docs/web.md; port 0: a free port. Needs "
+    "Serve HTTP on this address: the RPCs for browsers and curl, see docs/web.md; port 0: a free port. Needs "
     "the extra `web`.",
 )
 @flag("--http-origin ORIGIN", "An origin whose pages may call the HTTP gateway. May be repeated.", multiple=True)

@@ -1,4 +1,4 @@
-"""The board: a page at `/` with the jobs, which calls the RPCs of the HTTP gateway. Its files are served as they are."""
+"""The board: a page at `/` with the jobs, which calls the HTTP gateway. Its files are served as they are."""
 
 from __future__ import annotations
 
