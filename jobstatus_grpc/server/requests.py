@@ -97,12 +97,29 @@ def _raise_if_any(violations: Violations) -> None:
 
 
 def _request_id(value: str, request: Message) -> RequestId | None:
-    """Return the request_id with a hash of the whole request, None if it is empty."""
+    """Return the request_id with a hash of the request without the job's trace_parent, None if it is empty.
+
+    A traced client that sends a request again may do so in another span, which is then the job's trace_parent.
+    """
     if not value:
         return None
+    if isinstance(request, (pb.CreateJobRequest, pb.UpdateJobRequest)):
+        request = _without_trace_parent(request)
     content = request.SerializeToString(deterministic=True)  # maps in the order of their keys
     digest = hashlib.blake2b(content, digest_size=16, person=request.DESCRIPTOR.name[:16].encode())
     return RequestId(value, digest.hexdigest())
+
+
+def _without_trace_parent(request: pb.CreateJobRequest | pb.UpdateJobRequest) -> Message:
+    paths = request.update_mask.paths if isinstance(request, pb.UpdateJobRequest) else ()
+    if not request.job.trace_parent and "trace_parent" not in paths:
+        return request
+    bare = type(request)()
+    bare.CopyFrom(request)
+    bare.job.ClearField("trace_parent")
+    if isinstance(bare, pb.UpdateJobRequest):
+        bare.update_mask.paths[:] = [path for path in paths if path != "trace_parent"]
+    return bare
 
 
 def to_create(request: pb.CreateJobRequest, caller: Identity) -> Create:

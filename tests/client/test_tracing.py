@@ -70,6 +70,17 @@ def test_a_heartbeat_and_an_update_with_a_trace_of_its_own_are_sent_as_they_are(
             assert client.update(job.id, trace_parent=None).trace_parent == ""
 
 
+def test_a_request_sent_again_in_another_span_is_known(traced, memory_service, new_id):
+    request_id = new_id()
+    with traced.client(JobStatusClient, memory_service.address) as client:
+        with traced.span():
+            job = client.create("x", request_id=request_id)
+            now = client.update(job.id, progress=5, request_id="r")
+        with traced.span():
+            assert client.create("x", request_id=request_id) == now
+            assert client.update(job.id, progress=5, request_id="r") == now
+
+
 def test_the_asyncio_client_has_a_span_for_a_call_that_fails(traced, memory_service):
     async def main():
         async with traced.client(AsyncJobStatusClient, memory_service.address) as client:

@@ -9,6 +9,8 @@ from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.job.ids import new_uuid7
 
+TRACES = [f"00-4bf92f3577b34da6a3ce929d0e0e4736-{number:016x}-01" for number in (1, 2)]
+
 
 def test_a_replayed_update_has_one_effect_and_answers_with_the_job_as_it_is_now(any_service, new_id):
     job = any_service.job_in("IN_PROGRESS", id=new_id())
@@ -43,6 +45,19 @@ def test_labels_in_another_order_are_the_same_payload(any_service, new_id):
     job = any_service.job_in("IN_PROGRESS", id=new_id())
     once = any_service.update(job.id, labels=labels, request_id="r")
     assert any_service.update(job.id, labels=dict(reversed(labels.items())), request_id="r") == once
+
+
+@pytest.mark.parametrize("first", ["", TRACES[0]])
+def test_a_replay_in_another_trace_is_the_same_payload(any_service, new_id, first):
+    request_id = new_id()
+    job = any_service.create(name="a", trace_parent=first, request_id=request_id)
+    assert any_service.create(name="a", trace_parent=TRACES[1], request_id=request_id) == job
+    mask = ["reason", "trace_parent"] if first else ["reason"]
+    now = any_service.update(job.id, reason="a", trace_parent=first, mask=mask, request_id="r")
+    again = any_service.update(
+        job.id, reason="a", trace_parent=TRACES[1], mask=["reason", "trace_parent"], request_id="r"
+    )
+    assert again == now
 
 
 def test_a_request_id_of_one_rpc_is_not_another_rpcs(any_service, refused, new_id):
