@@ -5,6 +5,7 @@ Used only with `--otel`; the SDK's samplers decide. What is not sampled costs a 
 
 from __future__ import annotations
 
+import logging
 import time
 from bisect import bisect_left
 from collections import OrderedDict
@@ -46,6 +47,9 @@ MAX_DELIVERIES = 10
 
 _SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """The codes that the semantic conventions count as errors of a server."""
+
+_LOGGERS_OF_CALLERS_VALUES = ("opentelemetry.trace.span", "opentelemetry.trace.propagation.tracecontext")
+"""Log a traceparent or tracestate that is not valid at WARNING: callers without credentials could fill the log."""
 
 _STEP = 4
 
@@ -112,6 +116,8 @@ class ServerTracing:
     @classmethod
     def open(cls) -> ServerTracing:
         """Return one that exports as the variables `OTEL_*` say."""
+        for name in _LOGGERS_OF_CALLERS_VALUES:
+            logging.getLogger(name).setLevel(logging.ERROR)
         return cls(open_provider("jobstatus"))
 
     def close(self) -> None:

@@ -246,6 +246,16 @@ async def test_a_malformed_trace_context_begins_a_new_trace():
     assert exported.span("CreateJob").parent is None
 
 
+@pytest.mark.parametrize("state", ["no member", "a=" + "x" * 600])
+def test_a_malformed_trace_context_is_not_logged(caplog, monkeypatch, state):
+    monkeypatch.setattr(tracing, "open_provider", lambda name: TracerProvider())
+    peer: Any = SimpleNamespace(peer=str)
+    call = ServerTracing.open().begin(SERVICE, "GetJob", (("traceparent", PARENT), ("tracestate", state)), peer)
+    assert call is not None
+    call.end("OK", "", "")
+    assert not caplog.records
+
+
 def test_a_server_without_the_extra_says_what_to_install(monkeypatch):
     for name in ("jobstatus_grpc.server.tracing", "jobstatus_grpc.telemetry"):
         monkeypatch.delitem(sys.modules, name, raising=False)
