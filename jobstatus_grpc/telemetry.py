@@ -113,6 +113,10 @@ class ClientTracing:
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer(SCOPE, tracer_provider=provider)
 
+    def __reduce__(self) -> tuple[type[ClientTracing], tuple[()]]:
+        # A provider cannot be copied; a copy uses the global one of the program that it is in.
+        return ClientTracing, ()
+
     @contextmanager
     def call(self, service: str, method: str) -> Iterator[None]:
         """Make a span of a call, with all its tries, active for the block; an exception is recorded in it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 
 import pytest
 from opentelemetry import trace
@@ -101,6 +103,12 @@ def test_a_watch_of_many_jobs_records_what_it_received_in_the_trace_of_the_job(t
             next(change for change in changes if change.id == job.id)
     (span,) = traced.spans("jobstatus receive")
     assert trace_parent_of(span.parent) == trace_parent_of(span.links[0].context) == OTHER
+
+
+@pytest.mark.parametrize("kind", [JobStatusClient, AsyncJobStatusClient])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda client: pickle.loads(pickle.dumps(client))])
+def test_a_copy_of_a_client_is_traced_too(traced, kind, copied):
+    assert isinstance(copied(traced.client(kind, "127.0.0.1:1"))._connection.tracing, ClientTracing)
 
 
 @pytest.mark.parametrize("value", ["x", OTHER[:-1], OTHER.upper(), f"01{OTHER[2:]}", f"00-{'0' * 32}{OTHER[35:]}"])
