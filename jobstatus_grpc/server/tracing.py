@@ -10,6 +10,7 @@ import time
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
+from datetime import datetime
 from random import getrandbits
 from typing import Any
 
@@ -92,14 +93,18 @@ class CallSpan:
 class _Cause:
     """An update whose change is delivered to watches."""
 
-    __slots__ = ("committed_at", "deliveries", "revision", "span")
+    __slots__ = ("committed_at", "deliveries", "span", "version")
 
-    def __init__(self, revision: int, span: trace.SpanContext, committed_at: int | None) -> None:
-        self.revision = revision
+    def __init__(self, job: Job, span: trace.SpanContext, committed_at: int | None) -> None:
+        self.version = _version_of(job)
         self.span = span
         self.committed_at = committed_at
         """In nanoseconds since 1970; None: by another process."""
         self.deliveries = 0
+
+
+def _version_of(job: Job) -> tuple[datetime, int]:
+    return job.created_at, job.revision  # a job that is deleted and created again begins with revision 1
 
 
 class ServerTracing:
@@ -151,9 +156,13 @@ class ServerTracing:
         return CallSpan(span)
 
     def committed(self, span: trace.SpanContext, command: Command, outcome: Outcome) -> None:
-        """Remember which update made a change."""
-        if isinstance(outcome, Job):
-            self._remember((command.tenant, command.id), _Cause(outcome.revision, span, time.time_ns()))
+        """Remember which update made a change; the first for each revision: heartbeats and replays make none."""
+        if not isinstance(outcome, Job):
+            return
+        key = (command.tenant, command.id)
+        known = self._causes.get(key)
+        if known is None or known.version < _version_of(outcome):
+            self._remember(key, _Cause(outcome, span, time.time_ns()))
 
     def _remember(self, key: Key, cause: _Cause) -> None:
         self._causes[key] = cause
@@ -186,11 +195,11 @@ class ServerTracing:
         """Return the update that made this revision; if it is not known, what the job's trace_parent names."""
         key = (job.tenant, job.id)
         cause = self._causes.get(key)
-        if cause is not None and cause.revision == job.revision:
+        if cause is not None and cause.version == _version_of(job):
             return cause
         if not job.trace_parent or job.trace_parent.endswith("-00"):
             return None
-        cause = _Cause(job.revision, span_context_of(job.trace_parent), None)
+        cause = _Cause(job, span_context_of(job.trace_parent), None)
         self._remember(key, cause)
         return cause
 

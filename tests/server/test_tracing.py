@@ -6,11 +6,15 @@ import asyncio
 import functools
 import json
 import sys
+from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from jobstatus.v1 import job_status_pb2 as pb
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,6 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, TraceIdRatioBased
 
 from jobstatus_grpc.errors import CannotStartError
+from jobstatus_grpc.job.model import BLANK
 from jobstatus_grpc.server import tracing
 from jobstatus_grpc.server.app import _open_tracing
 from jobstatus_grpc.server.logs import RequestLog
@@ -31,6 +36,7 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 SAMPLED = (("traceparent", PARENT), ("tracestate", "vendor=1"))
 UNSAMPLED = (("traceparent", f"00-{TRACE}-{SPAN}-00"),)
+HEARTBEAT_TRACE = (("traceparent", f"00-{SPAN}{SPAN}-{SPAN}-01"),)
 SERVICE = "jobstatus.v1.JobStatusService"
 
 
@@ -63,8 +69,10 @@ def create(stub, job_id, metadata=(), **fields):
     return stub.CreateJob(pb.CreateJobRequest(job=pb.JobStatus(id=job_id, **fields)), metadata=metadata)
 
 
-def update(stub, job_id, progress, metadata=SAMPLED):
+def update(stub, job_id, progress, metadata=SAMPLED, mask=None):
     request = pb.UpdateJobRequest(job=pb.JobStatus(id=job_id, progress=progress))
+    if mask is not None:
+        request.update_mask.CopyFrom(FieldMask(paths=mask))
     return stub.UpdateJob(request, metadata=metadata)
 
 
@@ -149,6 +157,35 @@ async def test_a_delivery_is_linked_to_the_update_and_to_the_watch(kind, transpo
     assert delivery.parent == call.context
     assert [link.context for link in delivery.links] == [call.context, exported.span(kind).context]
     assert delivery.attributes["jobstatus.job.id"] == "a"
+
+
+@in_loop
+async def test_a_heartbeat_does_not_take_over_the_delivery_of_the_change_before_it():
+    exported = Exported()
+    async with serving(MemoryStore(), tracing=exported.tracing) as stub:
+        await create(stub, "a")
+        messages = stub.WatchJob(pb.WatchJobRequest(id="a", min_update_interval=Duration(nanos=500_000_000)))
+        await messages.read()
+        for progress in (1, 2):  # the second is held back
+            await update(stub, "a", progress)
+        await update(stub, "a", 2, HEARTBEAT_TRACE, mask=[])
+        for _ in range(2):
+            await first_update(messages)
+        messages.cancel()
+    assert {f"{span.context.trace_id:032x}" for span in exported.spans("jobstatus deliver")} == {TRACE}
+
+
+def test_a_job_created_again_has_causes_of_its_own():
+    tracing = Exported().tracing
+    job = replace(BLANK, id="a", revision=3)
+    command: Any = SimpleNamespace(tenant=job.tenant, id="a")
+    again = replace(job, revision=1, created_at=job.created_at + timedelta(days=2))
+    spans = [tracing.tracer.start_span("call").get_span_context() for _ in range(2)]
+    for span, outcome in zip(spans, (job, again), strict=True):
+        tracing.committed(span, command, outcome)
+    cause = tracing._cause_of(again)
+    assert cause is not None
+    assert cause.span == spans[1]
 
 
 @in_loop
