@@ -126,6 +126,30 @@ def test_a_command_ends_soon_if_no_collector_can_be_reached(monkeypatch):
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
+REFUSED = {
+    "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+    "OTEL_BSP_MAX_QUEUE_SIZE": "5",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_value_that_the_sdk_refuses_is_one_line_and_does_not_keep_a_command_from_running(monkeypatch, name):
+    monkeypatch.setenv(name, REFUSED[name])
+    program = [sys.executable, "-m", "jobstatus_grpc"]
+    serve = subprocess.run(
+        [*program, "serve", "--otel", "--store", "memory:"], capture_output=True, text=True, timeout=20
+    )
+    assert (serve.returncode, serve.stderr.count("\n")) == (2, 1)
+    assert serve.stderr.startswith("error: --otel: OpenTelemetry refuses the value of a variable OTEL_…: ")
+    with ServerProcess() as server:
+        run = [*program, "run", "--otel", "--quiet", "--address", server.address]
+        done = subprocess.run([*run, "echo", "done"], capture_output=True, text=True, timeout=20, check=True)
+    assert (done.stdout, done.stderr.count("\n")) == ("done\n", 1)
+    assert done.stderr.startswith("jobstatus: --otel: OpenTelemetry refuses")
+    assert done.stderr.endswith("; the command runs without a span\n")
+
+
 def test_nothing_of_opentelemetry_is_imported_unless_it_is_switched_on():
     program = """
 import sys

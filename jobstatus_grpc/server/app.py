@@ -519,6 +519,8 @@ def _open_tracing() -> ServerTracing:
         if not str(error.name).startswith("opentelemetry"):
             raise
         raise CannotStartError("--otel needs an extra; pip install 'jobstatus-grpc[otel]'") from None
+    except Exception as error:  # the SDK raises several classes, some already when it is imported
+        raise CannotStartError(f"--otel: OpenTelemetry refuses the value of a variable OTEL_…: {error}") from error
 
 
 def _metrics_of(

@@ -59,7 +59,7 @@ def configure(
     """
     trace_fields: TraceFields | None = None
     if has_spans:
-        with suppress(ModuleNotFoundError):  # the server then does not start
+        with suppress(ModuleNotFoundError, ValueError):  # missing, or a variable is refused: the server does not start
             from jobstatus_grpc import telemetry
 
             trace_fields = telemetry.log_fields

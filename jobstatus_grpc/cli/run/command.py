@@ -174,7 +174,7 @@ def run(
 def _trace_of(name: str, *, otel: bool) -> Iterator[dict[str, str]]:
     """Return the variables with the trace of the command: ours, or with `otel` a span in it, which ends with the block.
 
-    A TRACEPARENT that is not valid is left out.
+    A TRACEPARENT that is not valid is left out. If OpenTelemetry cannot be set up, there is no span.
     """
     found = {key: os.environ[key] for key in ("TRACEPARENT", "TRACESTATE") if key in os.environ}
     if not validation.is_trace_parent(found.get("TRACEPARENT", "")):
@@ -182,14 +182,21 @@ def _trace_of(name: str, *, otel: bool) -> Iterator[dict[str, str]]:
     if not otel:
         yield found
         return
-    try:
-        from jobstatus_grpc import telemetry
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("opentelemetry"):
-            raise
-        raise click.UsageError("--otel needs an extra; pip install 'jobstatus-grpc[otel]'") from None
-    with telemetry.program_span("jobstatus run", name, found) as variables:
-        yield variables
+    with contextlib.ExitStack() as stack:
+        try:
+            from jobstatus_grpc import telemetry
+
+            found = stack.enter_context(telemetry.program_span("jobstatus run", name, found))
+        except ModuleNotFoundError as error:
+            if not str(error.name).startswith("opentelemetry"):
+                raise
+            raise click.UsageError("--otel needs an extra; pip install 'jobstatus-grpc[otel]'") from None
+        except Exception as error:  # the SDK raises several classes, some already when it is imported
+            exits.say(
+                f"jobstatus: --otel: OpenTelemetry refuses the value of a variable OTEL_…: {error}; "
+                "the command runs without a span"
+            )
+        yield found
 
 
 def _name_of(program: str) -> str:
