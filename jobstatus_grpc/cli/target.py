@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -41,11 +42,11 @@ class Connection:
     timeout_seconds: float
     """Deadline of each call."""
 
-    def open(self) -> JobStatusClient:
-        """Return a client, for a `with` block."""
+    def open(self, *, tracing: bool = False) -> JobStatusClient:
+        """Return a client, for a `with` block; `tracing` as of JobStatusClient."""
         from jobstatus_grpc.client import JobStatusClient
 
-        return self._open(JobStatusClient)
+        return self._open(partial(JobStatusClient, tracing=tracing))
 
     def open_async(self) -> AsyncJobStatusClient:
         """Return a client for asyncio, for an `async with` block."""

@@ -7,6 +7,7 @@ progress and for the last error line. CancelWatcher stops the command when the j
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import re
@@ -131,7 +132,11 @@ def run(
         if tracked.attempt or has_ended:
             exits.say(f"jobstatus: {problem}")
 
-    with faults_blocked(), _trace_of(name or _name_of(command[0]), otel=otel) as trace, connection.open() as client:
+    with (
+        faults_blocked(),
+        _trace_of(name or _name_of(command[0]), otel=otel) as (trace, has_span),
+        connection.open(tracing=has_span) as client,
+    ):
         tracked = client.track(
             name or _name_of(command[0]),
             id=id or None,
@@ -171,8 +176,9 @@ def run(
 
 
 @contextlib.contextmanager
-def _trace_of(name: str, *, otel: bool) -> Iterator[dict[str, str]]:
-    """Return the variables with the trace of the command: ours, or with `otel` a span in it, which ends with the block.
+def _trace_of(name: str, *, otel: bool) -> Iterator[tuple[dict[str, str], bool]]:
+    """Return the variables with the trace of the command: ours, or with `otel` a span in it, which ends with the block;
+    and whether there is this span.
 
     A TRACEPARENT that is not valid is left out. If OpenTelemetry cannot be set up, there is no span.
     """
@@ -180,13 +186,15 @@ def _trace_of(name: str, *, otel: bool) -> Iterator[dict[str, str]]:
     if not validation.is_trace_parent(found.get("TRACEPARENT", "")):
         found = {}
     if not otel:
-        yield found
+        yield found, False
         return
+    has_span = False
     with contextlib.ExitStack() as stack:
         try:
             from jobstatus_grpc import telemetry
 
             found = stack.enter_context(telemetry.program_span("jobstatus run", name, found))
+            has_span = True
         except ModuleNotFoundError as error:
             if not str(error.name).startswith("opentelemetry"):
                 raise
@@ -196,7 +204,7 @@ def _trace_of(name: str, *, otel: bool) -> Iterator[dict[str, str]]:
                 f"jobstatus: --otel: OpenTelemetry refuses the value of a variable OTEL_…: {error}; "
                 "the command runs without a span"
             )
-        yield found
+        yield found, has_span
 
 
 def _name_of(program: str) -> str:
@@ -339,7 +347,9 @@ class CancelWatcher:
         self._client = client
         self._tracked = tracked
         self._child = child
-        threading.Thread(target=self._watch, name="cancel watcher", daemon=True).start()
+        # With the context of the caller, so that its calls are in the trace of the command.
+        run, arguments = contextvars.copy_context().run, (self._watch,)
+        threading.Thread(target=run, args=arguments, name="cancel watcher", daemon=True).start()
 
     def _watch(self) -> None:
         tracked = self._tracked
