@@ -106,15 +106,19 @@ def test_run_passes_its_trace_on_to_the_command_and_to_the_job(collector, tmp_pa
 
 
 def test_the_calls_of_run_are_in_the_trace_of_its_command(collector):
-    with ServerProcess("--otel") as server:
+    with ServerProcess("--otel") as server, JobStatusClient(server.address) as client:
         run = [sys.executable, "-m", "jobstatus_grpc", "run", "--address", server.address]
-        subprocess.run([*run, "--otel", "--id", "a", "true"], check=True, timeout=20)
+        with subprocess.Popen([*run, "--otel", "--id", "a", "cat"], stdin=subprocess.PIPE) as running:
+            collector.wait_for([f"{SERVICE}/UpdateJob"])  # the job is claimed
+            client.cancel("a")
+            assert running.wait(20) != 0
         of_run = collector.wait_for(["jobstatus run"])["jobstatus run"]
         assert server.terminate() == 0
     calls = [span for span in collector.received() if span.name == f"{SERVICE}/UpdateJob"]
     assert {span.service for span in calls} == {"jobstatus-run", "jobstatus"}
     assert {span.trace_id for span in calls} == {of_run.trace_id}
     assert {span.parent_id for span in calls if span.service == "jobstatus-run"} == {of_run.span_id}
+    assert {span.trace_id for span in collector.received() if span.name == f"{SERVICE}/WatchJob"} == {of_run.trace_id}
 
 
 def test_run_without_opentelemetry_gives_the_job_the_trace_of_its_environment(tmp_path):

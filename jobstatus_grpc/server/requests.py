@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -114,8 +115,7 @@ def _without_trace_parent(request: pb.CreateJobRequest | pb.UpdateJobRequest) ->
     paths = request.update_mask.paths if isinstance(request, pb.UpdateJobRequest) else ()
     if not request.job.trace_parent and "trace_parent" not in paths:
         return request
-    bare = type(request)()
-    bare.CopyFrom(request)
+    bare = deepcopy(request)
     bare.job.ClearField("trace_parent")
     if isinstance(bare, pb.UpdateJobRequest):
         bare.update_mask.paths[:] = [path for path in paths if path != "trace_parent"]
