@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import random
@@ -14,6 +13,7 @@ import pytest
 from jobstatus_grpc import AsyncJobStatusClient
 from tests.support.judged import judged_under_faults
 from tests.support.load import CUT_ALL, CUT_LISTENERS, replicas
+from tests.support.postgres import signal_all
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -76,13 +76,10 @@ class Faults:
 
     async def _suspend(self, pids):
         try:
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
+            signal_all(pids, signal.SIGSTOP)
             await asyncio.sleep(SUSPENSION_SECONDS)
         finally:
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+            signal_all(pids, signal.SIGCONT)
         await until_all_write(self._servers)
 
     async def sessions_cut(self):

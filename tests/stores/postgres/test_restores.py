@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import uuid
 from functools import partial
@@ -15,6 +14,7 @@ from jobstatus_grpc import errors
 from jobstatus_grpc.job import Create, Update
 from jobstatus_grpc.stores.interface import MAX_BATCH_CHANGES
 from jobstatus_grpc.stores.postgres.store import PostgresStore
+from tests.support.postgres import signal_all
 from tests.support.stores import claim, done, following
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -72,11 +72,9 @@ class Histories:
     @contextlib.contextmanager
     def snapshot_of_the_disk(self):
         pids = self.cluster.pids
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        signal_all(pids, signal.SIGSTOP)
         copy = self.cluster.copy_files()
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        signal_all(pids, signal.SIGCONT)
         yield
         self.cluster.kill()
         self.cluster.copy_files_back(copy)
