@@ -129,7 +129,7 @@ def streams(bench: Bench, server: Server, port: int) -> Mapping[str, float]:
     """Measure single changes to many streams, and the memory of the streams."""
     count = bench.plan.audience
     figures: dict[str, float] = {}
-    with Audience(server, "watched", count) as audience:
+    with Audience(server, ["watched"], count) as audience:
         audience.open(count)
         audience.change("warming up")
         taken: list[float] = []
