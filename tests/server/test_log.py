@@ -114,7 +114,13 @@ def test_the_log_says_what_happened_to_a_job(serve, tmp_path, new_id, store):
     assert [{key: line[key] for key in JOB_FIELDS if key in line} for line in lines] == [
         {"to": "pending", "attempt": 0, "revision": 1, "request_id": "made-1"},
         {"from": "pending", "to": "in_progress", "attempt": 1, "revision": 2, "reason": "began"},
-        {"from": "in_progress", "to": "in_progress", "attempt": 1, "revision": 4, "reason": "too slow"},
+        {
+            "from": "in_progress",
+            "to": "in_progress",
+            "attempt": 1,
+            "revision": 4,
+            "reason": "cancel requested: too slow",
+        },
         {
             "from": "in_progress",
             "to": "failed",
