@@ -8,7 +8,7 @@ import sys
 import threading
 import weakref
 from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from jobstatus.v1.job_status_pb2_grpc import JobStatusServiceAsyncStub
 
     from jobstatus_grpc.telemetry import ClientTracing
+
+_WITHOUT_SPAN: AbstractContextManager[None] = nullcontext()
 
 SERVICE = pb.DESCRIPTOR.services_by_name["JobStatusService"].full_name
 
@@ -87,7 +89,43 @@ AIO_LOST = (
 )
 
 
-class AsyncConnection:
+class _CallSettings:
+    """What the calls of a connection have in common, on an event loop or in threads."""
+
+    def __init__(self, endpoint: Endpoint, timeout_seconds: float, tracing: ClientTracing | None) -> None:
+        self.timeout_seconds = timeout_seconds
+        self.tracing = tracing
+        """Makes the spans of calls; None: without."""
+        self._endpoint = endpoint
+        self.target = endpoint.target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._endpoint, self.timeout_seconds, self.tracing)
+
+    @property
+    def trace_parent(self) -> str:
+        """The active span as a W3C traceparent; empty if it is not sampled, or calls are not traced."""
+        return "" if self.tracing is None else self.tracing.trace_parent()
+
+    def retry_budget(self, timeout_seconds: float | None) -> RetryBudget:
+        """Return the budget of a call that begins now; a timeout of None is the client's."""
+        return RetryBudget(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...] | None:
+        metadata = self._endpoint.metadata
+        return metadata if self.tracing is None else (*(metadata or ()), *self.tracing.metadata())
+
+    def _span(self, method: str) -> AbstractContextManager[Any]:
+        """Return a context for a call: its span, if calls are traced."""
+        return _WITHOUT_SPAN if self.tracing is None else self.tracing.call(SERVICE, method)
+
+    def _prepare(self, state: JobWatchState | JobsWatchState) -> None:
+        """Give a new watch what it needs of the connection."""
+        state.renew_token = self._endpoint.renew_token
+        state.on_received = None if self.tracing is None else self.tracing.received
+
+
+class AsyncConnection(_CallSettings):
     """A channel in each event loop that makes calls, which opens with the first call; closed once.
 
     The place of a channel that died, or that uses old credentials, is taken by a new one; it is closed when its last
@@ -95,11 +133,7 @@ class AsyncConnection:
     """
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float, tracing: ClientTracing | None = None) -> None:
-        self.timeout_seconds = timeout_seconds
-        self.tracing = tracing
-        """Makes the spans of calls; None: without."""
-        self._endpoint = endpoint
-        self.target = endpoint.target
+        super().__init__(endpoint, timeout_seconds, tracing)
         self._lines: dict[asyncio.AbstractEventLoop, AsyncLine] = {}
         self._dead_lines: dict[AsyncLine, asyncio.AbstractEventLoop] = {}
         self._closes: set[asyncio.Task[None]] = set()
@@ -107,9 +141,6 @@ class AsyncConnection:
         self._watches: weakref.WeakSet[AsyncWatchIterator[Any]] = weakref.WeakSet()
         self._proxy_refusals: defaultdict[str, ProxyRefusals] = defaultdict(ProxyRefusals)
         renew_in_children(self, AsyncConnection._after_fork)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return AsyncConnection, (self._endpoint, self.timeout_seconds, self.tracing)
 
     def _after_fork(self) -> None:
         global _is_aio_lost
@@ -152,27 +183,12 @@ class AsyncConnection:
                     self._closes.add(close)
                     close.add_done_callback(self._closes.discard)
 
-    @property
-    def trace_parent(self) -> str:
-        """The active span as a W3C traceparent; empty if it is not sampled, or calls are not traced."""
-        return "" if self.tracing is None else self.tracing.trace_parent()
-
-    def _metadata(self) -> tuple[tuple[str, str], ...] | None:
-        metadata = self._endpoint.metadata
-        return metadata if self.tracing is None else (*(metadata or ()), *self.tracing.metadata())
-
-    def retry_budget(self, timeout_seconds: float | None) -> RetryBudget:
-        """Return the budget of a call that begins now; a timeout of None is the client's."""
-        return RetryBudget(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
-
     async def call(
         self, method: str, request: Message, timeout_seconds: float | None = None, budget: RetryBudget | None = None
     ) -> Any:
         """Call `method`, and again as the budget allows; by default that of `retry_budget(timeout_seconds)`."""
         budget = budget or self.retry_budget(timeout_seconds)
-        if self.tracing is None:
-            return await self._call(method, request, budget)
-        with self.tracing.call(SERVICE, method):
+        with self._span(method):
             return await self._call(method, request, budget)
 
     async def _call(self, method: str, request: Message, budget: RetryBudget) -> Any:
@@ -190,7 +206,7 @@ class AsyncConnection:
         """Make a call of a tracked job or a reporter, which retry by their own rules."""
         refusals = self._proxy_refusals[call.method]
         try:
-            with nullcontext() if self.tracing is None else self.tracing.call(SERVICE, call.method):
+            with self._span(call.method):
                 response = await self._send(self._line(), call.method, call.request, timeout_seconds)
             refusals.service_answered()
             return response
@@ -215,16 +231,14 @@ class AsyncConnection:
 
     def watch(self, state: JobWatchState) -> AsyncWatch:
         """Return a watch that opens its streams on this connection."""
-        state.renew_token = self._endpoint.renew_token
-        state.on_received = None if self.tracing is None else self.tracing.received
+        self._prepare(state)
         watch = AsyncWatch(state, lambda: self._open_stream(state))
         self._watches.add(watch)
         return watch
 
     def watch_jobs(self, state: JobsWatchState) -> AsyncJobsWatch:
         """Return a watch of many jobs that opens its streams on this connection."""
-        state.renew_token = self._endpoint.renew_token
-        state.on_received = None if self.tracing is None else self.tracing.received
+        self._prepare(state)
         watch = AsyncJobsWatch(state, lambda: self._open_stream(state))
         self._watches.add(watch)
         return watch
@@ -270,15 +284,11 @@ class Line:
         self.liveness: Liveness = Liveness(before.liveness if before is not None else None)
 
 
-class Connection:
+class Connection(_CallSettings):
     """As AsyncConnection, for threads, which share one channel."""
 
     def __init__(self, endpoint: Endpoint, timeout_seconds: float, tracing: ClientTracing | None = None) -> None:
-        self.timeout_seconds = timeout_seconds
-        self.tracing = tracing
-        """Makes the spans of calls; None: without."""
-        self._endpoint = endpoint
-        self.target = endpoint.target
+        super().__init__(endpoint, timeout_seconds, tracing)
         self._current: Line | None = None
         self._dead_lines: list[Line] = []
         self._closing = threading.Event()
@@ -288,9 +298,6 @@ class Connection:
         self._proxy_refusals: defaultdict[str, ProxyRefusals] = defaultdict(ProxyRefusals)
         _opened.add(self)
         renew_in_children(self, Connection._after_fork)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Connection, (self._endpoint, self.timeout_seconds, self.tracing)
 
     def _after_fork(self) -> None:
         keep_for_ever((self._current, self._dead_lines))
@@ -320,27 +327,12 @@ class Connection:
             idle.channel.close()
         return line
 
-    @property
-    def trace_parent(self) -> str:
-        """The active span as a W3C traceparent; empty if it is not sampled, or calls are not traced."""
-        return "" if self.tracing is None else self.tracing.trace_parent()
-
-    def _metadata(self) -> tuple[tuple[str, str], ...] | None:
-        metadata = self._endpoint.metadata
-        return metadata if self.tracing is None else (*(metadata or ()), *self.tracing.metadata())
-
-    def retry_budget(self, timeout_seconds: float | None) -> RetryBudget:
-        """As of AsyncConnection."""
-        return RetryBudget(self.timeout_seconds if timeout_seconds is None else timeout_seconds)
-
     def call(
         self, method: str, request: Message, timeout_seconds: float | None = None, budget: RetryBudget | None = None
     ) -> Any:
         """As of AsyncConnection."""
         budget = budget or self.retry_budget(timeout_seconds)
-        if self.tracing is None:
-            return self._call(method, request, budget)
-        with self.tracing.call(SERVICE, method):
+        with self._span(method):
             return self._call(method, request, budget)
 
     def _call(self, method: str, request: Message, budget: RetryBudget) -> Any:
@@ -356,7 +348,7 @@ class Connection:
         """As of AsyncConnection."""
         refusals = self._proxy_refusals[call.method]
         try:
-            with background_call, nullcontext() if self.tracing is None else self.tracing.call(SERVICE, call.method):
+            with background_call, self._span(call.method):
                 response = self._send(self._line(), call.method, call.request, timeout_seconds)
             refusals.service_answered()
             return response
@@ -381,8 +373,7 @@ class Connection:
 
     def watch(self, state: JobWatchState) -> Watch:
         """As of AsyncConnection."""
-        state.renew_token = self._endpoint.renew_token
-        state.on_received = None if self.tracing is None else self.tracing.received
+        self._prepare(state)
         watch = Watch(state, lambda: self._open_stream(state), self._watchdog)
         with self._lock:
             self._watches.add(watch)
@@ -390,8 +381,7 @@ class Connection:
 
     def watch_jobs(self, state: JobsWatchState) -> JobsWatch:
         """As of AsyncConnection."""
-        state.renew_token = self._endpoint.renew_token
-        state.on_received = None if self.tracing is None else self.tracing.received
+        self._prepare(state)
         watch = JobsWatch(state, lambda: self._open_stream(state), self._watchdog)
         with self._lock:
             self._watches.add(watch)
