@@ -27,8 +27,11 @@ BODY_SECONDS = 30.0
 UNCOUNTED_BODY_BYTES = 64 * 1024
 """Received of a body from any client. More is received from callers that are admitted, and counted."""
 
-DISCARD_SECONDS = 1.0
+DISCARD_SECONDS = 5.0
 """Time for which the rest of a body is taken, and ignored, after a response that did not need it."""
+
+MAX_DISCARDED_BYTES = 2 * limits.MAX_REQUEST_BYTES
+"""Taken of it."""
 
 HTTP_STATUS_OF_CODE: Mapping[str, int] = {
     "CANCELLED": 499,
@@ -252,7 +255,7 @@ class Request:
     async def _discard_body(self) -> None:
         """Take a part of what is left of the body: a client that still sends it when the connection is closed may not
         see the response."""
-        left = limits.MAX_REQUEST_BYTES
+        left = MAX_DISCARDED_BYTES
         with contextlib.suppress(asyncio.TimeoutError):
             ends_at = asyncio.get_running_loop().time() + DISCARD_SECONDS
             while left > 0 and (seconds := ends_at - asyncio.get_running_loop().time()) > 0:

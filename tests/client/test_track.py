@@ -304,7 +304,7 @@ def test_a_strict_block_does_not_end_well_unless_its_end_was_reported(client):
 def test_a_block_in_time_leaves_no_thread_behind(client):
     before = set(threading.enumerate())
     with client.track():
-        assert set(threading.enumerate()) >= before
+        pass
     assert {thread.name for thread in set(threading.enumerate()) - before if "jobstatus" in thread.name} == set()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from jobstatus.v1 import job_status_pb2 as pb
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, TraceIdRatioBased
@@ -30,6 +31,7 @@ from jobstatus_grpc.server.logs import RequestLog
 from jobstatus_grpc.server.tracing import ServerTracing
 from jobstatus_grpc.stores.memory import MemoryStore
 from tests.support.auth import TRANSPORTS
+from tests.support.paused_store import PausedStore
 from tests.support.servers import serving
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -40,14 +42,31 @@ HEARTBEAT_TRACE = (("traceparent", f"00-{SPAN}{SPAN}-{SPAN}-01"),)
 SERVICE = "jobstatus.v1.JobStatusService"
 
 
+class Started(SpanProcessor):
+    """Counts the spans that have started, by their names."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def on_start(self, span, parent_context=None) -> None:
+        self.counts[span.name] += 1
+
+
 class Exported:
     """A ServerTracing, and the spans that it made."""
 
     def __init__(self, sampler=None) -> None:
         self._exporter = InMemorySpanExporter()
+        self._started = Started()
         provider = TracerProvider(sampler=sampler)
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        provider.add_span_processor(self._started)
         self.tracing = ServerTracing(provider)
+
+    async def until_started(self, name: str, count: int) -> None:
+        """Wait until so many spans of this name have started."""
+        while self._started.counts[name] < count:
+            await asyncio.sleep(0.001)
 
     def spans(self, name: str) -> list[Any]:
         return [span for span in self._exporter.get_finished_spans() if span.name in (name, f"{SERVICE}/{name}")]
@@ -111,19 +130,26 @@ async def test_a_refusal_is_in_its_span_and_no_error_of_the_server():
 
 @in_loop
 async def test_one_write_of_the_store_links_to_all_updates_that_it_commits():
-    exported = Exported()
-    async with serving(MemoryStore(), tracing=exported.tracing) as stub:
+    exported, store = Exported(), PausedStore()
+    async with serving(store, tracing=exported.tracing) as stub:
         for job_id in "ab":
-            await create(stub, job_id)
+            await create(stub, job_id, UNSAMPLED)
         batch = pb.BatchUpdateJobsRequest(
             updates=[pb.UpdateJobRequest(job=pb.JobStatus(id=job_id, progress=1)) for job_id in "ab"]
         )
-        await asyncio.gather(stub.BatchUpdateJobs(batch, metadata=SAMPLED), *(update(stub, "a", 2) for _ in range(20)))
+        first_commit = store.stop_at("commit")
+        first = asyncio.ensure_future(update(stub, "a", 1))
+        await first_commit.reached.wait()
+        others = [asyncio.ensure_future(stub.BatchUpdateJobs(batch, metadata=SAMPLED))]
+        others += [asyncio.ensure_future(update(stub, "a", 2)) for _ in range(20)]
+        await exported.until_started("jobstatus commit", 22)
+        first_commit.go_on.set()
+        await asyncio.gather(first, *others)
     calls = {span.context.span_id for name in ("UpdateJob", "BatchUpdateJobs") for span in exported.spans(name)}
     writes = [span for span in exported.spans("jobstatus store commit") if f"{span.context.trace_id:032x}" == TRACE]
     linked = [link.context.span_id for span in writes for link in span.links]
     assert sorted(linked) == sorted(calls)
-    assert len(writes) < len(calls)
+    assert [len(span.links) for span in writes] == [1, 21]
     commits = [s for s in exported.spans("jobstatus commit") if f"{s.context.trace_id:032x}" == TRACE]
     assert {span.parent.span_id for span in commits} == calls
 
