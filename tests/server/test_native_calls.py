@@ -151,7 +151,7 @@ def test_writers_to_readers_that_do_not_read_wait_without_a_thread_and_lose_noth
             for stream in slow:
                 await anext(stream)
             assert [message[:3] async for message in call(b"")] == [b"%03d" % number for number in range(100)]
-            assert threading.active_count() == threads
+            assert threading.active_count() <= threads
             for stream in slow:
                 assert [message[:3] async for message in stream] == [b"%03d" % number for number in range(1, 100)]
 
