@@ -47,9 +47,11 @@ class Started(SpanProcessor):
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.more = asyncio.Event()
 
     def on_start(self, span, parent_context=None) -> None:
         self.counts[span.name] += 1
+        self.more.set()
 
 
 class Exported:
@@ -66,7 +68,8 @@ class Exported:
     async def until_started(self, name: str, count: int) -> None:
         """Wait until so many spans of this name have started."""
         while self._started.counts[name] < count:
-            await asyncio.sleep(0.001)
+            self._started.more.clear()
+            await self._started.more.wait()
 
     def spans(self, name: str) -> list[Any]:
         return [span for span in self._exporter.get_finished_spans() if span.name in (name, f"{SERVICE}/{name}")]
