@@ -40,7 +40,7 @@ def main() -> None:
     started = time.monotonic()
     figures: list[Figure] = []
     failed: list[str] = []
-    for name in options.only or ROWS:
+    for name in options.only or (name for name, row in ROWS.items() if not row.is_apart):
         print(f"{time.monotonic() - started:5.0f} s: measuring {name} …", file=sys.stderr, flush=True)
         try:
             of_row = ROWS[name].measure(bench)
@@ -55,11 +55,13 @@ def main() -> None:
     about += map(NOT_MEASURED.format, failed)
     missed = sum(verdict.badness > 1 for figure in figures for verdict in figure.verdicts())
     print("\n".join([*about, f"targets missed: {missed}" if missed else "every target reached"]))
-    found = Results(about, figures)
+    kept = Results.read(CHECKOUT) or Results()
     if options.only:
-        rows = [name for name in options.only if name not in failed]
-        found = Results.read(CHECKOUT) or Results(about)
-        found.replace(rows, figures)
+        found = Results(kept.about or about, kept.figures)
+        found.replace([name for name in options.only if name not in failed], figures)
+    else:
+        found = Results(about, figures)
+        found.keep_apart(kept)
     if options.write or not (options.only or options.sides or options.store or options.small):
         found.write(CHECKOUT)
     if options.json:

@@ -137,6 +137,8 @@ class Row(NamedTuple):
     text: str
     """How it is measured, for the readers of BENCHMARKS.md."""
     fill: Callable[[Bench, Table], None]
+    is_apart: bool = False
+    """Whether a run of all rows leaves it out."""
 
     def measure(self, bench: Bench) -> list[Figure]:
         """Return the figures that have a value; those by size come last."""
@@ -146,9 +148,9 @@ class Row(NamedTuple):
         return sorted(figures, key=lambda figure: bool(figure.by_size()))
 
 
-def row(name: str, title: str) -> Callable[[Callable[[Bench, Table], None]], Row]:
+def row(name: str, title: str, *, is_apart: bool = False) -> Callable[[Callable[[Bench, Table], None]], Row]:
     """Make a row of the function that fills its table. The function's docstring is the row's text."""
-    return lambda fill: Row(name, title, " ".join((inspect.getdoc(fill) or "").split()), fill)
+    return lambda fill: Row(name, title, " ".join((inspect.getdoc(fill) or "").split()), fill, is_apart)
 
 
 def _rounded(value: float) -> float:

@@ -39,6 +39,12 @@ class Results:
         failed = set(map(NOT_MEASURED.format, rows))
         self.about = [*(line for line in self.about if line not in failed), f"in a run of their own: {', '.join(rows)}"]
 
+    def keep_apart(self, kept: Results) -> None:
+        """Take over those of the rows that a run of all rows leaves out."""
+        apart = [name for name, row in ROWS.items() if row.is_apart]
+        if any(figure.row in apart for figure in kept.figures):
+            self.replace(apart, kept.figures)
+
     def as_json(self) -> str:
         """Return the file, with a line for each figure."""
         figures = ",\n".join(json.dumps(figure.as_json(), ensure_ascii=False) for figure in self.figures)

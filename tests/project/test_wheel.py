@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+
+from tests.support.pythons import VERSIONS, find_python
 
 pytestmark = [pytest.mark.wheel, pytest.mark.timeout(300)]
 
@@ -28,7 +27,6 @@ with JobStatusClient(sys.argv[1]) as client:
     assert [seen.state for seen in watch][-1] is JobState.SUCCEEDED
 print(sys.modules["jobstatus_grpc"].__file__)
 """
-EARLIER_AND_LATER = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +56,20 @@ def wheel(dist) -> Path:
 
 @pytest.fixture(
     scope="module",
-    params=["newest", "floors", *(pytest.param(each, marks=pytest.mark.release) for each in EARLIER_AND_LATER)],
+    params=["newest", "floors", *(pytest.param(each, marks=pytest.mark.release) for each in VERSIONS)],
 )
 def installed(run, request, wheel, floors, tmp_path_factory) -> Path:
     """The bin folder of an environment with the wheel: with the newest dependencies, the oldest, another Python."""
     folder = tmp_path_factory.mktemp(request.param)
     oldest = "".join(f"{name}=={version}\n" for name, version in floors.items())
     (folder / "constraints.txt").write_text(oldest if request.param == "floors" else "")
-    python = find_python(request.param) if request.param in EARLIER_AND_LATER else sys.executable
+    python = find_python(request.param) if request.param in VERSIONS else sys.executable
+    if python is None:
+        pytest.skip(f"Python {request.param} is not installed")
     run(python, "-m", "venv", "--without-pip", folder / "venv", folder=folder)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", folder / "venv"]
     run(*pip, "install", "--constraint", "constraints.txt", wheel, folder=folder)
     return folder / "venv/bin"
-
-
-def find_python(version: str) -> str:
-    """Return the program of a version of Python, in PATH or among pyenv's, or skip the test."""
-    others = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
-    for program in (shutil.which(f"python{version}"), *sorted(map(str, others))):
-        # pyenv has a program for each version in PATH, most of which only print how to choose the version.
-        if program and subprocess.run([program, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
-            return program
-    pytest.skip(f"Python {version} is not installed")
 
 
 @pytest.fixture(scope="module")

@@ -183,6 +183,28 @@ def test_a_later_run_of_one_row_replaces_that_row_only():
     assert [(figure.row, figure.name) for figure in results.figures] == [("get", "b"), ("update", "a")]
 
 
+def test_a_run_of_all_rows_keeps_the_figures_of_those_that_it_leaves_out():
+    kept = Results(["old"], [Figure("a", "get", {GRPCIO: [1]}), Figure("a", "pythons", {"3.13": [1]})])
+    results = Results(["new"], [Figure("b", "get", {GRPCIO: [2]})])
+    results.keep_apart(kept)
+    assert [(figure.row, figure.name) for figure in results.figures] == [("get", "b"), ("pythons", "a")]
+    assert results.about == ["new", "in a run of their own: pythons"]
+
+
+@pytest.mark.slow
+def test_a_version_of_python_is_a_column(bench, monkeypatch):
+    found = dict.fromkeys(("3.12", "3.13"), sys.executable)
+    monkeypatch.setattr("benchmarks.rows.pythons.find_python", found.get)
+    figures = {figure.name: figure for figure in ROWS["pythons"].measure(replace(bench, sides=[GRPCIO]))}
+    assert [*figures["UpdateJob: calls/s, 64 in flight"].values] == ["grpcio, 3.12", "grpcio, 3.13"]
+
+
+def test_with_one_version_of_python_there_is_nothing_to_compare(bench, monkeypatch):
+    monkeypatch.setattr("benchmarks.rows.pythons.find_python", {"3.13": sys.executable}.get)
+    with pytest.raises(CannotMeasureError, match="install another"):
+        ROWS["pythons"].measure(bench)
+
+
 def test_the_documents_are_made_of_the_results():
     if results := Results.read(ROOT):
         assert {path: (ROOT / path).read_text() for path in results.documents()} == results.documents()
