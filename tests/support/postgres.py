@@ -170,11 +170,14 @@ class PostgresCluster:
             return
         assert self._process is not None
         postmaster = psutil.Process(self._process.pid)
+        # All stop before one dies: a process that sees the postmaster die shows others what no standby has confirmed.
+        _signal(postmaster, signal.SIGSTOP)
         children = postmaster.children(recursive=True)
-        postmaster.kill()  # first, so that it does not see the others die
-        self._process.wait(_DEADLINE_SECONDS)
         for child in children:
-            _kill(child)
+            _signal(child, signal.SIGSTOP)
+        for process in (*children, postmaster):
+            _signal(process, signal.SIGKILL)
+        self._process.wait(_DEADLINE_SECONDS)
         self._wait_until(lambda: not any(_is_alive(child) for child in children), "did not die")
 
     def restart(self) -> None:
@@ -354,9 +357,9 @@ def _free_port() -> int:
     raise AssertionError("no port is free")
 
 
-def _kill(process: psutil.Process) -> None:
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
+        process.send_signal(number)
 
 
 def _is_alive(process: psutil.Process) -> bool:
