@@ -66,8 +66,8 @@ LOOK, WAKE = 1, 64
 message costs."""
 
 TURN = 64
-"""The cost after which the queue leaves the rest to the event loop's next iteration: one task woken, or several messages
-of a transport.
+"""The cost after which the queue leaves the rest to the event loop's next iteration: one task woken, or several
+messages of a transport.
 
 Row `fanout`: with one item per iteration, whatever it costs, the burst takes 200 times as long to reach all watchers.
 """
