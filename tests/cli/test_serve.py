@@ -215,18 +215,18 @@ TRANSPORTS = pytest.mark.parametrize("transport", ["grpcio", "native"])
 
 def test_under_nohup_a_hangup_ends_nothing(start, tmp_path):
     address = f"unix:{tmp_path}/s"
-    server = start("serve", "--store", "memory:", "--listen", address, preexec_fn=ignore_hangup)
-    server.stdout.readline()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a process inherits
+    try:
+        server = start("serve", "--store", "memory:", "--listen", address)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert server.stdout.readline() == f"{READY}{address}\n"
     server.send_signal(signal.SIGHUP)
     server.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         server.wait(1)
     server.terminate()
     assert server.wait(20) == 0
-
-
-def ignore_hangup():
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @TRANSPORTS
