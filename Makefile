@@ -19,7 +19,7 @@ PROTOS = $(shell find protos -name '*.proto' | sort)
 # Extra arguments for the tool, for example: make test ARGS="-k watch"
 ARGS ?=
 # pytest-xdist runs more processes than cores, because most tests wait for a process. For a debugger: make test WORKERS=
-WORKERS ?= --numprocesses 3 --dist worksteal
+WORKERS ?= --numprocesses 4 --dist worksteal
 
 # Without the newer protoc of .venv-proto, whose code Debian's libraries do not fit.
 SYSTEM_PATH := $(PATH)
@@ -43,7 +43,7 @@ test: $(VENV)/.dev ## run the tests, without slow tests and tests that build (un
 	$(PYTHON) -m pytest $(WORKERS) -m 'not slow and not proto and not wheel and not interop and not release' $(ARGS)
 
 .PHONY: check
-check: lint types imports test-all ## run everything that CI runs (under 20 minutes)
+check: lint types imports test-all ## run everything that CI runs (under 15 minutes)
 
 .PHONY: test-all
 test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node browser redis systemd prometheus ## run all tests except those of make interop and make release

@@ -1,4 +1,4 @@
-"""Each rule of the proto's comments as a check of its own, run one after another on a server.
+"""Each rule of the proto's comments as a check of its own, run on a server.
 
 A check is a coroutine function; its docstring is the rule. It fails by raising BrokenRuleError with what was received.
 """
@@ -835,21 +835,35 @@ CHECKS: Sequence[Check] = [
 ]
 """All checks, in the order of this file."""
 
+WAITING = (
+    a_quiet_watch_sends_heartbeats,
+    the_last_progress_is_sent,
+    a_silent_job_becomes_stalled,
+    a_heartbeat_keeps_a_job_from_stalling,
+)
+"""Those that mostly wait, and so run beside the others."""
+
 
 async def run(
     recorder: Recorder, *, labels: Mapping[str, str], report: Callable[[Result], None]
 ) -> tuple[list[Result], int]:
-    """Run all checks, one after another, and delete their jobs, also if cancelled; `report` is called after each.
+    """Run all checks and delete their jobs, also if cancelled; `report` is called with each result, in their order.
 
     Return the results, and the number of jobs that are left.
     """
     server = Server(recorder, labels)
     results = []
+    waiting: dict[Check, asyncio.Task[Result]] = {
+        check: asyncio.create_task(_result_of(check, server)) for check in WAITING
+    }
     try:
         for check in CHECKS:
-            results.append(await _result_of(check, server))
+            results.append(await (waiting.get(check) or _result_of(check, server)))
             report(results[-1])
     finally:
+        for task in waiting.values():
+            task.cancel()
+        await asyncio.gather(*waiting.values(), return_exceptions=True)
         left = await recorder.delete(server.made)
         # Those whose ids the server made, in calls that were cancelled before the answer.
         listed = await recorder.call("ListJobs", pb.ListJobsRequest(filter=pb.JobFilter(labels=labels)))

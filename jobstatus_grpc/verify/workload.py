@@ -14,7 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.protobuf import duration_pb2
 from jobstatus.v1 import job_status_pb2 as pb
@@ -40,6 +40,12 @@ REPEAT_SECONDS = 30.0
 UNAVAILABLE_SECONDS = 0.05
 """The pause after a call that the server did not answer."""
 
+PLACES = 4
+"""The last tokens of a watch, from one of which the next one resumes."""
+
+LOOK_SECONDS = 0.1
+"""Between two looks at what a watch has sent."""
+
 FAMILIES = 4
 """Jobs that are the parents of half of the others: few, so that their children change at once."""
 
@@ -64,30 +70,33 @@ class Workload:
         self._recent: deque[str] = deque(maxlen=RECENT_JOBS)
         self._parents: list[str] = []
         self._run = uuid.uuid4().hex[:8]  # ids of an earlier run with this seed are in use
-        self._ends_at = 0.0
+        self._over = asyncio.Event()
+        """Set when the load ends."""
 
     async def run(self, seconds: float, *, patience_seconds: float) -> None:
         """Load the servers for `seconds`, then wait until watchers must have all changes."""
-        self._ends_at = time.monotonic() + seconds
+        self._over.clear()
+        end = asyncio.get_running_loop().call_later(seconds, self._over.set)
         for number in range(FAMILIES):
             await self._create_parent(f"verify-{self._run}-parent-{number}")
         half = max(1, self._clients // 2)
         kinds: list[Callable[[random.Random], Coroutine[Any, Any, None]]] = [self._work] * self._clients
         kinds += [self._read] * half + [self._watch] * half
-        clients = [asyncio.create_task(self._repeat(kind, number)) for number, kind in enumerate(kinds)]
-        # In the end these hold all jobs, each by another filter.
+        # In the end the followers hold all jobs, each by another filter.
         chances = [self._chance(f"follower {number}") for number in range(half + 2)]
-        working = asyncio.ensure_future(self._finish_work(clients))
-        followers = [asyncio.create_task(self._follow(chance, working, patience_seconds)) for chance in chances]
         everything = pb.WatchJobsRequest(filter=pb.JobFilter(labels=self._labels), min_update_interval=_duration(0))
         async with contextlib.AsyncExitStack() as stack:
             for number in range(STALLED_WATCHES):
                 server = number % self._recorder.size
                 await stack.enter_async_context(self._recorder.stalled("WatchJobs", everything, server=server))
-            await self._stall()
+            clients = [asyncio.create_task(self._repeat(kind, number)) for number, kind in enumerate(kinds)]
+            clients.append(asyncio.create_task(self._stall()))
+            working = asyncio.ensure_future(self._finish_work(clients))
+            followers = [asyncio.create_task(self._follow(chance, working, patience_seconds)) for chance in chances]
             try:
                 await asyncio.gather(working, *followers)
             finally:
+                end.cancel()
                 for task in (*clients, *followers):
                     task.cancel()
                 await asyncio.gather(*clients, *followers, return_exceptions=True)
@@ -117,7 +126,7 @@ class Workload:
 
     def stop(self) -> None:
         """End the load before its time; watchers still get the time to receive all changes."""
-        self._ends_at = min(self._ends_at, time.monotonic())
+        self._over.set()
 
     async def _stall(self) -> None:
         job = pb.JobStatus(id=f"verify-{self._run}-long", labels=self._labels, state=pb.JOB_STATE_IN_PROGRESS)
@@ -133,7 +142,7 @@ class Workload:
 
     async def _repeat(self, kind: Callable[[random.Random], Coroutine[Any, Any, None]], number: int) -> None:
         chance = self._chance(f"client {number}")
-        while time.monotonic() < self._ends_at:
+        while not self._over.is_set():
             await kind(chance)
 
     def _server(self, chance: random.Random) -> int:
@@ -153,7 +162,7 @@ class Workload:
         rivals = 2 if chance.random() < 0.3 else 1
         await asyncio.gather(*(life.claim() for _ in range(rivals)))
         for _ in range(chance.randrange(6)):
-            if time.monotonic() > self._ends_at:
+            if self._over.is_set():
                 break
             await life.report()
         if chance.random() < 0.1:
@@ -174,18 +183,22 @@ class Workload:
                 history = pb.ListJobTransitionsRequest(id=job_id, page_size=1000)
                 entry = await self._recorder.call("ListJobTransitions", history, server=server)
             case 2:
-                entry = await self._list(self._filter(chance), chance)
+                entry, _ = await self._list(self._filter(chance), chance)
             case _:
                 entry = await self._recorder.call("GetJob", pb.GetJobRequest(id=job_id), server=server)
         await asyncio.sleep(0.001 if entry.code != "UNAVAILABLE" else UNAVAILABLE_SECONDS)
 
-    async def _list(self, wanted: pb.JobFilter, chance: random.Random) -> Entry:
-        """Read a list page by page, each from another server; return the last page, or the one that failed."""
+    async def _list(self, wanted: pb.JobFilter, chance: random.Random) -> tuple[Entry, _Jobs]:
+        """Read a list page by page, each from another server; return the last page, or the one that failed, and all
+        jobs."""
         request = pb.ListJobsRequest(filter=wanted, page_size=chance.choice([3, 20, 1000]))
+        jobs: dict[str, Any] = {}
         while True:
             entry = await self._recorder.call("ListJobs", request, server=self._server(chance))
+            if entry.response is not None:
+                jobs |= {job.id: _version_of(job) for job in entry.response.jobs}
             if entry.response is None or not entry.response.next_page_token:
-                return entry
+                return entry, jobs
             request.page_token = entry.response.next_page_token
 
     def _filter(self, chance: random.Random) -> pb.JobFilter:
@@ -206,36 +219,77 @@ class Workload:
         )
         seconds = chance.choice([0.0, 0.02, 0.3, 2.0, 10.0])
         async with self._recorder.watch("WatchJob", request, server=self._server(chance)) as stream:
-            await _ended(stream, min(seconds, max(0.0, self._ends_at - time.monotonic())))
+            await _any_of(stream.ended, self._over, seconds=seconds)
         if stream.entry.code == "UNAVAILABLE":
             await asyncio.sleep(UNAVAILABLE_SECONDS)
 
     async def _follow(self, chance: random.Random, working: asyncio.Future[Any], patience_seconds: float) -> None:
         """Follow all jobs of a filter, with cuts after which the watch resumes from one of the last tokens.
 
-        The last watch is open until the checker can demand each change from it: `patience_seconds` after the last call.
+        The last watch is open until it has sent what a list has, or the checker can demand each change from it:
+        `patience_seconds` after the last call.
         """
         wanted = self._filter(chance)
-        tokens: deque[str] = deque([""], maxlen=4)
+        places: deque[tuple[str, _Jobs]] = deque([("", {})], maxlen=PLACES)
+        """Tokens, and the jobs that a client with each of them has."""
         while True:
-            left_seconds = self._ends_at - time.monotonic()
-            is_last = left_seconds <= 0
+            is_last = self._over.is_set()
+            token, known = chance.choice(places)
+            if chance.random() < 0.2:
+                entry, listed = await self._list(wanted, chance)
+                if entry.response is not None:
+                    token, known = entry.response.resume_token, listed
+            jobs = dict(known)
             request = pb.WatchJobsRequest(
-                filter=wanted,
-                resume_token=chance.choice(tokens),
-                min_update_interval=_duration(chance.choice([0, 0.1])),
+                filter=wanted, resume_token=token, min_update_interval=_duration(chance.choice([0, 0.1]))
             )
-            if chance.random() < 0.2 and (page := (await self._list(wanted, chance)).response) is not None:
-                request.resume_token = page.resume_token
             async with self._recorder.watch("WatchJobs", request, server=self._server(chance)) as stream:
                 if is_last:
                     await asyncio.wait([working])
-                await _ended(stream, 1.2 * patience_seconds if is_last else min(left_seconds, chance.uniform(0, 3)))
-            if is_last:
-                return
-            tokens.extend(message.resume_token for _, message in stream.entry.responses[-4:] if message.resume_token)
+                    await self._until_in_step(stream, jobs, wanted, chance, seconds=1.2 * patience_seconds)
+                    return
+                await _any_of(stream.ended, self._over, seconds=chance.uniform(0, 3))
+            responses = stream.entry.responses
+            for number, (_, message) in enumerate(responses, start=1):
+                _take(jobs, message)
+                if message.resume_token and len(responses) - number < PLACES:
+                    places.append((message.resume_token, dict(jobs)))
             if stream.entry.code:
                 await asyncio.sleep(UNAVAILABLE_SECONDS)
+
+    async def _until_in_step(
+        self, stream: Stream, jobs: dict[str, Any], wanted: pb.JobFilter, chance: random.Random, *, seconds: float
+    ) -> None:
+        """Wait until a stream of WatchJobs that began with `jobs` has what a list has, or ends; at most `seconds`."""
+        ends_at = time.monotonic() + seconds
+        entry, listed = await self._list(wanted, chance)
+        taken = 0
+        while (left_seconds := ends_at - time.monotonic()) > 0:
+            for _, message in stream.entry.responses[taken:]:
+                _take(jobs, message)
+                taken += 1
+            is_in_step = entry.response is not None and jobs == listed
+            if is_in_step or await _any_of(stream.ended, seconds=min(left_seconds, LOOK_SECONDS)):
+                return
+
+
+_Jobs: TypeAlias = Mapping[str, Any]
+"""What tells the versions of jobs apart, by their ids."""
+
+
+def _version_of(job: pb.JobStatus) -> Any:
+    return job.revision, dict(job.children.items()), job.children_progress
+
+
+def _take(jobs: dict[str, Any], message: pb.WatchJobsResponse) -> None:
+    """Change the jobs that a client has as a message says."""
+    for event in message.events:
+        if event.type == pb.JOB_EVENT_TYPE_RESET:
+            jobs.clear()
+        elif event.type == pb.JOB_EVENT_TYPE_REMOVED:
+            jobs.pop(event.job.id, None)
+        elif event.HasField("job"):
+            jobs[event.job.id] = _version_of(event.job)
 
 
 class _Life:
@@ -361,9 +415,15 @@ class _Life:
         return job
 
 
-async def _ended(stream: Stream, seconds: float) -> None:
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(stream.ended.wait(), seconds)
+async def _any_of(*events: asyncio.Event, seconds: float) -> bool:
+    """Wait until one of the events is set; return False after `seconds`."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        done, _ = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waiting:
+            each.cancel()
+    return bool(done)
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

@@ -36,7 +36,6 @@ def killed_at(point):
 def test_no_acknowledged_write_is_lost_by_a_kill(point, tmp_path, is_full, patience_seconds, monkeypatch, record_fault):
     kills = KILLS_IN_FULL if is_full else KILLS
     ended = itertools.count(1)
-    monkeypatch.setenv("KILL", "")
     with ServerProcess(program=killed_at(point), store=f"sqlite:///{tmp_path}/jobs.db") as server:
 
         def start_again():
@@ -53,6 +52,9 @@ def test_no_acknowledged_write_is_lost_by_a_kill(point, tmp_path, is_full, patie
                 monkeypatch.delenv("KILL")
             await asyncio.to_thread(start_again)
 
+        server.kill()
+        monkeypatch.setenv("KILL", "")
+        start_again()
         judging = judged_under_faults(
             [server.address], die, times=kills, pause=lambda: 0.5, seed=1, patience_seconds=patience_seconds
         )
