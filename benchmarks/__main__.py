@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure and print the tables; a run of all rows also writes benchmarks/results.json.
+"""`python -m benchmarks`: measure and print the tables; without --only, also write benchmarks/results.json.
 
 BENCHMARKS.md, its picture and docs/capacity.md are made of that file; `--render` only makes them again.
 """
@@ -37,6 +37,7 @@ def main() -> None:
     bench.cores.pin(bench.cores.load)
     about = [*document.describe_machine(options.directory), str(bench.cores), f"{plan.repetitions} repetitions"]
     about += [f"left out: {side}, because {reason}" for side, reason in left_out.items()]
+    kept = Results.read(CHECKOUT) or Results()
     started = time.monotonic()
     figures: list[Figure] = []
     failed: list[str] = []
@@ -55,7 +56,6 @@ def main() -> None:
     about += map(NOT_MEASURED.format, failed)
     missed = sum(verdict.badness > 1 for figure in figures for verdict in figure.verdicts())
     print("\n".join([*about, f"targets missed: {missed}" if missed else "every target reached"]))
-    kept = Results.read(CHECKOUT) or Results()
     if options.only:
         found = Results(kept.about or about, kept.figures)
         found.replace([name for name in options.only if name not in failed], figures)
@@ -71,7 +71,8 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", choices=ROWS, help="a row; may be repeated (all)")
+    apart = ", ".join(name for name, row in ROWS.items() if row.is_apart)
+    parser.add_argument("--only", action="append", choices=ROWS, help=f"a row; may be repeated (all but {apart})")
     parser.add_argument("--sides", action="append", choices=ALL_SIDES, help="a side; may be repeated (all)")
     parser.add_argument("--repetitions", type=int, help=f"number of repetitions ({Plan().repetitions})")
     parser.add_argument("--duration", type=float, metavar="SECONDS", help=f"of each load ({Plan().seconds})")

@@ -138,7 +138,7 @@ class Row(NamedTuple):
     """How it is measured, for the readers of BENCHMARKS.md."""
     fill: Callable[[Bench, Table], None]
     is_apart: bool = False
-    """Whether a run of all rows leaves it out."""
+    """Whether it is measured only if it is asked for."""
 
     def measure(self, bench: Bench) -> list[Figure]:
         """Return the figures that have a value; those by size come last."""

@@ -40,9 +40,9 @@ class Results:
         self.about = [*(line for line in self.about if line not in failed), f"in a run of their own: {', '.join(rows)}"]
 
     def keep_apart(self, kept: Results) -> None:
-        """Take over those of the rows that a run of all rows leaves out."""
+        """Take over the figures of rows that are measured only if they are asked for, if they are of this machine."""
         apart = [name for name, row in ROWS.items() if row.is_apart]
-        if any(figure.row in apart for figure in kept.figures):
+        if self.about[:1] == kept.about[:1] and any(figure.row in apart for figure in kept.figures):
             self.replace(apart, kept.figures)
 
     def as_json(self) -> str:

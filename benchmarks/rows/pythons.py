@@ -28,7 +28,7 @@ def pythons(bench: Bench, table: Table) -> None:
     with bench.folder() as folder, contextlib.ExitStack() as stack:
         pythons = {version: _install(program, folder / version) for version, program in programs.items()}
         servers = {
-            f"{side}, {version}": stack.enter_context(replace(bench, python=python).run(side))
+            f"{side}, {version}": stack.enter_context(replace(bench, python=python, store=None).run(side))
             for side in bench.among(*OURS)
             for version, python in pythons.items()
         }
@@ -41,7 +41,7 @@ def pythons(bench: Bench, table: Table) -> None:
 
 
 def _install(program: str, folder: Path) -> str:
-    """Install this checkout for a Python in a folder, and return that environment's Python."""
+    """Install what this checkout needs for a Python in a folder, and return that environment's Python."""
     python = str(folder / "bin/python")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", python]
     subprocess.run([program, "-m", "venv", "--without-pip", folder], check=True)

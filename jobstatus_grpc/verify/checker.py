@@ -664,18 +664,20 @@ class _Listing:
 
 def _listings(entries: Sequence[Entry]) -> list[_Listing]:
     listings: list[_Listing] = []
-    by_token: dict[str, _Listing] = {}
+    by_token: defaultdict[str, list[_Listing]] = defaultdict(list)
+    """Lists that wait for this page; two that are read at once may have the same tokens."""
     for entry in entries:
         if entry.method != "ListJobs":
             continue
-        listing = by_token.pop(entry.request.page_token, None) if entry.request.page_token else _Listing([])
-        if listing is None:
+        page_token = entry.request.page_token
+        if page_token and not by_token[page_token]:
             continue  # its first page is not in the history
+        listing = by_token[page_token].pop(0) if page_token else _Listing([])
         listing.pages.append(entry)
         if len(listing.pages) == 1:
             listings.append(listing)
         if entry.response is not None and entry.response.next_page_token:
-            by_token[entry.response.next_page_token] = listing
+            by_token[entry.response.next_page_token].append(listing)
     return listings
 
 

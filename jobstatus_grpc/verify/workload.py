@@ -75,8 +75,13 @@ class Workload:
 
     async def run(self, seconds: float, *, patience_seconds: float) -> None:
         """Load the servers for `seconds`, then wait until watchers must have all changes."""
-        self._over.clear()
         end = asyncio.get_running_loop().call_later(seconds, self._over.set)
+        try:
+            await self._load(patience_seconds)
+        finally:
+            end.cancel()
+
+    async def _load(self, patience_seconds: float) -> None:
         for number in range(FAMILIES):
             await self._create_parent(f"verify-{self._run}-parent-{number}")
         half = max(1, self._clients // 2)
@@ -96,7 +101,6 @@ class Workload:
             try:
                 await asyncio.gather(working, *followers)
             finally:
-                end.cancel()
                 for task in (*clients, *followers):
                     task.cancel()
                 await asyncio.gather(*clients, *followers, return_exceptions=True)
@@ -188,10 +192,10 @@ class Workload:
                 entry = await self._recorder.call("GetJob", pb.GetJobRequest(id=job_id), server=server)
         await asyncio.sleep(0.001 if entry.code != "UNAVAILABLE" else UNAVAILABLE_SECONDS)
 
-    async def _list(self, wanted: pb.JobFilter, chance: random.Random) -> tuple[Entry, _Jobs]:
+    async def _list(self, wanted: pb.JobFilter, chance: random.Random, *, page_size: int = 0) -> tuple[Entry, _Jobs]:
         """Read a list page by page, each from another server; return the last page, or the one that failed, and all
-        jobs."""
-        request = pb.ListJobsRequest(filter=wanted, page_size=chance.choice([3, 20, 1000]))
+        jobs. The size of a page is random unless it is given."""
+        request = pb.ListJobsRequest(filter=wanted, page_size=page_size or chance.choice([3, 20, 1000]))
         jobs: dict[str, Any] = {}
         while True:
             entry = await self._recorder.call("ListJobs", request, server=self._server(chance))
@@ -231,44 +235,46 @@ class Workload:
         """
         wanted = self._filter(chance)
         places: deque[tuple[str, _Jobs]] = deque([("", {})], maxlen=PLACES)
-        """Tokens, and the jobs that a client with each of them has."""
+        """The last tokens, and the jobs that a client with each of them has."""
         while True:
             is_last = self._over.is_set()
             token, known = chance.choice(places)
             if chance.random() < 0.2:
                 entry, listed = await self._list(wanted, chance)
-                if entry.response is not None:
+                if entry.response is not None and entry.response.resume_token:
                     token, known = entry.response.resume_token, listed
-            jobs = dict(known)
+            view = _View(known)
             request = pb.WatchJobsRequest(
                 filter=wanted, resume_token=token, min_update_interval=_duration(chance.choice([0, 0.1]))
             )
             async with self._recorder.watch("WatchJobs", request, server=self._server(chance)) as stream:
                 if is_last:
                     await asyncio.wait([working])
-                    await self._until_in_step(stream, jobs, wanted, chance, seconds=1.2 * patience_seconds)
+                    await self._until_in_step(stream, view, wanted, chance, seconds=1.2 * patience_seconds)
                     return
                 await _any_of(stream.ended, self._over, seconds=chance.uniform(0, 3))
             responses = stream.entry.responses
             for number, (_, message) in enumerate(responses, start=1):
-                _take(jobs, message)
-                if message.resume_token and len(responses) - number < PLACES:
-                    places.append((message.resume_token, dict(jobs)))
+                view.take(message)
+                # Until SYNCED a message has the token of the request, with which a client need not have its events.
+                if message.resume_token not in ("", token) and len(responses) - number < PLACES:
+                    places.append((message.resume_token, dict(view.jobs)))
             if stream.entry.code:
                 await asyncio.sleep(UNAVAILABLE_SECONDS)
 
     async def _until_in_step(
-        self, stream: Stream, jobs: dict[str, Any], wanted: pb.JobFilter, chance: random.Random, *, seconds: float
+        self, stream: Stream, view: _View, wanted: pb.JobFilter, chance: random.Random, *, seconds: float
     ) -> None:
-        """Wait until a stream of WatchJobs that began with `jobs` has what a list has, or ends; at most `seconds`."""
+        """Wait until a stream of WatchJobs has sent SYNCED and what a list has, or ends; at most `seconds` and the time
+        that the list takes."""
+        entry, listed = await self._list(wanted, chance, page_size=1000)
         ends_at = time.monotonic() + seconds
-        entry, listed = await self._list(wanted, chance)
         taken = 0
         while (left_seconds := ends_at - time.monotonic()) > 0:
             for _, message in stream.entry.responses[taken:]:
-                _take(jobs, message)
+                view.take(message)
                 taken += 1
-            is_in_step = entry.response is not None and jobs == listed
+            is_in_step = entry.response is not None and view.is_synced and view.jobs == listed
             if is_in_step or await _any_of(stream.ended, seconds=min(left_seconds, LOOK_SECONDS)):
                 return
 
@@ -281,15 +287,25 @@ def _version_of(job: pb.JobStatus) -> Any:
     return job.revision, dict(job.children.items()), job.children_progress
 
 
-def _take(jobs: dict[str, Any], message: pb.WatchJobsResponse) -> None:
-    """Change the jobs that a client has as a message says."""
-    for event in message.events:
-        if event.type == pb.JOB_EVENT_TYPE_RESET:
-            jobs.clear()
-        elif event.type == pb.JOB_EVENT_TYPE_REMOVED:
-            jobs.pop(event.job.id, None)
-        elif event.HasField("job"):
-            jobs[event.job.id] = _version_of(event.job)
+class _View:
+    """What a client of WatchJobs has after the messages that it took."""
+
+    def __init__(self, jobs: _Jobs) -> None:
+        self.jobs = dict(jobs)
+        self.is_synced = False
+
+    def take(self, message: pb.WatchJobsResponse) -> None:
+        for event in message.events:
+            match event.type:
+                case pb.JOB_EVENT_TYPE_RESET:
+                    self.jobs.clear()
+                    self.is_synced = False
+                case pb.JOB_EVENT_TYPE_SYNCED:
+                    self.is_synced = True
+                case pb.JOB_EVENT_TYPE_REMOVED:
+                    self.jobs.pop(event.job.id, None)
+                case _ if event.HasField("job"):
+                    self.jobs[event.job.id] = _version_of(event.job)
 
 
 class _Life:

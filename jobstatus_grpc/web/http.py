@@ -31,7 +31,7 @@ DISCARD_SECONDS = 5.0
 """Time for which the rest of a body is taken, and ignored, after a response that did not need it."""
 
 MAX_DISCARDED_BYTES = 2 * limits.MAX_REQUEST_BYTES
-"""Taken of it."""
+"""The bytes of the rest that are taken, at most."""
 
 HTTP_STATUS_OF_CODE: Mapping[str, int] = {
     "CANCELLED": 499,
@@ -255,6 +255,7 @@ class Request:
     async def _discard_body(self) -> None:
         """Take a part of what is left of the body: a client that still sends it when the connection is closed may not
         see the response."""
+        self.free_body()
         left = MAX_DISCARDED_BYTES
         with contextlib.suppress(asyncio.TimeoutError):
             ends_at = asyncio.get_running_loop().time() + DISCARD_SECONDS

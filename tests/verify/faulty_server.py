@@ -29,7 +29,7 @@ from jobstatus_grpc.stores.interface import ChangeBatch, Page
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.watch import filter_watch, publisher
 from jobstatus_grpc.watch.backlog import Backlog
-from jobstatus_grpc.watch.filter_watch import FilterHub
+from jobstatus_grpc.watch.filter_watch import FilterHub, FilterStream
 from jobstatus_grpc.watch.job_watch import JobHub
 from jobstatus_grpc.watch.numbers import Numbered
 from jobstatus_grpc.watch.publisher import Publisher
@@ -306,6 +306,22 @@ def batch_in_reverse() -> None:
     JobService.batch_update = backwards  # type: ignore[method-assign]
 
 
+def resume_without_synced() -> None:
+    resume = FilterStream._resume
+
+    async def resume_in_silence(self: Any, after: Any) -> None:
+        async def say_nothing(position: Any) -> None:
+            self._is_synced = True
+
+        self._send_synced = say_nothing
+        try:
+            await resume(self, after)
+        finally:
+            del self._send_synced
+
+    FilterStream._resume = resume_in_silence  # type: ignore[method-assign]
+
+
 def deletion_without_its_revision() -> None:
     delete = rules._delete
     rules._delete = lambda found, command: delete(found, replace(command, expected_revision=0))
@@ -356,6 +372,7 @@ BUGS: dict[str, Callable[[], None]] = {
         deletion_without_its_revision,
         children_that_are_removed_still_counted,
         numbers_of_children_not_sent,
+        resume_without_synced,
     )
 }
 

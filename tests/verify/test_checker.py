@@ -241,6 +241,15 @@ def test_the_entries_of_a_violation_show_it_again(rule, tmp_path):
     assert not set(noise) & set(found[0].entries)
 
 
+def test_lists_that_are_read_at_once_and_have_the_same_tokens_are_both_judged():
+    recording = Recording().create()
+    for request in ({}, {"pageToken": "p"}):
+        for page in ({"jobs": [job(1)]}, {"jobs": []}):
+            shown = page if request else {"jobs": [], "nextPageToken": "p"}
+            recording.call("ListJobs", request, shown)
+    assert rules_broken_by(recording) == {"lists-are-complete"}
+
+
 def test_children_that_may_have_changed_since_they_were_listed_are_not_counted():
     right = {"children": {"in_progress": "1"}, "childrenProgress": 40}
     assert checker.check(family(numbers=right).entries, patience_seconds=1) == []

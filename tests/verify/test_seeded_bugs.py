@@ -48,6 +48,7 @@ SEEN_BY = {
     "deletion-without-its-revision": {"a-deletion-compares-the-revision"},
     "children-that-are-removed-still-counted": {"children-are-counted"},
     "numbers-of-children-not-sent": {"watches-of-many-jobs-are-complete"},
+    "resume-without-synced": {"watches-of-many-jobs-are-complete"},
 }
 """The check or rule that sees the bug in each run; others may see it too."""
 
