@@ -243,10 +243,9 @@ def test_the_entries_of_a_violation_show_it_again(rule, tmp_path):
 
 def test_lists_that_are_read_at_once_and_have_the_same_tokens_are_both_judged():
     recording = Recording().create()
-    for request in ({}, {"pageToken": "p"}):
-        for page in ({"jobs": [job(1)]}, {"jobs": []}):
-            shown = page if request else {"jobs": [], "nextPageToken": "p"}
-            recording.call("ListJobs", request, shown)
+    for _ in range(2):
+        recording.call("ListJobs", {}, {"nextPageToken": "p"})
+    recording.call("ListJobs", {"pageToken": "p"}, {"jobs": [job(1)]}).call("ListJobs", {"pageToken": "p"}, {})
     assert rules_broken_by(recording) == {"lists-are-complete"}
 
 
