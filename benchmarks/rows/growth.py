@@ -110,7 +110,7 @@ def _call_in_turns(bench: Bench, stores: Mapping[int, Path], table: Table) -> No
     with ExitStack() as stack:
         servers = {size: stack.enter_context(bench.run(GRPCIO, folder)) for size, folder in stores.items()}
         chances = {size: random.Random(size) for size in stores}
-        brief = replace(bench.plan, seconds=bench.plan.seconds / 2)
+        brief = replace(bench.plan, seconds=bench.plan.seconds * 2 / 3)
         for method, request in METHODS.items():
             sources = {size: [_random_requests(size, chances[size], request)] * CALLERS for size in stores}
             subjects = {f"{size:,}": Subject(server, path(method), sources[size]) for size, server in servers.items()}
