@@ -114,7 +114,7 @@ test-native: $(VENV)/.dev ## run server, client, CLI, interop and fault tests wi
 		tests/server tests/client tests/cli tests/interop tests/faults $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.bench ## compare with etcd, NATS, Redis, PostgreSQL and Celery; write BENCHMARKS.md (under 15 minutes)
+bench: $(VENV)/.bench ## compare with etcd, NATS, Redis, PostgreSQL and Celery; write BENCHMARKS.md (about 16 minutes)
 	$(PYTHON) -m benchmarks $(ARGS)
 
 # ---- check the code
