@@ -43,7 +43,7 @@ test: $(VENV)/.dev ## run the tests, without slow tests and tests that build (un
 	$(PYTHON) -m pytest $(WORKERS) -m 'not slow and not proto and not wheel and not interop and not release' $(ARGS)
 
 .PHONY: check
-check: lint types imports test-all ## run everything that CI runs (under 15 minutes)
+check: lint types imports test-all ## run everything that CI runs (about 15 minutes)
 
 .PHONY: test-all
 test-all: $(VENV)/.dev $(PROTO_VENV)/.tools node browser redis systemd prometheus ## run all tests except those of make interop and make release

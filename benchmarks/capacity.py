@@ -183,7 +183,7 @@ def document(about: Sequence[str], figures: Sequence[Figure]) -> str:
         return ""
     usual = Workload(jobs=1)
     return TEXT.format(
-        machine=about[0].partition(", load average")[0],
+        machine=about[0],
         units=_units(costs, values),
         loads=_loads(costs),
         deployments=_deployments(costs, {name: rate or 0 for name, rate in on_postgresql.items()}, database_us / 1e6),

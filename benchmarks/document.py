@@ -147,7 +147,10 @@ def _of_columns(figures: Sequence[Figure]) -> str:
 
 
 def describe_machine(directory: Path) -> list[str]:
-    """Return lines about the machine, the disk that holds `directory`, and the versions that are compared."""
+    """Return lines about the machine, the disk that holds `directory`, and the versions that are compared.
+
+    The first line is the same in each run on a machine.
+    """
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -172,7 +175,8 @@ def describe_machine(directory: Path) -> list[str]:
             os.fsync(file.fileno())
             fsync_seconds.append(time.perf_counter() - started)
     return [
-        f"{processor}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}",
+        f"{processor}, {os.cpu_count()} cores",
+        f"load average {os.getloadavg()[0]:.1f}",
         f"{platform.system()} {platform.release()}, {platform.python_implementation()} {platform.python_version()}",
         f"database on {kind}{in_memory}, write and fsync of 4 KiB {statistics.median(fsync_seconds) * 1e3:.2f} ms",
         f"{', '.join(versions)}, SQLite {sqlite3.sqlite_version}",

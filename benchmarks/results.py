@@ -42,7 +42,7 @@ class Results:
     def keep_apart(self, kept: Results) -> None:
         """Take over the figures of rows that are measured only if they are asked for, if they are of this machine."""
         apart = [name for name, row in ROWS.items() if row.is_apart]
-        if _machine(self) == _machine(kept) and any(figure.row in apart for figure in kept.figures):
+        if self.about[:1] == kept.about[:1] and any(figure.row in apart for figure in kept.figures):
             self.replace(apart, kept.figures)
 
     def as_json(self) -> str:
@@ -67,10 +67,6 @@ class Results:
         assert kept is not None
         for path, text in kept.documents().items():
             _write(root / path, text)
-
-
-def _machine(results: Results) -> str:
-    return results.about[0].partition(", load average")[0] if results.about else ""
 
 
 def _write(file: Path, text: str) -> None:

@@ -140,6 +140,19 @@ def updating(server: Server, jobs: Sequence[Sequence[str]], connections: int | N
     return Subject(server, path, [server.api.updates(each) for each in jobs], connections)
 
 
+def read_and_update(
+    plan: Plan, table: Table, servers: Mapping[str, Server], figures: Sequence[tuple[str, int]]
+) -> None:
+    """Create JOBS jobs on each server, then load the servers in turns with reads and with updates of these jobs."""
+    job_ids = numbered_jobs(JOBS)
+    for server in servers.values():
+        server.create(job_ids)
+    reads = {column: reading(server, job_ids) for column, server in servers.items()}
+    writes = {column: updating(server, [[job_id] for job_id in job_ids]) for column, server in servers.items()}
+    for method, subjects in ("GetJob", reads), ("UpdateJob", writes):
+        take_turns(plan, table, subjects, figures, f"{method}: ")
+
+
 def take_turns(
     plan: Plan, table: Table, subjects: Mapping[str, Subject], figures: Sequence[tuple[str, int]], prefix: str = ""
 ) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.report import Table, Target, row
-from benchmarks.rows.calls import CALL_CPU, CALLERS, JOBS, reading, take_turns, updating
-from benchmarks.servers import OURS, Bench, Server, numbered_jobs
+from benchmarks.rows.calls import CALL_CPU, CALLERS, read_and_update
+from benchmarks.servers import OURS, Bench, Server
 from jobstatus_grpc.auth import Role
 from jobstatus_grpc.auth.tokens import make_token, stanza_of
 from tests.support.issuer import AUDIENCE, ISSUER, jwk_of, jwks_of, sign
@@ -25,7 +25,7 @@ def identities(bench: Bench, table: Table) -> None:
     """GetJob and UpdateJob of 256 jobs with 64 calls in flight, where callers send nothing to be known by, a token, or
     a signed JWT (RS256). A token that a server without `--auth` does not check shows what the header itself costs.
     """
-    job_ids, once = numbered_jobs(JOBS), replace(bench.plan, repetitions=1)
+    once = replace(bench.plan, repetitions=1)
     sides = bench.among(*OURS)
     for _ in range(bench.plan.repetitions):
         # New servers each time: the rates of two processes of one program differ by up to a tenth.
@@ -35,12 +35,7 @@ def identities(bench: Bench, table: Table) -> None:
                 for side in sides
                 for way in WAYS
             }
-            for server in servers.values():
-                server.create(job_ids)
-            reads = {column: reading(server, job_ids) for column, server in servers.items()}
-            writes = {column: updating(server, [[job_id] for job_id in job_ids]) for column, server in servers.items()}
-            for method, subjects in ("GetJob", reads), ("UpdateJob", writes):
-                take_turns(once, table, subjects, [(kind, CALLERS) for kind in (RATE, CALL_CPU)], f"{method}: ")
+            read_and_update(once, table, servers, [(RATE, CALLERS), (CALL_CPU, CALLERS)])
     targets = [
         Target(f"{side}, {way}", "≥", least, f"{side}, {NOBODY}") for side in sides for way, least in LEAST.items()
     ]

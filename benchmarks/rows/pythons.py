@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.report import Table, row
-from benchmarks.rows.calls import ALONE, CALL_CPU, CALLERS, JOBS, reading, take_turns, updating
-from benchmarks.servers import OURS, Bench, CannotMeasureError, numbered_jobs
+from benchmarks.rows.calls import ALONE, CALL_CPU, CALLERS, read_and_update
+from benchmarks.servers import OURS, Bench, CannotMeasureError
 from tests.support.pythons import VERSIONS, find_python
 
 FIGURES = [("calls/s", CALLERS), ("p50, ms", ALONE), (CALL_CPU, CALLERS)]
@@ -24,7 +24,6 @@ def pythons(bench: Bench, table: Table) -> None:
     programs = {version: program for version in VERSIONS if (program := find_python(version))}
     if len(programs) < 2:
         raise CannotMeasureError("there is only one version of Python; install another, in PATH or with pyenv")
-    job_ids = numbered_jobs(JOBS)
     with bench.folder() as folder, contextlib.ExitStack() as stack:
         pythons = {version: _install(program, folder / version) for version, program in programs.items()}
         servers = {
@@ -32,12 +31,7 @@ def pythons(bench: Bench, table: Table) -> None:
             for side in bench.among(*OURS)
             for version, python in pythons.items()
         }
-        for server in servers.values():
-            server.create(job_ids)
-        reads = {column: reading(server, job_ids) for column, server in servers.items()}
-        writes = {column: updating(server, [[job_id] for job_id in job_ids]) for column, server in servers.items()}
-        for method, subjects in ("GetJob", reads), ("UpdateJob", writes):
-            take_turns(bench.plan, table, subjects, FIGURES, f"{method}: ")
+        read_and_update(bench.plan, table, servers, FIGURES)
 
 
 def _install(program: str, folder: Path) -> str:

@@ -665,7 +665,7 @@ class _Listing:
 def _listings(entries: Sequence[Entry]) -> list[_Listing]:
     listings: list[_Listing] = []
     by_token: defaultdict[str, list[_Listing]] = defaultdict(list)
-    """Lists that wait for this page; two that are read at once may have the same tokens."""
+    """The lists that lack the page of a token. Lists that are read at once may have the same tokens."""
     for entry in entries:
         if entry.method != "ListJobs":
             continue

@@ -843,7 +843,7 @@ WAITING = (
     a_silent_job_becomes_stalled,
     a_heartbeat_keeps_a_job_from_stalling,
 )
-"""Those that mostly wait, and so run beside the others."""
+"""Checks that mostly wait: they run beside the others."""
 
 
 async def run(

@@ -280,7 +280,7 @@ class Workload:
 
 
 _Jobs: TypeAlias = Mapping[str, Any]
-"""What tells the versions of jobs apart, by their ids."""
+"""The version of each job, by its id."""
 
 
 def _version_of(job: pb.JobStatus) -> Any:

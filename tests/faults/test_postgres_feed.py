@@ -78,7 +78,7 @@ def test_writers_that_hold_roll_back_and_sleep_make_the_feed_miss_nothing_and_re
 
     changes = asyncio.run(asyncio.wait_for(scenario(), 550))
     record_fault(
-        "writers whose transactions are held, rolled back and asleep",
+        "writers with held, rolled back and sleeping transactions",
         count=1,
         checked=f"{changes:,} changes of the feed",
         result="none missed, none repeated",

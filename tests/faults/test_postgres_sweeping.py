@@ -75,10 +75,10 @@ def test_when_the_sweeper_dies_another_takes_over_and_its_clocks_start_anew(post
     with replicas(postgres.url(database)) as servers:
         asyncio.run(asyncio.wait_for(scenario(servers), 280))
     record_fault(
-        "`kill -9` of the replica that marks stalled jobs",
+        "`kill -9` of the leader, which marks stalled jobs",
         count=kills,
         checked="a job that stalls meanwhile",
-        result="another takes over, stalled once and not early",
+        result="another replica takes over, one stall, not early",
     )
 
 

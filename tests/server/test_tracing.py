@@ -66,7 +66,7 @@ class Exported:
         self.tracing = ServerTracing(provider)
 
     async def until_started(self, name: str, count: int) -> None:
-        """Wait until so many spans of this name have started."""
+        """Wait until `count` spans of this name have started."""
         while self._started.counts[name] < count:
             self._started.more.clear()
             await self._started.more.wait()

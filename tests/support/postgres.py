@@ -171,13 +171,13 @@ class PostgresCluster:
         assert self._process is not None
         postmaster = psutil.Process(self._process.pid)
         # All stop before one dies: a process that sees the postmaster die shows others what no standby has confirmed.
-        _signal(postmaster, signal.SIGSTOP)
-        self._wait_until(lambda: _has_stopped(postmaster), "did not stop")  # it could start another process until then
+        self._process.send_signal(signal.SIGSTOP)
+        # Until then it could start another process.
+        self._wait_until(lambda: postmaster.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE), "did not stop")
         children = postmaster.children(recursive=True)
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for child in children:
-                _signal(child, number)
-        _signal(postmaster, signal.SIGKILL)
+        pids = [child.pid for child in children]
+        signal_all(pids, signal.SIGSTOP)
+        signal_all([*pids, postmaster.pid], signal.SIGKILL)
         self._process.wait(_DEADLINE_SECONDS)
         self._wait_until(lambda: not any(_is_alive(child) for child in children), "did not die")
 
@@ -356,18 +356,6 @@ def _free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no port is free")
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
-
-
-def _has_stopped(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_STOPPED)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-"""Those that the package supports."""
+"""The versions that the package supports."""
 
 
 def find_python(version: str) -> str | None:

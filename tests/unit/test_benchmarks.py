@@ -183,14 +183,17 @@ def test_a_later_run_of_one_row_replaces_that_row_only():
     assert [(figure.row, figure.name) for figure in results.figures] == [("get", "b"), ("update", "a")]
 
 
+def test_the_first_line_about_a_machine_is_the_same_in_each_run(tmp_path):
+    assert document.describe_machine(tmp_path)[0] == document.describe_machine(tmp_path)[0]
+    assert "load" not in document.describe_machine(tmp_path)[0]
+
+
 def test_a_run_of_all_rows_keeps_the_figures_of_those_that_it_leaves_out():
-    kept = Results(
-        ["a machine, load average 1", "old"], [Figure("a", "get", {GRPCIO: [1]}), Figure("a", "pythons", {"3.13": [1]})]
-    )
-    results = Results(["a machine, load average 2", "new"], [Figure("b", "get", {GRPCIO: [2]})])
+    kept = Results(["a machine", "old"], [Figure("a", "get", {GRPCIO: [1]}), Figure("a", "pythons", {"3.13": [1]})])
+    results = Results(["a machine", "new"], [Figure("b", "get", {GRPCIO: [2]})])
     results.keep_apart(kept)
     assert [(figure.row, figure.name) for figure in results.figures] == [("get", "b"), ("pythons", "a")]
-    assert results.about == ["a machine, load average 2", "new", "in a run of their own: pythons"]
+    assert results.about == ["a machine", "new", "in a run of their own: pythons"]
     elsewhere = Results(["another machine"], [])
     elsewhere.keep_apart(kept)
     assert elsewhere == Results(["another machine"], [])

@@ -243,7 +243,7 @@ def heartbeat_that_does_not_count() -> None:
     StallClocks.note = note_changes  # type: ignore[method-assign]
 
 
-def job_that_leaves_a_filter_not_removed() -> None:
+def removal_from_a_filter_not_sent() -> None:
     concerned = FilterHub._concerned
 
     def concerned_by_its_keys(self: FilterHub, change: Any) -> Any:
@@ -362,7 +362,7 @@ BUGS: dict[str, Callable[[], None]] = {
         page_cursor_that_skips_on_insert,
         cancel_lost_at_the_next_update,
         heartbeat_that_does_not_count,
-        job_that_leaves_a_filter_not_removed,
+        removal_from_a_filter_not_sent,
         label_index_of_the_creation,
         history_with_one_entry_a_commit,
         last_change_within_the_interval_dropped,

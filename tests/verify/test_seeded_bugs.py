@@ -38,7 +38,7 @@ SEEN_BY = {
     "page-cursor-that-skips-on-insert": {"a-list-is-complete-in-pages"},
     "cancel-lost-at-the-next-update": {"a-running-job-is-asked-to-stop"},
     "heartbeat-that-does-not-count": {"a-heartbeat-keeps-a-job-from-stalling"},
-    "job-that-leaves-a-filter-not-removed": {"a-job-whose-labels-change-leaves"},
+    "removal-from-a-filter-not-sent": {"a-job-whose-labels-change-leaves"},
     "label-index-of-the-creation": {"lists-are-complete"},
     "history-with-one-entry-a-commit": {"the-history-has-each-transition-of-a-batch"},
     "last-change-within-the-interval-dropped": {"the-last-progress-is-sent"},
@@ -100,8 +100,9 @@ def test_a_seeded_bug_is_seen(bug, tmp_path, monkeypatch, record_bug):
     # A check needs no random load.
     seconds = 3 if SEEN_BY[bug] & RULES else 1
     with faulty(bug) as server:
-        for seed in SEEDS:
-            code, found = verified(server.address, seed, seconds=seconds)
+        for number, seed in enumerate(SEEDS):
+            # On a busy machine the load needs longer, for example to fill the buffers of watches that are not read.
+            code, found = verified(server.address, seed, seconds=seconds << number)
             assert code == bool(found)
             seen |= found
             if SEEN_BY[bug] <= seen:
