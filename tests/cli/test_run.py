@@ -302,6 +302,12 @@ def test_it_ends_with_its_command_however_the_end_of_a_child_is_hidden(cli, how)
     assert subprocess.run(hiding, env=cli.environment, timeout=30, check=False).returncode == 3
 
 
+def test_the_end_of_a_child_still_has_a_handler_for_a_thread_that_gets_it_late(here):
+    assert here("run", "--quiet", "/etc/passwd").returncode == 126
+    assert callable(signal.getsignal(signal.SIGCHLD))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 @pytest.mark.parametrize(
     "number", ["USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "PWR", "ABRT", "RTMIN+3", "SEGV", "BUS", "ILL", "FPE"]
 )

@@ -39,6 +39,10 @@ _FORWARDED = frozenset(signal.valid_signals()) - _NOT_FORWARDED
 
 _CAUGHT = (*_FORWARDED, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH, signal.SIGCHLD)
 
+_KEPT = frozenset({signal.SIGCHLD, signal.SIGCONT, signal.SIGWINCH})
+"""Signals that keep our handler, which does nothing, as their default action. Another thread may still be about to call
+it, and for a signal that has no handler of Python any more Python prints a traceback."""
+
 _POLL_SECONDS = 0.02
 """How often to check whether a stopped process group has ended: no signal announces processes that are not ours."""
 
@@ -218,8 +222,8 @@ class Child:
             signal.pthread_kill(waiter.ident, signal.SIGSEGV)
             waiter.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        for number, handler in self._handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in self._handlers.keys() - _KEPT:
+            signal.signal(number, self._handlers[number])
         signal.set_wakeup_fd(self._wakeup_fd_before)
         os.close(self._wakeup_write_fd)
         os.close(self._wakeup_read_fd)
