@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -137,19 +138,23 @@ def _call_in_turns(bench: Bench, stores: Mapping[int, Path], table: Table) -> No
 
 
 def _random_requests(size: int, chance: random.Random, make: Callable[[pb.JobStatus], Message]) -> NextRequest:
-    """Return a source of requests for random jobs in progress; every update is a change."""
+    """Return a source of requests for random jobs in progress; every update is a change, since the progress rises."""
+    numbers = itertools.count(1)
 
     def next_request() -> bytes:
-        job = pb.JobStatus(id=_id(chance.randrange(2, size, len(STATES))), progress=chance.uniform(0, 100))
+        job = pb.JobStatus(id=_id(chance.randrange(2, size, len(STATES))), progress=10 + next(numbers) * 1e-5)
         return make(job).SerializeToString()
 
     return next_request
 
 
 def _pages(client: Client, count: int) -> Mapping[str, bytes]:
-    """Return a ListJobsRequest for each way to filter; all but the last have a full page of matches."""
+    """Return a ListJobsRequest for each way to filter; all but the last have matches."""
     replies = [client.call(path("GetJob"), JobsApi().read_request(_id(count // 2 + later))) for later in (0, BATCH)]
     middle, later = (pb.GetJobResponse.FromString(reply).job.created_at for reply in replies)
+    # Jobs that one commit creates have one creation time, which a range leaves out at both ends.
+    middle.FromMicroseconds(middle.ToMicroseconds() - 1)
+    later.FromMicroseconds(later.ToMicroseconds() + 1)
     failed = [pb.JOB_STATE_FAILED]
     filters = {
         "no filter": pb.JobFilter(),
@@ -167,4 +172,8 @@ def _pages(client: Client, count: int) -> Mapping[str, bytes]:
         "state and label": pb.JobFilter(states=failed, labels={"team": "team-8"}),
         RARE: pb.JobFilter(states=failed, names=["name-7"]),
     }
-    return {name: pb.ListJobsRequest(filter=filter).SerializeToString() for name, filter in filters.items()}
+    pages = {name: pb.ListJobsRequest(filter=filter).SerializeToString() for name, filter in filters.items()}
+    for name, page in pages.items():
+        if name != RARE and not pb.ListJobsResponse.FromString(client.call(path("ListJobs"), page)).jobs:
+            raise CallFailedError(f"no job matches the filter {name!r}")
+    return pages
