@@ -614,7 +614,7 @@ FRAMES = """() => new Promise((resolve) => {
     const start = performance.now();
     const count = (now) => {
         frames += 1;
-        if (now - start > 5000) resolve((frames / (now - start)) * 1000);
+        if (now - start > 2000) resolve((frames / (now - start)) * 1000);
         else requestAnimationFrame(count);
     };
     requestAnimationFrame(count);
