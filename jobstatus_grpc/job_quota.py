@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from jobstatus_grpc.errors import JobExpiredError, JobNotFoundError, TooManyJobsError
 from jobstatus_grpc.job import Command, Create, Job, Outcome, Update
@@ -54,6 +54,8 @@ _Place: TypeAlias = "tuple[_Count, int]"
 
 _Rooms: TypeAlias = "Mapping[Key, _Place | TooManyJobsError]"
 
+_Limited: TypeAlias = "Sequence[Create | Update]"
+
 
 class JobQuota:
     """Refuses new jobs of a tenant that has as many as it may. Belongs to one event loop.
@@ -92,7 +94,7 @@ class JobQuota:
         limited = [each for each in commands if _may_create(each) and self._max_jobs(each.tenant) is not None]
         return self._submit(commands, limited, commit) if limited else commit(commands)
 
-    async def _submit(self, commands: Sequence[Command], limited: Sequence[Command], commit: Commit) -> list[Outcome]:
+    async def _submit(self, commands: Sequence[Command], limited: _Limited, commit: Commit) -> list[Outcome]:
         rooms = await self._rooms_for(limited)
         refusals = [_refusal(rooms.get(_key(each))) if _may_create(each) else None for each in commands]
         admitted = [each for each, refusal in zip(commands, refusals, strict=True) if refusal is None]
@@ -106,11 +108,11 @@ class JobQuota:
         _give_back(rooms, rooms.keys() - created)
         return outcomes
 
-    async def _rooms_for(self, commands: Sequence[Command]) -> _Rooms:
+    async def _rooms_for(self, commands: _Limited) -> _Rooms:
         """Take a place for each job that may be created; those that need none have no entry."""
-        updates = {_key(each) for each in commands if isinstance(each, Update)}
-        # Before a place is taken: most such updates are of jobs that exist, and must not keep others from their place.
-        found = dict(zip(updates, await asyncio.gather(*(self._exists(*key) for key in updates)), strict=True))
+        # Before a place is taken: most such updates, and a creation that is sent again, are of jobs that exist.
+        keys = {_key(each) for each in commands if isinstance(each, Update) or each.request}
+        found = dict(zip(keys, await asyncio.gather(*(self._exists(*key) for key in keys)), strict=True))
         rooms: dict[Key, _Place | TooManyJobsError] = {}
         try:
             for key in dict.fromkeys(map(_key, commands)):
@@ -165,7 +167,7 @@ class JobQuota:
         return True
 
 
-def _may_create(command: Command) -> bool:
+def _may_create(command: Command) -> TypeGuard[Create | Update]:
     return isinstance(command, Create) or (isinstance(command, Update) and command.allow_missing)
 
 

@@ -14,7 +14,7 @@ from jobstatus_grpc.errors import (
     StoreUnavailableError,
     TooManyJobsError,
 )
-from jobstatus_grpc.job import Create, Delete, Update
+from jobstatus_grpc.job import Create, Delete, RequestId, Update
 from jobstatus_grpc.job_quota import COUNT_AGAIN_SECONDS, COUNT_FULL_AGAIN_SECONDS, JobQuota
 from jobstatus_grpc.server.limits import CallerLimits, LimitRules
 from jobstatus_grpc.stores.memory import MemoryStore
@@ -135,6 +135,16 @@ async def test_a_repetition_is_let_through_and_a_limit_that_is_raised_holds_at_o
         await tenant.create("a")
     tenant.limit = 2
     await tenant.create("b")
+
+
+@on_a_loop
+async def test_a_creation_that_is_sent_again_takes_one_place():
+    tenant = Tenant(2)
+    for _ in range(3):
+        await tenant.submit(Create(id="a", request=RequestId("r", "hash")))
+    await tenant.create("b")
+    with pytest.raises(TooManyJobsError):
+        await tenant.create("c")
 
 
 @on_a_loop

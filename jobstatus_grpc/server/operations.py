@@ -132,7 +132,12 @@ FILTER_TEXT = (
     "done, metadata.state, metadata.stalled, metadata.name, metadata.parent_id and metadata.labels.KEY"
 )
 
-_COMPARISON = re.compile(r'([^\s=":()]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s="()]+)(?:\s+AND\s+(?=\S)|$)')
+# Not in a text without quotes: the operators and the wildcard of AIP-160, which are not supported.
+_OTHER = r"""[^\s="()!<>~,'*]"""
+
+_QUOTED = r'"(?:[^"\\*]|\\.)*"'
+
+_COMPARISON = re.compile(rf"((?:(?!:){_OTHER})+(?:{_QUOTED})?)\s*=\s*({_QUOTED}|{_OTHER}+)(?:\s+AND\s+(?=\S)|$)")
 
 
 def read_filter(text: str, violations: Violations) -> JobFilter:
@@ -146,12 +151,14 @@ def read_filter(text: str, violations: Violations) -> JobFilter:
         if found is None:
             violations.append(FieldViolation("filter", f"{FILTER_TEXT}; not understood: {text[position:]!r:.60}"))
             break
-        path, value = found[1], found[2]
-        if value.startswith('"'):
-            value = re.sub(r"\\(.)", r"\1", value[1:-1])
-        job_filter &= _comparison(path, value, violations)
+        job_filter &= _comparison(found[1], _text(found[2]), violations)
         position = found.end()
     return job_filter
+
+
+def _text(token: str) -> str:
+    """Return what a token is, with or without quotes."""
+    return re.sub(r"\\(.)", r"\1", token[1:-1]) if token.startswith('"') else token
 
 
 def _comparison(path: str, value: str, violations: Violations) -> JobFilter:
@@ -159,7 +166,7 @@ def _comparison(path: str, value: str, violations: Violations) -> JobFilter:
     message = pb.JobFilter()
     try:
         if path.startswith(_LABEL) and path != _LABEL:
-            message.labels[path.removeprefix(_LABEL)] = value
+            message.labels[_text(path.removeprefix(_LABEL))] = value
         else:
             _FIELDS[path](message, value)
     except KeyError:

@@ -159,7 +159,7 @@ class Certificates:
         """
         self._files = files
         self._now = now
-        self._contexts: dict[bool, tuple[Identity, ssl.SSLContext]] = {}
+        self._contexts: dict[bool, ssl.SSLContext] = {}
         paths = (files.cert, files.key, files.client_ca)
         self._followed = FollowedFiles(paths, self._read_again, (CannotStartError,))
         self.reloads = Counter({"success": 0, "failure": 0})
@@ -177,22 +177,23 @@ class Certificates:
         asked for.
 
         Raises:
-            CannotStartError: OpenSSL refuses the files, and there is no context from before.
+            CannotStartError: OpenSSL refuses the files, when they are first used for such a context.
         """
-        known = self._contexts.get(asks_clients)
-        if known is None or known[0] is not self.current:
-            current, context = self.current, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            try:
-                context.load_cert_chain(self._files.cert, self._files.key, password="")
-                if asks_clients and current.client_ca is not None:
-                    context.load_verify_locations(cadata=current.client_ca.decode("ascii", "ignore"))
-                    context.verify_mode = ssl.CERT_REQUIRED
-                known = self._contexts[asks_clients] = current, context
-            except (OSError, ValueError) as error:
-                if known is None:
-                    raise CannotStartError(f"--tls-cert {self._files.cert}: OpenSSL refuses it: {error}") from None
-        return known[1]
+        if asks_clients not in self._contexts:
+            self._contexts[asks_clients] = self._new_context(self.current, asks_clients=asks_clients)
+        return self._contexts[asks_clients]
+
+    def _new_context(self, current: Identity, *, asks_clients: bool) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self._files.cert, self._files.key, password="")
+            if asks_clients and current.client_ca is not None:
+                context.load_verify_locations(cadata=current.client_ca.decode("ascii", "ignore"))
+                context.verify_mode = ssl.CERT_REQUIRED
+        except (OSError, ValueError) as error:
+            raise CannotStartError(f"--tls-cert {self._files.cert}: OpenSSL refuses it: {error}") from None
+        return context
 
     async def follow(self) -> None:
         """Read the files again whenever they change, for ever."""
@@ -222,6 +223,11 @@ class Certificates:
         current = read(self._files)
         if before is not None and current.expires_at <= self._now() < before.expires_at:
             raise CannotStartError(f"--tls-cert {self._files.cert} expired at {_spell(current.expires_at)}")
+        # Now, and not at the next connection: OpenSSL reads the files itself, which may have something else then.
+        contexts = {each: self._new_context(current, asks_clients=each) for each in self._contexts}
+        if contexts and read(self._files) != current:
+            raise CannotStartError(f"--tls-cert {self._files.cert} was changed while it was read")
+        self._contexts = contexts
         return current
 
     def _log_dates(self) -> None:

@@ -85,7 +85,7 @@ class WebListener:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         config = self._server.config
         config.load()
-        config.ssl = None if self._tls_context is None else _following(self._tls_context)
+        config.ssl = None if self._tls_context is None else _CurrentContext.of(self._tls_context)
         self._serving = asyncio.create_task(self._server.serve(list(self._sockets)))
         while not self._server.started and not self._serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0)
@@ -302,12 +302,20 @@ def _response_to(refusal: h11.RemoteProtocolError) -> bytes:
     return f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\n{fields}".encode() + body
 
 
-def _following(tls_context: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """Return a context that uses, for each handshake, the one that `tls_context` returns then."""
-    first = tls_context()
+class _CurrentContext(ssl.SSLContext):
+    """A context of which each connection has the one that `current` returns when it opens.
 
-    def use_current(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        connection.context = tls_context()
+    A callback for the name (SNI) would exchange the context too late: sessions of the first one could be resumed for
+    ever, also by clients whose CA is trusted no more.
+    """
 
-    first.sni_callback = use_current
-    return first
+    current: Callable[[], ssl.SSLContext]
+
+    @classmethod
+    def of(cls, current: Callable[[], ssl.SSLContext]) -> _CurrentContext:
+        context = cls(ssl.PROTOCOL_TLS_SERVER)
+        context.current = current
+        return context
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        return self.current().wrap_bio(*arguments, **options)

@@ -234,6 +234,9 @@ FILTERS = {
     'metadata.name = "nightly \\"backup\\" AND more"': JobFilter(names={'nightly "backup" AND more'}),
     "metadata.parent_id = p AND done = true": JobFilter(parent_id="p", done=True),
     'metadata.labels.team="core" AND metadata.labels.a.b = c': JobFilter(labels={"team": "core", "a.b": "c"}),
+    r'metadata.labels."a \"b\", c!" = "x\*" AND metadata.name = a:b': JobFilter(
+        labels={'a "b", c!': "x*"}, names={"a:b"}
+    ),
     "done = true  AND  metadata.name=AND": JobFilter(done=True, names={"AND"}),
 }
 
@@ -253,6 +256,9 @@ def test_a_filter_is_that_of_list_jobs(text):
         ("NOT done = true", "not understood"),
         ("(done = true)", "not understood"),
         ("done != true", "not understood"),
+        *((f"metadata.labels.team {each} 3", "not understood") for each in ("!=", "<=", ">=", "<", ">", "~=", ":")),
+        *((f"metadata.labels.team{each}3", "not understood") for each in ("!=", "<=", ">=", "~=", ",=")),
+        *((f"metadata.name = {each}", "not understood") for each in ("<5", "'n'", "n*", '"n*"', "a,b", "~a")),
         ('metadata.name : "x"', "not understood"),
         ('metadata.name = "x', "not understood"),
         ("metadata.progress = 5", "there is no field 'metadata.progress'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import ssl
 import sys
 
 import pytest
@@ -151,6 +153,28 @@ def test_an_expired_certificate_does_not_replace_a_valid_one(certificates, mount
     certificates.check()
     assert f"--tls-cert {mount.cert} expired at " in caplog.text
     assert certificates.current.cert == PAIR.cert
+
+
+def presented(server_context):
+    """Return the certificate that a server with this context shows in a handshake."""
+    client_context = ssl._create_unverified_context()
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = server_context.wrap_bio(to_server, to_client, server_side=True)
+    client = client_context.wrap_bio(to_client, to_server)
+    for side in (client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return ssl.DER_cert_to_PEM_cert(client.getpeercert(binary_form=True) or b"").encode()
+
+
+def test_https_has_the_certificate_that_is_in_use_and_not_what_is_in_the_files_later(certificates, mount):
+    assert presented(certificates.https_context()) == PAIR.cert
+    mount.swap(OTHER, AUTHORITY.pem)
+    certificates.check()
+    mount.swap(AUTHORITY.issue(ends=EXPIRED), AUTHORITY.pem)
+    certificates.check()
+    certificates.check()
+    assert certificates.current.cert == presented(certificates.https_context()) == OTHER.cert
 
 
 def test_tls_without_its_extra_says_what_to_install(monkeypatch):

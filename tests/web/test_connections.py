@@ -6,6 +6,7 @@ import asyncio
 import json
 import resource
 import socket
+import ssl
 import subprocess
 import time
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -18,8 +19,9 @@ from jobstatus_grpc.job import limits
 from jobstatus_grpc.server import config
 from jobstatus_grpc.stores.memory import MemoryStore
 from jobstatus_grpc.web import http, listener
+from tests.support.certificates import Authority, Mount
 from tests.support.loop import on_a_loop
-from tests.support.servers import ServerProcess, serving_web
+from tests.support.servers import TRANSPORT, ServerProcess, serving_web
 from tests.support.web import SERVICE_PATH, Web, read_all
 
 GET = f"{SERVICE_PATH}/GetJob"
@@ -374,3 +376,34 @@ def _first_stream_that_is_admitted(web):
         if "event" in next(stream):
             return stream
         assert time.monotonic() < until
+
+
+def handshake(web, tls, session=None):
+    """Connect, send a request and return its status line and a session; empty if the server refuses the handshake."""
+    plain = socket.create_connection((web.host, web.port), timeout=20)
+    try:
+        with tls.wrap_socket(plain, server_hostname=web.host, session=session) as connection:
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            return connection.recv(12), connection.session
+    except (ssl.SSLError, ConnectionError):
+        return b"", None
+
+
+@pytest.mark.skipif(TRANSPORT == "native", reason="the native transport has no TLS")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=str)
+def test_a_client_whose_ca_is_withdrawn_resumes_no_session(serve_web, tmp_path, version):
+    authority, other = Authority(), Authority()
+    mount = Mount(tmp_path, authority.issue(), authority.pem)
+    flags = ["--tls-cert", mount.cert, "--tls-key", mount.key, "--tls-client-ca", mount.ca]
+    _, web = serve_web(*flags, "--tls-require-client-cert")
+    tls = ssl.create_default_context(cadata=authority.pem.decode())
+    tls.maximum_version = version
+    tls.load_cert_chain(*authority.issue(name="worker").write(tmp_path, "client"))
+    status, session = handshake(web, tls)
+    assert handshake(web, tls, session)[0] == status == b"HTTP/1.1 200"
+    mount.swap(authority.issue(), other.pem)
+    until = time.monotonic() + 20
+    while handshake(web, tls)[0]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert handshake(web, tls, session)[0] == b""
