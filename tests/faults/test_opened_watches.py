@@ -79,6 +79,7 @@ async def kept_by(server, watches, warm_up):
     return process.memory_info().rss - before
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_watches_that_were_cancelled_keep_no_memory(transport, is_full, record_fault):
     watches, warm_up = (WATCHES_IN_FULL, WARM_UP_WATCHES_IN_FULL) if is_full else (WATCHES, WARM_UP_WATCHES)

@@ -189,6 +189,7 @@ def test_an_example_stops_when_it_has_lost_its_job(run: Callable[..., Run], serv
     assert (job.state, job.attempt, job.HasField("progress")) == (2, 2, False)
 
 
+@pytest.mark.slow
 def test_an_example_loses_nothing_when_the_server_restarts(
     run: Callable[..., Run], serve: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ async def until_stalled(store, count) -> None:
         stalled.update(change.id for change in batch.changes if change.job is not None and change.job.stalled)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_20_000_jobs_that_are_due_at_once_do_not_hold_up_updates(tmp_path):
     clock, count = StandingClock(), 20_000

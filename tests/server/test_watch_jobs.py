@@ -681,6 +681,7 @@ async def until_seen(watchers, newest):
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
 def test_a_thousand_watchers_see_the_changes_of_a_thousand_jobs_soon(serve, tmp_path, store, capsys):
     service = serve(store="memory:" if store == "memory" else f"sqlite:///{tmp_path}/jobs.db")

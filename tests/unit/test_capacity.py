@@ -21,6 +21,7 @@ def server(folder):
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_model_predicts_cpu_time_and_disk_of_twenty_thousand_updates(server, folder):
     part = Workload(jobs=500, updates=10, reads=1, watchers=0)

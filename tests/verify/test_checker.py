@@ -345,6 +345,7 @@ def a_history_of(jobs):
     return recording.entries
 
 
+@pytest.mark.slow
 def test_the_time_to_judge_is_nearly_linear():
     def seconds(entries):
         began = time.process_time()

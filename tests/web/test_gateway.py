@@ -40,6 +40,7 @@ def test_the_memory_of_large_responses_is_free_again_when_they_are_sent(serve_we
     assert {reply.status for reply in replies} == {200}
 
 
+@pytest.mark.slow
 def test_large_bodies_are_taken_from_admitted_callers_only_and_within_the_memory_for_calls(serve_web, tmp_path):
     auth = AuthText(tmp_path / "auth.toml")
     bearer = f"Bearer {auth.admit('anna')}"
