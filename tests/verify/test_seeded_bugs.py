@@ -98,7 +98,7 @@ def test_a_seeded_bug_is_seen(bug, tmp_path, monkeypatch, record_bug):
     monkeypatch.setenv("PYTHONPATH", sys.path[0])
     seen = set()
     # A check needs no random load.
-    seconds = 3 if SEEN_BY[bug] & RULES else 1
+    seconds = 2 if SEEN_BY[bug] & RULES else 1
     with faulty(bug) as server:
         for number, seed in enumerate(SEEDS):
             # On a busy machine the load needs longer, for example to fill the buffers of watches that are not read.
