@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ FIRST, *OTHERS = VERSIONS
 EACH_VERSION = [FIRST, *(pytest.param(version, marks=pytest.mark.slow) for version in OTHERS)]
 
 _numbers = itertools.count(1)
+
+# Of containers often, and it hides what is left unwritten in a stream when a process ends.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 @pytest.fixture(autouse=True)

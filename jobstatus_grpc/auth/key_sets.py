@@ -156,7 +156,12 @@ class KeySource:
             urllib.request.HTTPSHandler(context=context),
             _NoRedirect,
         )
-        with opener.open(request, timeout=FETCH_SECONDS / 2) as answer:
+        try:
+            opened = opener.open(request, timeout=FETCH_SECONDS / 2)
+        except urllib.error.HTTPError as error:
+            error.close()  # it has the connection
+            raise
+        with opened as answer:
             data = b""
             while piece := answer.read1(65536):
                 data += piece

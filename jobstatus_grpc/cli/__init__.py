@@ -5,7 +5,6 @@ Modules here import gRPC, the client and the server inside functions, so that he
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
 import io
@@ -109,8 +108,7 @@ def main() -> None:
     """Run the command line of this process, and exit."""
     _make_streams_safe()
     code = _run(sys.argv[1:])
-    if code == exits.CLOSED_PIPE:
-        _drop_stdout()
+    exits.drop_unwritten(sys.stdout, sys.stderr)
     sys.exit(code)
 
 
@@ -122,7 +120,10 @@ def _run(arguments: list[str]) -> int:
         completion.prepare()
     try:
         code: Any = jobstatus.main(arguments, prog_name="jobstatus", standalone_mode=False)
+        sys.stdout.flush()
         return code if isinstance(code, int) else exits.SUCCEEDED
+    except BrokenPipeError:
+        return exits.CLOSED_PIPE
     except (KeyboardInterrupt, click.Abort):
         return exits.INTERRUPTED
     except click.ClickException as error:
@@ -158,9 +159,3 @@ def _make_streams_safe() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _drop_stdout() -> None:
-    """Redirect stdout to /dev/null: flushing to the closed pipe at exit would print an error."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import sys
 import termios
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from jobstatus_grpc import errors
 from jobstatus_grpc.cli.text import one_line
@@ -94,6 +95,16 @@ def say(message: str) -> None:
     """Print `message` as one line on stderr; no error if stderr is closed."""
     with contextlib.suppress(OSError, ValueError):
         print(one_line(message), file=sys.stderr, end=_line_end(), flush=True)
+
+
+def drop_unwritten(*streams: TextIO) -> None:
+    """Drop what streams of ours cannot write: at exit Python would try again, print an error, and exit with 120."""
+    for stream in streams:
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _line_end() -> str:

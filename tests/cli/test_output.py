@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from jobstatus_grpc.cli import output
 from jobstatus_grpc.cli.text import one_line
 from jobstatus_grpc.job import Job, JobError, JobState
+from tests.cli.conftest import COMMAND
 
 NOW = datetime.now(timezone.utc)
 
@@ -51,3 +53,19 @@ def test_the_remaining_time_is_the_workers_estimate_before_our_own():
 def test_a_job_without_progress_and_a_done_one_have_no_remaining_time():
     assert output.remaining(job()) is None
     assert output.remaining(job(state=JobState.FAILED, estimated_completion=NOW + timedelta(hours=1))) is None
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["completion", "bash"], ["list", "--json"]])
+def test_output_that_cannot_be_written_is_one_error(cli, service, new_id, arguments):
+    service.create(id=new_id())
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], env=cli.environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "error: cannot write: No space left on device\n")
+
+
+def test_an_error_that_cannot_be_written_changes_no_exit_code(offline_cli):
+    with open("/dev/full", "w") as full:
+        command = [*COMMAND, "get", "a", "--timeout", "0.1s"]
+        assert subprocess.run(command, env=offline_cli.environment, stderr=full, check=False).returncode == 4

@@ -129,7 +129,8 @@ def _list_of_decisions(files: Files) -> str:
 def _source_page(target: str) -> str:
     """Return a page with the code of a file, or of all files in a folder."""
     path = ROOT / target
-    paths = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    found = [path] if path.is_file() else path.rglob("*")
+    paths = sorted(each for each in found if each.is_file() and each.suffix != ".pyc")
     parts = ["---\nsearch:\n  exclude: true\n---", f"# {target}"]
     for each in paths:
         text = each.read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from jobstatus_grpc.cli import parsers
+from jobstatus_grpc.cli import exits, parsers
 from jobstatus_grpc.cli.options import duration_flag, flag, stored
 from jobstatus_grpc.server.config import MIN_HELD_MIB, TRANSPORTS, ServerConfig
 
@@ -159,7 +158,8 @@ def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, log_
 
 
 def _announce(addresses: Sequence[str]) -> None:
-    # stdout may be closed; the server runs anyway.
-    with contextlib.suppress(OSError):
+    try:
         for address in addresses:
             print(f"listening on {address}", flush=True)
+    except OSError:  # stdout is closed, or full; the server runs anyway
+        exits.drop_unwritten(sys.stdout)

@@ -71,9 +71,10 @@ _ENCODE = (
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A URL that asyncpg can parse without repeating the password in an error."""
+    """A URL that asyncpg can parse without repeating the password in an error, and its hosts."""
 
     url: str = field(repr=False)
+    """Without the hosts: newer versions of Python cannot split a URL with several that has one in brackets."""
     hosts: tuple[tuple[str, int], ...]
     """Hosts and ports from after `//`; empty: asyncpg takes them from the URL's parameters or PGHOST."""
 
@@ -102,7 +103,7 @@ class Connector:
                 is the last host's.
         """
         hosts = self.address.hosts
-        if len(hosts) < 2:
+        if not hosts:
             return await self._connect(timeout=seconds, **settings)
         # asyncpg tries several hosts too, but one that does not answer would use up the time of the next.
         for turn in range(len(hosts)):
@@ -134,19 +135,20 @@ def read_address(url: str) -> Address:
         CannotStartError: it is malformed, or a file that it names cannot be read. The message repeats nothing of the
             URL but that file's path.
     """
-    _, slashes, rest = url.partition("://")
-    place, _, query = rest.partition("?")
-    authority, _, path = place.partition("/")
-    user, _, hosts = authority.rpartition("@")
+    scheme, slashes, rest = url.partition("://")
+    place, mark, query = rest.partition("?")
+    authority, slash, path = place.partition("/")
+    user, at, hosts = authority.rpartition("@")
     is_odd = not slashes or "@" in user or "@" in path + query or "#" in rest or not url.isprintable()
-    if is_odd or not _can_split(url):
+    without_hosts = f"{scheme}://{user}{at}{slash}{path}{mark}{query}"
+    if is_odd or not _can_split(without_hosts):
         raise CannotStartError(f"the store's URL cannot be understood; {_ENCODE}")
     for name, value in _read_parameters(query):
         if name in _FILES:
             _check_file(value, _FILES[name])
     if passfile := os.environ.get("PGPASSFILE"):
         _check_file(passfile, _PASSWORD)
-    return Address(url, tuple(_read_host(text) for text in hosts.split(",")) if hosts else ())
+    return Address(without_hosts, tuple(_read_host(text) for text in hosts.split(",")) if hosts else ())
 
 
 def _can_split(url: str) -> bool:
