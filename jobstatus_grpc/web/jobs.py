@@ -20,7 +20,14 @@ from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, InvalidToke
 from jobstatus_grpc.web.calls import Call, CallEndedError, run
 from jobstatus_grpc.web.gateway import Gateway
 from jobstatus_grpc.web.http import HttpError, Request, Route, problem_of
-from jobstatus_grpc.web.vocabulary import Vocabulary, document_in, dumped, event_of, vocabulary_of
+from jobstatus_grpc.web.vocabulary import (
+    TAG_HASH_DIGITS,
+    Vocabulary,
+    document_in,
+    dumped,
+    event_of,
+    vocabulary_of,
+)
 from jobstatus_grpc.wire import status
 
 JSON = "application/json"
@@ -49,7 +56,12 @@ _SERVICE_PATH = "/jobstatus.v1.JobStatusService"
 
 _ETAG = re.compile(r'\s*((?:W/)?"[^"\s]*")\s*')
 
-_REVISION = re.compile(r'"([1-9]\d{0,17})"', re.ASCII)
+_HASH = f"[0-9a-f]{{{TAG_HASH_DIGITS}}}"
+
+_REVISION = re.compile(rf'"([1-9]\d{{0,17}})(?:-{_HASH})?"', re.ASCII)
+
+_EVENT_ID = re.compile(rf"\d{{1,18}}(?:-{_HASH})?", re.ASCII)
+"""Of an event of a job: its tag, or the revision alone, which earlier versions sent."""
 
 _EVENT_NAMES: Mapping[int, str] = {
     pb.JOB_EVENT_TYPE_SNAPSHOT: "snapshot",
@@ -129,16 +141,17 @@ class JobsApi:
         vocabulary = vocabulary_of(request, query)
         known, wait_seconds = request.header("if-none-match"), _wait_seconds(request)
         job = (await self._call("GetJob", request, pb.GetJobRequest(id=job_id), pb.GetJobResponse)).job
+        tag, document = vocabulary.tagged(job)
         waited: list[tuple[str, str]] = []
-        if wait_seconds and _is_known(job, known):
+        if wait_seconds and _is_known(tag, known):
             waited = [("preference-applied", f"wait={wait_seconds}")]
-            job = await self._changed(request, job, wait_seconds)
+            tag, document = await self._changed(request, vocabulary, job.id, (tag, document), wait_seconds)
         # Else a browser would ask for the whole job each time.
-        fields = [("etag", _etag(job)), ("cache-control", "private, no-cache"), ("vary", "Accept"), *waited]
-        if _is_known(job, known):
+        fields = [("etag", f'"{tag}"'), ("cache-control", "private, no-cache"), ("vary", "Accept"), *waited]
+        if _is_known(tag, known):
             await request.respond(HTTPStatus.NOT_MODIFIED, fields=fields)
         else:
-            await request.respond(HTTPStatus.OK, JSON, vocabulary.to_json(job), fields)
+            await request.respond(HTTPStatus.OK, JSON, document, fields)
 
     async def _list(self, request: Request) -> None:
         query = _query_of(request, *FILTERS, "pageSize", "pageToken")
@@ -211,17 +224,16 @@ class JobsApi:
     async def _watch(self, request: Request, job_id: str) -> None:
         vocabulary = vocabulary_of(request, _query_of(request))
         last_seen = request.header("last-event-id")
-        if last_seen and not re.fullmatch(r"\d{1,18}", last_seen, re.ASCII):
+        if last_seen and not _EVENT_ID.fullmatch(last_seen):
             raise InvalidTokenError("Last-Event-ID is not the id of an event of a job")
-        seen = int(last_seen or 0)
         stream = _EventStream(request)
 
         async def send(message: bytes) -> None:
-            kind, revision, document = event_of(vocabulary.name, message)
+            kind, tag, document = event_of(vocabulary.name, message)
             if kind not in _EVENT_NAMES:
                 await stream.comment()
-            elif revision != seen:
-                await stream.send(_EVENT_NAMES[kind], document, event_id=str(revision))
+            elif tag != last_seen:
+                await stream.send(_EVENT_NAMES[kind], document, event_id=tag)
 
         message = pb.WatchJobRequest(id=job_id)
         message.heartbeat_interval.seconds = HEARTBEAT_SECONDS
@@ -278,23 +290,25 @@ class JobsApi:
             await to.send("problem", dumped(problem_of(refusal)))
         await to.end()
 
-    async def _changed(self, request: Request, job: pb.JobStatus, seconds: int) -> pb.JobStatus:
-        """Return the job once it has changed, or as it is when the time is over."""
-        found: asyncio.Future[pb.JobStatus] = asyncio.get_running_loop().create_future()
+    async def _changed(
+        self, request: Request, vocabulary: Vocabulary, job_id: str, known: tuple[str, bytes], seconds: int
+    ) -> tuple[str, bytes]:
+        """Return a job's tag and document once they are others than `known`; `known` when the time is over."""
+        found: asyncio.Future[tuple[str, bytes]] = asyncio.get_running_loop().create_future()
 
         async def send(message: bytes) -> None:
-            seen = pb.WatchJobResponse.FromString(message).event.job
-            if seen.revision != job.revision and not found.done():
-                found.set_result(seen)
+            kind, tag, document = event_of(vocabulary.name, message)
+            if kind in _EVENT_NAMES and tag != known[0] and not found.done():
+                found.set_result((tag, document))
 
         method = self._gateway.rpcs[f"{_SERVICE_PATH}/WatchJob"].method
-        data = pb.WatchJobRequest(id=job.id).SerializeToString()
+        data = pb.WatchJobRequest(id=job_id).SerializeToString()
         watch = asyncio.create_task(run(method, data, Call(request, send=send), request))
         try:
             await asyncio.wait((watch, found), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if watch.done() and not found.done():
                 watch.result()
-            return found.result() if found.done() else job
+            return found.result() if found.done() else known
         except CallEndedError as error:
             raise status.from_rpc_error(error) from None  # type: ignore[arg-type]  # it has the methods of one
         finally:
@@ -310,7 +324,8 @@ class JobsApi:
         job: pb.JobStatus,
         fields: Sequence[tuple[str, str]] = (),
     ) -> None:
-        await request.respond(code, JSON, vocabulary.to_json(job), [("etag", _etag(job)), ("vary", "Accept"), *fields])
+        tag, document = vocabulary.tagged(job)
+        await request.respond(code, JSON, document, [("etag", f'"{tag}"'), ("vary", "Accept"), *fields])
 
 
 class _EventStream:
@@ -432,19 +447,15 @@ async def _document_of(request: Request, *types: str) -> Mapping[str, Any]:
     return document_in(await request.body())
 
 
-def _etag(job: pb.JobStatus) -> str:
-    return f'"{job.revision}"'
-
-
-def _is_known(job: pb.JobStatus, tags: str | None) -> bool:
-    """Return whether an If-None-Match names the revision of the job."""
-    if tags is None:
+def _is_known(tag: str, known: str | None) -> bool:
+    """Return whether an If-None-Match names a tag."""
+    if known is None:
         return False
-    return tags.strip() == "*" or any(tag.strip().removeprefix("W/") == _etag(job) for tag in tags.split(","))
+    return known.strip() == "*" or any(each.strip().removeprefix("W/") == f'"{tag}"' for each in known.split(","))
 
 
 def _expected_revision(request: Request) -> int:
-    """Return the revision of an If-Match; 0: any.
+    """Return the revision of an If-Match, with or without the hash of an ETag; 0: any.
 
     Raises:
         HttpError: it can match no job, or several revisions.

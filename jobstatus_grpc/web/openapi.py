@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, get_type_hints
 from jobstatus_grpc.job import limits
 from jobstatus_grpc.web.http import PROBLEM_TYPE
 from jobstatus_grpc.web.jobs import EVENT_STREAM, FILTERS, JSON, MAX_WAIT_SECONDS, MERGE_PATCH, REPEATED, UNREACHABLE
-from jobstatus_grpc.web.vocabulary import VOCABULARIES, Vocabulary
+from jobstatus_grpc.web.vocabulary import TAG_HASH_DIGITS, VOCABULARIES, Vocabulary
 
 Schema: TypeAlias = "dict[str, Any]"
 
@@ -64,12 +64,14 @@ _PARAMETERS: Mapping[str, Schema] = {
     "pageToken": {"in": "query", "description": "From the Link of the page before.", "schema": {"type": "string"}},
     "If-Match": {
         "in": "header",
-        "description": "Write only this revision of the job: the ETag that it was received with, or `*`.",
-        "schema": {"type": "string", "pattern": r'^(\*|"[0-9]{1,18}")$'},
+        "description": (
+            'Write only this revision of the job: the ETag that it was received with, the revision (`"7"`), or `*`.'
+        ),
+        "schema": {"type": "string", "pattern": rf'^(\*|"[0-9]{{1,18}}(-[0-9a-f]{{{TAG_HASH_DIGITS}}})?")$'},
     },
     "If-None-Match": {
         "in": "header",
-        "description": "ETags of revisions that are known: 304 if the job still has one of them.",
+        "description": "ETags that are known: 304 if the job still has one of them.",
         "schema": {"type": "string"},
     },
     "Prefer": {

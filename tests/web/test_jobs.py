@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 import time
@@ -104,7 +105,8 @@ def test_an_unknown_vocabulary_is_refused(web):
 def test_a_created_job_has_a_place_and_a_tag(web):
     reply = web.request("POST", "/v1/jobs", {"name": "n", "hasProgress": True, "reason": None})
     job = reply.json()
-    assert (reply.headers["location"], reply.headers["etag"]) == (f"/v1/jobs/{job['id']}", '"1"')
+    assert reply.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert re.fullmatch('"1-[0-9a-f]{12}"', reply.headers["etag"])
     assert job == {"id": job["id"], "name": "n", "state": "pending", "hasProgress": True, "createdAt": job["createdAt"]}
     assert web.request("GET", reply.headers["location"]).json() == job
 
@@ -139,46 +141,95 @@ def test_a_worker_claims_its_attempt(web):
 def test_a_write_of_another_revision_is_refused(web):
     path = f"/v1/jobs/{create(web)['id']}"
     first = web.request("PATCH", path, {"reason": "a"}, if_match='"1"')
-    assert (first.status, first.headers["etag"]) == (200, '"2"')
-    for tag in ('"1"', '"0"', 'W/"2"', '"x"'):
+    assert (first.status, first.headers["etag"].startswith('"2-')) == (200, True)
+    for tag in ('"1"', '"1-0123456789ab"', '"0"', 'W/"2"', '"x"', '"2-x"'):
         assert web.request("PATCH", path, {"reason": "b"}, if_match=tag).status == 412
         assert web.request("DELETE", path, if_match=tag).status in (409, 412)
     assert web.request("PATCH", path, {"reason": "b"}, if_match="2").status == 400
-    assert web.request("PATCH", path, {"reason": "b"}, if_match="*").status == 200
+    assert web.request("PATCH", path, {"reason": "b"}, if_match=first.headers["etag"]).status == 200
+    assert web.request("PATCH", path, {"reason": "c"}, if_match="*").status == 200
 
 
-@pytest.mark.parametrize("known", ['"1"', 'W/"1"', '"7", "1"', "*"])
+@pytest.mark.parametrize("known", ["{tag}", "W/{tag}", '"7", {tag}', "*"])
 def test_a_job_that_is_known_is_not_sent_again(web, known):
-    reply = web.request("GET", f"/v1/jobs/{create(web)['id']}", if_none_match=known)
-    assert (reply.status, reply.body, reply.headers["etag"]) == (304, b"", '"1"')
+    path = f"/v1/jobs/{create(web)['id']}"
+    tag = web.request("GET", path).headers["etag"]
+    reply = web.request("GET", path, if_none_match=known.format(tag=tag))
+    assert (reply.status, reply.body, reply.headers["etag"]) == (304, b"", tag)
+
+
+def test_the_two_vocabularies_of_a_job_have_two_tags(web):
+    path = f"/v1/jobs/{create(web)['id']}"
+    reply = web.request("GET", path)
+    content = {"accept": "application/json; profile=content"}
+    other = web.request("GET", path, if_none_match=reply.headers["etag"], **content)
+    assert (other.status, other.json()["status"]) == (200, "queued")
+    assert web.request("GET", path, if_none_match='"1"').status == 200
+
+
+def test_jobs_of_two_tenants_with_one_id_have_two_tags(serve_web, auth):
+    one, two = (f"Bearer {auth.admit(tenant, tenant=tenant)}" for tenant in ("one", "two"))
+    _, web = serve_web("--auth", str(auth.path))
+    first = web.request("POST", "/v1/jobs", {"id": "nightly", "name": "that of one"}, authorization=one)
+    web.request("POST", "/v1/jobs", {"id": "nightly", "name": "that of two"}, authorization=two)
+    tag = first.headers["etag"]
+    assert web.request("GET", "/v1/jobs/nightly", authorization=one, if_none_match=tag).status == 304
+    reply = web.request("GET", "/v1/jobs/nightly", authorization=two, if_none_match=tag)
+    assert (reply.status, reply.json()["name"]) == (200, "that of two")
+
+
+def long_poll(web, path, tag, change, **headers):
+    """Return the reply to a request that waits while `change` is called."""
+    replies = []
+    asking = threading.Thread(target=lambda: replies.append(web.request("GET", path, if_none_match=tag, **headers)))
+    asking.start()
+    change()
+    asking.join(10)
+    return replies[0]
 
 
 def test_a_long_poll_returns_at_the_change(web):
     path = f"/v1/jobs/{create(web)['id']}"
-    replies = []
-    asking = threading.Thread(
-        target=lambda: replies.append(web.request("GET", path, if_none_match='"1"', prefer="wait=30"))
-    )
-    asking.start()
-    web.request("PATCH", path, {"state": "in_progress"})
-    asking.join(10)
-    (reply,) = replies
-    assert (reply.status, reply.json()["state"]) == (200, "in_progress")
+    tag = web.request("GET", path).headers["etag"]
+    reply = long_poll(web, path, tag, lambda: web.request("PATCH", path, {"state": "in_progress"}), prefer="wait=30")
+    assert (reply.status, reply.json()["state"], reply.headers["etag"][:3]) == (200, "in_progress", '"2-')
 
 
 def test_a_long_poll_without_a_change_returns_after_its_time(web):
     started = time.monotonic()
     path = f"/v1/jobs/{create(web)['id']}"
-    reply = web.request("GET", path, if_none_match='"1"', prefer="respond-async, wait=1")
+    tag = web.request("GET", path).headers["etag"]
+    reply = web.request("GET", path, if_none_match=tag, prefer="respond-async, wait=1")
     assert (reply.status, reply.headers["preference-applied"]) == (304, "wait=1")
     assert time.monotonic() - started >= 1
 
 
+def test_heartbeats_and_changes_of_children_end_no_long_poll(web, web_service):
+    job = web_service.create(state="JOB_STATE_IN_PROGRESS", heartbeat_timeout={"seconds": 600})
+    path = f"/v1/jobs/{job.id}"
+    tag = web.request("GET", path).headers["etag"]
+
+    def change():
+        web.request("PATCH", path, {})
+        web_service.create(parent_id=job.id)
+
+    assert long_poll(web, path, tag, change, prefer="wait=1").status == 304
+    assert web_service.get(job.id).last_heartbeat_at.ToDatetime() > job.last_heartbeat_at.ToDatetime()
+
+
+def test_a_stall_ends_a_long_poll(web, web_service):
+    job = web_service.create(state="JOB_STATE_IN_PROGRESS", heartbeat_timeout={"seconds": 1})
+    path = f"/v1/jobs/{job.id}"
+    tag = web.request("GET", path).headers["etag"]
+    reply = web.request("GET", path, if_none_match=tag, prefer="wait=30")
+    assert (reply.status, reply.headers["etag"] == tag) == (200, False)
+
+
 def test_a_long_poll_of_a_done_job_does_not_wait(web, web_service):
-    job = web_service.job_in("SUCCEEDED")
+    path = f"/v1/jobs/{web_service.job_in('SUCCEEDED').id}"
+    tag = web.request("GET", path).headers["etag"]
     started = time.monotonic()
-    reply = web.request("GET", f"/v1/jobs/{job.id}", if_none_match=f'"{job.revision}"', prefer="wait=30")
-    assert reply.status == 304
+    assert web.request("GET", path, if_none_match=tag, prefer="wait=30").status == 304
     assert time.monotonic() - started < 5
 
 
@@ -297,7 +348,7 @@ def test_each_id_has_a_path(web, web_service, job_id, part):
 def test_head_has_the_fields_of_get(web):
     path = f"/v1/jobs/{create(web)['id']}"
     reply = web.request("HEAD", path)
-    assert (reply.status, reply.body, reply.headers["etag"]) == (200, b"", '"1"')
+    assert (reply.status, reply.body, reply.headers["etag"]) == (200, b"", web.request("GET", path).headers["etag"])
 
 
 def test_head_opens_no_stream(web):
@@ -318,6 +369,20 @@ def test_the_events_of_a_job_end_with_its_end(web, web_service):
     again = web.request("GET", f"{path}/events", last_event_id=found[-1][1])
     assert (again.status, again.body) == (204, b"")
     assert events_of(web, f"{path}/events?vocabulary=content", last_event_id="1")[-1][2]["status"] == "completed"
+
+
+@pytest.mark.parametrize("last", ["{revision}", "{revision}-0123456789ab", "1"])
+def test_a_final_state_of_another_job_at_the_same_revision_is_sent(web, web_service, last):
+    job = web_service.job_in("SUCCEEDED")
+    last_event_id = last.format(revision=job.revision)
+    (event,) = events_of(web, f"/v1/jobs/{job.id}/events", last_event_id=last_event_id)
+    assert (event[0], event[2]["state"]) == ("snapshot", "succeeded")
+
+
+@pytest.mark.parametrize("last", ["x", "1-", "1-x", "-0123456789ab", "1-0123456789ab ,", "1" * 19])
+def test_what_is_no_id_of_an_event_is_refused(web, last):
+    reply = web.request("GET", f"/v1/jobs/{create(web)['id']}/events", last_event_id=last)
+    assert (reply.status, reply.reason) == (400, "INVALID_TOKEN")
 
 
 def test_events_of_an_unknown_job_are_a_problem(web):
