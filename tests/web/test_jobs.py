@@ -302,7 +302,7 @@ def test_a_query_that_is_not_valid_is_a_problem(web, query):
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000, b'{"progress": NaN}', b'{"progress": 1e999}',
+        b"", b"[]", b"null", b"{", b"\xff", b"[" * 60_000, b'{"progress": NaN}', b'{"progress": 1e999}',
         b'{"state": "failed", "progress": 101}', b'{"name": 1}', b'{"name": "a", "name": "b"}', b'{"name": "\\ud800"}',
         b'{"name": "a\\u0000"}', b'{"nam": "a"}', b'{"state": "x"}', b'{"status": "queued"}',
     ],
@@ -312,6 +312,21 @@ def test_a_body_that_is_not_valid_names_its_fields(web, body):
     reply = web.request("POST", "/v1/jobs", body, content_type="application/json")
     assert (reply.status, reply.reason) == (400, "INVALID_FIELD")
     assert reply.json()["violations"]
+
+
+def escaped(text):
+    return "".join(f"\\u{ord(each):04x}" for each in text)
+
+
+def test_the_longest_fields_fit_with_escapes_and_a_longer_body_is_refused(web, new_id):
+    fields = {"id": new_id().ljust(128, "x"), "name": "n" * 256, "reason": "r" * 4096}
+    document = ",".join(f'"{name}":"{escaped(value)}"' for name, value in fields.items())
+    reply = web.request("POST", "/v1/jobs", f"{{{document}}}".encode(), content_type="application/json")
+    assert (reply.status, reply.json().items() >= fields.items()) == (201, True)
+    path = f"/v1/jobs/{fields['id']}"
+    for method, place in (("POST", "/v1/jobs"), ("PATCH", path), ("POST", f"{path}:cancel")):
+        body = b'{"reason":"%s"}' % (b"r" * 65536)
+        assert web.request(method, place, body, content_type="application/json").status == 413
 
 
 def test_other_content_types_are_refused(web):
