@@ -207,6 +207,9 @@ class JobsApi:
 
     async def _cancel(self, request: Request, job_id: str) -> None:
         vocabulary = vocabulary_of(request, _query_of(request))
+        if request.header("if-match") not in (None, "*"):
+            text = "a cancellation takes no revision: it is of the job as it is; send it without If-Match, or with *"
+            raise HttpError(HTTPStatus.BAD_REQUEST, text)
         values = await _document_of(request, JSON) if await request.body(max_bytes=MAX_DOCUMENT_BYTES) else {}
         for name, value in values.items():
             if name not in CANCEL_FIELDS:

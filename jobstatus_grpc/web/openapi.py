@@ -170,7 +170,7 @@ def document() -> Schema:
                 "post": _operation(
                     "cancelJob",
                     "Ask for the end of a job: one that no worker is on ends at once.",
-                    [in_path, vocabulary, _parameter("Idempotency-Key")],
+                    [in_path, vocabulary, _ANY_REVISION, _parameter("Idempotency-Key")],
                     {200: _reply("The job.", job, "ETag")},
                     body={"content": {JSON: {"schema": _CANCEL}}},
                 )
@@ -193,6 +193,13 @@ def document() -> Schema:
         },
     }
 
+
+_ANY_REVISION: Schema = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "Only `*`: a cancellation is of the job as it is, at any revision.",
+    "schema": {"type": "string", "const": "*"},
+}
 
 _CANCEL: Schema = {
     "type": "object",

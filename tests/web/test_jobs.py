@@ -255,6 +255,14 @@ def test_a_cancelled_job_is_aborted_and_can_be_deleted(web):
     assert (gone.status, gone.reason, gone.headers["content-type"]) == (404, "JOB_EXPIRED", "application/problem+json")
 
 
+def test_a_cancel_of_one_revision_is_refused(web):
+    path = f"/v1/jobs/{create(web)['id']}"
+    for tag in ('"1"', web.request("GET", path).headers["etag"]):
+        assert web.request("POST", f"{path}:cancel", if_match=tag).status == 400
+    assert web.request("GET", path).json()["state"] == "pending"
+    assert web.request("POST", f"{path}:cancel", if_match="*").json()["state"] == "aborted"
+
+
 def test_pages_follow_by_their_link(web, new_id):
     name = new_id()
     ids = [create(web, name=name)["id"] for _ in range(5)]
