@@ -171,7 +171,8 @@ def _read(document: object, fields: Mapping[str, tuple[str, Callable[[Any], Any]
     return known
 
 
-def _text(value: Any) -> str:
+def read_text(value: Any) -> str:
+    """Return a text of a document; raise ValueError if it is none that can be stored."""
     if not isinstance(value, str):
         raise ValueError("must be a string")
     try:
@@ -182,10 +183,11 @@ def _text(value: Any) -> str:
 
 
 def _reason(value: Any) -> str:
-    return clean_text(_text(value), limits.MAX_REASON_BYTES, multiline=True)
+    return clean_text(read_text(value), limits.MAX_REASON_BYTES, multiline=True)
 
 
-def _flag(value: Any) -> bool:
+def read_flag(value: Any) -> bool:
+    """Return a flag of a document; raise ValueError if it is none."""
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
     return value
@@ -201,12 +203,12 @@ def _number(value: Any) -> float:
 
 
 def _error(value: Any) -> JobError:
-    return JobError(limits.UNKNOWN_CODE, clean_text(_text(value), limits.MAX_ERROR_MESSAGE_BYTES, multiline=True))
+    return JobError(limits.UNKNOWN_CODE, clean_text(read_text(value), limits.MAX_ERROR_MESSAGE_BYTES, multiline=True))
 
 
 def _one_of(states: Mapping[str, JobState]) -> Callable[[Any], JobState]:
     def read(value: Any) -> JobState:
-        state = states.get(_text(value))
+        state = states.get(read_text(value))
         if state is None:
             raise ValueError(f"must be one of {', '.join(states)}")
         return state
@@ -220,7 +222,7 @@ _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[
 def _instant(value: Any) -> datetime:
     """Return the time in UTC, truncated to microseconds."""
     wanted = "must be a time such as 2026-01-31T12:00:00Z"
-    match = _RFC3339.fullmatch(_text(value))
+    match = _RFC3339.fullmatch(read_text(value))
     if match is None:
         raise ValueError(wanted)
     date, time, fraction, offset = match.groups(default="")
@@ -245,17 +247,17 @@ def _to_number(progress: float) -> float:
 
 
 _TASK_API_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "id": ("id", _text),
-    "name": ("name", _text),
+    "id": ("id", read_text),
+    "name": ("name", read_text),
     "state": ("state", _one_of(_TASK_API_STATES)),
     "reason": ("reason", _reason),
-    "hasProgress": ("reports_progress", _flag),
+    "hasProgress": ("reports_progress", read_flag),
     "progress": ("progress", _number),
     "createdAt": ("created_at", _instant),
     "updatedAt": ("updated_at", _instant),
 }
 _CONTENT_QUEUE_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "id": ("id", _text),
+    "id": ("id", read_text),
     "status": ("state", _one_of(_CONTENT_QUEUE_STATES)),
     "progress": ("progress", _number),
     "estimatedCompletion": ("estimated_completion", _instant),

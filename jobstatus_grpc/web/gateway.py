@@ -150,7 +150,8 @@ def from_json(message_class: type[Message], data: bytes) -> tuple[bytes, str]:
             data.decode() or "{}", message_class(), ignore_unknown_fields=True
         ).SerializeToString(), ""
     except Exception as error:  # json_format raises ParseError, and what its parts do on strange values
-        return _MALFORMED, f"is not a valid {message_class.DESCRIPTOR.name} in JSON: {error}"
+        text = str(error).encode("utf-8", "backslashreplace").decode()  # it may quote a lone surrogate
+        return _MALFORMED, f"is not a valid {message_class.DESCRIPTOR.name} in JSON: {text}"
 
 
 def to_json(message_class: Callable[..., Message], data: bytes) -> bytes:

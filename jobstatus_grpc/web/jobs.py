@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from jobstatus.v1 import job_status_pb2 as pb
 
 from jobstatus_grpc.errors import FieldViolation, InvalidFieldError, InvalidTokenError
+from jobstatus_grpc.vocabularies import read_flag, read_text
 from jobstatus_grpc.web.calls import Call, CallEndedError, run
 from jobstatus_grpc.web.gateway import Gateway
 from jobstatus_grpc.web.http import UNCOUNTED_BODY_BYTES, HttpError, Request, Route, problem_of
@@ -92,8 +93,8 @@ FILTERS: Mapping[str, str] = {
 REPEATED = frozenset({"id", "state", "name", "label"})
 """Parameters that a query may have several times."""
 
-CANCEL_FIELDS: Mapping[str, tuple[type, str]] = {"reason": (str, "a string"), "cascade": (bool, "true or false")}
-"""Fields of the body of `:cancel`: the type of each, and its name in an error."""
+CANCEL_FIELDS: Mapping[str, Callable[[Any], Any]] = {"reason": read_text, "cascade": read_flag}
+"""Fields of the body of `:cancel`, and what checks the value of each."""
 
 FLAGS = {"true": True, "false": False}
 
@@ -210,14 +211,16 @@ class JobsApi:
         if request.header("if-match") not in (None, "*"):
             text = "a cancellation takes no revision: it is of the job as it is; send it without If-Match, or with *"
             raise HttpError(HTTPStatus.BAD_REQUEST, text)
-        values = await _document_of(request, JSON) if await request.body(max_bytes=MAX_DOCUMENT_BYTES) else {}
-        for name, value in values.items():
+        document = await _document_of(request, JSON) if await request.body(max_bytes=MAX_DOCUMENT_BYTES) else {}
+        values = {}
+        for name, value in document.items():
             if name not in CANCEL_FIELDS:
                 text = f"is no field of a cancellation, which has {', '.join(CANCEL_FIELDS)}"
-                raise InvalidFieldError(violations=[FieldViolation(name, text)])
-            kind, what = CANCEL_FIELDS[name]
-            if value is not None and not isinstance(value, kind):
-                raise InvalidFieldError(violations=[FieldViolation(name, f"must be {what}")])
+                raise InvalidFieldError(violations=[FieldViolation(name[:100], text)])
+            try:
+                values[name] = None if value is None else CANCEL_FIELDS[name](value)
+            except ValueError as error:
+                raise InvalidFieldError(violations=[FieldViolation(name, str(error))]) from None
         message = pb.CancelJobRequest(id=job_id, request_id=_idempotency_key(request), **values)
         cancelled = (await self._call("CancelJob", request, message, pb.CancelJobResponse)).job
         await self._respond_job(HTTPStatus.OK, request, vocabulary, cancelled)

@@ -116,6 +116,13 @@ def test_json_that_is_no_request_is_an_invalid_field(web, body):
     assert (reply.status, reply.reason) == (400, "INVALID_FIELD")
 
 
+@pytest.mark.parametrize("job", [{"result": "\ud800"}, {"heartbeatTimeout": "\ud800s"}], ids=repr)
+def test_an_error_that_quotes_a_lone_surrogate_can_be_sent(web, job):
+    reply = web.call("CreateJob", {"job": job})
+    assert (reply.status, reply.reason) == (400, "INVALID_FIELD")
+    assert "\\ud800" in reply.json()["message"]
+
+
 def test_unknown_fields_of_json_are_ignored_as_in_binary(web, web_service):
     job = web_service.job_in("PENDING")
     assert web.call("GetJob", {"id": job.id, "newer": 1}).status == 200

@@ -237,9 +237,11 @@ def test_a_cancel_may_take_all_jobs_below(web):
     parent = create(web)["id"]
     job = {"parentId": parent}
     child = web.request("POST", "/jobstatus.v1.JobStatusService/CreateJob", {"job": job}).json()["job"]["id"]
-    malformed: list[Any] = [{"cascade": "yes"}, {"cascades": True}, {"reason": 5}, []]
-    for body in malformed:
-        assert web.request("POST", f"/v1/jobs/{parent}:cancel", body).reason == "INVALID_FIELD"
+    malformed: list[Any] = [{"cascade": "yes"}, {"cascades": True}, {"reason": 5}, {"reason": "\ud800"}, {"\ud800": 1}]
+    for body in [*malformed, []]:
+        reply = web.request("POST", f"/v1/jobs/{parent}:cancel", body)
+        assert (reply.status, reply.reason) == (400, "INVALID_FIELD")
+        assert reply.json()["violations"][0]["field"] == next(iter(body), "")
     assert web.request("GET", f"/v1/jobs/{parent}").json()["state"] == "pending"
     assert web.request("POST", f"/v1/jobs/{parent}:cancel", {"cascade": True}).json()["state"] == "aborted"
     assert web.request("GET", f"/v1/jobs/{child}").json()["state"] == "aborted"
