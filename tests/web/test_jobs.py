@@ -365,9 +365,10 @@ def test_an_id_that_is_none_is_not_valid(web, path):
 @pytest.mark.parametrize(
     ("job_id", "part"), [("events", "%65vents"), ("a:cancel", "a%3Acancel"), ("a:b.c_d-e", "a:b.c_d-e")]
 )
-def test_each_id_has_a_path(web, web_service, job_id, part):
-    web_service.create(id=job_id)
-    assert web.request("GET", f"/v1/jobs/{part}").json()["id"] == job_id
+def test_each_id_has_a_path_which_is_its_location(web, job_id, part):
+    place = web.request("POST", "/v1/jobs", {"id": job_id}).headers["location"]
+    assert place == f"/v1/jobs/{part}"
+    assert web.request("GET", place).json()["id"] == job_id
 
 
 def test_head_has_the_fields_of_get(web):
