@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from jobstatus_grpc.errors import InternalError, JobStatusError
 from jobstatus_grpc.web import openapi
@@ -59,10 +59,13 @@ CORS_MAX_AGE_SECONDS = 7200
 """Time for which a browser keeps the answer to a preflight: the most that Chromium does."""
 
 MAX_TOKEN_CHARACTERS = 3500
-"""Of a token in a cookie, which browsers limit to 4,096 bytes with its attributes."""
+"""Of a token in a cookie, percent-encoded. Browsers limit a cookie to 4,096 bytes with its attributes."""
 
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)
-"""The token68 of RFC 9110, which a cookie can hold as it is."""
+_TOKEN = re.compile(r"[!-~]+", re.ASCII)
+"""What a bearer token may be."""
+
+_PLAIN_IN_COOKIE = "~+/="
+"""Characters of the token68 of RFC 9110, with those that `quote` never encodes. A cookie has all others encoded."""
 
 
 class Site:
@@ -192,7 +195,7 @@ class Site:
         if not tokens or request.header("authorization") is not None:
             return
         if is_own:
-            request.fields.append(("authorization", f"Bearer {tokens[0]}"))
+            request.fields.append(("authorization", f"Bearer {unquote(tokens[0], 'latin-1')}"))
         else:
             request.ignored_cookie = _why_ignored(request)
 
@@ -274,7 +277,8 @@ def cookie_name(request: Request) -> str:
 def _cookie(request: Request, token: str) -> str:
     is_secure = request.is_https or (request.header("origin") or "").startswith("https://")
     secure = "; Secure" if is_secure else ""
-    return f"{cookie_name(request)}={token}; Path=/; HttpOnly; SameSite=Strict{secure}"
+    value = quote(token, safe=_PLAIN_IN_COOKIE)
+    return f"{cookie_name(request)}={value}; Path=/; HttpOnly; SameSite=Strict{secure}"
 
 
 def _token_in(request: Request, body: bytes) -> str:
@@ -288,8 +292,11 @@ def _token_in(request: Request, body: bytes) -> str:
         token = json.loads(body)["token"]
     except (ValueError, KeyError, TypeError, RecursionError):
         token = None
-    if not isinstance(token, str) or len(token) > MAX_TOKEN_CHARACTERS or _TOKEN.fullmatch(token) is None:
-        text = f'the body must be {{"token": "…"}} with a token of at most {MAX_TOKEN_CHARACTERS} characters'
+    if not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
+        text = 'the body must be {"token": "…"} with a token of printable ASCII characters without spaces'
+        raise HttpError(HTTPStatus.BAD_REQUEST, text)
+    if len(quote(token, safe=_PLAIN_IN_COOKIE)) > MAX_TOKEN_CHARACTERS:
+        text = f"the token is too long for a cookie: percent-encoded it has more than {MAX_TOKEN_CHARACTERS} characters"
         raise HttpError(HTTPStatus.BAD_REQUEST, text)
     return token
 

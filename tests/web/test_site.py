@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.cookiejar
 import json
+import re
 import ssl
 import time
 import urllib.request
@@ -11,6 +12,7 @@ import urllib.request
 import pytest
 
 from jobstatus_grpc.auth import Role
+from jobstatus_grpc.auth.tokens import stanza_of
 from tests.support.auth import AuthText
 from tests.support.certificates import Authority
 from tests.support.servers import TRANSPORT
@@ -47,6 +49,16 @@ def test_a_login_sets_a_cookie_that_pages_of_this_site_call_with(secured):
     )  # fmt: skip
     me = web.request("POST", WHOAMI, {}, origin=web.url, cookie=f"other=1; {cookie_of(reply)}")
     assert me.json()["identity"]["principal"] == "anna"
+
+
+@pytest.mark.parametrize("token", ["s3cr$t!", "%41;,\\\"'%", "a=b==c", "".join(map(chr, range(0x21, 0x7F)))])
+def test_a_token_may_have_any_character_that_a_header_takes(serve_web, auth, token):
+    auth.add("anna", stanza_of(token, "anna", Role.WORKER, tenant="default", expires_at=None))
+    _, web = serve_web("--auth", str(auth.path))
+    cookie = cookie_of(log_in(web, token))
+    assert re.fullmatch(r"jobstatus-\d+=[A-Za-z0-9._~+/=%-]+", cookie)
+    for known in ({"authorization": f"Bearer {token}"}, {"origin": web.url, "cookie": cookie}):
+        assert web.request("POST", WHOAMI, {}, **known).json()["identity"]["principal"] == "anna"
 
 
 def test_a_logout_deletes_the_cookie(secured):
@@ -138,6 +150,9 @@ def test_two_servers_of_one_host_do_not_log_each_other_out(serve_web, auth):
         ({"token": "a; Domain=evil"}, 400),
         ({"token": "a\r\nset-cookie: x=y"}, 400),
         ({"token": "x" * 4000}, 400),
+        ({"token": "$" * 1200}, 400),
+        ({"token": "\u00e9"}, 400),
+        ({"token": "\ud800"}, 400),
         ({"token": 5}, 400),
         ([], 400),
         (b"", 400),
