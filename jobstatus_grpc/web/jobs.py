@@ -238,11 +238,11 @@ class JobsApi:
         stream = _EventStream(request)
 
         async def send(message: bytes) -> None:
-            kind, tag, document = event_of(vocabulary.name, message)
-            if kind not in _EVENT_NAMES:
-                await stream.comment()
-            elif tag != last_seen:
+            kind, tag, document, is_done = event_of(vocabulary.name, message)
+            if kind in _EVENT_NAMES and tag != last_seen:
                 await stream.send(_EVENT_NAMES[kind], document, event_id=tag)
+            elif not is_done:  # after the end that the client has seen, the stream ends without a response: 204
+                await stream.comment()
 
         message = pb.WatchJobRequest(id=job_id)
         message.heartbeat_interval.seconds = HEARTBEAT_SECONDS
@@ -282,10 +282,18 @@ class JobsApi:
     async def _stream(
         self, name: str, request: Request, message: Message, send: Callable[[bytes], Awaitable[None]], to: _EventStream
     ) -> None:
-        """Send the events of a stream until it ends."""
+        """Send the events of a stream until it ends; of a HEAD, only the status and the header fields."""
         await request.body()
         if request.method == "HEAD":
-            await request.respond(HTTPStatus.OK, EVENT_STREAM)
+            opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            async def send_first(data: bytes) -> None:
+                if not opened.done():
+                    await send(data)
+                    opened.set_result(None)
+
+            await self._watch_until(opened, name, request, message, send_first)
+            await to.end()
             return
         method = self._gateway.rpcs[f"{_SERVICE_PATH}/{name}"].method
         call = Call(request, send=send)
@@ -306,18 +314,34 @@ class JobsApi:
         found: asyncio.Future[tuple[str, bytes]] = asyncio.get_running_loop().create_future()
 
         async def send(message: bytes) -> None:
-            kind, tag, document = event_of(vocabulary.name, message)
+            kind, tag, document, _ = event_of(vocabulary.name, message)
             if kind in _EVENT_NAMES and tag != known[0] and not found.done():
                 found.set_result((tag, document))
 
-        method = self._gateway.rpcs[f"{_SERVICE_PATH}/WatchJob"].method
-        data = pb.WatchJobRequest(id=job_id).SerializeToString()
-        watch = asyncio.create_task(run(method, data, Call(request, send=send), request))
+        await self._watch_until(found, "WatchJob", request, pb.WatchJobRequest(id=job_id), send, seconds=seconds)
+        return found.result() if found.done() else known
+
+    async def _watch_until(
+        self,
+        found: asyncio.Future[Any],
+        name: str,
+        request: Request,
+        message: Message,
+        send: Callable[[bytes], Awaitable[None]],
+        *,
+        seconds: int | None = None,
+    ) -> None:
+        """Watch until `send` has made `found` done, the watch ends, or the time is over.
+
+        Raises:
+            JobStatusError: the watch was refused or cut off before.
+        """
+        method = self._gateway.rpcs[f"{_SERVICE_PATH}/{name}"].method
+        watch = asyncio.create_task(run(method, message.SerializeToString(), Call(request, send=send), request))
         try:
             await asyncio.wait((watch, found), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if watch.done() and not found.done():
                 watch.result()
-            return found.result() if found.done() else known
         except CallEndedError as error:
             raise status.from_rpc_error(error) from None  # type: ignore[arg-type]  # it has the methods of one
         finally:

@@ -172,10 +172,10 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=128)
-def event_of(vocabulary_name: str, message: bytes) -> tuple[int, str, bytes]:
-    """Return what a WatchJobResponse has: the type of its event, and the tag and the JSON of the job.
+def event_of(vocabulary_name: str, message: bytes) -> tuple[int, str, bytes, bool]:
+    """Return the type of a WatchJobResponse's event, the tag and the JSON of its job, and whether the job is done.
 
     Kept, because all watchers of a job are sent the same bytes.
     """
     event = pb.WatchJobResponse.FromString(message).event
-    return event.type, *VOCABULARIES[vocabulary_name].tagged(event.job)
+    return event.type, *VOCABULARIES[vocabulary_name].tagged(event.job), event.job.done

@@ -13,6 +13,7 @@ import pytest
 
 from jobstatus_grpc.job import JobState
 from jobstatus_grpc.vocabularies import CONTENT_QUEUE_WORDS, TASK_API_WORDS, to_task_api
+from jobstatus_grpc.web.jobs import HEARTBEAT_SECONDS
 from jobstatus_grpc.wire import convert
 from tests.support.web import read_all, run_node
 
@@ -377,8 +378,34 @@ def test_head_has_the_fields_of_get(web):
     assert (reply.status, reply.body, reply.headers["etag"]) == (200, b"", web.request("GET", path).headers["etag"])
 
 
-def test_head_opens_no_stream(web):
-    assert web.request("HEAD", "/v1/jobs/events").headers["content-type"] == "text/event-stream"
+def test_head_of_events_has_the_status_of_get_and_opens_no_stream(web):
+    path = f"/v1/jobs/{create(web)['id']}"
+    for events in ("/v1/jobs/events", f"{path}/events"):
+        reply = web.request("HEAD", events)
+        assert (reply.status, reply.headers["content-type"], reply.body) == (200, "text/event-stream", b"")
+    assert web.request("HEAD", "/v1/jobs/unknown/events").status == 404
+    web.request("POST", f"{path}:cancel")
+    last = {"last_event_id": web.request("GET", path).headers["etag"].strip('"')}
+    assert [web.request(method, f"{path}/events", **last).status for method in ("HEAD", "GET")] == [204, 204]
+
+
+def test_head_of_events_is_refused_as_get_is(serve_web, auth):
+    token = auth.admit("anna", more="\n[limits.principals.anna]\nwatches = 1\n")
+    _, web = serve_web("--auth", str(auth.path))
+    assert [web.request("HEAD", path).status for path in ("/v1/jobs/events", "/v1/jobs/x/events")] == [401, 401]
+    known = {"authorization": f"Bearer {token}"}
+    stream = web.stream("WatchJobs", {}, **known)
+    next(stream)
+    assert web.request("HEAD", "/v1/jobs/events", **known).status == 429
+
+
+def test_a_stream_that_continues_after_the_newest_event_begins_at_once(web):
+    path = f"/v1/jobs/{create(web)['id']}"
+    tag = web.request("GET", path).headers["etag"].strip('"')
+    request = f"GET {path}/events HTTP/1.1\r\nhost: localhost\r\nlast-event-id: {tag}\r\n\r\n"
+    with web.raw(request.encode()) as connection:
+        connection.settimeout(HEARTBEAT_SECONDS / 2)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_the_events_of_a_job_end_with_its_end(web, web_service):
