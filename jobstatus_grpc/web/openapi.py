@@ -154,7 +154,8 @@ def document() -> Schema:
                 ),
                 "patch": _operation(
                     "updateJob",
-                    "Write the fields that the body has; null clears one. Those that only the server sets are ignored.",
+                    "Write the fields that the body has; null clears one. name, which only a creation sets, createdAt "
+                    "and updatedAt are ignored: a document that was read can be sent back.",
                     [in_path, vocabulary, *map(_parameter, ("attempt", "If-Match", "Idempotency-Key"))],
                     {200: _reply("The job.", job, "ETag")},
                     body=_body(written, JSON, MERGE_PATCH),

@@ -130,6 +130,8 @@ def test_a_patch_writes_what_it_has_and_null_clears(web):
 def test_a_document_that_was_read_can_be_sent_back(web):
     job = create(web, name="n", state="in_progress", progress=1)
     assert web.request("PATCH", f"/v1/jobs/{job['id']}", job).json() == job
+    assert web.request("PATCH", f"/v1/jobs/{job['id']}", {**job, "name": "other"}).json() == job
+    assert web.request("PATCH", f"/v1/jobs/{job['id']}", {**job, "id": "other"}).status == 400
 
 
 def test_a_worker_claims_its_attempt(web):
