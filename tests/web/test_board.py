@@ -428,6 +428,34 @@ def test_a_page_whose_first_calls_fail_tries_again(board, open_page):
     expect(row(page, "a")).to_be_visible()
 
 
+HELD_LISTS = """
+    const send = window.fetch;
+    window.held = [];
+    window.fetch = (...request) => {
+        if (!request[0].endsWith("ListJobs")) return send(...request);
+        document.documentElement.dataset.held = window.held.length + 1;
+        return new Promise((answer, fail) => window.held.push({ send: () => answer(send(...request)), fail }));
+    };
+"""
+
+
+def test_no_job_is_said_to_match_only_when_the_list_has_arrived(board):
+    _, page = board
+    page.add_init_script(HELD_LISTS)
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("data-held", "1")
+    expect(page.locator("#summary")).to_have_text("loading…")
+    page.route("**/GetCallerIdentity", lambda route: route.abort())
+    page.evaluate("held[0].fail(new TypeError('no connection'))")
+    expect(page.locator("#connection")).to_contain_text("connection lost")
+    expect(page.locator("#summary")).to_have_text("")
+    page.unroute("**/GetCallerIdentity")
+    expect(page.locator("html")).to_have_attribute("data-held", "2")
+    expect(page.locator("#summary")).to_have_text("loading…")
+    page.evaluate("held[1].send()")
+    expect(page.locator("#summary")).to_have_text("No job matches.")
+
+
 def test_a_login_with_a_token_shows_the_jobs_and_a_logout_hides_them(serve_web, open_page, auth):
     token = auth.admit("olga")
     _, web = serve_web("--auth", str(auth.path))

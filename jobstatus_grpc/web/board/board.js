@@ -146,6 +146,7 @@ function showConnection(kind, text) {
   shown.dataset.kind = kind;
   shown.textContent = text;
   if (kind === "live") $("problem").hidden = true;
+  else if (!isLoaded) setText($("summary"), "");
 }
 
 function showProblem(text) {
@@ -279,6 +280,7 @@ const jobs = new Map(); // id -> { job, row, drawn }: `drawn` is the job as the 
 const dirty = new Set();
 let resumeToken = "";
 let listed = ""; // the filter whose jobs are in the table
+let isLoaded = false; // whether they have arrived
 
 function newRow(job) {
   const cells = ["", "", "", "Ends in", "Attempt", "Age", ""].map((name) => {
@@ -424,6 +426,7 @@ function drawCounts() {
     const isPressed = button.dataset.state === "stalled" ? place.stalled : place.states.includes(button.dataset.state);
     button.setAttribute("aria-pressed", String(isPressed));
   }
+  if (!isLoaded) return;
   const some = jobs.size >= MAX_ROWS ? `the newest ${MAX_ROWS}` : String(jobs.size);
   setText($("summary"), jobs.size ? `${shown} of ${some} jobs` : "No job matches.");
 }
@@ -436,11 +439,13 @@ function redrawAll() {
 async function followTable(filter) {
   await keepOpen(`jobs ${listed}`, async (signal, { isAlive, isCurrent }) => {
     const isFresh = !resumeToken;
+    if (!isLoaded) setText($("summary"), "loading…");
     if (isFresh) {
       const pages = await listJobs(filter, signal, isAlive);
       clearTable();
       pages.jobs.forEach(put);
       resumeToken = pages.resumeToken;
+      isLoaded = true;
       drawCounts();
     }
     const request = {
@@ -499,7 +504,8 @@ function showTable() {
     listed = JSON.stringify(filter);
     resumeToken = "";
     clearTable();
-    setText($("summary"), "loading");
+    isLoaded = false;
+    setText($("summary"), "loading…");
   }
   redrawAll();
   followTable(filter);
