@@ -540,6 +540,20 @@ def test_a_caller_who_may_not_cancel_has_no_button_for_it(serve_web, open_page, 
         assert page.get_by_role("button", name="Cancel job").count() == has_button
 
 
+def test_a_caller_of_one_call_a_second_gets_the_table_and_the_page_of_a_job(serve_web, open_page, auth):
+    operator, slow = auth.admit("olga"), auth.admit("sam", more="\n[limits.principals.sam]\ncalls_per_second = 1\n")
+    _, web = serve_web("--auth", str(auth.path))
+    web.call("CreateJob", {"job": {"id": "a"}}, authorization=f"Bearer {operator}")
+    web.call("CreateJob", {"job": {"id": "b", "parentId": "a"}}, authorization=f"Bearer {operator}")
+    page = open_page(web.url)
+    page.get_by_label("Token").fill(slow)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#connection")).to_have_text("live", timeout=20_000)
+    row(page, "a").get_by_role("link").click()
+    expect(page.locator("#history li")).to_have_count(1, timeout=20_000)
+    expect(page.locator("#children")).to_have_text("b pending", timeout=20_000)
+
+
 def test_a_caller_who_is_limited_to_some_jobs_sees_those_change(serve_web, open_page, auth):
     narrowed = auth.admit("nora", more='only = { labels = { team = "core" } }')
     operator = f"Bearer {auth.admit('olga')}"

@@ -26,9 +26,28 @@ function element(tag, properties = {}, ...children) {
 // ---- calls
 
 class CallError extends Error {
-  constructor({ code = "unknown", message = "" }) {
+  constructor({ code = "unknown", message = "", details = [] }) {
     super(message || code);
     this.code = code;
+    const debugOf = (name) => details.find(({ type }) => type === `google.rpc.${name}`)?.debug;
+    // Time until the caller, who is over its rate of calls, has its next turn; 0: the error is another one.
+    const isOverRate = debugOf("ErrorInfo")?.reason === "TOO_MANY_REQUESTS";
+    this.turnMs = isOverRate ? 1000 * parseFloat(debugOf("RetryInfo")?.retryDelay ?? "1") : 0;
+  }
+}
+
+const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+// Make one call; where the caller is over its rate, again after the time that the service asks for, and it alone.
+async function inTurn(makeCall, signal) {
+  for (;;) {
+    try {
+      return await makeCall();
+    } catch (error) {
+      if (!error.turnMs) throw error;
+      await sleep(error.turnMs);
+      signal?.throwIfAborted();
+    }
   }
 }
 
@@ -51,13 +70,22 @@ async function post(method, body, type, signal) {
 }
 
 async function call(method, request, signal) {
-  const response = await (await post(method, JSON.stringify(request), "application/json", signal)).json();
+  const send = () => post(method, JSON.stringify(request), "application/json", signal);
+  const response = await (await inTurn(send, signal)).json();
   signal?.throwIfAborted(); // The page may show something else by now.
   return response;
 }
 
 // Yields the messages of a stream; the end of the stream without an error ends the loop.
 async function* receive(method, request, signal) {
+  let messages;
+  const first = await inTurn(() => (messages = messagesOf(method, request, signal)).next(), signal);
+  if (first.done) return;
+  yield first.value;
+  yield* messages;
+}
+
+async function* messagesOf(method, request, signal) {
   const message = new TextEncoder().encode(JSON.stringify(request));
   const envelope = new Uint8Array(5 + message.length);
   new DataView(envelope.buffer).setUint32(1, message.length);
@@ -135,7 +163,7 @@ async function keepOpen(what, open) {
     }
     if (own.signal.aborted) return;
     showConnection("lost", `${why}, next attempt in ${Math.ceil(pause / 1000)} s`);
-    await new Promise((resolve) => setTimeout(resolve, pause * (0.5 + Math.random() / 2)));
+    await sleep(pause * (0.5 + Math.random() / 2));
     pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
   }
 }
