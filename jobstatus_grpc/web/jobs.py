@@ -211,7 +211,7 @@ class JobsApi:
             text = "a cancellation takes no revision: it is of the job as it is; send it without If-Match, or with *"
             raise HttpError(HTTPStatus.BAD_REQUEST, text)
         document = await _document_of(request, JSON) if await request.body(max_bytes=MAX_DOCUMENT_BYTES) else {}
-        values = {}
+        values: dict[str, Any] = {}
         for name, value in document.items():
             if name not in CANCEL_FIELDS:
                 text = f"is no field of a cancellation, which has {', '.join(CANCEL_FIELDS)}"
