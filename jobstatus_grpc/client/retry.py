@@ -148,7 +148,7 @@ class RetryBudget:
         Raises:
             JobStatusError: the meaning of `rpc_error`, if it is not retried or no try fits before the deadline.
         """
-        error = status.from_rpc_error(rpc_error)
+        error = status.better_explained(status.from_rpc_error(rpc_error), self._last_error)
         if self._last_error is not None and isinstance(error, DeadlineExceededError):
             raise DeadlineExceededError(f"{error}; the try before: {self._last_error}") from rpc_error
         left = self.left_seconds

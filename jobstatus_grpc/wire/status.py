@@ -170,6 +170,8 @@ def from_rpc_error(rpc_error: grpc.RpcError) -> JobStatusError:
     return error
 
 
+_EXPLAINED = "cannot connect to "
+
 _NOT_CONNECTED = re.compile(r"failed to connect to all addresses; last error: \w+: (\S+): (.*)", re.DOTALL)
 
 _TLS_CAUSES = {
@@ -197,8 +199,21 @@ def _explained(details: str) -> str:
     if failed := _NOT_CONNECTED.match(details):
         for pattern, text in _TLS_CAUSES.items():
             if cause := re.search(pattern, failed[2]):
-                return f"cannot connect to {failed[1]}: {text.format(*cause.groups())}"
+                return f"{_EXPLAINED}{failed[1]}: {text.format(*cause.groups())}"
     return details
+
+
+def better_explained(error: JobStatusError, before: JobStatusError | None) -> JobStatusError:
+    """Return which of the errors of two tries to raise: `error`, unless that of the try before says more.
+
+    Of a host with several addresses gRPC names the error of one, now of this and now of that. Where TLS failed at one
+    and nothing listens at another, as at ::1 of localhost, the first is the one to mend.
+    """
+    failed = _NOT_CONNECTED.match(error.message)
+    if failed and before and before.message.startswith(_EXPLAINED):
+        is_of_another = not before.message.startswith(f"{_EXPLAINED}{failed[1]}: ")
+        return before if is_of_another else error
+    return error
 
 
 def has_details(rpc_error: grpc.RpcError) -> bool:

@@ -200,16 +200,20 @@ class Refused(grpc.RpcError):
     """An attempt that failed as a grpc call does."""
 
     def __init__(
-        self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, error: JobStatusError | None = None
+        self,
+        code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
+        error: JobStatusError | None = None,
+        details: str = "refused",
     ) -> None:
         self._code = code
+        self._details = details
         self._trailers = status.trailers_of(error) if error else ()
 
     def code(self) -> grpc.StatusCode:
         return self._code
 
     def details(self) -> str:
-        return "refused"
+        return self._details
 
     def trailing_metadata(self) -> Any:
         return self._trailers
@@ -264,3 +268,23 @@ def test_a_deadline_met_while_trying_again_says_what_was_wrong_before():
     tries.pause_seconds(Refused())
     with pytest.raises(DeadlineExceededError, match="the try before: refused"):
         tries.pause_seconds(Refused(grpc.StatusCode.DEADLINE_EXCEEDED))
+
+
+TLS_FAILED = "ipv4:127.0.0.1:1: Socket closed"
+
+
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        ("ipv6:%5B::1%5D:1: Connection refused", "ipv4:127.0.0.1:1: the server closes connections at once"),
+        ("ipv4:127.0.0.1:1: Connection refused", "127.0.0.1:1: Connection refused"),
+    ],
+)
+def test_an_address_where_nothing_listens_does_not_hide_that_tls_failed_at_another_one(longest_jitter, last, says):
+    now = 0.0
+    tries = RetryBudget(10, clock=lambda: now)
+    for why in (TLS_FAILED, last, last):
+        tries.pause_seconds(Refused(details=f"failed to connect to all addresses; last error: UNKNOWN: {why}"))
+    now = 10.0
+    with pytest.raises(UnavailableError, match=says):
+        tries.pause_seconds(Refused(details=f"failed to connect to all addresses; last error: UNKNOWN: {last}"))
