@@ -107,6 +107,7 @@ def jobstatus(ctx: click.Context, version: bool) -> None:
 def main() -> None:
     """Run the command line of this process, and exit."""
     _make_streams_safe()
+    _silence_grpc()
     code = _run(sys.argv[1:])
     exits.drop_unwritten(sys.stdout, sys.stderr)
     sys.exit(code)
@@ -159,3 +160,13 @@ def _make_streams_safe() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _silence_grpc() -> None:
+    """Keep the log lines of gRPC's C core off stderr, unless the user has set their level.
+
+    gRPC reads the variable when it is loaded, which is later. It is not in os.environ, which the commands of `run` and
+    `relay` get.
+    """
+    if "GRPC_VERBOSITY" not in os.environ:
+        os.putenv("GRPC_VERBOSITY", "NONE")

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -99,8 +98,6 @@ def complete_states(
 
 def complete_job_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the ids of the newest jobs: those that the server sends within COMPLETION_TIMEOUT_SECONDS."""
-    # gRPC's C core logs failed connections to stderr.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     found: list[Job] = []
     with contextlib.suppress(Exception):  # a traceback would break the line that is being typed
         found.extend(itertools.islice(_newest_jobs(ctx, incomplete), MAX_COMPLETIONS))

@@ -170,7 +170,8 @@ class WorkerProcess:
 
 def _environment_of_workers() -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if name not in systemd.VARIABLES}
-    return {**own, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    # As the command line does: gRPC's C core logs malformed requests to stderr, past our log and its format.
+    return {"GRPC_VERBOSITY": "NONE", **own, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 def _signal_name(number: int) -> str:

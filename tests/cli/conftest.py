@@ -91,6 +91,8 @@ def run_here(
     yield lambda address: CommandLineHere(address, monkeypatch, capfd)
     log.handlers[:], log.propagate = handlers, propagate
     os.umask(umask)
+    if "GRPC_VERBOSITY" not in os.environ:
+        os.unsetenv("GRPC_VERBOSITY")
 
 
 @pytest.fixture

@@ -55,6 +55,18 @@ def test_a_missing_client_certificate_is_one_line_that_says_so(run_here, address
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("level", "is_one_line"), [({}, True), ({"GRPC_VERBOSITY": "info"}, False)])
+def test_grpc_logs_to_stderr_only_if_the_user_has_set_its_level(cli, level, is_one_line):
+    done = cli("get", "x", f"--address=grpcs://{cli.address}", "--timeout=1s", env=level)
+    assert (done.stderr.count("\n") == 1) is is_one_line
+    assert "the server does not use TLS" in done.stderr
+
+
+def test_the_command_of_run_gets_the_level_of_grpc_only_if_the_user_has_set_it(cli):
+    show = ["run", "-q", "--", "sh", "-c", "echo ${GRPC_VERBOSITY-unset}"]
+    assert [cli(*show, env=level).stdout for level in ({}, {"GRPC_VERBOSITY": "error"})] == ["unset\n", "error\n"]
+
+
 def test_run_says_too_that_the_server_may_require_tls(run_here, address):
     done = run_here(address)("run", "--", "true")
     assert done.returncode == 0

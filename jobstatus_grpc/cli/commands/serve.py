@@ -140,8 +140,6 @@ def serve(ctx: click.Context, /, *, log_format: str | None, log_level: str, log_
     config.check()
     # What a server creates is for its user alone: the store, its locks, its sockets until they have their own mode.
     os.umask(0o077)
-    # gRPC's C core logs malformed requests to stderr, past our log and its format.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from jobstatus_grpc.server import logs
 
     log_format = log_format or ("text" if sys.stderr.isatty() else "json")
