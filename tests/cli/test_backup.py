@@ -78,6 +78,48 @@ def test_a_backup_of_a_killed_servers_store_has_what_is_in_its_log(offline, stor
     assert ids_in(tmp_path / "backup.db") == {"a", "b"}
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal", ".lock"])
+def test_a_backup_replaces_no_file_that_belongs_to_a_store(offline, store, tmp_path, suffix):
+    (tmp_path / "link").symlink_to(f"{store}{suffix}")
+    before, log = files_in(tmp_path), store.with_name("jobs.db-wal").read_bytes()
+    done = offline("backup", str(tmp_path / "link"), "--store", f"sqlite:///{store}")
+    says = f"error: {store}{suffix} is a file of the store {store}; name another file\n"
+    assert (done.stdout, done.stderr, done.returncode) == ("", says, 2)
+    assert (files_in(tmp_path), store.with_name("jobs.db-wal").read_bytes()) == (before, log)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_backup_replaces_no_store_that_is_served(offline, store, tmp_path, link):
+    other, alias = tmp_path / "other.db", tmp_path / "alias.db"
+    with ServerProcess(store=f"sqlite:///{other}") as server:
+        link(other, alias)
+        for target in (other, alias):
+            done = offline("backup", str(target), "--store", f"sqlite:///{store}")
+            assert (done.stdout, done.returncode, done.stderr.count("\n")) == ("", 2, 1)
+            assert done.stderr.endswith(" has it open; name another file for the backup\n")
+        create(server, "c")
+        assert server.terminate() == 0
+    assert ids_in(other) == {"c"}
+
+
+def test_a_backup_replaces_no_store_with_writes_that_are_in_its_log_alone(offline, store, tmp_path):
+    other = make_store(tmp_path / "other.db", "c")
+    done = offline("backup", str(other), "--store", f"sqlite:///{store}")
+    assert (done.stdout, done.returncode, done.stderr.count("\n")) == ("", 2, 1)
+    assert "other.db-wal is the log of a store" in done.stderr
+    assert ids_in(other) == {"c"}
+
+
+def test_a_backup_replaces_an_older_one_that_was_served_since(offline, store, tmp_path):
+    backup = tmp_path / "backup.db"
+    offline("backup", str(backup), "--store", f"sqlite:///{store}")
+    with ServerProcess(store=f"sqlite:///{backup}") as server:
+        create(server, "c")
+        assert server.terminate() == 0
+    assert offline("backup", str(backup), "--store", f"sqlite:///{store}").returncode == 0
+    assert ids_in(backup) == {"a", "b"}
+
+
 def test_the_store_is_that_of_serve_unless_it_is_named(offline, store, tmp_path, monkeypatch):
     os.rename(store, tmp_path / "jobstatus.db")
     os.rename(f"{store}-wal", tmp_path / "jobstatus.db-wal")

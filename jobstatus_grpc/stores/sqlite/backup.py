@@ -7,6 +7,7 @@ import logging
 import os
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 
 from jobstatus_grpc.errors import CannotStartError
@@ -28,6 +29,9 @@ from jobstatus_grpc.stores.sqlite.database import (
 
 logger = logging.getLogger(__name__)
 
+_SUFFIXES = ("-wal", "-shm", "-journal", ".lock")
+"""Of the names of files that SQLite and we keep beside a store."""
+
 
 def back_up(url: str, target: str) -> int:
     """Write a verified copy of the store at `url` to the file `target`, and return the number of jobs in it.
@@ -36,7 +40,8 @@ def back_up(url: str, target: str) -> int:
     the copy is whole; if the call fails, it stays as it was.
 
     Raises:
-        CannotStartError: there is no store, it is damaged, or the copy cannot be written. The message says what to do.
+        CannotStartError: there is no store, it is damaged, or the copy cannot be written, as where `target` is a file
+            of a store that is in use. The message says what to do.
     """
     path, target = path_of(url), os.path.realpath(target)
     if not os.path.isfile(path):
@@ -45,7 +50,8 @@ def back_up(url: str, target: str) -> int:
         _check_names(path, target)
         if not log_is_empty(path):
             _check_log_unless_in_use(path)
-        return _copy(path, target, mode="ro")
+        with _locked_target(target):
+            return _copy(path, target, mode="ro")
     except (OSError, sqlite3.Error) as error:
         raise CannotStartError(f"cannot back up the store {path} to {target}: {_text_of(error)}") from error
 
@@ -87,6 +93,30 @@ def _check_names(source: str, target: str) -> None:
         raise CannotStartError(f"there is no file {source}")
     if source == target or (os.path.exists(target) and os.path.samefile(source, target)):
         raise CannotStartError(f"{target} is the store itself; name another file")
+    for suffix in _SUFFIXES:
+        store = target.removesuffix(suffix)
+        if store != target and os.path.exists(store):
+            raise CannotStartError(f"{target} is a file of the store {store}; name another file")
+
+
+@contextlib.contextmanager
+def _locked_target(target: str) -> Iterator[None]:
+    """Refuse a target that is a store in use, and let no process open it within the block. An older backup is none."""
+    with contextlib.ExitStack() as held:
+        try:
+            if os.path.exists(f"{target}.lock"):  # no backup gets one
+                held.callback(os.close, lock(target))
+            if os.path.exists(target):
+                # The old file may be read-only, or its file system without locks: it is replaced all the same.
+                with contextlib.suppress(OSError):
+                    held.callback(os.close, lock_database(target))
+        except CannotStartError as error:
+            raise CannotStartError(f"{error}; name another file for the backup") from None
+        if not log_is_empty(target):
+            raise CannotStartError(
+                f"{target}-wal is the log of a store, with writes in it; name another file for the backup"
+            )
+        yield
 
 
 def _check_log_unless_in_use(path: str) -> None:
