@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobstatus_grpc.cli import output
 from jobstatus_grpc.cli.text import one_line
+from jobstatus_grpc.job import JobFilter, limits
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from jobstatus_grpc.client import JobStatusClient
     from jobstatus_grpc.job import Job
 
 MAX_JOBS = 200
@@ -144,6 +147,26 @@ class JobTree:
         children = sorted((job for job in known if job), key=lambda job: (job.created_at, job.id))
         of_circle = self.root.parent_id == parent.id  # the root is drawn already
         return children, max(sum(parent.children.values()) - len(children) - of_circle, 0)
+
+
+def read_tree(client: JobStatusClient, root_id: str, *, limit: int) -> JobTree:
+    """Return a job with at most `limit` jobs of those below it, level by level, the newest children of each."""
+    root = client.get(root_id)
+    found = JobTree(root, limit=limit)
+    parents = deque([root] if root.children else [])
+    while parents and found.room > 0:
+        parent, token = parents.popleft().id, ""
+        while found.room > 0:
+            size = min(found.room, limits.MAX_PAGE_SIZE)
+            page = client.list(JobFilter(parent_id=parent), page_size=size, page_token=token)
+            for job in page.jobs:
+                is_new = job.id not in found
+                if is_new and found.put(job) and job.children:
+                    parents.append(job)
+            token = page.next_page_token
+            if not token:
+                break
+    return found
 
 
 def draw_live(states: Iterable[object], tree: JobTree, when_interrupted: Callable[[], BaseException]) -> None:

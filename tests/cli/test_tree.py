@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import datetime, timezone
 
@@ -119,6 +120,29 @@ def test_watch_tree_draws_on_a_terminal(terminal, service, family):
     service.update(root, state="JOB_STATE_SUCCEEDED")
     assert "succeeded  nightly" in screen.read_to_end()
     assert screen.process.wait() == 0
+
+
+@pytest.fixture
+def done_family(service, family):
+    """The same jobs, all done."""
+    for job_id in reversed(family):
+        service.update(job_id, state="JOB_STATE_FAILED")
+    return family
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_watch_tree_of_a_done_job_prints_all_jobs_below_it_and_then_the_job(here, done_family, as_json):
+    root, one, two, deep = done_family
+    done = here("watch", "--tree", root, *as_json)
+    found = [re.findall("|".join(done_family), line)[0] for line in done.stdout.splitlines()]
+    assert (found, done.stderr, done.returncode) == ([one, deep, two, root], "", 1)
+
+
+def test_watch_tree_of_a_done_job_draws_it_as_tree_does(here, terminal, done_family):
+    root = done_family[0]
+    lines = here("tree", root).stdout.splitlines()
+    drawn = terminal("watch", "--tree", root).read_to_end()
+    assert drawn[drawn.rindex(lines[0]) :].splitlines() == lines
 
 
 def test_watch_tree_needs_one_id(here):

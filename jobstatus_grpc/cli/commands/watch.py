@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -23,7 +23,7 @@ from jobstatus_grpc.cli import exits, options, output, parsers, trees
 from jobstatus_grpc.cli.connection import connected, connected_without_timeout
 from jobstatus_grpc.cli.options import duration_flag, flag
 from jobstatus_grpc.cli.target import Connection
-from jobstatus_grpc.errors import JobExpiredError
+from jobstatus_grpc.errors import JobExpiredError, JobStatusError
 from jobstatus_grpc.job import JobFilter, limits
 
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ def _watch_tree(client: JobStatusClient, root_id: str, give_up: timedelta | None
 
 def follow_tree(client: JobStatusClient, tree: trees.JobTree, *, give_up: timedelta | None) -> Iterator[Job]:
     """Yield the states of the root and of the jobs below it as they arrive, and keep `tree` up to date, until the root
-    is done. The children of a job are watched once it has some.
+    is done. The children of a job are watched once it has some. What the watches have not brought by the end of the
+    root is read, and yielded before it.
 
     Raises:
         JobStatusError: the first error of a watch.
@@ -199,6 +200,7 @@ def follow_tree(client: JobStatusClient, tree: trees.JobTree, *, give_up: timede
             yield from changes
 
     watched: set[str] = set()
+    revisions: dict[str, int] = {}
     later: list[Callable[[], Iterable[JobChange | Job]]] = []
     root_watch = client.watch(tree.root_id, give_up_seconds=give_up_seconds)
     for item in merge(lambda: root_watch, later=later):
@@ -211,9 +213,27 @@ def follow_tree(client: JobStatusClient, tree: trees.JobTree, *, give_up: timede
         if job.children and job.id not in watched:
             watched.add(job.id)
             later.append(functools.partial(children_of, job.id))
-        yield job
         if job.id == tree.root_id and job.done:
+            yield from _read_the_rest(client, tree, revisions)
+            yield job
             return
+        revisions[job.id] = job.revision
+        yield job
+
+
+def _read_the_rest(client: JobStatusClient, tree: trees.JobTree, revisions: Mapping[str, int]) -> Iterator[Job]:
+    """Bring `tree` up to date, and yield the states of the jobs below its root that are not in `revisions`."""
+    try:
+        newest = trees.read_tree(client, tree.root_id, limit=trees.MAX_JOBS)
+    except JobStatusError as error:
+        exits.say(f"jobstatus: states of jobs below {tree.root_id} may be missing: {error}")
+        return
+    if not newest.root.done:  # it was deleted, and created again
+        return
+    for row in newest.rows():
+        job = row.job
+        if job and tree.put(job) and job.id != tree.root_id and job.revision != revisions.get(job.id):
+            yield job
 
 
 def check_exist(client: JobStatusClient, ids: Sequence[str]) -> None:
