@@ -5,6 +5,7 @@ pytest loads this plugin wherever both are installed: nothing else is imported w
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -79,25 +80,26 @@ class TestRun:
         if self._job.cancelled:
             self._session.shouldstop = "the end of its job was requested"
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        job, self._job = self._job, None
-        if job is None:
-            return
-        counts = self._counts()
-        job.result = {**counts, "exit_code": int(exitstatus)}
-        if exitstatus == pytest.ExitCode.INTERRUPTED:
+    # Not pytest_sessionfinish: it is not called if the session could not start, and others change the exit code in it.
+    def pytest_unconfigure(self) -> None:
+        if self._job is not None and self._session is not None:
+            self._end(self._job, int(self._session.exitstatus))
+        self._client.close()
+
+    def _end(self, job: TrackedJob, exit_code: int) -> None:
+        job.result = {**self._counts(), "exit_code": exit_code}
+        if exit_code == pytest.ExitCode.INTERRUPTED:
             if not job.cancelled:
                 job.abort("interrupted")
-        elif exitstatus == pytest.ExitCode.TESTS_FAILED:
+        elif exit_code == pytest.ExitCode.TESTS_FAILED:
             failed = [nodeid for nodeid, outcome in self._outcomes.items() if outcome == "failed"]
             job.fail("\n".join([f"{len(failed)} of {self._total} tests failed", *failed]), reason="TESTS_FAILED")
-        elif exitstatus != pytest.ExitCode.OK:
-            job.fail(f"pytest ended with exit code {int(exitstatus)}", reason=pytest.ExitCode(exitstatus).name)
-        job.__exit__(None, None, None)
-
-    def pytest_unconfigure(self) -> None:
-        self._client.close()
+        elif exit_code != pytest.ExitCode.OK:
+            # A number of the project's own has no name.
+            names = {int(code): code.name for code in pytest.ExitCode}
+            job.fail(f"pytest ended with exit code {exit_code}", reason=names.get(exit_code, ""))
+        # With what a hook raised, which ends pytest after this.
+        job.__exit__(*sys.exc_info())
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}

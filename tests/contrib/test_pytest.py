@@ -60,6 +60,28 @@ def test_a_run_that_is_interrupted_is_aborted(run, tmp_path):
     assert run().state is JobState.ABORTED
 
 
+def test_an_exit_code_of_the_projects_own_is_kept(run, tmp_path):
+    (tmp_path / "conftest.py").write_text("def pytest_runtest_setup(item): pytest.exit('stop', 42)\nimport pytest")
+    job = run()
+    assert (job.state, job.result) == (JobState.FAILED, {"exit_code": 42})
+    assert (job.error.message, job.error.reason) == ("pytest ended with exit code 42", "")
+
+
+@pytest.mark.parametrize(
+    ("hook", "exit_code", "reason"),
+    [
+        ("pytest_sessionstart(session): 1 / 0", 3, "INTERNAL_ERROR"),
+        ("pytest_sessionstart(session): pytest.exit('no database', 42)", 42, ""),
+        ("pytest_sessionfinish(session): session.exitstatus = 5", 5, "NO_TESTS_COLLECTED"),
+        ("pytest_sessionfinish(session): 1 / 0", 0, "ZeroDivisionError"),
+    ],
+)
+def test_a_run_ends_as_hooks_of_the_session_decide(run, tmp_path, hook, exit_code, reason):
+    (tmp_path / "conftest.py").write_text(f"import pytest\ndef {hook}")
+    job = run()
+    assert (job.state, job.error.reason, job.result["exit_code"]) == (JobState.FAILED, reason, exit_code)
+
+
 def test_a_run_without_a_server_is_as_without_the_option(tmp_path):
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass")
     command = [sys.executable, "-m", "pytest", "-p", "jobstatus", "--jobstatus", "127.0.0.1:1"]
