@@ -54,6 +54,8 @@ class TestRun:
         self._done = 0
         self._outcomes: dict[str, str] = {}
         """By test: the worst of its phases."""
+        self._uncollected: dict[str, None] = {}
+        """Files and classes whose collection failed, in order."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
@@ -67,6 +69,10 @@ class TestRun:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
         self._total = max(self._total, len(ids))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._uncollected[report.nodeid] = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self._job is None or self._session is None:
@@ -87,13 +93,22 @@ class TestRun:
         self._client.close()
 
     def _end(self, job: TrackedJob, exit_code: int) -> None:
-        job.result = {**self._counts(), "exit_code": exit_code}
-        if exit_code == pytest.ExitCode.INTERRUPTED:
+        failed = [nodeid for nodeid, outcome in self._outcomes.items() if outcome == "failed"]
+        uncollected = list(self._uncollected)
+        job.result = {
+            **self._counts(),
+            **({"collection_errors": len(uncollected)} if uncollected else {}),
+            "exit_code": exit_code,
+        }
+        # pytest interrupts itself after collection errors.
+        if exit_code == pytest.ExitCode.INTERRUPTED and (job.cancelled or not uncollected):
             if not job.cancelled:
                 job.abort("interrupted")
-        elif exit_code == pytest.ExitCode.TESTS_FAILED:
-            failed = [nodeid for nodeid, outcome in self._outcomes.items() if outcome == "failed"]
-            job.fail("\n".join([f"{len(failed)} of {self._total} tests failed", *failed]), reason="TESTS_FAILED")
+        elif exit_code in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED) and (failed or uncollected):
+            summary = f"{len(failed)} of {self._total} tests failed"
+            if uncollected:
+                summary += f", collection errors: {len(uncollected)}"
+            job.fail("\n".join([summary, *uncollected, *failed]), reason="TESTS_FAILED")
         elif exit_code != pytest.ExitCode.OK:
             # A number of the project's own has no name.
             names = {int(code): code.name for code in pytest.ExitCode}

@@ -82,6 +82,24 @@ def test_a_run_ends_as_hooks_of_the_session_decide(run, tmp_path, hook, exit_cod
     assert (job.state, job.error.reason, job.result["exit_code"]) == (JobState.FAILED, reason, exit_code)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "total"),
+    [([], 6), (["-x"], 0), (["--continue-on-collection-errors"], 6), (["-n", "2"], 6)],
+    ids=["default", "exitfirst", "continue", "xdist"],
+)
+def test_a_file_that_cannot_be_imported_is_named(run, tmp_path, arguments, total):
+    (tmp_path / "test_bad.py").write_text("import no_such_module")
+    job = run(*arguments)
+    assert (job.state, job.error.reason, job.result["collection_errors"]) == (JobState.FAILED, "TESTS_FAILED", 1)
+    assert job.error.message == f"0 of {total} tests failed, collection errors: 1\ntest_bad.py"
+
+
+def test_a_run_fails_without_a_failed_test_by_its_exit_code(run, tmp_path):
+    (tmp_path / "conftest.py").write_text("def pytest_sessionfinish(session): session.exitstatus = 1")
+    job = run()
+    assert (job.error.message, job.error.reason) == ("pytest ended with exit code 1", "TESTS_FAILED")
+
+
 def test_a_run_without_a_server_is_as_without_the_option(tmp_path):
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass")
     command = [sys.executable, "-m", "pytest", "-p", "jobstatus", "--jobstatus", "127.0.0.1:1"]
