@@ -67,6 +67,8 @@ class JobStatusReporter:
         self._revokes = revoke_on_cancel
         self._retry_errors: dict[str, BaseException | None] = {}
         """By task, while it calls `retry`."""
+        self._replaced: set[str] = set()
+        """Tasks that run here and have called `replace`."""
         for signal, receiver in (
             (signals.before_task_publish, self._on_publish),
             (signals.task_received, self._on_received),
@@ -93,6 +95,8 @@ class JobStatusReporter:
     def _on_publish(self, headers: Mapping[str, Any] | None = None, body: Any = None, **_: Any) -> None:
         task_id = (headers or {}).get("id")
         if not headers or not task_id:  # a message of protocol 1 has its id elsewhere
+            return
+        if task_id in self._replaced:
             return
         if headers.get("retries"):
             # Here and not at the end of this attempt: the next one may begin before that.
@@ -123,6 +127,7 @@ class JobStatusReporter:
         self._tasks.begin(task_id, task.name, parent_id=parent_id)
         if "update_state" not in vars(task):
             task.update_state, task.retry = self._reporting(task), self._noting_error(task)
+            task.on_replace = self._replacing(task)
         job = self._tasks.running(task_id)
         if self._revokes and job is not None and not request.is_eager:
             revoke = functools.partial(self._app.control.revoke, task_id, terminate=True)
@@ -131,6 +136,9 @@ class JobStatusReporter:
     def _on_postrun(self, task_id: str = "", task: Any = None, retval: Any = None, state: Any = None, **_: Any) -> None:
         exception: BaseException | None = None
         is_retried = state in (states.RETRY, states.REJECTED) and getattr(retval, "requeue", True)
+        if task_id in self._replaced:
+            self._replaced.discard(task_id)
+            is_retried = state == states.IGNORED
         if state is None:
             # SystemExit ends the process: the main process reports what becomes of the task.
             exception = sys.exc_info()[1]
@@ -199,6 +207,21 @@ class JobStatusReporter:
                 del self._retry_errors[task_id]
 
         return noting_error
+
+    def _replacing(self, task: Any) -> Callable[..., Any]:
+        """Return `on_replace` of a task, which also ends this attempt: the next one is the replacement, with its id."""
+        on_replace = task.on_replace
+
+        @functools.wraps(on_replace)
+        def replacing(signature: Any) -> Any:
+            # Before the replacement is sent, because it may begin before this run has ended. One that cannot be sent is
+            # a failure of this task, which `_on_failure` reports.
+            if not task.request.is_eager:
+                self._replaced.add(task.request.id)
+                self._tasks.end(task.request.id, is_retried=True)
+            return on_replace(signature)
+
+        return replacing
 
     def _member_ended(self, request: Any) -> None:
         group_id = _group_of(getattr(request, "group", None), getattr(request, "chord", None))

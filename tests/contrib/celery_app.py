@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import time
 
-from celery import Celery
+from celery import Celery, chain, group
 from celery.exceptions import Ignore, Reject
 
 from jobstatus_grpc import JobStatusClient
@@ -48,6 +48,18 @@ def fail(message):
 def fail_once(self):
     if self.request.retries == 0:
         raise self.retry(exc=OSError("the disk is away"), countdown=0)
+
+
+@app.task(bind=True)
+def replace(self, by="task"):
+    replacements = {
+        "task": add.s(1, 2),
+        "chain": chain(add.s(1, 2), add.s(3)),
+        "group": group(add.s(1, 2), add.s(3, 4)),
+        "failure": fail.s("no paper"),
+        "nothing": chain(),
+    }
+    return self.replace(replacements[by])
 
 
 @app.task

@@ -136,6 +136,38 @@ def test_a_task_that_is_ignored_is_aborted(app, done):
     assert (job.state, job.reason) == (JobState.ABORTED, "not on Sundays")
 
 
+@pytest.mark.parametrize("by", ["task", "chain", "group"])
+def test_the_job_of_a_task_that_is_replaced_ends_with_the_replacement(app, client, done, by):
+    job = done(app.replace.delay(by))
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+    assert JobState.RETRYING in states_of(client, job)
+
+
+@pytest.mark.parametrize(
+    ("by", "attempt", "reason"), [("failure", 2, "ValueError"), ("nothing", 1, "ImproperlyConfigured")]
+)
+def test_a_task_that_is_replaced_fails_with_the_replacement(app, done, by, attempt, reason):
+    job = done(app.replace.delay(by))
+    assert (job.state, job.attempt, job.error.reason) == (JobState.FAILED, attempt, reason)
+
+
+@pytest.mark.parametrize("by", ["task", "chain", "group"])
+def test_a_member_of_a_group_that_is_replaced_ends_with_the_replacement(app, client, done, by):
+    from celery import group
+
+    sent = group(app.add.s(1, 1), app.replace.s(by)).apply_async()
+    assert done(sent).state is JobState.SUCCEEDED
+    assert client.get(sent.results[1].id).attempt == 2
+
+
+def test_a_member_of_a_chord_that_is_replaced_ends_with_the_replacement(app, client, done):
+    from celery import chord
+
+    sent = chord([app.add.s(1, 1), app.replace.s("chain")])(app.total.s())
+    assert done(sent).state is JobState.SUCCEEDED
+    assert client.wait(sent.parent.results[1].id).state is JobState.SUCCEEDED
+
+
 def test_the_body_of_a_chord_is_the_parent_of_its_header(app, client, done):
     from celery import chord
 
