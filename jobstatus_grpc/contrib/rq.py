@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from jobstatus_grpc.client import JobStatusClient
@@ -11,7 +12,7 @@ from jobstatus_grpc.job import JobState
 
 try:
     import rq.job
-    from rq.job import JobStatus
+    from rq.job import JobStatus, Retry
 except ImportError as error:
     raise ImportError("jobstatus_grpc.contrib.rq needs RQ: pip install 'jobstatus-grpc[rq]'") from error
 
@@ -46,7 +47,10 @@ def job_class(
 
     class JobStatusJob(rq.job.Job):
         _is_reported = False
-        """It was run in this process, which has reported its end."""
+        """It was run in this process, which reports its end."""
+
+        _has_returned = False
+        """Its function has. RQ then calls its callback and stores its result; either may fail."""
 
         def perform(self) -> Any:
             self._is_reported = True
@@ -56,8 +60,13 @@ def job_class(
             except BaseException as error:
                 tasks.end(self.id, error, is_retried=self.should_retry)
                 raise
-            tasks.end(self.id)
+            self._has_returned = True
             return result
+
+        def cleanup(self, ttl: int | None = None, pipeline: Any = None, remove_from_queue: bool = True) -> None:
+            if self._has_returned:  # RQ calls this last for a job that succeeded
+                tasks.end(self.id)
+            super().cleanup(ttl, pipeline, remove_from_queue)
 
         def save_meta(self) -> None:
             job = tasks.running(self.id)
@@ -69,6 +78,8 @@ def job_class(
         def set_status(self, status: JobStatus, pipeline: Any = None) -> None:
             super().set_status(status, pipeline)
             if self._is_reported:
+                if self._has_returned and status is not JobStatus.FINISHED:
+                    self._end_without_success(status)
                 return
             name = self.func_name or ""
             if status in _WAITING:
@@ -78,6 +89,15 @@ def job_class(
             elif status is JobStatus.FAILED:
                 lost = ChildProcessError("the process of the job was lost")
                 tasks.ended_elsewhere(self.id, name, JobState.FAILED, lost)
+
+        def _end_without_success(self, status: JobStatus) -> None:
+            """Report the end of a run whose function has returned, but not to succeed, or to be repeated."""
+            error = sys.exc_info()[1]  # of the callback, or of storing the result
+            is_retry = isinstance(self._result, Retry)
+            if status in _WAITING:
+                tasks.end(self.id, error, is_retried=is_retry or error is not None)
+            else:
+                tasks.end(self.id, error or RuntimeError("it returned Retry, but has no retries left"))
 
         @staticmethod
         def flush() -> None:

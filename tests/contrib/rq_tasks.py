@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import time
 
-from rq import get_current_job
+from rq import Retry, get_current_job
 
 from jobstatus_grpc import JobStatusClient
 from jobstatus_grpc.contrib.rq import current_job, job_class
@@ -26,6 +26,18 @@ def count(total, pause_seconds=0.0):
 def fail_once():
     if current_job().attempt == 1:
         raise OSError("the disk is away")
+
+
+def return_retry(times):
+    return Retry(max=1) if current_job().attempt <= times else "done"
+
+
+def succeed():
+    return "done"
+
+
+def fail_in_callback(*_):
+    raise OSError("the disk is away")
 
 
 def sleep():

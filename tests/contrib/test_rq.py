@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 from redis import Redis
-from rq import Queue, Retry
+from rq import Callback, Queue, Repeat, Retry
 
 from jobstatus_grpc import Job, JobState, JobStatusClient
 from tests.support.service import Service
@@ -80,6 +80,33 @@ def test_a_retry_is_another_attempt(queue, tasks, client, done):
 def test_a_job_without_a_retry_fails(queue, tasks, done):
     job = done(queue.enqueue(tasks.fail_once))
     assert (job.state, job.error.reason, job.error.message) == (JobState.FAILED, "OSError", "the disk is away")
+
+
+def test_a_retry_that_is_returned_is_another_attempt(queue, tasks, client, done):
+    job = done(queue.enqueue(tasks.return_retry, 1))
+    states = [entry.to_state for entry in client.history(job.id).transitions]
+    assert (job.state, job.attempt, JobState.RETRYING in states) == (JobState.SUCCEEDED, 2, True)
+
+
+def test_a_retry_that_is_returned_too_often_fails(queue, tasks, done):
+    job = done(queue.enqueue(tasks.return_retry, 2))
+    assert (job.state, job.attempt) == (JobState.FAILED, 2)
+    assert job.error.message == "it returned Retry, but has no retries left"
+
+
+def test_a_job_fails_with_its_callback(queue, tasks, done):
+    job = done(queue.enqueue(tasks.succeed, on_success=Callback(tasks.fail_in_callback)))
+    assert (job.state, job.error.message) == (JobState.FAILED, "the disk is away")
+
+
+def test_a_job_whose_callback_fails_is_retried(queue, tasks, done):
+    job = done(queue.enqueue(tasks.succeed, on_success=Callback(tasks.fail_in_callback), retry=Retry(max=1)))
+    assert (job.state, job.attempt) == (JobState.FAILED, 2)
+
+
+@pytest.mark.parametrize("options", [{"result_ttl": 0}, {"repeat": Repeat(times=1)}], ids=["no result", "repeated"])
+def test_a_run_that_succeeds_is_a_success(queue, tasks, done, options):
+    assert done(queue.enqueue(tasks.succeed, **options)).state is JobState.SUCCEEDED
 
 
 def test_the_job_of_a_killed_work_horse_fails(queue, tasks, client, done):
