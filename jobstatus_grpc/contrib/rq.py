@@ -90,6 +90,12 @@ def job_class(
                 lost = ChildProcessError("the process of the job was lost")
                 tasks.ended_elsewhere(self.id, name, JobState.FAILED, lost)
 
+        def delete(self, pipeline: Any = None, remove_from_queue: bool = True, delete_dependents: bool = False) -> None:
+            # Not the status that this object has, which is that of its last refresh.
+            if not self._is_reported and self.get_status() in _WAITING:
+                tasks.ended_elsewhere(self.id, self.func_name or "", JobState.CANCELLED, reason="deleted from RQ")
+            super().delete(pipeline, remove_from_queue, delete_dependents)
+
         def _end_without_success(self, status: JobStatus) -> None:
             """Report the end of a run whose function has returned, but not to succeed, or to be repeated."""
             error = sys.exc_info()[1]  # of the callback, or of storing the result

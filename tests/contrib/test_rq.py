@@ -121,3 +121,18 @@ def test_a_job_that_is_cancelled_in_its_queue_is_cancelled(queue, tasks, done):
     enqueued = queue.enqueue_in(timedelta(hours=1), tasks.sleep)
     enqueued.cancel()
     assert done(enqueued).state is JobState.CANCELLED
+
+
+def test_a_job_that_is_deleted_from_its_queue_is_cancelled(queue, tasks, done):
+    enqueued = queue.enqueue_in(timedelta(hours=1), tasks.sleep)
+    enqueued.delete()
+    job = done(enqueued)
+    assert (job.state, job.reason) == (JobState.CANCELLED, "deleted from RQ")
+
+
+def test_the_job_of_a_run_that_is_deleted_meanwhile_ends_with_the_run(queue, tasks, client, done):
+    enqueued = queue.enqueue(tasks.count, 2, pause_seconds=0.3)
+    tasks.ReportedJob.flush()
+    assert any(job.reason for job in client.watch(enqueued.id))
+    enqueued.delete()
+    assert done(enqueued).state is JobState.SUCCEEDED
