@@ -58,7 +58,7 @@ def job_class(
             try:
                 result = super().perform()
             except BaseException as error:
-                tasks.end(self.id, error, is_retried=self.should_retry)
+                tasks.end(self.id, error, is_retried=bool(self.retries_left))
                 raise
             self._has_returned = True
             return result
