@@ -281,6 +281,7 @@ class Tracked:
             outcome = replace(outcome, error=_error_of(exception, UNKNOWN_CODE))
         elif outcome.state is JobState.ABORTED and cancel_requested:
             outcome = replace(outcome, state=JobState.CANCELLED)
+        self._outcome = outcome
         self._state.finish(outcome, self.result)
         self._end_watches_if_settled()
 

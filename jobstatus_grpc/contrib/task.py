@@ -187,13 +187,15 @@ class TaskReporter:
             job.retry(exception or "")
         leave(job, exception, self._end_timeout_seconds)
         if _is_unreported(job):
-            outcome = outcome_of(exception, cancel_requested=False, saw_cancel=False)
+            outcome = job._outcome
+            assert outcome is not None  # of a block that has ended
             self._report(
                 task_id,
                 running.name,
                 running.parent_id,
                 state=JobState.RETRYING if is_retried else outcome.state,
                 error=UNSET if outcome.error is None else outcome.error,
+                reason=outcome.reason or UNSET,
                 attempt=job.attempt,
             )
 

@@ -120,6 +120,21 @@ def test_calls_run_while_no_server_is_there_and_are_reported_later():
         assert {client.get(executor.job_id(future)).state for future in futures} == {JobState.SUCCEEDED}
 
 
+def test_an_outcome_that_a_call_sets_is_reported_later_too():
+    with (
+        ServerProcess() as server,
+        JobStatusClient(server.address) as client,
+        TrackedExecutor(ThreadPoolExecutor(1), client, end_timeout_seconds=0.2) as executor,
+    ):
+        server.kill()
+        future = executor.submit(lambda: current_job().abort("no paper"))
+        future.result(MAX_WAIT_SECONDS)
+        server.start()
+        executor.flush()
+        job = client.get(executor.job_id(future))
+        assert (job.state, job.reason) == (JobState.ABORTED, "no paper")
+
+
 def in_a_loop(service: Service, use: Callable[[AsyncJobStatusClient], Coroutine[None, None, None]]) -> None:
     async def run() -> None:
         async with AsyncJobStatusClient(service.address) as client:
