@@ -13,7 +13,7 @@ from jobstatus_grpc.job import JobState
 
 try:
     import dramatiq
-    from dramatiq.middleware import Retries
+    from dramatiq.middleware import Retries, TimeLimitExceeded
 except ImportError as error:
     raise ImportError(
         "jobstatus_grpc.contrib.dramatiq needs Dramatiq: pip install 'jobstatus-grpc[dramatiq]'"
@@ -72,6 +72,11 @@ class JobStatusMiddleware(dramatiq.Middleware):
         self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         is_retried = exception is not None and not message.failed and self._retries(broker)
+        job = self._tasks.running(message.message_id)
+        if job is not None and isinstance(exception, TimeLimitExceeded):
+            # As it is no Exception, it would mean ABORTED: that the actor was stopped from outside.
+            kind = type(exception).__name__
+            job.fail(str(exception) or kind, reason=kind)
         self._tasks.end(message.message_id, exception, is_retried=is_retried)
 
     def after_skip_message(self, broker: dramatiq.Broker, message: Any) -> None:

@@ -36,6 +36,12 @@ def fail():
     raise ValueError("no paper")
 
 
+@dramatiq.actor(time_limit=100, min_backoff=10, max_backoff=20)
+def take_too_long():
+    while True:
+        time.sleep(0.01)
+
+
 @dramatiq.actor
 def sleep_once():
     if current_job().attempt == 1:

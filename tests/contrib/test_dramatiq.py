@@ -73,6 +73,12 @@ def test_a_message_without_retries_left_fails(actors, done):
     assert (job.state, job.attempt, job.error.reason) == (JobState.FAILED, 2, "ValueError")
 
 
+@pytest.mark.parametrize("max_retries", [0, 1])
+def test_a_message_that_takes_too_long_fails(actors, done, max_retries):
+    job = done(actors.take_too_long.send_with_options(max_retries=max_retries))
+    assert (job.state, job.attempt, job.error.reason) == (JobState.FAILED, max_retries + 1, "TimeLimitExceeded")
+
+
 def test_a_message_that_is_skipped_is_aborted(actors, done):
     job = done(actors.be_too_old.send_with_options(delay=100))
     assert (job.state, job.reason) == (JobState.ABORTED, "skipped")
