@@ -31,6 +31,8 @@ DEFAULT_NAME = "progress"
 log = logging.getLogger("jobstatus_grpc.contrib")
 
 _client: JobStatusClient | None = None
+_problem = ""
+"""The last that was logged."""
 _making = threading.Lock()
 
 
@@ -46,6 +48,15 @@ def _client_in_use() -> JobStatusClient:
         if _client is None:
             _client = JobStatusClient()
         return _client
+
+
+def _log_problem(error: Exception) -> None:
+    """Log why a bar is not reported, once for all bars with the same problem: a loop may make many."""
+    global _problem
+    with _making:
+        is_known, _problem = str(error) == _problem, str(error)
+    if not is_known:
+        log.warning("progress bars are not reported: %s", error)
 
 
 class _Tree:
@@ -111,8 +122,8 @@ class tqdm(std.tqdm):  # type: ignore[type-arg]
         if tree is None or not tree.bars:
             try:
                 tree = _Tree((self.desc or "").rstrip(": ") or DEFAULT_NAME)
-            except Exception:
-                log.exception("a progress bar is not reported")
+            except Exception as error:
+                _log_problem(error)
                 return
             _tree.set(tree)
         tree.bars.append(self)

@@ -79,6 +79,14 @@ def test_the_end_of_the_program_is_the_end_of_its_bar(service: Service, newest, 
     assert (job.state, job.error.reason) == outcome
 
 
+def test_an_address_that_is_none_is_one_line_for_all_bars():
+    program = "from jobstatus_grpc.tqdm import trange\nfor _ in trange(3): list(trange(2))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env={"JOBSTATUS_ADDRESS": "no address"}, capture_output=True, text=True, check=True)
+    assert done.stderr.count("progress bars are not reported: 'no address' is not an address") == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_bars_in_a_task_are_phases_of_its_job(tqdm, client):
     from concurrent.futures import ThreadPoolExecutor
 
