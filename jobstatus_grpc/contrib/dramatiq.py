@@ -13,7 +13,7 @@ from jobstatus_grpc.job import JobState
 
 try:
     import dramatiq
-    from dramatiq.middleware import Retries, TimeLimitExceeded
+    from dramatiq.middleware import Retries, TimeLimit, TimeLimitExceeded
 except ImportError as error:
     raise ImportError(
         "jobstatus_grpc.contrib.dramatiq needs Dramatiq: pip install 'jobstatus-grpc[dramatiq]'"
@@ -45,9 +45,10 @@ def report(
             client, heartbeat_timeout_seconds=heartbeat_timeout_seconds, end_timeout_seconds=end_timeout_seconds
         )
     )
-    # Before Retries, whose after_process_message then runs first: it decides whether the message has failed.
-    has_retries = any(isinstance(other, Retries) for other in broker.middleware)
-    broker.add_middleware(middleware, before=Retries if has_retries else None)
+    # Before Retries, whose after_process_message then runs first: it decides whether the message has failed. And before
+    # TimeLimit, which is then set after the beginning is reported, and removed before the end.
+    first = next((type(other) for other in broker.middleware if isinstance(other, (TimeLimit, Retries))), None)
+    broker.add_middleware(middleware, before=first)
     return middleware
 
 

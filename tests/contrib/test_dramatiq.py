@@ -79,6 +79,11 @@ def test_a_message_that_takes_too_long_fails(actors, done, max_retries):
     assert (job.state, job.attempt, job.error.reason) == (JobState.FAILED, max_retries + 1, "TimeLimitExceeded")
 
 
+def test_the_time_limit_is_not_in_force_while_a_message_is_reported(actors):
+    order = [type(middleware).__name__ for middleware in actors.broker.middleware]
+    assert order.index("AgeLimit") < order.index("JobStatusMiddleware") < order.index("TimeLimit")
+
+
 def test_a_message_that_is_skipped_is_aborted(actors, done):
     job = done(actors.be_too_old.send_with_options(delay=100))
     assert (job.state, job.reason) == (JobState.ABORTED, "skipped")
