@@ -68,7 +68,12 @@ class TokenCommand:
         program = self.words[0]
         try:
             done = subprocess.run(
-                self.words, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMMAND_TIMEOUT_SECONDS, check=False
+                self.words,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=COMMAND_TIMEOUT_SECONDS,
+                env=os.environ,  # without what our command line sets for itself alone
+                check=False,
             )
         except subprocess.TimeoutExpired:
             why = f"has not ended within {COMMAND_TIMEOUT_SECONDS:g} s"

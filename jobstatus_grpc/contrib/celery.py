@@ -22,7 +22,7 @@ from jobstatus_grpc.job import JobState
 try:
     import celery
     from celery import signals, states
-    from celery.exceptions import Retry
+    from celery.exceptions import Ignore, Retry
 except ImportError as error:
     raise ImportError("jobstatus_grpc.contrib.celery needs Celery: pip install 'jobstatus-grpc[celery]'") from error
 
@@ -67,8 +67,8 @@ class JobStatusReporter:
         self._revokes = revoke_on_cancel
         self._retry_errors: dict[str, BaseException | None] = {}
         """By task, while it calls `retry`."""
-        self._replaced: set[str] = set()
-        """Tasks that run here and have called `replace`."""
+        self._sent_again: set[str] = set()
+        """Tasks that run here and have sent their next attempt, by `retry` or `replace`, which ended this one."""
         for signal, receiver in (
             (signals.before_task_publish, self._on_publish),
             (signals.task_received, self._on_received),
@@ -96,10 +96,12 @@ class JobStatusReporter:
         task_id = (headers or {}).get("id")
         if not headers or not task_id:  # a message of protocol 1 has its id elsewhere
             return
-        if task_id in self._replaced:
+        if task_id in self._sent_again:  # a replacement
             return
         if headers.get("retries"):
             # Here and not at the end of this attempt: the next one may begin before that.
+            if task_id in self._retry_errors:
+                self._sent_again.add(task_id)
             self._tasks.end(task_id, self._retry_errors.get(task_id), is_retried=True)
             return
         embedded = body[2] if isinstance(body, (tuple, list)) and len(body) == 3 else {}
@@ -122,9 +124,7 @@ class JobStatusReporter:
         if task.app is not self._app:
             return
         request = task.request
-        # A task that is applied eagerly runs within another program, which sends no group.
-        parent_id = "" if request.is_eager else _body_of(request.chord) or request.group or ""
-        self._tasks.begin(task_id, task.name, parent_id=parent_id)
+        self._tasks.begin(task_id, task.name, parent_id=_parent_of(request))
         if "update_state" not in vars(task):
             task.update_state, task.retry = self._reporting(task), self._noting_error(task)
             task.on_replace = self._replacing(task)
@@ -136,9 +136,10 @@ class JobStatusReporter:
     def _on_postrun(self, task_id: str = "", task: Any = None, retval: Any = None, state: Any = None, **_: Any) -> None:
         exception: BaseException | None = None
         is_retried = state in (states.RETRY, states.REJECTED) and getattr(retval, "requeue", True)
-        if task_id in self._replaced:
-            self._replaced.discard(task_id)
-            is_retried = state == states.IGNORED
+        if task_id in self._sent_again:
+            self._sent_again.discard(task_id)
+            if state in (states.RETRY, states.IGNORED):
+                return  # in the pool `threads` the next attempt may run here by now
         if state is None:
             # SystemExit ends the process: the main process reports what becomes of the task.
             exception = sys.exc_info()[1]
@@ -214,12 +215,20 @@ class JobStatusReporter:
 
         @functools.wraps(on_replace)
         def replacing(signature: Any) -> Any:
-            # Before the replacement is sent, because it may begin before this run has ended. One that cannot be sent is
-            # a failure of this task, which `_on_failure` reports.
-            if not task.request.is_eager:
-                self._replaced.add(task.request.id)
-                self._tasks.end(task.request.id, is_retried=True)
-            return on_replace(signature)
+            request = task.request
+            if request.is_eager:
+                return on_replace(signature)
+            # Before the replacement is sent, because it may begin before this run has ended.
+            self._sent_again.add(request.id)
+            self._tasks.end(request.id, is_retried=True)
+            try:
+                return on_replace(signature)
+            except Ignore:
+                raise
+            except BaseException:  # it could not be sent: this run goes on
+                self._sent_again.discard(request.id)
+                self._tasks.begin(request.id, task.name, parent_id=_parent_of(request))
+                raise
 
         return replacing
 
@@ -232,6 +241,11 @@ class JobStatusReporter:
         # A process of the pool ends without the functions of atexit.
         self._groups.close()
         self._tasks.close()
+
+
+def _parent_of(request: Any) -> str:
+    # A task that is applied eagerly runs within another program, which sends no group.
+    return "" if request.is_eager else _body_of(request.chord) or request.group or ""
 
 
 def _body_of(chord: Any) -> str:

@@ -50,6 +50,8 @@ class TestRun:
         self._name = name
         self._job: TrackedJob | None = None
         self._session: pytest.Session | None = None
+        self._handled: BaseException | None = None
+        """What the program that called pytest handles."""
         self._total = 0
         self._done = 0
         self._outcomes: dict[str, str] = {}
@@ -60,6 +62,7 @@ class TestRun:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self._session = session
+        self._handled = sys.exc_info()[1]
         self._job = self._client.track(self._name, finish_timeout_seconds=FINISH_TIMEOUT_SECONDS)
         self._job.__enter__()
 
@@ -114,7 +117,8 @@ class TestRun:
             names = {int(code): code.name for code in pytest.ExitCode}
             job.fail(f"pytest ended with exit code {exit_code}", reason=names.get(exit_code, ""))
         # With what a hook raised, which ends pytest after this.
-        job.__exit__(*sys.exc_info())
+        raised = sys.exc_info()
+        job.__exit__(*(raised if raised[1] is not self._handled else (None, None, None)))
 
     def _counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}

@@ -137,7 +137,7 @@ _OTHER = r"""[^\s="()!<>~,'*]"""
 
 _QUOTED = r'"(?:[^"\\*]|\\.)*"'
 
-_COMPARISON = re.compile(rf"((?:(?!:){_OTHER})+(?:{_QUOTED})?)\s*=\s*({_QUOTED}|{_OTHER}+)(?:\s+AND\s+(?=\S)|$)")
+_COMPARISON = re.compile(rf"((?:(?!:){_OTHER})+(?:(?<=\.){_QUOTED})?)\s*=\s*({_QUOTED}|{_OTHER}+)(?:\s+AND\s+(?=\S)|$)")
 
 
 def read_filter(text: str, violations: Violations) -> JobFilter:

@@ -160,6 +160,8 @@ class Certificates:
         self._files = files
         self._now = now
         self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._next_contexts: dict[bool, ssl.SSLContext] = {}
+        """Those of what was read last, which is not in use yet, or refused."""
         paths = (files.cert, files.key, files.client_ca)
         self._followed = FollowedFiles(paths, self._read_again, (CannotStartError,))
         self.reloads = Counter({"success": 0, "failure": 0})
@@ -215,6 +217,7 @@ class Certificates:
                 _spell(self.current.expires_at),
             )
         elif self.current is not before:
+            self._contexts = self._next_contexts
             self.reloads["success"] += 1
             self._log_dates()
 
@@ -224,10 +227,7 @@ class Certificates:
         if before is not None and current.expires_at <= self._now() < before.expires_at:
             raise CannotStartError(f"--tls-cert {self._files.cert} expired at {_spell(current.expires_at)}")
         # Now, and not at the next connection: OpenSSL reads the files itself, which may have something else then.
-        contexts = {each: self._new_context(current, asks_clients=each) for each in self._contexts}
-        if contexts and read(self._files) != current:
-            raise CannotStartError(f"--tls-cert {self._files.cert} was changed while it was read")
-        self._contexts = contexts
+        self._next_contexts = {each: self._new_context(current, asks_clients=each) for each in self._contexts}
         return current
 
     def _log_dates(self) -> None:

@@ -9,6 +9,7 @@ import time
 
 from celery import Celery, chain, group
 from celery.exceptions import Ignore, Reject
+from kombu.exceptions import EncodeError
 
 from jobstatus_grpc import JobStatusClient
 from jobstatus_grpc.contrib.celery import JobStatusReporter, current_job
@@ -60,6 +61,14 @@ def replace(self, by="task"):
         "nothing": chain(),
     }
     return self.replace(replacements[by])
+
+
+@app.task(bind=True)
+def replace_or_go_on(self):
+    try:
+        return self.replace(add.s(object(), 2))  # which JSON cannot have
+    except EncodeError:
+        return 3
 
 
 @app.task

@@ -151,6 +151,11 @@ def test_a_task_that_is_replaced_fails_with_the_replacement(app, done, by, attem
     assert (job.state, job.attempt, job.error.reason) == (JobState.FAILED, attempt, reason)
 
 
+def test_a_task_whose_replacement_cannot_be_sent_may_go_on(app, done):
+    job = done(app.replace_or_go_on.delay())
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+
+
 @pytest.mark.parametrize("by", ["task", "chain", "group"])
 def test_a_member_of_a_group_that_is_replaced_ends_with_the_replacement(app, client, done, by):
     from celery import group

@@ -261,6 +261,7 @@ def test_a_filter_is_that_of_list_jobs(text):
         *((f"metadata.name = {each}", "not understood") for each in ("<5", "'n'", "n*", '"n*"', "a,b", "~a")),
         ('metadata.name : "x"', "not understood"),
         ('metadata.name = "x', "not understood"),
+        ('metadata.labels.a"b c" = 5', "not understood"),
         ("metadata.progress = 5", "there is no field 'metadata.progress'"),
         ("metadata.labels. = x", "there is no field"),
         ("done = maybe", "done: must be true or false"),

@@ -105,7 +105,10 @@ def _locked_target(target: str) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             if os.path.exists(f"{target}.lock"):  # no backup gets one
-                held.callback(os.close, lock(target))
+                try:
+                    held.callback(os.close, lock(target))
+                except OSError as error:
+                    raise CannotStartError(f"{target}.lock cannot be locked: {error.strerror}") from None
             if os.path.exists(target):
                 # The old file may be read-only, or its file system without locks: it is replaced all the same.
                 with contextlib.suppress(OSError):
