@@ -12,6 +12,7 @@ from operator import truediv
 from pathlib import Path
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from jobstatus.v1 import job_status_pb2 as pb
 
 from benchmarks.load.apis import BATCH, JobsApi, batches, path
@@ -151,7 +152,8 @@ def _random_requests(size: int, chance: random.Random, make: Callable[[pb.JobSta
 def _pages(client: Client, count: int) -> Mapping[str, bytes]:
     """Return a ListJobsRequest for each way to filter; all but the last have matches."""
     replies = [client.call(path("GetJob"), JobsApi().read_request(_id(count // 2 + later))) for later in (0, BATCH)]
-    middle, later = (pb.GetJobResponse.FromString(reply).job.created_at for reply in replies)
+    times = [pb.GetJobResponse.FromString(reply).job.created_at for reply in replies]
+    middle, later = sorted(times, key=Timestamp.ToMicroseconds)  # batches are created at once, in any order
     # Jobs that one commit creates have one creation time, which a range leaves out at both ends.
     middle.FromMicroseconds(middle.ToMicroseconds() - 1)
     later.FromMicroseconds(later.ToMicroseconds() + 1)
