@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.support.servers import ServerProcess
 
 CTRL_C = "\x03"
@@ -35,6 +37,7 @@ def test_watch_draws_a_row_for_each_job(terminal, service):
     assert screen.process.wait() == 1
 
 
+@pytest.mark.slow
 def test_the_remaining_time_stops_while_the_server_is_away(terminal, cli):
     with ServerProcess() as server:
         cli.environment["JOBSTATUS_ADDRESS"] = server.address

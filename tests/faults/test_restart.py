@@ -15,6 +15,7 @@ RESTARTS = 3
 CROWD = 300
 
 
+@pytest.mark.slow
 def test_no_call_of_our_client_fails_and_no_watch_ends_while_the_server_is_replaced_again_and_again(
     tmp_path, record_fault
 ):
@@ -76,6 +77,7 @@ def test_a_crowd_of_calls_under_way_when_the_server_goes_all_take_effect_once(tm
     )
 
 
+@pytest.mark.slow
 def test_a_watch_notices_a_server_that_stands_still_and_goes_on_with_it():
     async def scenario(server):
         async with AsyncJobStatusClient(server.address) as client:

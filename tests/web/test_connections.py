@@ -29,6 +29,7 @@ WATCH = f"{SERVICE_PATH}/WatchJob"
 HEAD = f"POST {GET} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
 
 
+@pytest.mark.slow
 def test_a_body_that_is_announced_too_large_is_refused_unread(web):
     reply = read_all(web.raw(f"{HEAD}content-length: {limits.MAX_REQUEST_BYTES + 1}\r\n\r\n".encode()))
     assert reply.startswith(b"HTTP/1.1 413 ")
@@ -151,6 +152,7 @@ def test_requests_in_one_packet_are_answered_in_turn_up_to_the_one_that_is_broke
     assert statuses == [b"HTTP/1.1 200 OK"] * 5 + [b"HTTP/1.1 400 Bad Request"]
 
 
+@pytest.mark.slow
 def test_a_client_that_asks_first_sends_no_body_that_is_refused(web):
     asks = ["content-type: application/json", "expect: 100-continue"]
     allowed = read_all(web.raw(get(GET, "POST", *asks, LENGTH, body="{}")))
@@ -230,6 +232,7 @@ def quick_limits(monkeypatch):
     monkeypatch.setattr(listener, "STALL_SECONDS", 1.0)
 
 
+@pytest.mark.slow
 @on_a_loop
 async def test_half_a_header_is_closed_and_half_a_body_is_answered(quick_limits):
     async with serving_web(MemoryStore()) as url:

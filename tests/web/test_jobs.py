@@ -67,6 +67,7 @@ def compiled_folder(node_folder):
     return node_folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", ["task_api", "content_queue"])
 def test_a_client_in_typescript_compiles_strictly_and_runs(web, compiled_folder, name):
