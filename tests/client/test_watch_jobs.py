@@ -208,6 +208,7 @@ def test_a_cancelled_anext_loses_nothing():
         asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_a_watch_behind_a_proxy_that_cuts_long_answers_gets_all_jobs(connect, memory_address, new_id):
     parent, found = new_id(), set[str]()
     with JobStatusClient(memory_address) as writer:

@@ -143,6 +143,7 @@ def test_a_token_that_is_removed_is_refused_soon_and_one_that_is_added_is_accept
     assert run(scenario) == ("UNAUTHENTICATED", "BAD_IDENTITY")
 
 
+@pytest.mark.slow
 def test_a_token_is_refused_from_the_second_of_its_expiry(auth, run):
     token = auth.admit("ci", expires_at=datetime.now(timezone.utc) + timedelta(seconds=3))
 
@@ -283,6 +284,7 @@ def test_a_watch_ends_when_its_caller_is_removed_and_others_go_on(auth, run):
     assert run(scenario) == (("UNAUTHENTICATED", "BAD_IDENTITY"), True)
 
 
+@pytest.mark.slow
 def test_a_watch_ends_when_its_caller_expires(auth, run):
     token = auth.admit("ci", expires_at=datetime.now(timezone.utc) + timedelta(seconds=3))
 
@@ -294,6 +296,7 @@ def test_a_watch_ends_when_its_caller_expires(auth, run):
     assert run(scenario) == ("UNAUTHENTICATED", "IDENTITY_EXPIRED")
 
 
+@pytest.mark.slow
 def test_a_watch_goes_on_when_its_caller_is_renewed(auth, run):
     soon = datetime.now(timezone.utc) + timedelta(seconds=3)
     token = auth.admit("ci", expires_at=soon)

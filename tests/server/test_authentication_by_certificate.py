@@ -81,6 +81,7 @@ def test_a_watch_ends_when_its_stanza_is_removed(auth, connect):
     assert end_of(watch) == ("UNAUTHENTICATED", "BAD_IDENTITY")
 
 
+@pytest.mark.slow
 def test_a_watch_ends_when_the_certificate_of_its_connection_expires(connect):
     watch = connect(ROBOT, ends=timedelta(seconds=4)).WatchJobs(pb.WatchJobsRequest(), timeout=20)
     next(watch)
