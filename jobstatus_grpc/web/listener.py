@@ -306,7 +306,7 @@ class _CurrentContext(ssl.SSLContext):
     """A context of which each connection has the one that `current` returns when it opens.
 
     A callback for the name (SNI) would exchange the context too late: sessions of the first one could be resumed for
-    ever, also by clients whose CA is trusted no more.
+    ever, also by clients whose CA is no longer trusted.
     """
 
     current: Callable[[], ssl.SSLContext]

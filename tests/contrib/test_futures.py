@@ -106,33 +106,35 @@ def test_a_call_within_a_call_is_a_child(client, done):
         assert [child.name for child in client.list_all(JobFilter(parent_id=job.id))] == ["work"]
 
 
-def test_calls_run_while_no_server_is_there_and_are_reported_later():
+@pytest.fixture
+def offline():
+    """A server that is not running, and a client and an executor of it."""
     with (
         ServerProcess() as server,
         JobStatusClient(server.address) as client,
         TrackedExecutor(ThreadPoolExecutor(1), client, end_timeout_seconds=0.2) as executor,
     ):
         server.kill()
-        futures = [executor.submit(work, 1) for _ in range(3)]
-        assert [future.result(MAX_WAIT_SECONDS) for future in futures] == [os.getpid()] * 3
-        server.start()
-        executor.flush()
-        assert {client.get(executor.job_id(future)).state for future in futures} == {JobState.SUCCEEDED}
+        yield server, client, executor
 
 
-def test_an_outcome_that_a_call_sets_is_reported_later_too():
-    with (
-        ServerProcess() as server,
-        JobStatusClient(server.address) as client,
-        TrackedExecutor(ThreadPoolExecutor(1), client, end_timeout_seconds=0.2) as executor,
-    ):
-        server.kill()
-        future = executor.submit(lambda: current_job().abort("no paper"))
-        future.result(MAX_WAIT_SECONDS)
-        server.start()
-        executor.flush()
-        job = client.get(executor.job_id(future))
-        assert (job.state, job.reason) == (JobState.ABORTED, "no paper")
+def test_calls_run_while_no_server_is_there_and_are_reported_later(offline):
+    server, client, executor = offline
+    futures = [executor.submit(work, 1) for _ in range(3)]
+    assert [future.result(MAX_WAIT_SECONDS) for future in futures] == [os.getpid()] * 3
+    server.start()
+    executor.flush()
+    assert {client.get(executor.job_id(future)).state for future in futures} == {JobState.SUCCEEDED}
+
+
+def test_an_outcome_that_a_call_sets_is_reported_later_too(offline):
+    server, client, executor = offline
+    future = executor.submit(lambda: current_job().abort("no paper"))
+    future.result(MAX_WAIT_SECONDS)
+    server.start()
+    executor.flush()
+    job = client.get(executor.job_id(future))
+    assert (job.state, job.reason) == (JobState.ABORTED, "no paper")
 
 
 def in_a_loop(service: Service, use: Callable[[AsyncJobStatusClient], Coroutine[None, None, None]]) -> None:

@@ -105,16 +105,16 @@ def _locked_target(target: str) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             if os.path.exists(f"{target}.lock"):  # no backup gets one
-                try:
-                    held.callback(os.close, lock(target))
-                except OSError as error:
-                    raise CannotStartError(f"{target}.lock cannot be locked: {error.strerror}") from None
+                held.callback(os.close, lock(target))
             if os.path.exists(target):
                 # The old file may be read-only, or its file system without locks: it is replaced all the same.
                 with contextlib.suppress(OSError):
                     held.callback(os.close, lock_database(target))
         except CannotStartError as error:
             raise CannotStartError(f"{error}; name another file for the backup") from None
+        except OSError as error:
+            why = f"{target}.lock cannot be locked: {error.strerror}"
+            raise CannotStartError(f"{why}; name another file for the backup") from None
         if not log_is_empty(target):
             raise CannotStartError(
                 f"{target}-wal is the log of a store, with writes in it; name another file for the backup"
